@@ -1,0 +1,430 @@
+//! The command line, turned into the options of each part.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use postrider_bench::inject::InjectOptions;
+use postrider_bench::kill::KillOptions;
+use postrider_bench::message::Sizes;
+use postrider_bench::peers::{Dkim, Durability, EngineOptions, SENDER_DOMAIN};
+use postrider_bench::relay::{RelayOptions, is_single};
+use postrider_bench::sink::SinkOptions;
+use postrider_bench::sink::faults::{FaultPlan, Stage};
+use postrider_bench::units::parse_duration;
+
+/// Load generator, sink and measurements for mail systems.
+///
+/// Exit codes: 0 done; 1 runtime failure, or a promise was broken (messages lost or doubled); 2 usage error.
+#[derive(Debug, Parser)]
+#[command(name = "postbench", version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Accept mail, count it, look for duplicates; JSON at the end (SIGTERM, SIGINT or --expect).
+    Sink(SinkArgs),
+    /// Send mail in a closed loop or at a rate; remember every acknowledged message.
+    Inject(InjectArgs),
+    /// Measure an engine between injector and sink.
+    Relay(RelayArgs),
+    /// Be a relay without a spool, which answers when the sink has: `relay --engine postbench` gives the floor.
+    Serve(ServeArgs),
+    /// kill -9 an engine under load, again and again; then hold the acknowledged messages against the delivered ones.
+    Kill(KillArgs),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SinkArgs {
+    /// Where to listen; may be given several times. Port 0 is allowed.
+    #[arg(long, default_value = "127.0.0.1:2526")]
+    listen: Vec<SocketAddr>,
+    /// Threads, all accepting on all addresses.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Refuse in place of the greeting, e.g. "421 4.3.2 later". A 421 closes the connection.
+    #[arg(long, value_name = "REPLY")]
+    reply_greeting: Option<String>,
+    #[arg(long, value_name = "REPLY")]
+    reply_ehlo: Option<String>,
+    #[arg(long, value_name = "REPLY")]
+    reply_mail: Option<String>,
+    /// Refuse recipients, e.g. "451 4.2.1 busy".
+    #[arg(long, value_name = "REPLY")]
+    reply_rcpt: Option<String>,
+    #[arg(long, value_name = "REPLY")]
+    reply_data: Option<String>,
+    /// Refuse after the content.
+    #[arg(long, value_name = "REPLY")]
+    reply_dot: Option<String>,
+    /// Of the chances to refuse, take so many.
+    #[arg(long, default_value_t = 100.0, value_name = "PERCENT")]
+    fail_percent: f64,
+    /// Refuse only so long after the start. SIGUSR1 switches refusing off and on at any time.
+    #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
+    fail_until: Option<Duration>,
+    /// Wait so long before each group of replies.
+    #[arg(long, value_parser = parse_duration, default_value = "0s", value_name = "DURATION")]
+    delay: Duration,
+    /// Write each message to DIR: 00000001.eml as sent, 00000001.json with its envelope.
+    #[arg(long, value_name = "DIR")]
+    dump: Option<PathBuf>,
+    /// Look for duplicates by X-Bench-Id, else by Message-ID and recipient.
+    #[arg(long, value_enum, default_value = "on", default_missing_value = "on", num_args = 0..=1)]
+    audit: Switch,
+    /// End after so many different messages.
+    #[arg(long, value_name = "MESSAGES")]
+    pub(crate) expect: Option<u64>,
+    /// After the last expected message wait at most so long for the peers to close their connections.
+    #[arg(long, value_parser = parse_duration, default_value = "1s", value_name = "DURATION")]
+    pub(crate) linger: Duration,
+    /// No line per second on standard error.
+    #[arg(long)]
+    pub(crate) quiet: bool,
+}
+
+impl SinkArgs {
+    pub(crate) fn options(&self) -> Result<SinkOptions> {
+        let given = [
+            (Stage::Greeting, &self.reply_greeting),
+            (Stage::Ehlo, &self.reply_ehlo),
+            (Stage::Mail, &self.reply_mail),
+            (Stage::Rcpt, &self.reply_rcpt),
+            (Stage::Data, &self.reply_data),
+            (Stage::Dot, &self.reply_dot),
+        ];
+        let replies: Vec<(Stage, String)> =
+            given.into_iter().filter_map(|(stage, reply)| Some((stage, reply.clone()?))).collect();
+        Ok(SinkOptions {
+            listen: self.listen.clone(),
+            threads: self.threads,
+            faults: Arc::new(FaultPlan::new(&replies, self.fail_percent, self.fail_until, Instant::now())?),
+            delay: self.delay,
+            dump: self.dump.clone(),
+            audit: self.audit == Switch::On,
+        })
+    }
+}
+
+/// The load, for all commands that send.
+#[derive(Debug, Args)]
+pub(crate) struct LoadArgs {
+    /// Connections at a time.
+    #[arg(long, default_value_t = 20)]
+    sessions: usize,
+    /// Octets of a message: 2k, or sizes with weights: 1k:70,4k:25,100k:5.
+    #[arg(long, default_value = "2k")]
+    size: Sizes,
+    /// Open loop: messages a second, over all sessions.
+    #[arg(long, value_name = "PER_SECOND")]
+    rate: Option<f64>,
+    /// MAIL, RCPT and DATA in one write; off: each waits for its answer, as with smtp-source.
+    #[arg(long, value_enum, default_value = "on", default_missing_value = "on", num_args = 0..=1)]
+    pipelined: Switch,
+    /// As smtp-source does without -d.
+    #[arg(long)]
+    one_connection_per_message: bool,
+    /// Recipient domains, drawn by Zipf's law: d000000.bench.test and so on.
+    #[arg(long, default_value_t = 1)]
+    domains: usize,
+    /// Every third body line begins with a dot.
+    #[arg(long)]
+    dotted: bool,
+    #[arg(long, default_value_t = 1)]
+    injector_threads: usize,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+impl LoadArgs {
+    fn options(&self, to: SocketAddr) -> InjectOptions {
+        InjectOptions {
+            sender: format!("bench@{SENDER_DOMAIN}"),
+            domains: self.domains,
+            sizes: self.size.clone(),
+            dotted: self.dotted,
+            sessions: self.sessions,
+            rate: self.rate,
+            pipelined: self.pipelined == Switch::On,
+            one_connection_per_message: self.one_connection_per_message,
+            threads: self.injector_threads,
+            seed: self.seed,
+            ..InjectOptions::to(to)
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InjectArgs {
+    /// The server.
+    #[arg(default_value = "127.0.0.1:2525")]
+    to: SocketAddr,
+    #[command(flatten)]
+    load: LoadArgs,
+    #[arg(long, default_value_t = 10_000)]
+    messages: u64,
+    /// Envelope sender and From.
+    #[arg(long)]
+    from: Option<String>,
+    #[arg(long, default_value = "bench.test")]
+    recipient_domain: String,
+    /// Go on after refusals and lost connections until all messages were accepted.
+    #[arg(long)]
+    persist: bool,
+    /// Append the id of each acknowledged message.
+    #[arg(long, value_name = "FILE")]
+    ack_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+impl InjectArgs {
+    /// Whether refusals on the way don't make the run a failure.
+    pub(crate) fn persists(&self) -> bool {
+        self.persist
+    }
+
+    pub(crate) fn options(&self) -> InjectOptions {
+        let load = self.load.options(self.to);
+        InjectOptions {
+            messages: Some(self.messages),
+            sender: self.from.clone().unwrap_or(load.sender),
+            recipient_domain: self.recipient_domain.clone(),
+            persist: self.persist,
+            ack_file: self.ack_file.clone(),
+            ..load
+        }
+    }
+}
+
+/// How results are given.
+#[derive(Debug, Args)]
+pub(crate) struct OutputArgs {
+    /// JSON on standard output (the table then goes to standard error); with a value, into that file.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+/// The engine under test.
+#[derive(Debug, Args)]
+pub(crate) struct EngineArgs {
+    /// Default: postrider beside postbench.
+    #[arg(long)]
+    engine: Option<PathBuf>,
+    #[arg(long)]
+    shards: Option<usize>,
+    #[arg(long, value_enum, default_value = "fsync")]
+    durability: Durability,
+    /// Sign with keys made for the run.
+    #[arg(long, value_enum, default_value = "none")]
+    dkim: Dkim,
+    /// Where the temporary spool is made; default: the system's temporary directory, if on disk.
+    #[arg(long, value_name = "DIR")]
+    spool_dir: Option<PathBuf>,
+    /// TOML to put at the end of the engine's configuration.
+    #[arg(long, value_name = "FILE")]
+    config_extra: Option<PathBuf>,
+    /// Leave configuration, spool and log behind.
+    #[arg(long)]
+    keep: bool,
+    /// More arguments for `postrider serve`.
+    #[arg(last = true)]
+    arguments: Vec<OsString>,
+}
+
+impl EngineArgs {
+    fn options(&self) -> Result<EngineOptions> {
+        let config_extra = match &self.config_extra {
+            Some(path) => std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?,
+            None => String::new(),
+        };
+        let program = match &self.engine {
+            Some(program) => program.clone(),
+            None => std::env::current_exe()?.with_file_name("postrider"),
+        };
+        Ok(EngineOptions {
+            program,
+            arguments: self.arguments.clone(),
+            shards: self.shards,
+            durability: self.durability,
+            dkim: self.dkim,
+            spool_parent: self.spool_dir.clone(),
+            config_extra,
+            keep: self.keep,
+        })
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// The engine's configuration; only its listeners and its first route are heeded.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RelayArgs {
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    load: LoadArgs,
+    /// Counted messages of a round.
+    #[arg(long, default_value_t = 20_000)]
+    messages: u64,
+    /// Messages before the counted ones.
+    #[arg(long, default_value_t = 1_000)]
+    warmup: u64,
+    #[arg(long, default_value_t = 1)]
+    rounds: usize,
+    /// `smtp-source:PATH` to inject with Postfix's tool.
+    #[arg(long, value_name = "TOOL:PATH")]
+    injector: Option<String>,
+    /// `smtp-sink:PATH` to receive with Postfix's tool.
+    #[arg(long, value_name = "TOOL:PATH")]
+    sink: Option<String>,
+    /// Wait so long before each group of the sink's replies.
+    #[arg(long, value_parser = parse_duration, default_value = "0s", value_name = "DURATION")]
+    sink_delay: Duration,
+    #[arg(long, default_value_t = 1)]
+    sink_threads: usize,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+impl RelayArgs {
+    pub(crate) fn options(&self) -> Result<RelayOptions> {
+        let smtp_source = self.injector.as_deref().map(|tool| tool_path(tool, "smtp-source")).transpose()?;
+        ensure!(smtp_source.is_none() || is_single(&self.load.size), "smtp-source sends one size only");
+        Ok(RelayOptions {
+            engine: self.engine.options()?,
+            inject: self.load.options(NOWHERE),
+            messages: self.messages,
+            warmup: self.warmup,
+            rounds: self.rounds,
+            smtp_source,
+            smtp_sink: self.sink.as_deref().map(|tool| tool_path(tool, "smtp-sink")).transpose()?,
+            sink_delay: self.sink_delay,
+            sink_threads: self.sink_threads,
+        })
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KillArgs {
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    load: LoadArgs,
+    #[arg(long, default_value_t = 5)]
+    kills: u32,
+    /// The engine runs at least so long before it is killed …
+    #[arg(long, value_parser = parse_duration, default_value = "300ms", value_name = "DURATION")]
+    run_min: Duration,
+    /// … and at most so long.
+    #[arg(long, value_parser = parse_duration, default_value = "1500ms", value_name = "DURATION")]
+    run_max: Duration,
+    /// Wait so long before each group of the sink's replies.
+    #[arg(long, value_parser = parse_duration, default_value = "0s", value_name = "DURATION")]
+    sink_delay: Duration,
+    /// A stillness so long at the sink is the end.
+    #[arg(long, value_parser = parse_duration, default_value = "2s", value_name = "DURATION")]
+    quiet: Duration,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+impl KillArgs {
+    pub(crate) fn options(&self) -> Result<KillOptions> {
+        Ok(KillOptions {
+            engine: self.engine.options()?,
+            inject: self.load.options(NOWHERE),
+            kills: self.kills,
+            run_min: self.run_min,
+            run_max: self.run_max,
+            sink_delay: self.sink_delay,
+            quiet: self.quiet,
+            seed: self.load.seed,
+        })
+    }
+}
+
+fn tool_path(tool: &str, name: &str) -> Result<PathBuf> {
+    let Some(path) = tool.strip_prefix(name).and_then(|rest| rest.strip_prefix(':')) else {
+        bail!("{tool:?}: write {name}:/path/to/{name}");
+    };
+    ensure!(Path::new(path).is_file(), "no {name} at {path}");
+    Ok(path.into())
+}
+
+/// Replaced by the engine's own address.
+const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn relay_options(arguments: &[&str]) -> Result<RelayOptions> {
+        let cli = Cli::try_parse_from(["postbench", "relay"].iter().chain(arguments))?;
+        let Command::Relay(relay) = cli.command else { bail!("not relay") };
+        relay.options()
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn relay_takes_switches_sizes_and_what_is_behind_the_dashes() {
+        let options =
+            relay_options(&["--pipelined", "off", "--size", "1k:1,2k:3", "--shards", "2", "--", "--log", "debug"])
+                .unwrap();
+        assert!(!options.inject.pipelined);
+        assert_eq!(options.inject.sizes.to_string(), "1024:1,2048:3");
+        assert_eq!(options.engine.shards, Some(2));
+        assert_eq!(options.engine.arguments, ["--log", "debug"]);
+        assert!(relay_options(&["--pipelined", "--dkim", "both"]).unwrap().inject.pipelined);
+    }
+
+    #[test]
+    fn tools_are_named_with_their_kind() {
+        assert!(relay_options(&["--injector", "/usr/sbin/smtp-source"]).is_err());
+        assert!(relay_options(&["--injector", "smtp-source:/no/such/file"]).is_err());
+        assert!(relay_options(&["--size", "1k:1,2k:3", "--injector", "smtp-source:/bin/sh"]).is_err());
+        assert!(relay_options(&["--injector", "smtp-source:/bin/sh"]).unwrap().smtp_source.is_some());
+    }
+
+    #[test]
+    fn the_sink_refuses_odd_replies() {
+        let sink_options = |arguments: &[&str]| {
+            let Command::Sink(sink) = Cli::try_parse_from(["postbench", "sink"].iter().chain(arguments))?.command
+            else {
+                bail!("not sink")
+            };
+            sink.options()
+        };
+        assert!(
+            sink_options(&["--reply-rcpt", "451 4.2.1 busy", "--fail-percent", "10", "--fail-until", "5s"]).is_ok()
+        );
+        assert!(sink_options(&["--reply-rcpt", "busy"]).is_err());
+        assert!(sink_options(&["--fail-percent", "101"]).is_err());
+        assert!(sink_options(&["--audit", "off"]).is_ok_and(|options| !options.audit));
+        let two = sink_options(&["--listen", "127.0.0.1:0", "--listen", "[::1]:0"]).unwrap();
+        assert_eq!(two.listen.len(), 2);
+    }
+}

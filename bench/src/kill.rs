@@ -1,0 +1,240 @@
+//! kill -9 under load: every acknowledged message must arrive, and few may arrive twice.
+//!
+//! The engine is killed and restarted on the same spool while an injector keeps sending, reconnecting as often as it
+//! takes. An acknowledged id that never reaches the sink is lost. An outcome that was not yet committed when the engine
+//! died lets its message arrive again: at each kill at most what was under way on the sink's connections plus what was
+//! delivered in the last 10 ms. In the end a clean restart must send nothing more.
+//!
+//! kill -9 shows that the process keeps its promise; pages that it wrote survive in the kernel, so it says nothing
+//! about the disk.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde::Serialize;
+
+use crate::inject::{InjectOptions, Injector};
+use crate::interrupt::Interrupt;
+use crate::message::{BenchId, Random};
+use crate::peers::{EngineOptions, EngineSite};
+use crate::report::note;
+use crate::sink::ledger::Ledger;
+use crate::sink::{Sink, SinkOptions};
+
+#[derive(Debug, Clone)]
+pub struct KillOptions {
+    pub engine: EngineOptions,
+    /// Its `to`, `messages` and `persist` are set here.
+    pub inject: InjectOptions,
+    pub kills: u32,
+    /// The engine runs this long between a start and a kill, drawn evenly.
+    pub run_min: Duration,
+    pub run_max: Duration,
+    pub sink_delay: Duration,
+    /// A stillness so long at the sink is the end.
+    pub quiet: Duration,
+    pub seed: u64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct KillReport {
+    pub kills: Vec<KillRecord>,
+    pub audit: Audit,
+    /// Messages that the sink got after the last clean restart: not one is due then.
+    pub sent_after_clean_restart: u64,
+    pub durability: crate::peers::Durability,
+    pub spool_filesystem: &'static str,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct KillRecord {
+    pub accepted_before: u64,
+    pub delivered_before: u64,
+    /// Connections open at the sink when the signal was sent.
+    pub connections: u64,
+    /// Deliveries in the 10 ms before.
+    pub recent_deliveries: u64,
+    pub ready_after_ms: f64,
+    /// From the restart to the next delivery.
+    pub first_delivery_after_ms: Option<f64>,
+}
+
+/// Acknowledged against delivered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Audit {
+    pub acknowledged: u64,
+    pub lost: u64,
+    /// The first few, to look for in the spool.
+    pub lost_ids: Vec<String>,
+    pub duplicates: u64,
+    pub duplicates_allowed: u64,
+    /// Arrived though the answer to their final dot was lost with the connection: allowed.
+    pub delivered_unacknowledged: u64,
+}
+
+impl Audit {
+    pub fn take(run: u64, acknowledged: &[u64], ledger: &Ledger, duplicates_allowed: u64) -> Self {
+        let missing = |sequence: &&u64| ledger.times_seen(BenchId { run, sequence: **sequence }) == 0;
+        let lost: Vec<&u64> = acknowledged.iter().filter(missing).collect();
+        let name = |sequence: &&u64| BenchId { run, sequence: **sequence }.to_string();
+        let found = acknowledged.len() as u64 - lost.len() as u64;
+        Self {
+            acknowledged: acknowledged.len() as u64,
+            lost: lost.len() as u64,
+            lost_ids: lost.iter().take(LOST_IDS_SHOWN).map(name).collect(),
+            duplicates: ledger.totals().duplicates,
+            duplicates_allowed,
+            delivered_unacknowledged: ledger.distinct_of_run(run) - found,
+        }
+    }
+
+    pub fn holds(&self) -> bool {
+        self.lost == 0 && self.duplicates <= self.duplicates_allowed
+    }
+}
+
+impl KillReport {
+    pub fn holds(&self) -> bool {
+        self.audit.holds() && self.sent_after_clean_restart == 0
+    }
+
+    pub fn to_text(&self) -> String {
+        let audit = &self.audit;
+        let mut text = String::new();
+        for (number, kill) in self.kills.iter().enumerate() {
+            text.push_str(&format!(
+                "kill {}: {} accepted, {} delivered, {} connections, {} deliveries in the last 10 ms; ready again \
+                 after {:.0} ms, next delivery after {}\n",
+                number + 1,
+                kill.accepted_before,
+                kill.delivered_before,
+                kill.connections,
+                kill.recent_deliveries,
+                kill.ready_after_ms,
+                kill.first_delivery_after_ms.map_or("none".to_owned(), |ms| format!("{ms:.0} ms")),
+            ));
+        }
+        text.push_str(&format!(
+            "acknowledged               {}\nlost                       {}\n\
+             duplicates                 {} (allowed: {})\ndelivered, unacknowledged  {}\n\
+             sent after clean restart   {}\nverdict                    {}\n",
+            audit.acknowledged,
+            audit.lost,
+            audit.duplicates,
+            audit.duplicates_allowed,
+            audit.delivered_unacknowledged,
+            self.sent_after_clean_restart,
+            if self.holds() { "holds" } else { "BROKEN" },
+        ));
+        for id in &audit.lost_ids {
+            text.push_str(&format!("lost: {id}\n"));
+        }
+        text
+    }
+}
+
+pub fn kill(options: &KillOptions, interrupt: &Interrupt) -> Result<KillReport> {
+    ensure!(options.run_min <= options.run_max, "the shortest run is longer than the longest");
+    let sink = Sink::start(SinkOptions { delay: options.sink_delay, ..SinkOptions::on_loopback() })?;
+    let ledger = sink.ledger().clone();
+    let site = EngineSite::prepare(options.engine.clone(), sink.addresses()[0])?;
+    let mut engine = site.start(interrupt)?;
+    let to = site.smtp;
+    let injector = Injector::start(InjectOptions { to, messages: None, persist: true, ..options.inject.clone() })?;
+    let mut random = Random::new(options.seed);
+    let mut kills = Vec::new();
+    for number in 1..=options.kills {
+        let span = (options.run_max - options.run_min).mul_f64(random.unit());
+        interrupt.pause(options.run_min + span)?;
+        engine.check_alive(&site)?;
+        let (accepted_before, totals) = (injector.accepted(), ledger.totals());
+        let signalled = engine.kill()?;
+        let recent_deliveries = ledger.arrivals_between(signalled - RECENT, signalled);
+        note(&format!("kill {number} of {}: {accepted_before} accepted, {} delivered", options.kills, totals.messages));
+        // Not before the sink has worked off what the dead engine had written: that is no delivery of the next one's.
+        interrupt.wait_until(CLOSE_PATIENCE, || Ok(ledger.totals().connections_open == 0))?;
+        let (restarted, delivered) = (Instant::now(), ledger.totals().messages);
+        engine = site.start(interrupt)?;
+        let moved = interrupt.wait_until(STALL_PATIENCE, || Ok(ledger.totals().messages > delivered))?;
+        kills.push(KillRecord {
+            accepted_before,
+            delivered_before: totals.messages,
+            connections: totals.connections_open,
+            recent_deliveries,
+            ready_after_ms: engine.ready_after.as_secs_f64() * 1e3,
+            first_delivery_after_ms: moved.then(|| restarted.elapsed().as_secs_f64() * 1e3),
+        });
+    }
+    interrupt.pause(options.run_min)?;
+    injector.stop();
+    let (injected, acknowledged) = injector.finish()?;
+    let allowed = kills.iter().map(|kill| kill.connections + kill.recent_deliveries).sum();
+    let mut audit = Audit::take(injected.run, &acknowledged, &ledger, allowed);
+    let (mut seen, mut since) = (0, Instant::now());
+    interrupt.until(|| {
+        let arrived = ledger.totals().messages;
+        if arrived != seen {
+            (seen, since) = (arrived, Instant::now());
+            audit = Audit::take(injected.run, &acknowledged, &ledger, allowed);
+        }
+        // Complete is not over: what else the engine holds may be a second copy.
+        let patience = if audit.lost == 0 { options.quiet } else { STALL_PATIENCE };
+        Ok(since.elapsed() > patience)
+    })?;
+    engine.terminate(interrupt, &site)?;
+    let before = ledger.totals().messages;
+    let engine = site.start(interrupt)?;
+    interrupt.pause(options.quiet)?;
+    engine.terminate(interrupt, &site)?;
+    let audit = Audit::take(injected.run, &acknowledged, &ledger, allowed);
+    let sent_after_clean_restart = ledger.totals().messages - before;
+    let (durability, spool_filesystem) = (options.engine.durability, site.filesystem);
+    Ok(KillReport { kills, audit, sent_after_clean_restart, durability, spool_filesystem })
+}
+
+const RECENT: Duration = Duration::from_millis(10);
+const STALL_PATIENCE: Duration = Duration::from_secs(30);
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+const LOST_IDS_SHOWN: usize = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inject;
+    use crate::message::stuff;
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+
+    #[test]
+    fn planted_loss_and_duplicates_are_found() {
+        let sink = Sink::start(SinkOptions::on_loopback()).unwrap();
+        let options = InjectOptions { messages: Some(20), sessions: 2, ..InjectOptions::to(sink.addresses()[0]) };
+        let run = inject::inject(options).unwrap().run;
+        let acknowledged: Vec<u64> = (0..20).collect();
+        let ledger = sink.ledger();
+        assert!(Audit::take(run, &acknowledged, ledger, 0).holds());
+
+        // Acknowledged but never delivered.
+        let with_lost: Vec<u64> = (0..21).collect();
+        let audit = Audit::take(run, &with_lost, ledger, 0);
+        assert_eq!((audit.lost, audit.holds()), (1, false));
+        assert_eq!(audit.lost_ids, [BenchId { run, sequence: 20 }.to_string()]);
+
+        // Delivered, but its acknowledgement was lost.
+        let audit = Audit::take(run, &acknowledged[1..], ledger, 0);
+        assert_eq!((audit.delivered_unacknowledged, audit.holds()), (1, true));
+
+        // Delivered again.
+        let mut session = b"HELO a\r\nMAIL FROM:<>\r\nRCPT TO:<r@b>\r\nDATA\r\n".to_vec();
+        stuff(format!("A: b\r\nX-Bench-Id: {}\r\n\r\n", BenchId { run, sequence: 3 }).as_bytes(), &mut session);
+        session.extend_from_slice(b"QUIT\r\n");
+        let mut stream = TcpStream::connect(sink.addresses()[0]).unwrap();
+        stream.write_all(&session).unwrap();
+        let mut replies = String::new();
+        stream.read_to_string(&mut replies).unwrap();
+        assert!(replies.ends_with("221 2.0.0 Bye\r\n"), "{replies}");
+        let audit = Audit::take(run, &acknowledged, ledger, 0);
+        assert_eq!((audit.duplicates, audit.holds()), (1, false));
+        assert!(Audit::take(run, &acknowledged, ledger, 1).holds());
+    }
+}

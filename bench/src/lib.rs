@@ -1,0 +1,16 @@
+//! The bench: load generator, sink, and measurements of a mail system between the two.
+//!
+//! Independent of the engine's crates: the engine is started as a process, as any rival would be.
+
+pub mod bare;
+pub mod inject;
+pub mod interrupt;
+pub mod keys;
+pub mod kill;
+pub mod measure;
+pub mod message;
+pub mod peers;
+pub mod relay;
+pub mod report;
+pub mod sink;
+pub mod units;

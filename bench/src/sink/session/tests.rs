@@ -1,0 +1,137 @@
+use std::net::Ipv4Addr;
+
+use super::*;
+use crate::message::stuff;
+
+struct KeptMessage {
+    mail: Vec<u8>,
+    recipients: Vec<Vec<u8>>,
+    content: Vec<u8>,
+    wire_bytes: u64,
+    chunked: bool,
+}
+
+#[derive(Default)]
+struct Kept {
+    messages: Vec<KeptMessage>,
+    ehlo: Vec<String>,
+    refused: Vec<Stage>,
+}
+
+impl Receiver for Kept {
+    fn greeted(&mut self, _peer: IpAddr, ehlo: &str) {
+        self.ehlo.push(ehlo.to_owned());
+    }
+
+    fn received(&mut self, message: &ReceivedMessage<'_>) {
+        self.messages.push(KeptMessage {
+            mail: message.mail.to_vec(),
+            recipients: message.recipients.to_vec(),
+            content: message.content.to_vec(),
+            wire_bytes: message.wire_bytes,
+            chunked: message.chunked,
+        });
+    }
+
+    fn refused(&mut self, stage: Stage) {
+        self.refused.push(stage);
+    }
+}
+
+/// Feeds `input` in pieces of `piece` octets; gives replies, what was received and the last flow.
+fn run(plan: FaultPlan, input: &[u8], piece: usize) -> (String, Kept, Flow) {
+    let mut out = Vec::new();
+    let now = Instant::now();
+    let mut session = Session::new(Arc::new(plan), true, Ipv4Addr::LOCALHOST.into(), 1, now, &mut out);
+    let mut kept = Kept::default();
+    let mut flow = Flow::Continue;
+    for part in input.chunks(piece) {
+        flow = session.handle(now, part, &mut out, &mut kept);
+    }
+    (String::from_utf8(out).unwrap(), kept, flow)
+}
+
+fn codes(replies: &str) -> Vec<&str> {
+    replies.lines().filter(|line| line.as_bytes()[3] == b' ').map(|line| &line[..3]).collect()
+}
+
+#[test]
+fn a_pipelined_session_is_the_same_in_pieces_of_any_size() {
+    let contents: [&[u8]; 7] =
+        [b"", b".", b"..\r\n", b"a\r\n.\r\nb\r\n", b"a\n.\nb\r\n", b"a\r\n.\rb\r\n", b"\r\n.a\r\n\r\n..\r\n"];
+    for content in contents {
+        let mut input = b"EHLO a.example\r\nMAIL FROM:<s@a> SIZE=3\r\nrcpt to: <r@b>\r\nDATA\r\n".to_vec();
+        stuff(content, &mut input);
+        input.extend_from_slice(b"MAIL FROM:<>\r\nRCPT TO:<x@y>\r\nRCPT TO:<z@y>\r\nDATA\r\nzwei\r\n.\r\nQUIT\r\n");
+        let mut expected = content.to_vec();
+        if !content.is_empty() && !content.ends_with(b"\r\n") {
+            expected.extend_from_slice(b"\r\n");
+        }
+        for piece in 1..12 {
+            let (replies, kept, flow) = run(FaultPlan::none(), &input, piece);
+            let expected_codes = "220 250 250 250 354 250 250 250 250 354 250 221";
+            assert_eq!(codes(&replies).join(" "), expected_codes, "{content:?} in pieces of {piece}");
+            assert_eq!(kept.messages.len(), 2);
+            assert_eq!(kept.messages[0].mail, b"<s@a> SIZE=3");
+            assert_eq!(kept.messages[0].recipients, [b"<r@b>".to_vec()]);
+            assert_eq!(kept.messages[0].content, expected, "{content:?} in pieces of {piece}");
+            assert_eq!(kept.messages[1].recipients.len(), 2);
+            assert_eq!(kept.messages[1].content, b"zwei\r\n");
+            assert_eq!(kept.ehlo, ["a.example"]);
+            assert_eq!(flow, Flow::Close);
+        }
+    }
+}
+
+#[test]
+fn chunks_are_joined_and_nothing_in_them_is_a_command() {
+    let input = b"EHLO a\r\nMAIL FROM:<s@a>\r\nRCPT TO:<r@b>\r\nBDAT 12\r\na\r\n.\r\nQUIT\r\nBDAT 3 LAST\r\n\r\n.\
+        MAIL FROM:<t@a>\r\nBDAT 5 LAST\r\nabcdeRSET\r\n";
+    for piece in 1..input.len() {
+        let (replies, kept, flow) = run(FaultPlan::none(), input, piece);
+        assert_eq!(codes(&replies).join(" "), "220 250 250 250 250 250 250 503 250");
+        assert_eq!(kept.messages.len(), 1);
+        assert_eq!(kept.messages[0].content, b"a\r\n.\r\nQUIT\r\n\r\n.");
+        assert!(kept.messages[0].chunked);
+        assert_eq!(kept.messages[0].wire_bytes, 15);
+        assert_eq!(flow, Flow::Continue);
+    }
+}
+
+#[test]
+fn planned_refusals_answer_and_are_counted() {
+    let now = Instant::now();
+    let plan = |stage, reply: &str| FaultPlan::new(&[(stage, reply.to_owned())], 100.0, None, now).unwrap();
+    let input = b"EHLO a\r\nMAIL FROM:<s@a>\r\nRCPT TO:<r@b>\r\nDATA\r\n";
+    let (replies, kept, _) = run(plan(Stage::Rcpt, "451 4.2.1 busy"), input, 1000);
+    assert_eq!(codes(&replies).join(" "), "220 250 250 451 554");
+    assert!(replies.contains("451 4.2.1 busy\r\n"));
+    assert_eq!(kept.refused, [Stage::Rcpt]);
+
+    let with_content = [&input[..], b"x\r\n.\r\n"].concat();
+    let (replies, kept, _) = run(plan(Stage::Dot, "552 5.2.2 full"), &with_content, 1000);
+    assert_eq!(codes(&replies).join(" "), "220 250 250 250 354 552");
+    assert!(kept.messages.is_empty());
+
+    let (replies, _, flow) = run(plan(Stage::Mail, "421 4.3.2 later"), input, 1000);
+    assert_eq!(codes(&replies).join(" "), "220 250 421");
+    assert_eq!(flow, Flow::Close);
+
+    let mut out = Vec::new();
+    let greeting = Arc::new(plan(Stage::Greeting, "554 5.7.1 no"));
+    assert!(Session::new(greeting, false, Ipv4Addr::LOCALHOST.into(), 1, now, &mut out).is_closing());
+    assert_eq!(out, b"554 5.7.1 no\r\n");
+}
+
+#[test]
+fn disorder_is_answered() {
+    let input =
+        b"HELO a\r\nRCPT TO:<r@b>\r\nDATA\r\nMAIL <s@a>\r\nMAIL FROM:<s@a>\r\nMAIL FROM:<s@a>\r\nFROBNICATE\r\n\
+        NOOP\r\nVRFY x\r\nBDAT many\r\n";
+    let (replies, _, flow) = run(FaultPlan::none(), input, 7);
+    assert_eq!(codes(&replies).join(" "), "220 250 503 554 501 250 503 500 250 252 501");
+    assert_eq!(flow, Flow::Close);
+    let (replies, _, flow) = run(FaultPlan::none(), &[b'x'; LINE_BYTES_MAX + 2], 10_000);
+    assert_eq!(codes(&replies).join(" "), "220 500");
+    assert_eq!(flow, Flow::Close);
+}

@@ -1,0 +1,294 @@
+//! The service over real sockets: shapes of answers and errors, and who gets any.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Mutex;
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::admin::metrics::ShardMetrics;
+use crate::admin::{MessageState, QueueRow, WallTime};
+use crate::runtime::event_file::EventLogStatistics;
+
+#[derive(Default)]
+struct Engine {
+    unready: Option<String>,
+    stuck: bool,
+    rows: usize,
+    asked: Mutex<Vec<MessageFilter>>,
+}
+
+impl Backend for Engine {
+    fn queues(&self, _: usize) -> Reply<'_, QueueReport> {
+        let row = QueueRow {
+            queue: "acme@example.net".into(),
+            domain: "example.net".into(),
+            tenant: Some("acme".into()),
+            depth: 3,
+            ready: 1,
+            rate_per_s: 0.5,
+            next_due: Some(WallTime(1_795_000_000_123)),
+            last_answer: Some("451 4.2.0 later".into()),
+            ..QueueRow::default()
+        };
+        Box::pin(async { Ok(QueueReport { total: 3, queues: vec![row] }) })
+    }
+
+    fn messages(&self, filter: MessageFilter) -> Reply<'_, Vec<MessageRow>> {
+        let row = |number: usize| MessageRow {
+            id: format!("{number:016x}"),
+            recipient: "a@example.net".into(),
+            queue: "example.net".into(),
+            num_attempts: 2,
+            due: Some(WallTime(1_795_000_000_000)),
+            last_answer: None,
+            blocked_by: Some("connection refused by 127.0.0.1:2526, next try in 12 s".into()),
+            state: MessageState::Ready,
+            sender: "b@example.org".into(),
+            created: WallTime(1_794_999_000_000),
+            expires: WallTime(1_795_999_000_000),
+            size: 2_048,
+            tenant: None,
+            campaign: None,
+            site: None,
+            egress_source: None,
+        };
+        let rows: Vec<_> = (1..=self.rows.min(filter.limit)).map(row).collect();
+        self.asked.lock().unwrap().push(filter);
+        let stuck = self.stuck;
+        Box::pin(async move {
+            if stuck {
+                std::future::pending::<()>().await;
+            }
+            Ok(rows)
+        })
+    }
+
+    fn status(&self) -> Reply<'_, Status> {
+        Box::pin(async { Err(Unavailable("shard 1 is gone".into())) })
+    }
+
+    fn readiness(&self) -> Result<(), String> {
+        self.unready.clone().map_or(Ok(()), Err)
+    }
+
+    fn liveness(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// Sends each request over a connection of its own to a served engine.
+fn ask(engine: Engine, tokens: &[&str], requests: &[&str]) -> (Vec<(u16, String, String)>, Arc<Engine>) {
+    let tokens = tokens.iter().map(|token| hexadecimal(digest::digest(&digest::SHA256, token.as_bytes()).as_ref()));
+    let options = AdminOptions { admin_token_sha256: tokens.collect() };
+    let engine = Arc::new(engine);
+    let backend: Arc<dyn Backend> = Arc::<Engine>::clone(&engine);
+    // The clock jumps while everybody waits, so that timeouts take no time.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let answers = runtime.block_on(async {
+        let listener = TcpListener::bind(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let metrics = Metrics::new(vec![Arc::new(ShardMetrics::default())], EventLogStatistics::default);
+        let shutdown = async move { drop(stopped.await) };
+        let server = tokio::spawn(serve(listener, options, backend, Arc::new(metrics), shutdown));
+        let mut answers = Vec::new();
+        for request in requests {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let (first, rest) = request.split_once('\n').unwrap_or((request, ""));
+            let host = if rest.contains("Host:") { "" } else { "Host: localhost\r\n" };
+            let fields: String = rest.lines().map(|line| format!("{line}\r\n")).collect();
+            let text = format!("{first} HTTP/1.1\r\n{host}Connection: close\r\n{fields}\r\n");
+            stream.write_all(text.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+            let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+            answers.push((status, head.to_ascii_lowercase(), body.to_owned()));
+        }
+        stop.send(()).unwrap();
+        server.await.unwrap().unwrap();
+        answers
+    });
+    (answers, engine)
+}
+
+fn ask_one(engine: Engine, request: &str) -> (u16, Value) {
+    let (mut answers, _) = ask(engine, &[], &[request]);
+    let (status, _, body) = answers.remove(0);
+    (status, serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body}")))
+}
+
+fn error(status: u16, code: &str, message: &str) -> (u16, Value) {
+    (status, json!({ "error": { "code": code, "message": message } }))
+}
+
+#[test]
+fn queues_have_the_documented_shape() {
+    let expected = json!({ "total": 3, "queues": [{
+        "queue": "acme@example.net", "domain": "example.net", "tenant": "acme", "campaign": null, "site": null,
+        "egress_source": null, "depth": 3, "ready": 1, "rate_per_s": 0.5,
+        "next_due": "2026-11-18T11:06:40.123Z", "last_answer": "451 4.2.0 later",
+    }]});
+    assert_eq!(ask_one(Engine::default(), "GET /api/admin/queues/v1"), (200, expected));
+}
+
+#[test]
+fn messages_have_the_documented_shape_and_the_filter_arrives() {
+    let request = "GET /api/admin/messages/v1?recipient=A%2Bb@Example.NET&tenant=acme&message_id=%3Cx@y%3E&limit=1";
+    let (answers, engine) = ask(Engine { rows: 1, ..Engine::default() }, &[], &[request]);
+    let expected = json!({ "truncated": false, "messages": [{
+        "id": "0000000000000001", "recipient": "a@example.net", "queue": "example.net", "num_attempts": 2,
+        "due": "2026-11-18T11:06:40.000Z", "last_answer": null,
+        "blocked_by": "connection refused by 127.0.0.1:2526, next try in 12 s", "state": "ready",
+        "sender": "b@example.org", "created": "2026-11-18T10:50:00.000Z", "expires": "2026-11-30T00:36:40.000Z",
+        "size": 2_048, "tenant": null, "campaign": null, "site": null, "egress_source": null,
+    }]});
+    assert_eq!(serde_json::from_str::<Value>(&answers[0].2).unwrap(), expected);
+    let filter = MessageFilter {
+        id: None,
+        recipient: Some("A+b@example.net".into()),
+        tenant: Some("acme".into()),
+        message_id: Some("x@y".into()),
+        limit: 2,
+    };
+    assert_eq!(*engine.asked.lock().unwrap(), [filter]);
+}
+
+#[test]
+fn more_rows_than_the_limit_are_told_as_truncated() {
+    let (status, body) = ask_one(Engine { rows: 500, ..Engine::default() }, "GET /api/admin/messages/v1");
+    assert_eq!((status, body["truncated"].as_bool()), (200, Some(true)));
+    assert_eq!(body["messages"].as_array().unwrap().len(), HTTP_ROWS_DEFAULT);
+}
+
+#[test]
+fn one_message_is_found_or_404() {
+    let request = "GET /api/admin/messages/v1/000100000000002A";
+    let (answers, engine) = ask(Engine { rows: 1, ..Engine::default() }, &[], &[request]);
+    assert_eq!(answers[0].0, 200);
+    assert_eq!(engine.asked.lock().unwrap()[0].id, Some(MessageId::from_raw(0x0001_0000_0000_002a)));
+    let message = "no message 000100000000002a is in the spool; if it was, the event log has its outcome";
+    let absent = ask_one(Engine::default(), "GET /api/admin/messages/v1/000100000000002a");
+    assert_eq!(absent, error(404, "not_found", message));
+}
+
+#[test]
+fn bad_requests_get_json_that_says_what_is_wrong() {
+    let bad = |request: &str| ask_one(Engine::default(), request);
+    assert_eq!(
+        bad("GET /api/admin/messages/v1/zz"),
+        error(400, "bad_request", "\"zz\": a message id is 16 hexadecimal digits")
+    );
+    for limit in ["0", "10001"] {
+        assert_eq!(
+            bad(&format!("GET /api/admin/messages/v1?limit={limit}")),
+            error(400, "bad_request", "limit: a number from 1 to 10000")
+        );
+    }
+    for query in ["rcpt=a@b.example", "limit=many", "limit=1&limit=2"] {
+        let (status, body) = bad(&format!("GET /api/admin/messages/v1?{query}"));
+        assert_eq!((status, body["error"]["code"].as_str()), (400, Some("bad_request")), "{query}");
+    }
+    assert_eq!(
+        bad("GET /api/inject/v1"),
+        error(404, "not_found", "there is no /api/inject/v1; GET /api/openapi.json lists what there is")
+    );
+    assert_eq!(
+        bad("DELETE /api/admin/queues/v1"),
+        error(405, "method_not_allowed", "DELETE is not possible for /api/admin/queues/v1")
+    );
+}
+
+#[test]
+fn an_engine_that_does_not_answer_is_503() {
+    let unavailable = ask_one(Engine::default(), "GET /api/admin/status/v1");
+    assert_eq!(unavailable, error(503, "unavailable", "shard 1 is gone"));
+    // In virtual time: the clock jumps to the next timer when all tasks wait.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let engine = Engine { stuck: true, ..Engine::default() };
+    let late = runtime.block_on(async { in_time(engine.messages(MessageFilter::default())).await.unwrap_err() });
+    assert_eq!((late.status.as_u16(), late.message.as_str()), (503, "the engine did not answer in time"));
+}
+
+#[test]
+fn health_is_200_or_503_with_the_reason() {
+    assert_eq!(ask_one(Engine::default(), "GET /api/check-liveness/v1"), (200, json!({ "live": true })));
+    assert_eq!(ask_one(Engine::default(), "GET /api/check-readiness/v1"), (200, json!({ "ready": true })));
+    let full = || Engine { unready: Some("the spool is full".into()), ..Engine::default() };
+    assert_eq!(ask_one(full(), "GET /api/check-readiness/v1"), error(503, "not_ready", "the spool is full"));
+    // A probe without a token learns the state and nothing else.
+    let (answers, _) = ask(full(), &["secret"], &["GET /api/check-readiness/v1"]);
+    assert_eq!(answers[0].0, 503);
+    assert!(!answers[0].2.contains("spool"), "{}", answers[0].2);
+}
+
+#[test]
+fn with_tokens_everybody_needs_one() {
+    let requests = [
+        "GET /metrics",
+        "GET /metrics\nAuthorization: Bearer wrong",
+        "GET /metrics\nAuthorization: Basic secret",
+        "GET /nowhere",
+        "GET /metrics\nAuthorization: bearer second",
+        "GET /metrics\nHost: mta.example.com\nAuthorization: Bearer secret",
+    ];
+    let (answers, _) = ask(Engine::default(), &["secret", "second"], &requests);
+    let statuses: Vec<_> = answers.iter().map(|answer| answer.0).collect();
+    assert_eq!(statuses, [401, 401, 401, 401, 200, 200]);
+    assert!(answers[0].1.contains("www-authenticate: bearer"));
+}
+
+#[test]
+fn without_tokens_only_this_machine_is_served() {
+    let options = AdminOptions::default();
+    let allowed = |peer: &str, host: &'static str| {
+        let headers = [(header::HOST, header::HeaderValue::from_static(host))].into_iter().collect();
+        options.check(peer.parse().unwrap(), &headers).map_err(|error| error.status.as_u16())
+    };
+    assert_eq!(allowed("127.0.0.1:4", "127.0.0.1:8025"), Ok(()));
+    assert_eq!(allowed("[::1]:4", "[::1]:8025"), Ok(()));
+    assert_eq!(allowed("[::ffff:127.9.9.9]:4", "LocalHost"), Ok(()));
+    assert_eq!(allowed("192.0.2.1:4", "127.0.0.1:8025"), Err(403));
+    assert_eq!(allowed("[2001:db8::1]:4", "localhost"), Err(403));
+    assert_eq!(allowed("[::ffff:192.0.2.1]:4", "localhost"), Err(403));
+    // A web page whose name was pointed at 127.0.0.1.
+    assert_eq!(allowed("127.0.0.1:4", "evil.example:8025"), Err(403));
+    assert_eq!(allowed("127.0.0.1:4", "localhost.evil.example"), Err(403));
+}
+
+#[test]
+fn metrics_have_both_forms() {
+    let (answers, _) = ask(Engine::default(), &[], &["GET /metrics", "GET /metrics.json"]);
+    assert!(answers[0].1.contains("content-type: text/plain; version=0.0.4"));
+    assert!(answers[0].2.starts_with("# HELP connection_count "));
+    assert_eq!(serde_json::from_str::<Value>(&answers[1].2).unwrap()["message_count"]["type"], "gauge");
+}
+
+/// What is described is served, and what is served (`router`) is described.
+#[test]
+fn openapi_describes_what_exists() {
+    let described: Value = serde_json::from_str(OPENAPI).unwrap();
+    let paths: BTreeSet<&str> = described["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+    let source = include_str!("../http_admin.rs");
+    let routed = source.split(".route(\"").skip(1).map(|rest| rest.split('"').next().unwrap());
+    assert_eq!(paths, routed.collect());
+    let requests: Vec<_> =
+        paths.iter().map(|path| format!("GET {}", path.replace("{id}", "0000000000000001"))).collect();
+    let requests: Vec<&str> = requests.iter().map(String::as_str).collect();
+    let (answers, _) = ask(Engine { rows: 1, ..Engine::default() }, &[], &requests);
+    for (request, answer) in requests.iter().zip(&answers) {
+        // The engine of these tests has no status to tell.
+        let expected = if request.ends_with("/status/v1") { 503 } else { 200 };
+        assert_eq!(answer.0, expected, "{request}");
+    }
+    let row = &described["components"]["schemas"]["Message"]["properties"];
+    let answer = answers.iter().zip(&requests).find(|(_, request)| request.ends_with("/messages/v1")).unwrap().0;
+    let shown: Value = serde_json::from_str(&answer.2).unwrap();
+    let names = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+    assert_eq!(names(row), names(&shown["messages"][0]));
+}

@@ -1,0 +1,140 @@
+//! Log lines for operators, set up by binaries only.
+//!
+//! The engine speaks through `tracing` everywhere. An embedding program that installs no subscriber hears nothing and
+//! pays next to nothing; `postrider serve` calls [`init`].
+
+use std::io::{self, IsTerminal as _};
+
+use tracing::{Level, Metadata, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Writes log lines to standard error. What is shown: `POSTRIDER_LOG`, else `RUST_LOG`, else `default_filter`
+/// (`info`, `warn,postrider::deliver=debug` …). Under systemd each line gets its journal priority and no time of its
+/// own. Does nothing when the process has a subscriber already. A filter that can't be read is told, and
+/// `default_filter` used.
+pub fn init(default_filter: &str) {
+    let asked = ["POSTRIDER_LOG", "RUST_LOG"].into_iter().find_map(|name| Some((name, std::env::var(name).ok()?)));
+    let parsed = asked.as_ref().map(|(_, text)| text.parse::<EnvFilter>());
+    let (filter, refused) = match parsed {
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(error)) => (EnvFilter::new(default_filter), Some(error)),
+        None => (EnvFilter::new(default_filter), None),
+    };
+    // systemd sets it to the device and inode of the stream that it reads; that it is set at all is enough here.
+    let journal = std::env::var_os("JOURNAL_STREAM").is_some() && !io::stderr().is_terminal();
+    // Another subscriber is there already: an embedding program's own, which is to stay.
+    let _ = tracing::subscriber::set_global_default(subscriber(filter, journal, Stderr { journal }));
+    if let (Some(error), Some((name, text))) = (refused, asked) {
+        tracing::warn!("{name}={text:?} is no log filter ({error}); \"{default_filter}\" is used");
+    }
+}
+
+fn subscriber<W>(filter: EnvFilter, journal: bool, writer: W) -> Box<dyn Subscriber + Send + Sync>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    if journal {
+        Box::new(lines.with_ansi(false).with_level(false).without_time().finish())
+    } else {
+        Box::new(lines.with_ansi(io::stderr().is_terminal()).finish())
+    }
+}
+
+struct Stderr {
+    journal: bool,
+}
+
+impl<'a> MakeWriter<'a> for Stderr {
+    type Writer = PrefixedLine<io::Stderr>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        PrefixedLine { prefix: "", to: io::stderr() }
+    }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Self::Writer {
+        let prefix = if self.journal { journal_priority(*metadata.level()) } else { "" };
+        PrefixedLine { prefix, to: io::stderr() }
+    }
+}
+
+/// sd-daemon(3): a line may begin with its syslog level in angle brackets.
+fn journal_priority(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "<3>",
+        Level::WARN => "<4>",
+        Level::INFO => "<6>",
+        _ => "<7>",
+    }
+}
+
+/// One log line; the prefix goes before its first byte, in the same write.
+struct PrefixedLine<W> {
+    prefix: &'static str,
+    to: W,
+}
+
+impl<W: io::Write> io::Write for PrefixedLine<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.prefix.is_empty() {
+            return self.to.write(bytes);
+        }
+        let prefix = std::mem::take(&mut self.prefix);
+        self.to.write_all(&[prefix.as_bytes(), bytes].concat())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex, PoisonError};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines {
+        journal: bool,
+        text: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.text.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl<'a> MakeWriter<'a> for Lines {
+        type Writer = PrefixedLine<Self>;
+
+        fn make_writer(&'a self) -> Self::Writer {
+            PrefixedLine { prefix: "", to: self.clone() }
+        }
+
+        fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Self::Writer {
+            let prefix = if self.journal { journal_priority(*metadata.level()) } else { "" };
+            PrefixedLine { prefix, to: self.clone() }
+        }
+    }
+
+    #[test]
+    fn journal_lines_carry_their_priority_and_the_filter_holds() {
+        let lines = Lines { journal: true, ..Lines::default() };
+        let subscriber = subscriber(EnvFilter::new("info"), true, lines.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::error!(target: "spool", "disk is full");
+            tracing::info!(target: "engine", "listening on {}", 25);
+            tracing::debug!(target: "engine", "hidden");
+        });
+        let text = lines.text.lock().unwrap().clone();
+        assert_eq!(String::from_utf8(text).unwrap(), "<3>spool: disk is full\n<6>engine: listening on 25\n");
+    }
+}

@@ -1,0 +1,192 @@
+//! What operators see and ask, on the control thread: HTTP calls, metrics, log lines.
+//!
+//! `http_admin` serves; what it tells it asks of a [`Backend`], which the engine implements over its shards. Nothing
+//! here changes anything in the engine yet. The calls are described for users in `engine/docs/http-api.md` and for
+//! programs in `openapi.json` beside this file.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use postrider_spool::record::MessageId;
+use serde::Serialize;
+
+pub use crate::outcome::event::WallTime;
+
+pub mod http_admin;
+mod http_connection;
+pub mod log;
+pub mod metrics;
+
+/// An answer that takes a hop over the shards.
+pub type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T, Unavailable>> + Send + 'a>>;
+
+/// Why the engine can't answer now; told as 503. Safe to show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unavailable(pub String);
+
+/// Whom the HTTP service asks. Its replies are given up after `HTTP_BACKEND_TIMEOUT`, so they must be safe to drop.
+pub trait Backend: Send + Sync + 'static {
+    /// At most `limit` queues, those with most recipients first.
+    fn queues(&self, limit: usize) -> Reply<'_, QueueReport>;
+    /// The rows that pass every part of the filter, at most `filter.limit`.
+    fn messages(&self, filter: MessageFilter) -> Reply<'_, Vec<MessageRow>>;
+    fn status(&self) -> Reply<'_, Status>;
+    /// Whether mail is taken. Looks at flags only.
+    fn readiness(&self) -> Result<(), String>;
+    /// Whether a restart would not help. Looks at flags only.
+    fn liveness(&self) -> Result<(), String>;
+}
+
+/// Which recipients to show. A part that is None lets all pass.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MessageFilter {
+    pub id: Option<MessageId>,
+    /// Its domain is in lower case.
+    pub recipient: Option<String>,
+    pub tenant: Option<String>,
+    /// The Message-ID field, without angle brackets.
+    pub message_id: Option<String>,
+    pub limit: usize,
+}
+
+/// The queues that hold mail.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct QueueReport {
+    /// Recipients over all queues, those not listed included.
+    pub total: u64,
+    pub queues: Vec<QueueRow>,
+}
+
+/// A scheduled queue on its way to one site from one source.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct QueueRow {
+    pub queue: String,
+    pub domain: String,
+    pub tenant: Option<String>,
+    pub campaign: Option<String>,
+    pub site: Option<String>,
+    pub egress_source: Option<String>,
+    /// Recipients not yet finished.
+    pub depth: u64,
+    /// Of these, those that are due.
+    pub ready: u64,
+    /// Recipients delivered each second, lately.
+    pub rate_per_s: f64,
+    pub next_due: Option<WallTime>,
+    /// `CODE X.Y.Z text`, see [`answer_text`].
+    pub last_answer: Option<String>,
+}
+
+/// One recipient of a message that is not finished.
+#[derive(Debug, Clone, Serialize)]
+pub struct MessageRow {
+    pub id: String,
+    pub recipient: String,
+    pub queue: String,
+    /// Attempts made.
+    pub num_attempts: u32,
+    /// When it will be tried next; None while it is being tried.
+    pub due: Option<WallTime>,
+    /// `CODE X.Y.Z text`, see [`answer_text`].
+    pub last_answer: Option<String>,
+    /// Why it does not go although it is due, and until when, in words.
+    pub blocked_by: Option<String>,
+    pub state: MessageState,
+    pub sender: String,
+    pub created: WallTime,
+    /// When it ends as Expiration.
+    pub expires: WallTime,
+    pub size: u64,
+    pub tenant: Option<String>,
+    pub campaign: Option<String>,
+    pub site: Option<String>,
+    pub egress_source: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MessageState {
+    /// Waits for its due time.
+    Scheduled,
+    /// Is due and waits for a connection.
+    Ready,
+    /// Is with a connection.
+    Delivering,
+    /// Waits for the operator.
+    Held,
+}
+
+/// The engine at a glance.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    pub version: String,
+    pub hostname: String,
+    pub node_id: String,
+    pub started: WallTime,
+    pub uptime_s: u64,
+    pub shards: u32,
+    pub listeners: Vec<ListenerStatus>,
+    pub spool: SpoolStatus,
+    pub events: EventsStatus,
+    /// Messages in the spool that have a recipient left.
+    pub messages: u64,
+    /// Recipients left.
+    pub recipients: u64,
+    pub connections_in: u64,
+    pub connections_out: u64,
+    /// Messages accepted since the start.
+    pub received: u64,
+    /// Recipients since the start.
+    pub delivered: u64,
+    pub deferred: u64,
+    pub failed: u64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct ListenerStatus {
+    pub protocol: String,
+    /// As bound, so never with port 0.
+    pub address: String,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct SpoolStatus {
+    pub path: String,
+    pub durability: String,
+    pub used_bytes: u64,
+    pub max_bytes: u64,
+    /// Takes mail.
+    pub open: bool,
+    pub closed_reason: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct EventsStatus {
+    pub path: String,
+    /// Why events can't be written.
+    pub blocked: Option<String>,
+}
+
+/// An answer as operators read it: `451 4.2.0 text`. Empty where there was none.
+pub fn answer_text(code: u16, enhanced: Option<(u8, u16, u16)>, text: &str) -> String {
+    match (code, enhanced) {
+        (0, _) => text.to_owned(),
+        (code, None) => format!("{code} {text}").trim_end().to_owned(),
+        (code, Some((class, subject, detail))) => {
+            format!("{code} {class}.{subject}.{detail} {text}").trim_end().to_owned()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_read_as_on_the_wire() {
+        assert_eq!(answer_text(451, Some((4, 2, 0)), "later"), "451 4.2.0 later");
+        assert_eq!(answer_text(451, None, "later"), "451 later");
+        assert_eq!(answer_text(451, None, ""), "451");
+        assert_eq!(answer_text(0, None, "connection refused"), "connection refused");
+    }
+}

@@ -1,0 +1,267 @@
+//! Configuration: text → checked [`Config`], once, at start.
+//!
+//! [`Config`] is what the rest of the engine sees: every default filled in, every name resolved, every file read.
+
+mod default;
+mod describe;
+mod dkim;
+mod document;
+mod egress;
+mod error;
+mod filesystem;
+mod include;
+mod listener;
+mod load;
+mod reader;
+mod retry;
+mod route;
+mod shaping;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+pub use describe::describe;
+pub use error::{ConfigError, ConfigErrors};
+pub use filesystem::Filesystem;
+
+/// A checked configuration. [`Config::default`] is what `postrider serve` runs without a file.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub hostname: String,
+    /// None: one per allowed CPU.
+    pub shards: Option<usize>,
+    /// Whether each shard's thread is pinned to its CPU.
+    pub pin: bool,
+    pub spool: SpoolConfig,
+    pub smtp_listeners: Vec<SmtpListener>,
+    pub http_listeners: Vec<HttpListener>,
+    pub dns: DnsConfig,
+    pub routes: Vec<Route>,
+    /// Never empty: without any configured, one unbound source named "unspecified".
+    pub egress_sources: Vec<EgressSource>,
+    /// Never without a pool named "default"; without one configured, all of the unbound source.
+    pub egress_pools: Vec<EgressPool>,
+    pub dkim: Vec<DkimIdentity>,
+    pub retry: RetryConfig,
+    pub shaping: Shaping,
+    pub events: EventsConfig,
+    pub shutdown_grace: Duration,
+    /// Whether `X-Postrider-Ref` is added.
+    pub feedback_reference: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct SpoolConfig {
+    pub path: PathBuf,
+    pub durability: Durability,
+    pub max_size_bytes: u64,
+    pub allow_filesystem: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    Fsync,
+    /// Written, not synced: a crash of the machine loses mail. For benchmarks.
+    None,
+}
+
+#[derive(Debug, Clone)]
+pub struct SmtpListener {
+    pub address: SocketAddr,
+    pub relay_from: Vec<IpNet>,
+    /// May give X-Tenant and the like; default: `relay_from`.
+    pub trusted_hosts: Vec<IpNet>,
+    pub max_message_bytes: u64,
+    pub line_endings: LineEndings,
+    pub received: ReceivedDetail,
+    /// PEM files that were readable and fit together at check; None: STARTTLS is not offered.
+    pub tls: Option<ListenerTls>,
+}
+
+#[derive(Debug, Clone)]
+pub struct ListenerTls {
+    pub certificate_pem: Arc<Vec<u8>>,
+    pub key_pem: Arc<Vec<u8>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LineEndings {
+    /// A bare CR or LF in content becomes CRLF.
+    Fix,
+    /// A bare CR or LF in content is answered 554 5.6.0.
+    Reject,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReceivedDetail {
+    Full,
+    NoClient,
+    None,
+}
+
+#[derive(Debug, Clone)]
+pub struct HttpListener {
+    pub address: SocketAddr,
+    /// Lower-case hexadecimal SHA-256 of each token. Empty: only loopback clients are served.
+    pub admin_token_sha256: Vec<String>,
+}
+
+#[derive(Debug, Clone)]
+pub struct DnsConfig {
+    /// Empty: the system's resolvers.
+    pub servers: Vec<SocketAddr>,
+    pub prohibited_hosts: Vec<IpNet>,
+}
+
+/// A static route; the first whose `domain` fits is used.
+#[derive(Debug, Clone)]
+pub struct Route {
+    pub domain: DomainPattern,
+    pub to: Vec<RouteTarget>,
+    pub tls: TlsMode,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DomainPattern {
+    Any,
+    /// `*.example.com`: every domain below, not example.com itself. Stored as `.example.com`.
+    Suffix(String),
+    Exact(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RouteTarget {
+    Address(SocketAddr),
+    /// A host name looked up by A and AAAA.
+    Host {
+        name: String,
+        port: u16,
+    },
+    /// `mx:host`: that name's MX set instead of the recipient domain's.
+    Mx(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsMode {
+    /// Encrypts where offered, with any certificate; falls back to clear on a new connection.
+    Opportunistic,
+    /// Any certificate.
+    Required,
+    /// A certificate that the public roots vouch for, for the host's name.
+    Verified,
+    Disabled,
+}
+
+#[derive(Debug, Clone)]
+pub struct EgressSource {
+    pub name: String,
+    /// None: the kernel chooses.
+    pub source_address: Option<IpAddr>,
+    /// Default: the hostname.
+    pub ehlo_domain: String,
+    pub suspend_when_unplumbed: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct EgressPool {
+    pub name: String,
+    /// Index into [`Config::egress_sources`] and weight ≥ 1.
+    pub sources: Vec<(usize, u32)>,
+}
+
+#[derive(Debug, Clone)]
+pub struct DkimIdentity {
+    pub domain: String,
+    pub selector: String,
+    pub key: Arc<DkimKeyPem>,
+    /// From domains (those below included), or "*"; default: `domain`.
+    pub sign_for: Vec<String>,
+    /// Empty: the default list.
+    pub headers: Vec<String>,
+}
+
+/// A private key that parsed at check.
+pub struct DkimKeyPem {
+    pub path: PathBuf,
+    /// PKCS#1 or PKCS#8.
+    pub pem: String,
+    pub algorithm: DkimAlgorithm,
+    /// The `p=` of the DNS record.
+    pub public_key_base64: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DkimAlgorithm {
+    RsaSha256 { bits: u32 },
+    Ed25519Sha256,
+}
+
+impl std::fmt::Debug for DkimKeyPem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "DkimKeyPem({})", self.path.display())
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct RetryConfig {
+    pub schedule: RetrySchedule,
+    pub max_age: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RetrySchedule {
+    /// The interval doubles from `first` up to `max`, with jitter.
+    Doubling { first: Duration, max: Duration },
+    /// One interval per attempt, the last one repeated; exact.
+    Listed(Vec<Duration>),
+}
+
+#[derive(Debug, Clone)]
+pub struct Shaping {
+    pub connection_limit: u32,
+    pub max_deliveries_per_connection: u32,
+    pub max_recipients_per_batch: u32,
+    pub idle_timeout: Duration,
+    pub pipelining: bool,
+    pub tls: TlsMode,
+    pub timeouts: Timeouts,
+}
+
+/// RFC 5321 §4.5.3.2 unless configured.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    pub connect: Duration,
+    pub banner: Duration,
+    pub ehlo: Duration,
+    pub mail: Duration,
+    pub rcpt: Duration,
+    pub data: Duration,
+    pub data_block: Duration,
+    pub data_end: Duration,
+    pub quit: Duration,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct EventsConfig {
+    /// None: `events` in the spool's directory; see [`Config::events_path`].
+    pub path: Option<PathBuf>,
+    /// Header names captured at acceptance; a trailing `*` matches any rest.
+    pub headers: Vec<String>,
+    /// Names of metadata captured likewise.
+    pub meta: Vec<String>,
+}
+
+impl Config {
+    /// Where the event log is.
+    pub fn events_path(&self) -> PathBuf {
+        self.events.path.clone().unwrap_or_else(|| self.spool.path.join("events"))
+    }
+}

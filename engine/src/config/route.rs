@@ -1,0 +1,247 @@
+//! `[[route]]`: static routes instead of MX.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use super::error::{Place, Wrong};
+use super::reader::Section;
+use super::{Config, DomainPattern, Route, RouteTarget, TlsMode, value};
+use crate::limits;
+
+/// The words of the `tls` key of routes and of shaping.
+pub(super) const TLS_MODES: [(&str, TlsMode); 4] = [
+    ("opportunistic", TlsMode::Opportunistic),
+    ("required", TlsMode::Required),
+    ("verified", TlsMode::Verified),
+    ("disabled", TlsMode::Disabled),
+];
+
+impl Config {
+    /// The route for a recipient's domain, in lower case; None: by MX.
+    pub fn route_for(&self, domain: &str) -> Option<&Route> {
+        self.routes.iter().find(|route| route.domain.matches(domain))
+    }
+}
+
+impl DomainPattern {
+    /// Whether a domain, in lower case, fits.
+    pub fn matches(&self, domain: &str) -> bool {
+        match self {
+            Self::Any => true,
+            // `.example.com` itself is no domain, so the part before the suffix is never empty.
+            Self::Suffix(suffix) => domain.len() > suffix.len() && domain.ends_with(suffix.as_str()),
+            Self::Exact(exact) => domain == exact,
+        }
+    }
+
+    /// The patterns, as text, whose domains include all of this one's, itself among them.
+    fn covering(&self) -> Vec<String> {
+        let own = self.to_string();
+        let domain = own.trim_start_matches("*.");
+        let mut patterns = vec!["*".to_owned(), own.clone()];
+        let dots = domain.match_indices('.').map(|(dot, _)| format!("*{}", &domain[dot..]));
+        patterns.extend(dots);
+        patterns
+    }
+}
+
+impl std::fmt::Display for DomainPattern {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Any => f.write_str("*"),
+            Self::Suffix(suffix) => write!(f, "*{suffix}"),
+            Self::Exact(domain) => f.write_str(domain),
+        }
+    }
+}
+
+impl std::fmt::Display for RouteTarget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Address(address) => write!(f, "{address}"),
+            Self::Host { name, port } => write!(f, "{name}:{port}"),
+            Self::Mx(name) => write!(f, "mx:{name}"),
+        }
+    }
+}
+
+/// Reads the routes and checks them against one another, the listeners and the sources in `config`.
+pub(super) fn read(top: &Section<'_>, config: &Config) -> Vec<Route> {
+    let mut routes = Vec::new();
+    let mut places: BTreeMap<String, Place> = BTreeMap::new();
+    for section in top.tables("route", "[[route]]") {
+        let domain = section.text("domain", "\"*.example.com\"", pattern);
+        if section.place_of("domain").is_none() && section.place_of("match").is_none() {
+            section.missing("domain", "\"*\"");
+        }
+        let to = read_targets(&section, config);
+        let tls = section.choice("tls", &TLS_MODES, &[]).unwrap_or(TlsMode::Opportunistic);
+        section.choice("protocol", &[("smtp", ())], &["lmtp"]);
+        section.not_yet(&[("match", None), ("balance", Some("false")), ("auth", None)]);
+        if let Some(domain) = domain {
+            let covering = domain.value.covering();
+            if let Some((earlier, place)) = covering.iter().find_map(|pattern| places.get_key_value(pattern)) {
+                let at = section.report.describe(*place);
+                let wrong = Wrong::new(format!("is never used: \"{earlier}\" at {at} takes its domains first"));
+                let instead = "put this route above that one, or leave it out";
+                section.wrong(domain.place, "domain", wrong.instead(instead));
+            }
+            places.entry(domain.value.to_string()).or_insert(domain.place);
+            routes.push(Route { domain: domain.value, to, tls });
+        }
+        section.finish();
+    }
+    routes
+}
+
+fn read_targets(section: &Section<'_>, config: &Config) -> Vec<RouteTarget> {
+    let example = "[\"127.0.0.1:2526\"]";
+    let Some(list) = section.list("to", example, target) else {
+        if section.place_of("to").is_none() {
+            section.missing("to", example);
+        }
+        return Vec::new();
+    };
+    let empty = section.node("to").is_some_and(|node| node.value.literal().as_deref() == Some("[]"));
+    if empty {
+        section.wrong(list.place, "to", Wrong::new("has no target").instead(format!("write to = {example}")));
+    }
+    if list.value.len() > limits::CONFIG_ROUTE_TARGETS_MAX {
+        let wrong = Wrong::new(format!("has more than {} targets", limits::CONFIG_ROUTE_TARGETS_MAX));
+        section.wrong(list.place, "to", wrong.instead("write fewer, or a name that has several addresses"));
+    }
+    for target in &list.value {
+        if let RouteTarget::Address(address) = target.value
+            && let Err(wrong) = check_reachable(address, config)
+        {
+            section.wrong(target.place, "to", wrong);
+        }
+    }
+    list.value.into_iter().map(|target| target.value).collect()
+}
+
+/// Refuses the engine's own listeners, which would be a mail loop, and addresses that no source can reach.
+fn check_reachable(address: SocketAddr, config: &Config) -> Result<(), Wrong> {
+    let is_own = |listener: SocketAddr| {
+        let same_host = listener.ip() == address.ip() || (listener.ip().is_unspecified() && address.ip().is_loopback());
+        listener.port() == address.port() && same_host
+    };
+    if config.smtp_listeners.iter().any(|listener| is_own(listener.address)) {
+        let wrong = Wrong::new(format!("\"{address}\" is this engine's own listener: mail would go round for ever"));
+        return Err(wrong.instead("write another address"));
+    }
+    let fits = |source: &Option<IpAddr>| source.is_none_or(|source| source.is_ipv4() == address.is_ipv4());
+    if !config.egress_sources.iter().any(|source| fits(&source.source_address)) {
+        let (family, other) = if address.is_ipv4() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
+        let wrong = Wrong::new(format!("\"{address}\" is {family}, but every egress source is bound to {other}"));
+        return Err(
+            wrong.instead(format!("add an [[egress_source]] with an {family} address, or write an {other} target"))
+        );
+    }
+    Ok(())
+}
+
+fn pattern(text: &str) -> Result<DomainPattern, Wrong> {
+    if text == "*" {
+        return Ok(DomainPattern::Any);
+    }
+    // An address literal, e.g. `[192.0.2.1]` (RFC 5321 §4.1.3).
+    if let Some(literal) = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')) {
+        let lower = literal.to_ascii_lowercase();
+        let is_address = match lower.strip_prefix("ipv6:") {
+            Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
+            None => lower.parse::<std::net::Ipv4Addr>().is_ok(),
+        };
+        if is_address {
+            return Ok(DomainPattern::Exact(format!("[{lower}]")));
+        }
+    }
+    if let Some(rest) = text.strip_prefix("*.") {
+        return Ok(DomainPattern::Suffix(format!(".{}", value::dns_name(rest)?)));
+    }
+    if let Some(rest) = text.strip_prefix('.') {
+        value::dns_name(rest)?;
+        return Err(Wrong::new(format!("{text:?} begins with a dot")).instead(format!("write \"*{text}\"")));
+    }
+    if text.contains('*') {
+        let wrong = Wrong::new(format!("{text:?} has a \"*\" that is not a whole label in front"));
+        return Err(wrong.instead("write a domain, \"*.suffix\" or \"*\""));
+    }
+    Ok(DomainPattern::Exact(value::dns_name(text)?))
+}
+
+fn target(text: &str) -> Result<RouteTarget, Wrong> {
+    if text == "discard" || text.starts_with("unix:") {
+        return Err(Wrong::not_yet(&format!("{text:?}")).instead("write \"host:port\" or \"mx:host\""));
+    }
+    if let Some(host) = text.strip_prefix("mx:") {
+        if host.rsplit_once(':').is_some() {
+            let wrong = Wrong::new(format!("{text:?} has a port; hosts found by MX take mail on port 25"));
+            return Err(wrong.instead("write \"mx:host\""));
+        }
+        return Ok(RouteTarget::Mx(value::dns_name(host)?));
+    }
+    let no_port_0 = |port: u16| {
+        if port == 0 {
+            let wrong = Wrong::new(format!("{text:?} has port 0, which nothing listens on"));
+            return Err(wrong.instead("write the port, usually 25"));
+        }
+        Ok(port)
+    };
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        if address.ip().is_unspecified() {
+            let wrong = Wrong::new(format!("{text:?} is the unspecified address"));
+            return Err(wrong.instead("write the address of a host"));
+        }
+        no_port_0(address.port())?;
+        return Ok(RouteTarget::Address(address));
+    }
+    if let Some((host, port)) = text.rsplit_once(':')
+        && let Ok(port) = port.parse::<u16>()
+        && !host.contains(':')
+    {
+        let name = value::dns_name(host)?;
+        return Ok(RouteTarget::Host { name, port: no_port_0(port)? });
+    }
+    if !text.contains(':') && text.parse::<IpAddr>().is_err() && value::dns_name(text).is_ok() {
+        return Err(
+            Wrong::new(format!("{text:?} has no port")).instead(format!("write \"{text}:25\" or \"mx:{text}\""))
+        );
+    }
+    Err(match value::socket_address(text, 25) {
+        Err(wrong) => wrong,
+        Ok(_) => Wrong::new(format!("{text:?} is not a target")).instead("write \"host:port\" or \"mx:host\""),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fits(text: &str, domain: &str) -> bool {
+        pattern(text).unwrap().matches(domain)
+    }
+
+    #[test]
+    fn patterns_fit_whole_labels() {
+        assert!(fits("*", "a.test") && fits("*.test", "a.test") && fits("*.test", "b.a.test"));
+        assert!(!fits("*.test", "test") && !fits("*.test", "a.xtest") && !fits("*.test", ".test"));
+        assert!(fits("Test", "test") && !fits("test", "a.test"));
+        assert!(fits("[IPv6:2001:DB8::1]", "[ipv6:2001:db8::1]"));
+        assert!(pattern("[300.0.0.1]").is_err() && pattern("[]").is_err());
+    }
+
+    /// Whatever fits a pattern fits those that cover it.
+    #[test]
+    fn covering_patterns_are_wider() {
+        for text in ["a.b.test", "*.b.test", "test", "*", "[192.0.2.1]"] {
+            for wider in pattern(text).unwrap().covering() {
+                let Ok(wider) = pattern(&wider) else { continue };
+                for domain in ["a.b.test", "x.b.test", "y.x.b.test", "test", "a.test", "[192.0.2.1]", "example"] {
+                    assert!(!fits(text, domain) || wider.matches(domain), "{text} {wider} {domain}");
+                }
+            }
+        }
+        assert_eq!(pattern("*.b.test").unwrap().covering(), ["*", "*.b.test", "*.test"]);
+    }
+}

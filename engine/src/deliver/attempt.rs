@@ -1,0 +1,351 @@
+//! The nouns of one attempt: the transaction that a client is given, the result it gives back, the stages between, and
+//! the envelope as this peer can be sent it.
+//!
+//! Addresses are ours: accepted once and kept in the spool. They are checked again before they go into a command,
+//! because what is written there decides whose mail goes to whom.
+
+use std::fmt;
+use std::time::Duration;
+
+use memchr::memmem;
+
+use crate::config::Timeouts;
+use crate::deliver::content::Content;
+use crate::deliver::extension::Extensions;
+use crate::deliver::verdict::{RecipientVerdict, Refusal, refuse};
+
+/// One message to some of its recipients, all at one domain.
+#[derive(Debug, Clone)]
+pub struct Transaction<C> {
+    /// Comes back in the result; means nothing here.
+    pub ticket: u64,
+    /// Without angle brackets; empty is the null reverse path.
+    pub reverse_path: String,
+    /// Index in the message's envelope, and address; at least one.
+    pub recipients: Vec<(u32, String)>,
+    pub content: C,
+    /// Octets of the content, before dot-stuffing.
+    pub size: u64,
+    /// The content has octets above 127.
+    pub eight_bit: bool,
+    /// An address or a header field is not ASCII.
+    pub smtputf8: bool,
+    /// A line of the content begins with a dot.
+    pub dot_lines: bool,
+}
+
+/// What became of a [`Transaction`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TransactionResult {
+    pub ticket: u64,
+    /// Every recipient of the transaction, exactly once, in its order.
+    pub results: Vec<(u32, RecipientVerdict)>,
+    /// MAIL went out, in part at least.
+    pub mail_written: bool,
+    pub irregularity: Option<Irregularity>,
+}
+
+/// The peer confused its transactions: an error for the operator's log, and no riding at this site for a day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Irregularity {
+    ForeignEnvelope,
+    RecipientAcceptedWithoutMail,
+    ResetRefused,
+}
+
+impl fmt::Display for Irregularity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ForeignEnvelope => {
+                "the peer took a message whose MAIL it had not accepted: it may have left under another reverse path"
+            }
+            Self::RecipientAcceptedWithoutMail => {
+                "the peer refused MAIL but accepted a recipient; the content was kept back and the connection closed"
+            }
+            Self::ResetRefused => "the peer refused RSET; the connection was closed before the next transaction",
+        })
+    }
+}
+
+/// Where a session is. What differs by stage stands in one table, `Stage::row`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stage {
+    Connect,
+    Banner,
+    Ehlo,
+    Helo,
+    StartTls,
+    Handshake,
+    Idle,
+    Reset,
+    Mail,
+    Recipient,
+    Data,
+    Content,
+    Final,
+    Quit,
+}
+
+impl Stage {
+    /// For metrics.
+    pub fn label(self) -> &'static str {
+        self.row().label
+    }
+
+    /// How long the peer may take (RFC 5321 §4.5.3.2), `None` for ever.
+    pub fn timeout(self, timeouts: &Timeouts) -> Option<Duration> {
+        (self.row().timeout)(timeouts)
+    }
+
+    pub fn is_tls(self) -> bool {
+        matches!(self, Self::StartTls | Self::Handshake)
+    }
+
+    fn row(self) -> StageRow {
+        let row = |label, timeout, doing| StageRow { label, timeout, doing };
+        match self {
+            Self::Connect => row("connect", |t| Some(t.connect), "connecting"),
+            Self::Banner => row("banner", |t| Some(t.banner), "waiting for the peer's greeting"),
+            Self::Ehlo => row("ehlo", |t| Some(t.ehlo), "waiting for the reply to EHLO"),
+            Self::Helo => row("helo", |t| Some(t.ehlo), "waiting for the reply to HELO"),
+            Self::StartTls => row("starttls", |t| Some(t.ehlo), "waiting for the reply to STARTTLS"),
+            Self::Handshake => row("tls_handshake", |t| Some(t.ehlo), "during the TLS handshake"),
+            Self::Idle => row("idle", |_| None, "before the first message"),
+            Self::Reset => row("rset", |t| Some(t.mail), "waiting for the reply to RSET"),
+            Self::Mail => row("mail", |t| Some(t.mail), "waiting for the reply to MAIL"),
+            Self::Recipient => row("rcpt", |t| Some(t.rcpt), "waiting for the reply to RCPT"),
+            Self::Data => row("data", |t| Some(t.data), "waiting for the reply to DATA"),
+            Self::Content => row("content", |t| Some(t.data_block), "sending the message content"),
+            Self::Final => row(
+                "final",
+                |t| Some(t.data_end),
+                "waiting for the reply to the final dot; the peer may have taken the message, which may arrive twice",
+            ),
+            Self::Quit => row("quit", |t| Some(t.quit), "waiting for the reply to QUIT"),
+        }
+    }
+}
+
+/// What differs by stage.
+struct StageRow {
+    /// For metrics.
+    label: &'static str,
+    timeout: fn(&Timeouts) -> Option<Duration>,
+    /// What an operator reads behind "connection lost" or "timed out after 300 s".
+    doing: &'static str,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.row().doing)
+    }
+}
+
+/// A transaction's envelope as one peer is sent it.
+#[derive(Debug)]
+pub(crate) struct WireEnvelope {
+    /// `MAIL FROM:<…>` with its parameters, without the line ending.
+    pub(crate) mail_command: String,
+    /// In the transaction's order: what goes into `RCPT TO:<…>`, or our refusal.
+    pub(crate) recipients: Vec<Result<String, RecipientVerdict>>,
+}
+
+/// Fits a transaction's envelope to what the peer offers.
+///
+/// # Errors
+/// The message can't be sent to this peer at all; the refusal is every recipient's.
+pub(crate) fn fit<C: Content>(transaction: &Transaction<C>, offered: &Extensions) -> Result<WireEnvelope, Refusal> {
+    if offered.size_max.is_some_and(|octets_max| transaction.size > octets_max) {
+        return Err(Refusal::TooLarge);
+    }
+    if transaction.eight_bit && !offered.eight_bit_mime {
+        return Err(Refusal::EightBit);
+    }
+    if !is_writable(&transaction.reverse_path) {
+        return Err(Refusal::BadReversePath);
+    }
+    let reverse_path = wire_path(&transaction.reverse_path, offered).ok_or(Refusal::AddressNotAscii)?;
+    if transaction.smtputf8 && !offered.smtp_utf8 && !header_is_ascii(&transaction.content) {
+        return Err(Refusal::HeaderNotAscii);
+    }
+    let mut accepted = 0;
+    let recipients = transaction.recipients.iter().map(|(_, address)| {
+        let path = wire_recipient(address, offered)?;
+        accepted += 1;
+        let beyond = offered.recipients_max.is_some_and(|count_max| accepted > count_max);
+        if beyond { Err(Refusal::BeyondRecipientsMax) } else { Ok(path) }
+    });
+    let recipients = recipients.map(|path| path.map_err(refuse)).collect::<Vec<_>>();
+    // RFC 6531 §3.4: the parameter is needed when an address or a header field is not ASCII.
+    let utf8 = transaction.smtputf8 || !reverse_path.is_ascii() || recipients.iter().flatten().any(|p| !p.is_ascii());
+    let mut mail_command = format!("MAIL FROM:<{reverse_path}>");
+    if offered.size {
+        mail_command.push_str(&format!(" SIZE={}", transaction.size));
+    }
+    if transaction.eight_bit {
+        mail_command.push_str(" BODY=8BITMIME");
+    }
+    if utf8 && offered.smtp_utf8 {
+        mail_command.push_str(" SMTPUTF8");
+    }
+    Ok(WireEnvelope { mail_command, recipients })
+}
+
+fn wire_recipient(address: &str, offered: &Extensions) -> Result<String, Refusal> {
+    if address.is_empty() || !is_writable(address) {
+        return Err(Refusal::BadRecipient);
+    }
+    wire_path(address, offered).ok_or(Refusal::AddressNotAscii)
+}
+
+/// The address as this peer may be sent it; `None` where it would need SMTPUTF8.
+///
+/// A domain that is not ASCII has an ASCII form (RFC 5890 §2.3.2.1), a local part has not (RFC 6531 §3.2).
+fn wire_path(address: &str, offered: &Extensions) -> Option<String> {
+    if address.is_ascii() || offered.smtp_utf8 {
+        return Some(address.to_owned());
+    }
+    let (local_part, domain) = address.rsplit_once('@')?;
+    if !local_part.is_ascii() {
+        return None;
+    }
+    let domain = idna::domain_to_ascii(domain).ok()?;
+    Some(format!("{local_part}@{domain}"))
+}
+
+/// Nothing in it can end the path or the command: control characters, and `<` or `>` outside a quoted local part.
+fn is_writable(address: &str) -> bool {
+    let mut quoted = false;
+    let mut escaped = false;
+    for character in address.chars() {
+        match character {
+            _ if character.is_control() => return false,
+            _ if escaped => escaped = false,
+            '\\' if quoted => escaped = true,
+            '"' => quoted = !quoted,
+            '<' | '>' | ' ' if !quoted => return false,
+            _ => {}
+        }
+    }
+    !quoted
+}
+
+/// Whether all octets up to the empty line are ASCII.
+fn header_is_ascii<C: Content>(content: &C) -> bool {
+    let (prefix, body) = (content.prefix_piece(), content.body_piece());
+    let body = body.as_ref();
+    let end = if body.starts_with(b"\r\n") { 0 } else { memmem::find(body, b"\r\n\r\n").unwrap_or(body.len()) };
+    prefix.as_ref().is_ascii() && body[..end].is_ascii()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::deliver::verdict::Fate;
+
+    struct Text(&'static str);
+
+    impl Content for Text {
+        type Piece = &'static str;
+        fn prefix_piece(&self) -> &'static str {
+            "Received: x\r\n"
+        }
+        fn body_piece(&self) -> &'static str {
+            self.0
+        }
+    }
+
+    fn transaction(reverse_path: &str, recipients: &[&str]) -> Transaction<Text> {
+        let recipients = (0..).zip(recipients).map(|(index, address)| (index, (*address).to_owned())).collect();
+        Transaction {
+            ticket: 1,
+            reverse_path: reverse_path.to_owned(),
+            recipients,
+            content: Text("Subject: x\r\n\r\nbody"),
+            size: 100,
+            eight_bit: false,
+            smtputf8: false,
+            dot_lines: false,
+        }
+    }
+
+    fn everything() -> Extensions {
+        Extensions { size: true, size_max: Some(1000), eight_bit_mime: true, smtp_utf8: true, ..Extensions::default() }
+    }
+
+    fn statuses(envelope: &WireEnvelope) -> Vec<&str> {
+        envelope.recipients.iter().map(|r| r.as_ref().map_or_else(|verdict| verdict.rule, String::as_str)).collect()
+    }
+
+    #[test]
+    fn parameters_are_sent_where_offered_and_needed() {
+        let plain = transaction("a@example.org", &["b@example.net"]);
+        assert_eq!(fit(&plain, &everything()).expect("fits").mail_command, "MAIL FROM:<a@example.org> SIZE=100");
+        assert_eq!(fit(&plain, &Extensions::default()).expect("fits").mail_command, "MAIL FROM:<a@example.org>");
+        let eight_bit = Transaction { eight_bit: true, smtputf8: true, ..transaction("", &["b@example.net"]) };
+        let command = fit(&eight_bit, &everything()).expect("fits").mail_command;
+        assert_eq!(command, "MAIL FROM:<> SIZE=100 BODY=8BITMIME SMTPUTF8");
+    }
+
+    #[test]
+    fn what_the_peer_cannot_take_is_not_sent() {
+        let refusal = |t: &Transaction<Text>, offered: &Extensions| fit(t, offered).expect_err("refused");
+        let none = Extensions::default();
+        // RFC 1870 §6.1: exactly the limit still fits.
+        let large = Transaction { size: 1001, ..transaction("", &["b@c"]) };
+        assert_eq!(refusal(&large, &everything()), Refusal::TooLarge);
+        assert!(fit(&Transaction { size: 1000, ..large }, &everything()).is_ok());
+        let eight_bit = Transaction { eight_bit: true, ..transaction("", &["b@c"]) };
+        assert_eq!(refusal(&eight_bit, &none), Refusal::EightBit);
+        assert_eq!(refusal(&transaction("ä@c", &["b@c"]), &none), Refusal::AddressNotAscii);
+        let header = Transaction { content: Text("Subject: ä\r\n\r\n"), smtputf8: true, ..transaction("", &["b@c"]) };
+        assert_eq!(refusal(&header, &none), Refusal::HeaderNotAscii);
+        // Only the header counts, not the body.
+        let body = Transaction { content: Text("Subject: a\r\n\r\nä\r\n\r\n"), ..header };
+        assert!(fit(&body, &none).is_ok());
+        let no_header = Transaction { content: Text("\r\nä\r\n\r\n"), ..body };
+        assert!(fit(&no_header, &none).is_ok());
+    }
+
+    #[test]
+    fn a_domain_goes_as_a_label_but_a_local_part_cannot() {
+        let recipients = ["b@bücher.example", "ü@example.net", "c@example.net"];
+        let envelope = fit(&transaction("a@straße.example", &recipients), &Extensions::default()).expect("fits");
+        assert_eq!(envelope.mail_command, "MAIL FROM:<a@xn--strae-oqa.example>");
+        assert_eq!(statuses(&envelope), ["b@xn--bcher-kva.example", "address_utf8", "c@example.net"]);
+        let envelope = fit(&transaction("a@b", &recipients), &everything()).expect("fits");
+        assert_eq!(statuses(&envelope), recipients);
+        assert_eq!(envelope.mail_command, "MAIL FROM:<a@b> SIZE=100 SMTPUTF8");
+    }
+
+    #[test]
+    fn an_address_cannot_smuggle_a_command() {
+        for address in ["a@b>\r\nRCPT TO:<c@d", "a@b> NOTIFY=NEVER", "a@b\0", "a\n@b", "<a@b>", "\"a@b", "", "a b@c"] {
+            let envelope = fit(&transaction("", &[address]), &everything()).expect("only the recipient is refused");
+            let verdict = envelope.recipients[0].as_ref().expect_err("refused");
+            assert_eq!((verdict.rule, verdict.fate), ("bad_recipient", Fate::Bounce), "{address:?}");
+        }
+        for address in ["\"a > b\"@c", "\"a\\\"b\"@c", "a=b+c@[127.0.0.1]"] {
+            let envelope = fit(&transaction("", &[address]), &everything()).expect("fits");
+            assert_eq!(statuses(&envelope), [address]);
+        }
+        assert_eq!(fit(&transaction("a\r\n", &["b@c"]), &everything()).expect_err("refused"), Refusal::BadReversePath);
+    }
+
+    #[test]
+    fn rcptmax_cuts_the_transaction_rfc_9422() {
+        let offered = Extensions { recipients_max: Some(2), ..Extensions::default() };
+        let envelope = fit(&transaction("", &["a@x", "b@x", "c@x", "d@x"]), &offered).expect("fits");
+        assert_eq!(statuses(&envelope), ["a@x", "b@x", "recipients_max", "recipients_max"]);
+    }
+
+    #[test]
+    fn the_stage_after_the_final_dot_warns_of_duplicates() {
+        assert!(Stage::Final.to_string().contains("may arrive twice"));
+        let timeouts = Timeouts::default();
+        let minutes = |stage: Stage| stage.timeout(&timeouts).map(|t| t.as_secs() / 60);
+        // RFC 5321 §4.5.3.2.1–6.
+        let stages = [Stage::Banner, Stage::Mail, Stage::Recipient, Stage::Data, Stage::Content, Stage::Final];
+        assert_eq!(stages.map(minutes), [5, 5, 5, 2, 3, 10].map(Some));
+    }
+}

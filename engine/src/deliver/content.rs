@@ -1,0 +1,262 @@
+//! Message content on its way to the wire: octets from the spool's map as they are, or dot-stuffed copies of them.
+//!
+//! RFC 5321 §4.1.1.4: content ends with CRLF.CRLF, where the first CRLF is the content's own last line ending; content
+//! without one gets it. RFC 5321 §4.5.2: a line that begins with a dot gets another one. Most content has no such line
+//! and is sent without a copy; the rest is copied in windows, so that a large message never doubles in memory.
+
+use std::ops::Range;
+
+use memchr::memmem;
+
+use crate::limits::STUFF_WINDOW_OCTETS;
+
+/// A message's octets, wire-ready but for dot-stuffing: `prefix` (headers put in front), then `body` (the rest).
+pub trait Content {
+    /// Owns or pins the memory that it shows.
+    type Piece: AsRef<[u8]>;
+    fn prefix_piece(&self) -> Self::Piece;
+    fn body_piece(&self) -> Self::Piece;
+}
+
+impl Content for postrider_spool::Message {
+    type Piece = postrider_spool::Piece;
+
+    fn prefix_piece(&self) -> Self::Piece {
+        Self::prefix_piece(self)
+    }
+
+    fn body_piece(&self) -> Self::Piece {
+        Self::body_piece(self)
+    }
+}
+
+/// Octets to write. Written in order, they are the connection's stream.
+#[derive(Debug)]
+pub enum Chunk<P> {
+    Bytes(Vec<u8>),
+    Spool(P),
+}
+
+impl<P: AsRef<[u8]>> AsRef<[u8]> for Chunk<P> {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Spool(piece) => piece.as_ref(),
+        }
+    }
+}
+
+/// Appends text to the stream, in the last chunk where that is ours.
+pub fn push_bytes<P>(out: &mut Vec<Chunk<P>>, bytes: &[u8]) {
+    match out.last_mut() {
+        Some(Chunk::Bytes(last)) => last.extend_from_slice(bytes),
+        _ => out.push(Chunk::Bytes(bytes.to_vec())),
+    }
+}
+
+/// Puts one message's content into the stream, final dot included.
+#[derive(Debug)]
+pub enum ContentWriter<P> {
+    Plain { prefix: P, body: P },
+    Stuffed { prefix: P, body: P, position: usize },
+    Finished,
+}
+
+impl<P: AsRef<[u8]>> ContentWriter<P> {
+    pub fn new<C: Content<Piece = P>>(content: &C, dot_lines: bool) -> Self {
+        let (prefix, body) = (content.prefix_piece(), content.body_piece());
+        if dot_lines { Self::Stuffed { prefix, body, position: 0 } } else { Self::Plain { prefix, body } }
+    }
+
+    /// Appends what comes next and returns its octets. Call again, when that was written, unless it is finished.
+    pub fn write(&mut self, out: &mut Vec<Chunk<P>>) -> usize {
+        match std::mem::replace(self, Self::Finished) {
+            Self::Finished => 0,
+            Self::Plain { prefix, body } => {
+                let end = final_dot(prefix.as_ref(), body.as_ref());
+                let octets = prefix.as_ref().len() + body.as_ref().len() + end.len();
+                out.extend([prefix, body].into_iter().filter(|p| !p.as_ref().is_empty()).map(Chunk::Spool));
+                out.push(Chunk::Bytes(end.to_vec()));
+                octets
+            }
+            Self::Stuffed { prefix, body, position } => {
+                let total = prefix.as_ref().len() + body.as_ref().len();
+                let window = position..total.min(position + STUFF_WINDOW_OCTETS);
+                let mut bytes = Vec::with_capacity(window.len() + window.len() / 16 + 8);
+                stuff(prefix.as_ref(), body.as_ref(), window.clone(), &mut bytes);
+                if window.end == total {
+                    bytes.extend_from_slice(final_dot(prefix.as_ref(), body.as_ref()));
+                } else {
+                    *self = Self::Stuffed { prefix, body, position: window.end };
+                }
+                let octets = bytes.len();
+                out.push(Chunk::Bytes(bytes));
+                octets
+            }
+        }
+    }
+
+    pub fn is_finished(&self) -> bool {
+        matches!(self, Self::Finished)
+    }
+}
+
+/// The octets that end the content (RFC 5321 §4.1.1.4).
+fn final_dot(prefix: &[u8], body: &[u8]) -> &'static [u8] {
+    match last_two(prefix, body) {
+        [Some(b'\r'), Some(b'\n')] => b".\r\n",
+        // No content at all: the CRLF that ended DATA serves.
+        [None, None] => b".\r\n",
+        _ => b"\r\n.\r\n",
+    }
+}
+
+fn last_two(prefix: &[u8], body: &[u8]) -> [Option<u8>; 2] {
+    let mut last = body.iter().rev().chain(prefix.iter().rev()).copied();
+    let second = last.next();
+    [last.next(), second]
+}
+
+/// Appends `window` of prefix and body together, with a dot more before each line that begins with one.
+fn stuff(prefix: &[u8], body: &[u8], window: Range<usize>, to: &mut Vec<u8>) {
+    let border = prefix.len();
+    let before =
+        |position: usize| position.checked_sub(1).map(|p| if p < border { prefix[p] } else { body[p - border] });
+    let parts = [
+        (window.start.min(border), &prefix[window.start.min(border)..window.end.min(border)]),
+        (window.start.max(border), &body[window.start.max(border) - border..window.end.max(border) - border]),
+    ];
+    for (position, part) in parts {
+        let previous = [position.checked_sub(1).and_then(before), before(position)];
+        let begins_line = matches!(previous, [Some(b'\r'), Some(b'\n')] | [None, None]);
+        if begins_line && part.first() == Some(&b'.') {
+            to.push(b'.');
+        }
+        // "\r\n." can overlap the part's first two octets only by the case above or by the two cases below.
+        let split = match (previous[1], part) {
+            (Some(b'\r'), [b'\n', b'.', ..]) => 1,
+            _ => 0,
+        };
+        to.extend_from_slice(&part[..split]);
+        if split == 1 {
+            to.push(b'.');
+        }
+        let mut copied = split;
+        for found in memmem::find_iter(&part[split..], b"\r\n.") {
+            let dot = split + found + 2;
+            to.extend_from_slice(&part[copied..dot]);
+            to.push(b'.');
+            copied = dot;
+        }
+        to.extend_from_slice(&part[copied..]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    struct Whole(Vec<u8>, Vec<u8>);
+
+    impl Content for Whole {
+        type Piece = Vec<u8>;
+        fn prefix_piece(&self) -> Vec<u8> {
+            self.0.clone()
+        }
+        fn body_piece(&self) -> Vec<u8> {
+            self.1.clone()
+        }
+    }
+
+    fn written(prefix: &[u8], body: &[u8], dot_lines: bool) -> Vec<u8> {
+        let mut writer = ContentWriter::new(&Whole(prefix.to_vec(), body.to_vec()), dot_lines);
+        let mut out = Vec::new();
+        let mut octets = 0;
+        while !writer.is_finished() {
+            octets += writer.write(&mut out);
+        }
+        let wire = out.iter().flat_map(|chunk| chunk.as_ref().to_vec()).collect::<Vec<_>>();
+        assert_eq!(octets, wire.len());
+        wire
+    }
+
+    /// RFC 5321 §4.5.2 read literally.
+    fn stuffed_slowly(content: &[u8]) -> Vec<u8> {
+        let mut wire = Vec::new();
+        for (at, &octet) in content.iter().enumerate() {
+            let begins_line = at == 0 || content[..at].ends_with(b"\r\n");
+            if octet == b'.' && begins_line {
+                wire.push(b'.');
+            }
+            wire.push(octet);
+        }
+        if !content.is_empty() && !content.ends_with(b"\r\n") {
+            wire.extend_from_slice(b"\r\n");
+        }
+        wire.extend_from_slice(b".\r\n");
+        wire
+    }
+
+    #[test]
+    fn content_ends_with_its_own_line_ending_or_gets_one() {
+        assert_eq!(written(b"A: b\r\n", b"\r\ntext\r\n", false), b"A: b\r\n\r\ntext\r\n.\r\n");
+        assert_eq!(written(b"A: b\r\n", b"\r\ntext", false), b"A: b\r\n\r\ntext\r\n.\r\n");
+        assert_eq!(written(b"A: b\r\n", b"", false), b"A: b\r\n.\r\n");
+        assert_eq!(written(b"A: b\r", b"\n", false), b"A: b\r\n.\r\n");
+        assert_eq!(written(b"", b"", false), b".\r\n");
+        assert_eq!(written(b"", b"\n", false), b"\n\r\n.\r\n");
+    }
+
+    #[test]
+    fn content_without_dot_lines_is_not_copied() {
+        let mut out = Vec::new();
+        ContentWriter::new(&Whole(b"A: b\r\n".to_vec(), b"\r\nx\r\n".to_vec()), false).write(&mut out);
+        assert!(matches!(&out[..], [Chunk::Spool(_), Chunk::Spool(_), Chunk::Bytes(_)]));
+    }
+
+    #[test]
+    fn lines_that_begin_with_a_dot_get_another_rfc_5321_4_5_2() {
+        assert_eq!(written(b".a\r\n", b".b\r\n..\r\n.", true), b"..a\r\n..b\r\n...\r\n..\r\n.\r\n");
+        assert_eq!(written(b"", b".\r\n", true), b"..\r\n.\r\n");
+        assert_eq!(written(b"a\r", b"\n.b\r\n", true), b"a\r\n..b\r\n.\r\n");
+        assert_eq!(written(b"a\r\n", b"b.c\n.d\r.e\r\n", true), b"a\r\nb.c\n.d\r.e\r\n.\r\n", "only behind CRLF");
+    }
+
+    #[test]
+    fn a_large_copy_is_made_in_windows() {
+        // Dots fall on every place relative to the windows' borders.
+        let body = b"\r\n.xy".repeat(STUFF_WINDOW_OCTETS / 2);
+        let mut writer = ContentWriter::new(&Whole(b"A: b".to_vec(), body.clone()), true);
+        let mut out = Vec::new();
+        writer.write(&mut out);
+        assert!(out[0].as_ref().len() < STUFF_WINDOW_OCTETS * 2);
+        assert!(!writer.is_finished());
+        let content = [b"A: b", &body[..]].concat();
+        assert!(written(b"A: b", &body, true) == stuffed_slowly(&content));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn stuffing_agrees_with_the_rule_at_any_border(
+            content in proptest::collection::vec(
+                prop_oneof![Just(b'.'), Just(b'\r'), Just(b'\n'), Just(b'x')], 0..40),
+            border in 0_usize..41,
+            window in 0_usize..41,
+        ) {
+            let (prefix, body) = content.split_at(border.min(content.len()));
+            let expected = stuffed_slowly(&content);
+            prop_assert_eq!(&written(prefix, body, true), &expected);
+            // The same with a border between windows anywhere.
+            let window = window.min(content.len());
+            let mut wire = Vec::new();
+            stuff(prefix, body, 0..window, &mut wire);
+            stuff(prefix, body, window..content.len(), &mut wire);
+            wire.extend_from_slice(final_dot(prefix, body));
+            prop_assert_eq!(wire, expected);
+        }
+    }
+}

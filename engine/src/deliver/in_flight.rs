@@ -1,0 +1,157 @@
+//! One transaction on a connection: which of its recipients are settled, and how.
+//!
+//! A recipient goes from waiting to accepted to settled, or from waiting to settled at once; settled is for good.
+
+use crate::deliver::attempt::{Irregularity, Transaction, TransactionResult, fit};
+use crate::deliver::content::{Content, ContentWriter};
+use crate::deliver::extension::Extensions;
+use crate::deliver::verdict::{RecipientVerdict, refuse};
+
+pub(crate) struct InFlight<C: Content> {
+    ticket: u64,
+    content: C,
+    dot_lines: bool,
+    /// Without the line ending.
+    pub(crate) mail_command: String,
+    pub(crate) mail: Mail,
+    /// Where MAIL begins in the connection's outgoing stream.
+    pub(crate) mail_begin: Option<u64>,
+    slots: Vec<Slot>,
+    accepted: usize,
+    pub(crate) writer: Option<ContentWriter<C::Piece>>,
+    /// Where the content, final dot included, ends in the connection's outgoing stream.
+    pub(crate) content_end: Option<u64>,
+    /// The reply to the content, each of them in LMTP, was positive: the peer has forgotten the envelope.
+    pub(crate) taken: bool,
+    pub(crate) irregularity: Option<Irregularity>,
+}
+
+/// What the peer made of MAIL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mail {
+    Unanswered,
+    Accepted,
+    Refused,
+}
+
+#[derive(Debug)]
+struct Slot {
+    index: u32,
+    /// What stands in `RCPT TO:<…>`; empty where we refused it ourselves.
+    path: String,
+    state: SlotState,
+}
+
+#[derive(Debug)]
+enum SlotState {
+    Waiting,
+    Accepted,
+    Settled(RecipientVerdict),
+}
+
+impl<C: Content> InFlight<C> {
+    /// Settles at once what can't be sent to this peer.
+    pub(crate) fn new(transaction: Transaction<C>, offered: &Extensions) -> Self {
+        assert!(!transaction.recipients.is_empty(), "a transaction has a recipient");
+        let indexes = transaction.recipients.iter().map(|(index, _)| *index);
+        let settled = |index, verdict| Slot { index, path: String::new(), state: SlotState::Settled(verdict) };
+        let (mail_command, slots) = match fit(&transaction, offered) {
+            Ok(envelope) => {
+                let slots = indexes.zip(envelope.recipients).map(|(index, recipient)| match recipient {
+                    Ok(path) => Slot { index, path, state: SlotState::Waiting },
+                    Err(verdict) => settled(index, verdict),
+                });
+                (envelope.mail_command, slots.collect())
+            }
+            Err(refusal) => (String::new(), indexes.map(|index| settled(index, refuse(refusal))).collect()),
+        };
+        Self {
+            ticket: transaction.ticket,
+            content: transaction.content,
+            dot_lines: transaction.dot_lines,
+            mail_command,
+            mail: Mail::Unanswered,
+            mail_begin: None,
+            slots,
+            accepted: 0,
+            writer: None,
+            content_end: None,
+            taken: true,
+            irregularity: None,
+        }
+    }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        self.slots.iter().all(|slot| matches!(slot.state, SlotState::Settled(_)))
+    }
+
+    /// The first recipient that the peer has not answered for, and its path.
+    pub(crate) fn next_waiting(&self) -> Option<usize> {
+        self.slots.iter().position(|slot| matches!(slot.state, SlotState::Waiting))
+    }
+
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = usize> {
+        (0..self.slots.len()).filter(|&slot| matches!(self.slots[slot].state, SlotState::Waiting))
+    }
+
+    pub(crate) fn accepted(&self) -> impl Iterator<Item = usize> {
+        (0..self.slots.len()).filter(|&slot| matches!(self.slots[slot].state, SlotState::Accepted))
+    }
+
+    /// How many recipients the peer has accepted, also when they were settled since.
+    pub(crate) fn accepted_count(&self) -> usize {
+        self.accepted
+    }
+
+    pub(crate) fn recipient_command(&self, slot: usize) -> String {
+        format!("RCPT TO:<{}>", self.slots[slot].path)
+    }
+
+    pub(crate) fn accept(&mut self, slot: usize) {
+        let slot = &mut self.slots[slot];
+        if matches!(slot.state, SlotState::Waiting) {
+            slot.state = SlotState::Accepted;
+            self.accepted += 1;
+        }
+    }
+
+    /// A recipient that is settled already stays as it is.
+    pub(crate) fn settle(&mut self, slot: usize, verdict: RecipientVerdict) {
+        let slot = &mut self.slots[slot];
+        if !matches!(slot.state, SlotState::Settled(_)) {
+            slot.state = SlotState::Settled(verdict);
+        }
+    }
+
+    pub(crate) fn settle_rest(&mut self, verdict: &RecipientVerdict) {
+        for slot in 0..self.slots.len() {
+            self.settle(slot, verdict.clone());
+        }
+    }
+
+    pub(crate) fn begin_content(&mut self) {
+        assert_eq!(self.mail, Mail::Accepted, "content follows only its own accepted MAIL");
+        assert!(self.accepted > 0, "content follows an accepted recipient");
+        self.writer = Some(ContentWriter::new(&self.content, self.dot_lines));
+    }
+
+    /// `written`: octets of the connection's outgoing stream that were handed to the network.
+    pub(crate) fn content_is_written(&self, written: u64) -> bool {
+        self.content_end.is_some_and(|end| written >= end)
+    }
+
+    pub(crate) fn mail_is_written(&self, written: u64) -> bool {
+        self.mail != Mail::Unanswered || self.mail_begin.is_some_and(|begin| written > begin)
+    }
+
+    /// Every recipient must be settled.
+    pub(crate) fn into_result(self, written: u64) -> TransactionResult {
+        let mail_written = self.mail_is_written(written);
+        let results = self.slots.into_iter().map(|slot| match slot.state {
+            SlotState::Settled(verdict) => (slot.index, verdict),
+            SlotState::Waiting | SlotState::Accepted => unreachable!("a recipient without a verdict"),
+        });
+        let results = results.collect();
+        TransactionResult { ticket: self.ticket, results, mail_written, irregularity: self.irregularity }
+    }
+}

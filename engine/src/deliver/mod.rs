@@ -1,0 +1,17 @@
+//! Stage 5: one message to some of its recipients over one connection, and what came of it.
+//!
+//! * `route.rs`: which hosts take mail for a domain.
+//! * `attempt.rs`: the transaction that a client is given, its result, the stages between.
+//! * `content.rs`: the message's octets on their way to the wire.
+//! * `extension.rs`: what the peer offers.
+//! * `in_flight.rs`: one transaction on a connection.
+//! * `smtp_client.rs`: the SMTP and LMTP client, without I/O.
+//! * `verdict.rs`: what a failure means. The only file that decides it.
+
+pub mod attempt;
+pub mod content;
+pub mod extension;
+pub(crate) mod in_flight;
+pub mod route;
+pub mod smtp_client;
+pub mod verdict;

@@ -1,0 +1,211 @@
+//! What each reply moves: the session towards its transactions, a transaction towards its verdicts.
+
+use super::{ClientEvent, Expected, Phase, Protocol, SmtpClient};
+use crate::config::TlsMode;
+use crate::deliver::attempt::{Irregularity, Stage};
+use crate::deliver::content::{Chunk, Content};
+use crate::deliver::extension::Extensions;
+use crate::deliver::in_flight::{InFlight, Mail};
+use crate::deliver::verdict::{Circumstances, Connection, Happened, RecipientVerdict, judge};
+use crate::mail::reply::Reply;
+
+impl<C: Content> SmtpClient<C> {
+    pub(super) fn take_reply(&mut self, reply: Reply, out: &mut Vec<Chunk<C::Piece>>) {
+        if reply.code == 421 {
+            // RFC 5321 §3.8: it may come in answer to anything, or to nothing.
+            self.end(Happened::Replied(reply));
+        } else if self.expected.is_empty() || self.early.len() == self.expected.len() {
+            self.end(Happened::Garbled(format!("the peer sent a reply to nothing: {} {}", reply.code, reply.text())));
+        } else if self.awaits_content() {
+            self.early.push_back(reply);
+        } else {
+            self.on_reply(reply, out);
+        }
+    }
+
+    /// The reply in front answers content of which, as far as we know, not everything is written.
+    pub(super) fn awaits_content(&self) -> bool {
+        let is_final = matches!(self.expected.front(), Some(Expected::Final(_)));
+        is_final && !self.transactions[0].content_is_written(self.written)
+    }
+
+    pub(super) fn on_reply(&mut self, reply: Reply, out: &mut Vec<Chunk<C::Piece>>) {
+        let expected = self.expected.pop_front().expect("a reply is taken only where one is expected");
+        match expected {
+            Expected::Banner if reply.is_positive() => self.write_ehlo(out),
+            Expected::Ehlo => self.on_ehlo(reply, out),
+            Expected::Helo if reply.is_positive() => self.on_session_up(),
+            Expected::StartTls => self.on_start_tls(reply, out),
+            Expected::Banner | Expected::Helo => self.refuse_session(expected, reply, out),
+            Expected::Reset => self.on_reset(reply, out),
+            Expected::Mail => self.on_mail(reply, out),
+            Expected::Recipient(slot) => self.on_recipient(slot, reply, out),
+            Expected::Data => self.on_data(reply, out),
+            Expected::Final(slot) => self.on_final(slot, reply),
+            Expected::LoneDot => self.finish(false),
+            Expected::Quit => self.close(None),
+        }
+    }
+
+    pub(super) fn on_ehlo(&mut self, reply: Reply, out: &mut Vec<Chunk<C::Piece>>) {
+        if reply.is_permanent() && self.options.protocol == Protocol::Smtp {
+            // RFC 5321 §3.2: a server that does not know EHLO is asked with HELO.
+            let helo = format!("HELO {}", self.options.ehlo);
+            self.write_command(&helo, Expected::Helo, out);
+        } else if !reply.is_positive() {
+            self.refuse_session(Expected::Ehlo, reply, out);
+        } else {
+            self.offered = Extensions::parse(&reply);
+            let wanted = !self.encrypted && self.options.tls != TlsMode::Disabled;
+            if wanted && self.offered.start_tls {
+                self.write_command("STARTTLS", Expected::StartTls, out);
+            } else {
+                self.on_session_up();
+            }
+        }
+    }
+
+    /// The handshake begins with the octet behind a positive reply.
+    pub(super) fn on_start_tls(&mut self, reply: Reply, out: &mut Vec<Chunk<C::Piece>>) {
+        if reply.is_positive() {
+            self.phase = Phase::Handshaking;
+        } else if self.options.tls == TlsMode::Opportunistic {
+            self.on_session_up();
+        } else {
+            self.refuse_session(Expected::StartTls, reply, out);
+        }
+    }
+
+    pub(super) fn on_session_up(&mut self) {
+        let required = matches!(self.options.tls, TlsMode::Required | TlsMode::Verified);
+        if required && !self.encrypted {
+            self.fail_session(Stage::StartTls, &Happened::TlsNotOffered, "");
+            return;
+        }
+        self.phase = Phase::Open;
+        self.events.push_back(ClientEvent::Idle);
+    }
+
+    pub(super) fn on_reset(&mut self, reply: Reply, out: &mut Vec<Chunk<C::Piece>>) {
+        if reply.is_positive() {
+            self.write_next(out);
+        } else {
+            self.transactions[0].irregularity = Some(Irregularity::ResetRefused);
+            self.end_at(Expected::Reset, Happened::Replied(reply));
+        }
+    }
+
+    pub(super) fn on_mail(&mut self, reply: Reply, out: &mut Vec<Chunk<C::Piece>>) {
+        self.mails_answered += 1;
+        if reply.is_positive() {
+            self.transactions[0].mail = Mail::Accepted;
+            return self.write_next(out);
+        }
+        self.transactions[0].mail = Mail::Refused;
+        let happened = Happened::Replied(reply);
+        let (verdict, connection) = self.judge_front(Expected::Mail, &happened);
+        self.transactions[0].settle_rest(&verdict);
+        self.go_on(connection, Expected::Mail, happened, out);
+    }
+
+    pub(super) fn on_recipient(&mut self, slot: usize, reply: Reply, out: &mut Vec<Chunk<C::Piece>>) {
+        let expected = Expected::Recipient(slot);
+        let front = &mut self.transactions[0];
+        if front.mail == Mail::Refused && reply.is_positive() {
+            // It kept an older reverse path: whatever is sent now goes out under that.
+            front.irregularity = Some(Irregularity::RecipientAcceptedWithoutMail);
+            return self.end_at(expected, Happened::Replied(reply));
+        }
+        if front.mail == Mail::Refused {
+            return self.write_next(out);
+        }
+        if reply.is_positive() {
+            front.accept(slot);
+            return self.write_next(out);
+        }
+        let happened = Happened::Replied(reply);
+        let (verdict, connection) = self.judge_front(expected, &happened);
+        self.transactions[0].settle(slot, verdict);
+        self.go_on(connection, expected, happened, out);
+    }
+
+    pub(super) fn on_data(&mut self, reply: Reply, out: &mut Vec<Chunk<C::Piece>>) {
+        let front = &self.transactions[0];
+        let any_accepted = front.accepted_count() > 0;
+        if reply.code == 354 && any_accepted {
+            return self.begin_content(out);
+        }
+        if reply.code == 354 && front.mail == Mail::Accepted && self.options.protocol == Protocol::Smtp {
+            // RFC 2920 §3.1: all recipients were refused, so the dot sends nothing to nobody; its reply is ignored.
+            return self.write_command(".", Expected::LoneDot, out);
+        }
+        if !any_accepted && (reply.is_transient() || reply.is_permanent()) {
+            return self.finish(false);
+        }
+        let happened = Happened::Replied(reply);
+        let (verdict, connection) = self.judge_front(Expected::Data, &happened);
+        self.transactions[0].settle_rest(&verdict);
+        match connection {
+            Connection::Stays => self.finish(false),
+            _ => self.end_at(Expected::Data, happened),
+        }
+    }
+
+    pub(super) fn on_final(&mut self, slot: Option<usize>, reply: Reply) {
+        let taken = reply.is_positive();
+        let happened = Happened::Replied(reply);
+        let (verdict, connection) = self.judge_front(Expected::Final(slot), &happened);
+        let front = &mut self.transactions[0];
+        front.taken &= taken;
+        match slot {
+            Some(slot) => front.settle(slot, verdict),
+            None => front.settle_rest(&verdict),
+        }
+        if connection != Connection::Stays {
+            self.end_at(Expected::Final(slot), happened);
+        } else if !matches!(self.expected.front(), Some(Expected::Final(_))) {
+            let taken = self.transactions[0].taken;
+            self.finish(taken);
+        }
+    }
+
+    /// After a reply that was judged: on with the transaction, or the connection's end.
+    pub(super) fn go_on(
+        &mut self,
+        connection: Connection,
+        at: Expected,
+        happened: Happened,
+        out: &mut Vec<Chunk<C::Piece>>,
+    ) {
+        match connection {
+            Connection::Stays => self.write_next(out),
+            Connection::Ends | Connection::EndsAndHostBacksOff => self.end_at(at, happened),
+        }
+    }
+
+    /// The verdict on the transaction in front for a reply while the connection goes on.
+    pub(super) fn judge_front(&self, at: Expected, happened: &Happened) -> (RecipientVerdict, Connection) {
+        let front = &self.transactions[0];
+        let circumstances = self.circumstances(front, self.stage_of(at), happened, false);
+        judge(&circumstances, &self.command_of(front, at))
+    }
+
+    pub(super) fn circumstances<'a>(
+        &self,
+        transaction: &InFlight<C>,
+        stage: Stage,
+        happened: &'a Happened,
+        nothing_executed: bool,
+    ) -> Circumstances<'a> {
+        Circumstances {
+            stage,
+            happened,
+            nothing_executed,
+            content_written: transaction.content_is_written(self.written),
+            mail_accepted: transaction.mail == Mail::Accepted,
+            others_accepted: transaction.accepted_count() > 0,
+            encrypted: self.encrypted,
+            reply_per_recipient: stage == Stage::Final && self.options.protocol == Protocol::Lmtp,
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! What is written, and in which order. Every command written is expected to be answered.
+
+use super::{Expected, Protocol, SmtpClient};
+use crate::deliver::attempt::Transaction;
+use crate::deliver::content::{Chunk, Content, push_bytes};
+use crate::deliver::in_flight::{InFlight, Mail};
+
+impl<C: Content> SmtpClient<C> {
+    pub(super) fn pipelines(&self) -> bool {
+        self.options.pipelining && self.offered.pipelining
+    }
+
+    pub(super) fn begin(&mut self, transaction: Transaction<C>, reset: bool, out: &mut Vec<Chunk<C::Piece>>) {
+        let transaction = InFlight::new(transaction, &self.offered);
+        let settled = transaction.is_settled();
+        self.transactions.push_back(transaction);
+        if settled {
+            // Results come in the order of the transactions, so it waits for the one before it.
+            if self.transactions.len() == 1 {
+                self.finish(!self.reset_first);
+            }
+            return;
+        }
+        if reset {
+            self.write_command("RSET", Expected::Reset, out);
+        }
+        if self.pipelines() {
+            self.write_envelope(out);
+        } else if !reset {
+            self.write_next(out);
+        }
+    }
+
+    /// All of the newest transaction's envelope in one write (RFC 2920 §3.1: DATA last).
+    pub(super) fn write_envelope(&mut self, out: &mut Vec<Chunk<C::Piece>>) {
+        let place = self.transactions.len() - 1;
+        self.write_mail(place, out);
+        let transaction = &self.transactions[place];
+        let commands = transaction.waiting().map(|slot| (transaction.recipient_command(slot), slot));
+        for (command, slot) in commands.collect::<Vec<_>>() {
+            self.write_command(&command, Expected::Recipient(slot), out);
+        }
+        self.write_command("DATA", Expected::Data, out);
+    }
+
+    pub(super) fn write_mail(&mut self, place: usize, out: &mut Vec<Chunk<C::Piece>>) {
+        self.mails_begun += 1;
+        self.transactions[place].mail_begin = Some(self.emitted);
+        let command = self.transactions[place].mail_command.clone();
+        self.write_command(&command, Expected::Mail, out);
+    }
+
+    /// Without PIPELINING, the command after the one just answered; with it, all are written already.
+    pub(super) fn write_next(&mut self, out: &mut Vec<Chunk<C::Piece>>) {
+        if !self.expected.is_empty() {
+            return;
+        }
+        let front = &self.transactions[0];
+        if front.mail_begin.is_none() {
+            self.write_mail(0, out);
+        } else if front.mail == Mail::Refused {
+            self.finish(false);
+        } else if let Some(slot) = front.next_waiting() {
+            let command = front.recipient_command(slot);
+            self.write_command(&command, Expected::Recipient(slot), out);
+        } else if front.accepted_count() > 0 {
+            self.write_command("DATA", Expected::Data, out);
+        } else {
+            self.finish(false);
+        }
+    }
+
+    pub(super) fn begin_content(&mut self, out: &mut Vec<Chunk<C::Piece>>) {
+        let front = &mut self.transactions[0];
+        front.begin_content();
+        let finals = match self.options.protocol {
+            Protocol::Smtp => vec![Expected::Final(None)],
+            // RFC 2033 §4.2: one reply for each accepted recipient, in order.
+            Protocol::Lmtp => front.accepted().map(|slot| Expected::Final(Some(slot))).collect(),
+        };
+        assert!(self.expected.is_empty(), "nothing was written behind DATA");
+        self.expected.extend(finals);
+        self.write_content(out);
+    }
+
+    pub(super) fn write_content(&mut self, out: &mut Vec<Chunk<C::Piece>>) {
+        let Some(front) = self.transactions.front_mut() else { return };
+        let Some(writer) = &mut front.writer else { return };
+        self.emitted += writer.write(out) as u64;
+        if writer.is_finished() {
+            front.writer = None;
+            front.content_end = Some(self.emitted);
+        }
+    }
+
+    pub(super) fn write_ehlo(&mut self, out: &mut Vec<Chunk<C::Piece>>) {
+        let command = self.session_command(Expected::Ehlo);
+        self.write_command(&command, Expected::Ehlo, out);
+    }
+
+    pub(super) fn write_command(&mut self, command: &str, expected: Expected, out: &mut Vec<Chunk<C::Piece>>) {
+        debug_assert!(!command.bytes().any(|b| b.is_ascii_control()), "one command is one line: {command:?}");
+        self.expected.push_back(expected);
+        self.write(command.as_bytes(), out);
+        self.write(b"\r\n", out);
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8], out: &mut Vec<Chunk<C::Piece>>) {
+        self.emitted += bytes.len() as u64;
+        push_bytes(out, bytes);
+    }
+
+    /// The command of the session, outside any transaction, that is answered.
+    pub(super) fn session_command(&self, at: Expected) -> String {
+        match (at, self.options.protocol) {
+            (Expected::Ehlo, Protocol::Smtp) => format!("EHLO {}", self.options.ehlo),
+            (Expected::Ehlo, Protocol::Lmtp) => format!("LHLO {}", self.options.ehlo),
+            (Expected::Helo, _) => format!("HELO {}", self.options.ehlo),
+            (Expected::StartTls, _) => "STARTTLS".to_owned(),
+            _ => String::new(),
+        }
+    }
+
+    /// The command of `transaction` that is answered.
+    pub(super) fn command_of(&self, transaction: &InFlight<C>, at: Expected) -> String {
+        match at {
+            Expected::Reset => "RSET".to_owned(),
+            Expected::Mail => transaction.mail_command.clone(),
+            Expected::Recipient(slot) => transaction.recipient_command(slot),
+            Expected::Data => "DATA".to_owned(),
+            Expected::Final(_) | Expected::LoneDot => ".".to_owned(),
+            _ => self.session_command(at),
+        }
+    }
+}

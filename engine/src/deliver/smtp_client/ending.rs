@@ -1,0 +1,114 @@
+//! How transactions and connections end: every transaction gets its result, every connection its one last event.
+
+use super::{ClientEvent, Expected, Phase, SmtpClient};
+use crate::deliver::attempt::Stage;
+use crate::deliver::content::{Chunk, Content};
+use crate::deliver::in_flight::Mail;
+use crate::deliver::verdict::{Connection, Happened, SessionFailure, judge, judge_session};
+use crate::mail::reply::Reply;
+
+impl<C: Content> SmtpClient<C> {
+    /// The transaction in front is over; all its recipients are settled.
+    pub(super) fn finish(&mut self, envelope_forgotten: bool) {
+        self.reset_first = !envelope_forgotten;
+        self.finish_front();
+        // What would have ridden behind it, had we not refused it ourselves, awaits no reply.
+        if self.transactions.front().is_some_and(|next| next.mail_begin.is_none()) {
+            self.finish_front();
+        }
+        if self.transactions.is_empty() {
+            self.events.push_back(ClientEvent::Idle);
+        }
+    }
+
+    fn finish_front(&mut self) {
+        let front = self.transactions.pop_front().expect("a transaction is in flight");
+        self.events.push_back(ClientEvent::Finished(front.into_result(self.written)));
+    }
+
+    /// The connection ends while the reply in front was awaited.
+    pub(super) fn end(&mut self, happened: Happened) {
+        match self.phase {
+            Phase::Closed => {}
+            Phase::Quitting => self.close(None),
+            Phase::Handshaking => self.fail_session(Stage::Handshake, &happened, "STARTTLS"),
+            Phase::Greeting => {
+                let at = self.expected.front().copied().unwrap_or(Expected::Banner);
+                let command = self.session_command(at);
+                self.fail_session(self.stage_of(at), &happened, &command);
+            }
+            Phase::Open => {
+                self.settle_early();
+                match self.expected.front() {
+                    Some(&at) => self.end_at(at, happened),
+                    None => self.end_idle(&happened),
+                }
+            }
+        }
+    }
+
+    /// A refusal that came before all content was written stands, though the rest can't be written any more. Success
+    /// can't: the peer has not seen the final dot.
+    pub(super) fn settle_early(&mut self) {
+        for reply in std::mem::take(&mut self.early) {
+            let refused = reply.is_transient() || reply.is_permanent();
+            if !refused || !self.awaits_content() {
+                return;
+            }
+            let Some(Expected::Final(slot)) = self.expected.pop_front() else { return };
+            self.on_final(slot, reply);
+        }
+    }
+
+    /// A connection that was used just ended; for one that never was we blame the host, or we would come back for ever.
+    pub(super) fn end_idle(&mut self, happened: &Happened) {
+        if self.mails_answered > 0 {
+            self.close(None);
+        } else {
+            self.fail_session(Stage::Idle, happened, "");
+        }
+    }
+
+    /// The connection ends with transactions in flight; the one in front stood at `at`. Those behind were not executed.
+    pub(super) fn end_at(&mut self, at: Expected, happened: Happened) {
+        let mut failure = None;
+        for (place, mut transaction) in std::mem::take(&mut self.transactions).into_iter().enumerate() {
+            let at = if place == 0 { at } else { Expected::Mail };
+            let stage = if place == 0 { self.stage_of_front(at, &transaction) } else { Stage::Mail };
+            let repeatable = self.mails_answered > 0 || place > 0 || !transaction.mail_is_written(self.written);
+            let nothing_executed = transaction.mail == Mail::Unanswered && repeatable;
+            let circumstances = self.circumstances(&transaction, stage, &happened, nothing_executed);
+            let (verdict, connection) = judge(&circumstances, &self.command_of(&transaction, at));
+            if place == 0 && connection == Connection::EndsAndHostBacksOff {
+                failure = Some(SessionFailure::of_transaction(stage, &verdict));
+            }
+            transaction.settle_rest(&verdict);
+            self.events.push_back(ClientEvent::Finished(transaction.into_result(self.written)));
+        }
+        self.close(failure);
+    }
+
+    /// The peer said no before any transaction.
+    pub(super) fn refuse_session(&mut self, at: Expected, reply: Reply, out: &mut Vec<Chunk<C::Piece>>) {
+        // RFC 5321 §3.1: even after 554 the client takes leave with QUIT.
+        self.write(b"QUIT\r\n", out);
+        let command = self.session_command(at);
+        self.fail_session(self.stage_of(at), &Happened::Replied(reply), &command);
+    }
+
+    pub(super) fn fail_session(&mut self, stage: Stage, happened: &Happened, command: &str) {
+        self.close(Some(judge_session(stage, happened, self.options.tls, command)));
+    }
+
+    pub(super) fn close(&mut self, failure: Option<SessionFailure>) {
+        assert!(self.transactions.is_empty(), "every transaction has its result before the end");
+        assert_ne!(self.phase, Phase::Closed, "the end comes once");
+        self.phase = Phase::Closed;
+        self.deadline = None;
+        self.expected.clear();
+        self.early.clear();
+        // One that nobody has taken yet is no longer true.
+        self.events.retain(|event| *event != ClientEvent::Idle);
+        self.events.push_back(ClientEvent::Closed { failure });
+    }
+}

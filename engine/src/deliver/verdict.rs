@@ -1,0 +1,707 @@
+//! What a failure means, and what happens then. The one file that decides it; everything else only reports.
+//!
+//! Looking for "what happens on a 421"? Read [`RULES`] from the top: the first row that fits a recipient's
+//! [`Circumstances`] is its verdict. Before MAIL was written there is no recipient to judge; then [`SESSION_RULES`] say
+//! what becomes of the host. What we refuse without asking the peer is in [`Refusal`].
+//!
+//! Invariants: every circumstance has a rule (a test walks them all); a retry that counts no attempt happens only where
+//! the connection has served another transaction or none was begun, or another recipient was accepted, so that
+//! repeating it always gets somewhere; only a loss after the last octet of the content is in doubt.
+//!
+//! See also: `attempt.rs` for the stages and their texts, INTERFACE.md "An attempt".
+
+use postrider_spool::record::Answer;
+
+use crate::config::TlsMode;
+use crate::deliver::attempt::Stage;
+use crate::limits::ANSWER_TEXT_OCTETS_MAX;
+use crate::mail::reply::Reply;
+
+/// What one transaction meant for one recipient.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecipientVerdict {
+    pub fate: Fate,
+    pub fault: Fault,
+    pub scope: Scope,
+    /// The row that decided, for metrics and for the simulator's count.
+    pub rule: &'static str,
+    pub answer: Answer,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    Delivered,
+    Bounce,
+    /// This host lacks what the message needs: try another MX host at once, uncounted; bounce when none is left.
+    BounceIfLastHost,
+    Retry(Retry),
+    /// It may have left under another message's envelope: never retried by itself, shown to the operator.
+    Hold,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retry {
+    pub when: When,
+    pub counts_attempt: bool,
+    /// The peer may have taken the message; the retry is then a possible duplicate.
+    pub in_doubt: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// Back among the messages that are ready; the host itself may be backing off.
+    AtOnce,
+    /// As `[retry]` says.
+    Scheduled,
+}
+
+/// Whose fault it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    Nobody,
+    /// What the sender wrote: addresses or content.
+    Message,
+    Peer,
+    /// The network between.
+    Route,
+    Us,
+}
+
+/// What else will fail likewise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    Recipient,
+    Message,
+    Host,
+}
+
+/// A host could not be used, or must not be used for now. It counts no attempt for any message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionFailure {
+    pub stage: Stage,
+    pub action: HostAction,
+    pub fault: Fault,
+    pub rule: &'static str,
+    pub answer: Answer,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostAction {
+    /// Leave this host alone for a while and try another MX host.
+    BackOff,
+    /// The same host at once, on a new connection with TLS disabled; remember it for a while (RFC 7435).
+    RetryInClear,
+}
+
+/// What came instead of success, or success itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Happened {
+    Replied(Reply),
+    /// Closed, reset, or a write failed; in the words of the caller.
+    Lost(String),
+    TimedOut {
+        seconds: u64,
+    },
+    /// The peer no longer speaks SMTP.
+    Garbled(String),
+    /// TLS is required, and there is no STARTTLS to ask for.
+    TlsNotOffered,
+}
+
+/// All that a verdict on a recipient depends on.
+#[derive(Debug, Clone)]
+pub struct Circumstances<'a> {
+    pub stage: Stage,
+    pub happened: &'a Happened,
+    /// The connection ends, nothing of this transaction was executed, and repeating it elsewhere gets somewhere: MAIL
+    /// was not answered, and the connection has served another transaction or MAIL was not even written.
+    pub nothing_executed: bool,
+    /// The content's last octet, final dot included, was handed to the network.
+    pub content_written: bool,
+    pub mail_accepted: bool,
+    /// Another recipient of this transaction was accepted.
+    pub others_accepted: bool,
+    pub encrypted: bool,
+    /// LMTP: the reply to the content is one recipient's alone (RFC 2033 §4.2).
+    pub reply_per_recipient: bool,
+}
+
+/// What becomes of the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Connection {
+    Stays,
+    Ends,
+    /// It ends, and so does our trust in the host for a while.
+    EndsAndHostBacksOff,
+}
+
+/// One row of the table.
+pub struct Rule {
+    pub name: &'static str,
+    applies: fn(&Circumstances<'_>) -> bool,
+    fate: Fate,
+    fault: Fault,
+    /// `None`: the message's, or the recipient's where only one was answered.
+    scope: Option<Scope>,
+    connection: Connection,
+}
+
+/// Read from the top; the first that applies decides.
+pub const RULES: &[Rule] = &[
+    Rule {
+        // Never seen as long as content follows only an accepted MAIL; if it is, another's reverse path was used.
+        name: "foreign_envelope",
+        applies: |c| c.stage == Stage::Final && c.class() == 2 && !c.mail_accepted,
+        fate: Fate::Hold,
+        fault: Fault::Us,
+        scope: Some(Scope::Message),
+        connection: Connection::Ends,
+    },
+    Rule {
+        name: "delivered",
+        applies: |c| c.stage == Stage::Final && c.class() == 2,
+        fate: Fate::Delivered,
+        fault: Fault::Nobody,
+        scope: None,
+        connection: Connection::Stays,
+    },
+    Rule {
+        // The peer closed a connection kept open between messages, or a transaction before this one ended it.
+        name: "not_executed",
+        applies: |c| c.nothing_executed,
+        fate: AT_ONCE,
+        fault: Fault::Peer,
+        scope: Some(Scope::Host),
+        connection: Connection::Ends,
+    },
+    Rule {
+        // RFC 5321 §3.8: the host is shutting down or wants to be left alone, whatever it was asked.
+        name: "service_closing",
+        applies: |c| c.code() == 421,
+        fate: LATER,
+        fault: Fault::Peer,
+        scope: Some(Scope::Host),
+        connection: Connection::EndsAndHostBacksOff,
+    },
+    Rule {
+        // RFC 5321 §4.5.3.1.10: those accepted go now, the rest in a transaction of its own.
+        name: "too_many_recipients",
+        applies: |c| c.too_many_recipients() && c.others_accepted,
+        fate: AT_ONCE,
+        fault: Fault::Peer,
+        scope: Some(Scope::Recipient),
+        connection: Connection::Stays,
+    },
+    Rule {
+        // The same for the first recipient is no limit of the transaction; 552 still means 452 (RFC 5321 §4.5.3.1.10).
+        name: "too_many_recipients_alone",
+        applies: |c| c.too_many_recipients() && c.has_enhanced_detail(5, 3),
+        fate: LATER,
+        fault: Fault::Peer,
+        scope: Some(Scope::Recipient),
+        connection: Connection::Stays,
+    },
+    Rule {
+        // RFC 3207 §4: it insists on TLS, but we had to do without; a later handshake may succeed.
+        name: "tls_demanded",
+        applies: |c| c.code() == 530 && !c.encrypted && c.stage != Stage::Final,
+        fate: LATER,
+        fault: Fault::Peer,
+        scope: Some(Scope::Host),
+        connection: Connection::Ends,
+    },
+    Rule {
+        // "Bad sequence of commands" says nothing about the message: the two sides disagree where they are.
+        name: "out_of_step",
+        applies: |c| c.code() == 503 && c.stage != Stage::Final,
+        fate: LATER,
+        fault: Fault::Peer,
+        scope: Some(Scope::Host),
+        connection: Connection::Ends,
+    },
+    Rule {
+        name: "refused_for_now",
+        applies: |c| c.class() == 4,
+        fate: LATER,
+        fault: Fault::Peer,
+        scope: None,
+        connection: Connection::Stays,
+    },
+    Rule {
+        name: "refused",
+        applies: |c| c.class() == 5,
+        fate: Fate::Bounce,
+        fault: Fault::Message,
+        scope: None,
+        connection: Connection::Stays,
+    },
+    Rule {
+        // The answer to the final dot never came, or makes no sense: the peer may have taken the message.
+        name: "in_doubt",
+        applies: |c| c.content_written,
+        fate: IN_DOUBT,
+        fault: Fault::Route,
+        scope: Some(Scope::Host),
+        connection: Connection::EndsAndHostBacksOff,
+    },
+    Rule {
+        name: "timed_out",
+        applies: |c| matches!(c.happened, Happened::TimedOut { .. }),
+        fate: LATER,
+        fault: Fault::Peer,
+        scope: Some(Scope::Host),
+        connection: Connection::EndsAndHostBacksOff,
+    },
+    Rule {
+        name: "connection_lost",
+        applies: |c| matches!(c.happened, Happened::Lost(_)),
+        fate: LATER,
+        fault: Fault::Route,
+        scope: Some(Scope::Host),
+        connection: Connection::EndsAndHostBacksOff,
+    },
+    Rule {
+        // 354 to MAIL, 250 to DATA, or no SMTP at all.
+        name: "unexpected_reply",
+        applies: |_| true,
+        fate: LATER,
+        fault: Fault::Peer,
+        scope: Some(Scope::Host),
+        connection: Connection::EndsAndHostBacksOff,
+    },
+];
+
+/// A recipient's verdict, and what becomes of the connection. `command` is what the reply answers, or was to answer.
+pub fn judge(circumstances: &Circumstances<'_>, command: &str) -> (RecipientVerdict, Connection) {
+    let rule = RULES.iter().find(|rule| (rule.applies)(circumstances)).expect("the last rule applies to everything");
+    let one_recipient = circumstances.stage == Stage::Recipient || circumstances.reply_per_recipient;
+    let verdict = RecipientVerdict {
+        fate: rule.fate,
+        fault: rule.fault,
+        scope: rule.scope.unwrap_or(if one_recipient { Scope::Recipient } else { Scope::Message }),
+        rule: rule.name,
+        answer: circumstances.happened.answer(circumstances.stage, command),
+    };
+    (verdict, rule.connection)
+}
+
+/// One row of the table for hosts: what went wrong before a transaction began.
+pub struct SessionRule {
+    pub name: &'static str,
+    applies: fn(Stage, &Happened, TlsMode) -> bool,
+    action: HostAction,
+    fault: Fault,
+}
+
+/// Read from the top; the first that applies decides.
+pub const SESSION_RULES: &[SessionRule] = &[
+    SessionRule {
+        name: "host_busy",
+        applies: |_, happened, _| happened.code() == 421,
+        action: HostAction::BackOff,
+        fault: Fault::Peer,
+    },
+    SessionRule {
+        // Octets in the clear behind the reply to STARTTLS (RFC 3207 §6): somebody meddles, so no retry in the clear.
+        name: "tls_injection",
+        applies: |stage, happened, _| stage == Stage::StartTls && matches!(happened, Happened::Garbled(_)),
+        action: HostAction::BackOff,
+        fault: Fault::Route,
+    },
+    SessionRule {
+        name: "tls_failed_in_clear_instead",
+        applies: |stage, _, tls| stage.is_tls() && tls == TlsMode::Opportunistic,
+        action: HostAction::RetryInClear,
+        fault: Fault::Peer,
+    },
+    SessionRule {
+        name: "tls_required",
+        applies: |stage, _, _| stage.is_tls(),
+        action: HostAction::BackOff,
+        fault: Fault::Peer,
+    },
+    SessionRule {
+        name: "connect_failed",
+        applies: |stage, _, _| stage == Stage::Connect,
+        action: HostAction::BackOff,
+        fault: Fault::Route,
+    },
+    SessionRule {
+        // A banner of 554, too, is about the host and us, not about a message (RFC 5321 §3.1).
+        name: "host_refuses",
+        applies: |_, happened, _| happened.code() != 0,
+        action: HostAction::BackOff,
+        fault: Fault::Peer,
+    },
+    SessionRule { name: "host_lost", applies: |_, _, _| true, action: HostAction::BackOff, fault: Fault::Route },
+];
+
+impl SessionFailure {
+    /// A transaction's verdict that is the host's as well.
+    pub(crate) fn of_transaction(stage: Stage, verdict: &RecipientVerdict) -> Self {
+        let answer = verdict.answer.clone();
+        Self { stage, action: HostAction::BackOff, fault: verdict.fault, rule: verdict.rule, answer }
+    }
+}
+
+/// What a failure outside of any transaction means.
+pub fn judge_session(stage: Stage, happened: &Happened, tls: TlsMode, command: &str) -> SessionFailure {
+    let rule = SESSION_RULES.iter().find(|rule| (rule.applies)(stage, happened, tls));
+    let rule = rule.expect("the last rule applies to everything");
+    let answer = happened.answer(stage, command);
+    SessionFailure { stage, action: rule.action, fault: rule.fault, rule: rule.name, answer }
+}
+
+/// Connection refused, host unreachable and the like.
+pub fn connect_failed(reason: &str) -> SessionFailure {
+    judge_session(Stage::Connect, &Happened::Lost(reason.to_owned()), TlsMode::Disabled, "")
+}
+
+pub fn connect_timed_out(seconds: u64) -> SessionFailure {
+    judge_session(Stage::Connect, &Happened::TimedOut { seconds }, TlsMode::Disabled, "")
+}
+
+/// What we refuse to put on the wire to this peer, without asking it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// RFC 1870 §6.1: the peer told its limit.
+    TooLarge,
+    /// RFC 6152 §3: 8-bit content, and no 8BITMIME.
+    EightBit,
+    /// RFC 6531 §3.4: no SMTPUTF8, and the local part of this address, or of the reverse path, is not ASCII.
+    AddressNotAscii,
+    /// RFC 6531 §3.4: no SMTPUTF8, and a header field is not ASCII.
+    HeaderNotAscii,
+    /// Not an address that can be written into a command.
+    BadRecipient,
+    BadReversePath,
+    /// RFC 9422: beyond the peer's RCPTMAX.
+    BeyondRecipientsMax,
+}
+
+/// The verdict on what we refuse ourselves.
+pub fn refuse(refusal: Refusal) -> RecipientVerdict {
+    use Fault::{Nobody, Peer};
+    use Scope::{Host, Message, Recipient};
+    let elsewhere = Fate::BounceIfLastHost;
+    let (rule, fate, fault, scope, code, enhanced, text) = match refusal {
+        Refusal::TooLarge => (
+            "too_large",
+            Fate::Bounce,
+            Fault::Message,
+            Message,
+            552,
+            (5, 3, 4),
+            "the message is larger than the peer accepts",
+        ),
+        Refusal::EightBit => {
+            ("eight_bit", elsewhere, Peer, Host, 554, (5, 6, 3), "8-bit content, but the peer does not offer 8BITMIME")
+        }
+        Refusal::AddressNotAscii => (
+            "address_utf8",
+            elsewhere,
+            Peer,
+            Host,
+            553,
+            (5, 6, 7),
+            "a non-ASCII address, but the peer does not offer SMTPUTF8",
+        ),
+        Refusal::HeaderNotAscii => (
+            "header_utf8",
+            elsewhere,
+            Peer,
+            Host,
+            554,
+            (5, 6, 9),
+            "a UTF-8 header, but the peer does not offer SMTPUTF8",
+        ),
+        Refusal::BadRecipient => (
+            "bad_recipient",
+            Fate::Bounce,
+            Fault::Message,
+            Recipient,
+            553,
+            (5, 1, 3),
+            "the recipient's address is malformed",
+        ),
+        Refusal::BadReversePath => {
+            ("bad_reverse_path", Fate::Bounce, Fault::Message, Message, 553, (5, 1, 7), "the reverse path is malformed")
+        }
+        Refusal::BeyondRecipientsMax => (
+            "recipients_max",
+            AT_ONCE,
+            Nobody,
+            Recipient,
+            452,
+            (4, 5, 3),
+            "more recipients than the peer takes at once",
+        ),
+    };
+    let answer = Answer { code, enhanced: Some(enhanced), text: text.to_owned(), command: String::new() };
+    RecipientVerdict { fate, fault, scope, rule, answer }
+}
+
+impl Circumstances<'_> {
+    fn code(&self) -> u16 {
+        self.happened.code()
+    }
+
+    /// 0 where no reply came.
+    fn class(&self) -> u16 {
+        self.code() / 100
+    }
+
+    fn has_enhanced_detail(&self, subject: u16, detail: u16) -> bool {
+        let Happened::Replied(reply) = self.happened else { return false };
+        reply.enhanced().is_some_and(|(_, s, d)| (s, d) == (subject, detail))
+    }
+
+    /// 452 and 552 mean it with status x.5.3, and without any.
+    fn too_many_recipients(&self) -> bool {
+        let Happened::Replied(reply) = self.happened else { return false };
+        let codes = matches!(reply.code, 452 | 552) && self.stage == Stage::Recipient;
+        codes && (reply.enhanced().is_none() || self.has_enhanced_detail(5, 3))
+    }
+}
+
+impl Happened {
+    /// 0 where no reply came.
+    fn code(&self) -> u16 {
+        match self {
+            Self::Replied(reply) => reply.code,
+            _ => 0,
+        }
+    }
+
+    /// The peer's reply, or ours in its place.
+    fn answer(&self, stage: Stage, command: &str) -> Answer {
+        let (code, enhanced, mut text) = match self {
+            Self::Replied(reply) => (reply.code, reply.enhanced(), reply.text()),
+            // RFC 3463 §3.5: X.4.1 no answer from the host, X.4.2 bad connection; §3.8: X.7.5 cryptographic failure.
+            Self::Lost(reason) if stage == Stage::Connect => (451, Some((4, 4, 1)), reason.clone()),
+            Self::Lost(reason) | Self::Garbled(reason) if stage.is_tls() => {
+                (451, Some((4, 7, 5)), format!("{reason} ({stage})"))
+            }
+            Self::Lost(reason) => (451, Some((4, 4, 2)), format!("connection lost {stage}: {reason}")),
+            Self::TimedOut { seconds } => {
+                let detail = if stage == Stage::Connect { 1 } else { 2 };
+                (451, Some((4, 4, detail)), format!("timed out after {seconds} s {stage}"))
+            }
+            Self::TlsNotOffered => (451, Some((4, 7, 4)), "TLS is required, but the peer does not offer it".to_owned()),
+            Self::Garbled(reason) => (451, Some((4, 5, 0)), format!("{reason} ({stage})")),
+        };
+        truncate(&mut text, ANSWER_TEXT_OCTETS_MAX);
+        Answer { code, enhanced, text, command: command.to_owned() }
+    }
+}
+
+fn truncate(text: &mut String, octets_max: usize) {
+    if text.len() > octets_max {
+        text.truncate(text.floor_char_boundary(octets_max));
+    }
+}
+
+const AT_ONCE: Fate = Fate::Retry(Retry { when: When::AtOnce, counts_attempt: false, in_doubt: false });
+const LATER: Fate = Fate::Retry(Retry { when: When::Scheduled, counts_attempt: true, in_doubt: false });
+const IN_DOUBT: Fate = Fate::Retry(Retry { when: When::Scheduled, counts_attempt: true, in_doubt: true });
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A transaction's usual circumstances at `stage`.
+    fn at<'a>(stage: Stage, happened: &'a Happened) -> Circumstances<'a> {
+        Circumstances {
+            stage,
+            happened,
+            nothing_executed: false,
+            content_written: stage == Stage::Final,
+            mail_accepted: true,
+            others_accepted: false,
+            encrypted: true,
+            reply_per_recipient: false,
+        }
+    }
+
+    fn replied(text: &str) -> Happened {
+        let (code, text) = text.split_once(' ').expect("code and text");
+        Happened::Replied(Reply::new(code.parse().expect("a code"), text))
+    }
+
+    fn rule(stage: Stage, text: &str) -> &'static str {
+        judge(&at(stage, &replied(text)), "").0.rule
+    }
+
+    const TRANSACTION_STAGES: [Stage; 6] =
+        [Stage::Reset, Stage::Mail, Stage::Recipient, Stage::Data, Stage::Content, Stage::Final];
+
+    /// Walks every combination that a client can report.
+    fn for_all(mut visit: impl FnMut(&Circumstances<'_>)) {
+        let mut all = vec![
+            Happened::Lost("reset".to_owned()),
+            Happened::TimedOut { seconds: 300 },
+            Happened::Garbled("noise".to_owned()),
+        ];
+        for code in [200, 250, 354, 399, 400, 421, 450, 451, 452, 499, 500, 503, 530, 550, 552, 554, 599] {
+            for status in ["", "x.5.3 ", "x.7.1 "] {
+                let status = status.replace('x', &(code / 100).to_string());
+                all.push(replied(&format!("{code} {status}text")));
+            }
+        }
+        for (happened, stage) in all.iter().flat_map(|h| TRANSACTION_STAGES.map(|s| (h, s))) {
+            for bits in 0..64_u32 {
+                let bit = |n: u32| bits >> n & 1 == 1;
+                // Impossible together: written content follows an executed MAIL, an answer to it comes after it.
+                if bit(0) && (bit(1) || stage == Stage::Final) {
+                    continue;
+                }
+                visit(&Circumstances {
+                    nothing_executed: bit(0),
+                    content_written: bit(1),
+                    mail_accepted: bit(2),
+                    others_accepted: bit(3),
+                    encrypted: bit(4),
+                    reply_per_recipient: bit(5),
+                    ..at(stage, happened)
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn every_circumstance_has_a_verdict_and_every_rule_a_circumstance() {
+        let mut seen = std::collections::BTreeSet::new();
+        for_all(|c| {
+            seen.insert(judge(c, "").0.rule);
+        });
+        assert_eq!(seen.len(), RULES.len(), "no rule is shadowed by those above it");
+    }
+
+    #[test]
+    fn promises_hold_in_every_circumstance() {
+        for_all(|c| {
+            let (verdict, connection) = judge(c, "");
+            if verdict.fate == Fate::Delivered {
+                assert!(c.stage == Stage::Final && c.mail_accepted && c.class() == 2, "{c:?}");
+            }
+            if verdict.fate == Fate::Bounce {
+                assert_eq!(c.class(), 5, "only the peer's permanent refusal bounces: {c:?}");
+            }
+            if let Fate::Retry(retry) = verdict.fate {
+                assert!(!retry.in_doubt || c.content_written, "in doubt only after the last octet: {c:?}");
+                let refused = matches!(c.class(), 4 | 5);
+                let doubtful = c.content_written && !refused && !c.nothing_executed;
+                assert_eq!(retry.in_doubt, doubtful, "{c:?}");
+                assert_eq!(retry.counts_attempt, retry.when == When::Scheduled, "{c:?}");
+                let progress = c.nothing_executed || c.others_accepted;
+                assert!(retry.counts_attempt || progress, "an uncounted retry must get somewhere: {c:?}");
+            }
+            if c.code() == 421 || !matches!(c.happened, Happened::Replied(_)) {
+                assert_ne!(connection, Connection::Stays, "{c:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_421_is_the_hosts_whatever_was_asked() {
+        for stage in TRANSACTION_STAGES {
+            let happened = replied("421 4.3.2 going down");
+            let (verdict, connection) = judge(&at(stage, &happened), "RCPT TO:<a@b>");
+            assert_eq!((verdict.rule, verdict.scope), ("service_closing", Scope::Host));
+            assert_eq!(verdict.fate, LATER);
+            assert_eq!(connection, Connection::EndsAndHostBacksOff);
+            let behind = Circumstances { nothing_executed: true, content_written: false, ..at(stage, &happened) };
+            assert_eq!(judge(&behind, "").0.fate, AT_ONCE, "later transactions count no attempt");
+        }
+    }
+
+    #[test]
+    fn classes_decide_where_nothing_special_does() {
+        assert_eq!(rule(Stage::Recipient, "550 5.1.1 unknown"), "refused");
+        assert_eq!(rule(Stage::Recipient, "450 4.2.1 greylisted"), "refused_for_now");
+        assert_eq!(rule(Stage::Recipient, "452 4.2.2 mailbox full"), "refused_for_now");
+        assert_eq!(rule(Stage::Recipient, "552 5.2.2 mailbox full"), "refused");
+        assert_eq!(rule(Stage::Mail, "354 what"), "unexpected_reply");
+        assert_eq!(rule(Stage::Data, "250 what"), "unexpected_reply");
+        assert_eq!(rule(Stage::Final, "354 what"), "in_doubt");
+        assert_eq!(rule(Stage::Final, "250 2.0.0 queued"), "delivered");
+        assert_eq!(rule(Stage::Mail, "503 5.5.1 nested MAIL"), "out_of_step");
+        assert_eq!(rule(Stage::Final, "503 no"), "refused");
+    }
+
+    #[test]
+    fn too_many_recipients_rfc_5321_4_5_3_1_10() {
+        for text in ["452 4.5.3 many", "552 5.5.3 many", "452 many", "552 many", "552 4.5.3 mixed"] {
+            let happened = replied(text);
+            let beside = Circumstances { others_accepted: true, ..at(Stage::Recipient, &happened) };
+            assert_eq!(judge(&beside, "").0.fate, AT_ONCE, "{text}");
+        }
+        // The first recipient of a transaction: counted, or it would go round for ever.
+        assert_eq!(rule(Stage::Recipient, "452 4.5.3 many"), "too_many_recipients_alone");
+        assert_eq!(rule(Stage::Recipient, "552 5.5.3 many"), "too_many_recipients_alone");
+        assert_eq!(rule(Stage::Recipient, "452 many"), "refused_for_now");
+        assert_eq!(rule(Stage::Recipient, "552 full"), "refused");
+    }
+
+    #[test]
+    fn a_delivery_without_an_accepted_mail_is_held() {
+        let happened = replied("250 queued");
+        let foreign = Circumstances { mail_accepted: false, ..at(Stage::Final, &happened) };
+        let (verdict, connection) = judge(&foreign, ".");
+        assert_eq!((verdict.fate, verdict.fault), (Fate::Hold, Fault::Us));
+        assert_eq!(connection, Connection::Ends);
+    }
+
+    #[test]
+    fn tls_demanded_in_the_clear_is_no_bounce() {
+        let happened = replied("530 5.7.0 Must issue a STARTTLS command first");
+        let clear = Circumstances { encrypted: false, ..at(Stage::Mail, &happened) };
+        assert_eq!(judge(&clear, "").0.rule, "tls_demanded");
+        assert_eq!(judge(&at(Stage::Mail, &happened), "").0.rule, "refused");
+    }
+
+    #[test]
+    fn a_host_that_cannot_be_used_backs_off() {
+        for text in ["554 5.7.1 no", "421 4.7.0 later", "450 4.3.2 busy", "521 5.3.2 no mail here"] {
+            let failure = judge_session(Stage::Banner, &replied(text), TlsMode::Opportunistic, "");
+            assert_eq!(failure.action, HostAction::BackOff);
+            assert_eq!(failure.answer.code.to_string(), text[..3]);
+        }
+        let failure = connect_failed("connection refused");
+        assert_eq!((failure.rule, failure.answer.enhanced), ("connect_failed", Some((4, 4, 1))));
+        assert_eq!(connect_timed_out(30).answer.text, "timed out after 30 s connecting");
+    }
+
+    #[test]
+    fn tls_trouble_falls_back_only_where_tls_is_opportunistic() {
+        let trouble = Happened::Lost("handshake failure".to_owned());
+        for (tls, action) in [
+            (TlsMode::Opportunistic, HostAction::RetryInClear),
+            (TlsMode::Required, HostAction::BackOff),
+            (TlsMode::Verified, HostAction::BackOff),
+        ] {
+            assert_eq!(judge_session(Stage::Handshake, &trouble, tls, "STARTTLS").action, action);
+        }
+        let injected = Happened::Garbled("octets in the clear".to_owned());
+        let failure = judge_session(Stage::StartTls, &injected, TlsMode::Opportunistic, "STARTTLS");
+        assert_eq!((failure.rule, failure.action), ("tls_injection", HostAction::BackOff));
+    }
+
+    #[test]
+    fn our_own_refusals_say_the_status_that_the_rfcs_give() {
+        let status = |refusal| refuse(refusal).answer.enhanced;
+        assert_eq!(status(Refusal::TooLarge), Some((5, 3, 4)));
+        assert_eq!(status(Refusal::EightBit), Some((5, 6, 3)));
+        assert_eq!(status(Refusal::AddressNotAscii), Some((5, 6, 7)));
+        assert_eq!(status(Refusal::HeaderNotAscii), Some((5, 6, 9)));
+        assert_eq!(refuse(Refusal::BeyondRecipientsMax).fate, AT_ONCE);
+        assert_eq!(refuse(Refusal::EightBit).fate, Fate::BounceIfLastHost);
+    }
+
+    #[test]
+    fn answers_are_bounded_at_a_character() {
+        let text = format!("550 {}", "ä".repeat(ANSWER_TEXT_OCTETS_MAX));
+        let answer = judge(&at(Stage::Mail, &replied(&text)), "").0.answer;
+        assert_eq!(answer.text.len(), ANSWER_TEXT_OCTETS_MAX);
+    }
+}

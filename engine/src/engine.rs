@@ -1,0 +1,641 @@
+//! The engine as a value: start, inject, watch, shut down. Several live in one process.
+
+use std::fmt;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use postrider_spool::record::{LogId, MessageId};
+use postrider_spool::{LogDirectory, Spool, SpoolOptions};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::accept::smtp_data::clean_content;
+use crate::accept::Refusal;
+use crate::accept::{Policy, Received};
+use crate::admin::metrics::{Metrics, ShardMetrics};
+use crate::admin::{
+    Backend, EventsStatus, ListenerStatus, MessageFilter, MessageRow, QueueReport, QueueRow, Reply, SpoolStatus, Status,
+    Unavailable, WallTime,
+};
+use crate::config::{Config, Durability, LineEndings, ReceivedDetail, SmtpListener};
+use crate::handover::{Ask, ShardMessage, Told};
+use crate::limits::{HEARTBEAT_PATIENCE, INJECT_PATIENCE, MAILBOX_CAPACITY};
+use crate::mail::address::Address;
+use crate::outcome::event_log::EventStream;
+use crate::runtime::clock::Clock;
+use crate::runtime::control::{self, Addresses, Command, ControlSetup, Heartbeats};
+use crate::runtime::dns::Resolver;
+use crate::runtime::event_file::{EventLog, EventLogHandle, EventLogOptions, EventSender, node_id};
+use crate::runtime::mailbox::{self, Full, Sender};
+use crate::runtime::random::os_random_u64;
+use crate::runtime::shard_loop::{self, ListenerSetup, Mail, ShardSetup, Verifiers};
+use crate::runtime::tls::{self, TlsVerifier};
+use crate::runtime::{net, uring};
+use crate::shard::ShardOptions;
+
+/// A running engine. Dropping it without [`Engine::shutdown`] shuts it down as well, and waits for that.
+pub struct Engine {
+    shared: Arc<Shared>,
+    events: Option<EventLogHandle>,
+    threads: Vec<JoinHandle<std::io::Result<()>>>,
+    addresses: Addresses,
+    spool: Option<Spool>,
+}
+
+struct Shared {
+    config: Arc<Config>,
+    policy: Arc<Policy>,
+    clock: Clock,
+    started_ms: u64,
+    node: String,
+    shards: Vec<Sender<Mail>>,
+    next_shard: AtomicUsize,
+    commands: mpsc::UnboundedSender<Command>,
+    metrics: Arc<Metrics>,
+    heartbeats: Heartbeats,
+    listeners: Vec<ListenerStatus>,
+    events: EventSender,
+}
+
+/// Makes an [`Engine`].
+#[derive(Debug)]
+pub struct EngineBuilder {
+    config: Config,
+}
+
+/// A message for [`Engine::inject`].
+#[derive(Debug, Clone, Default)]
+pub struct Message {
+    /// Empty: the null reverse path.
+    pub reverse_path: String,
+    pub recipients: Vec<String>,
+    /// RFC 5322: header, empty line, body. Bare CR and LF become CRLF.
+    pub content: Vec<u8>,
+}
+
+/// A message that the engine has taken over: it is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Accepted {
+    pub id: MessageId,
+}
+
+/// Why a message wasn't taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InjectError {
+    /// An address or the content is unacceptable, or the engine takes nothing now: the text of an SMTP reply.
+    Refused(String),
+    /// The engine is ending.
+    Ended,
+}
+
+/// Why an engine could not start; the text says what to do.
+#[derive(Debug)]
+pub struct StartError(String);
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for StartError {}
+
+impl fmt::Display for InjectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(reply) => f.write_str(reply),
+            Self::Ended => f.write_str("the engine is shutting down"),
+        }
+    }
+}
+
+impl std::error::Error for InjectError {}
+
+impl From<Refusal> for InjectError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal.to_string())
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Engine {:?}", self.addresses)
+    }
+}
+
+impl Engine {
+    pub fn builder(config: Config) -> EngineBuilder {
+        EngineBuilder { config }
+    }
+
+    /// Hands a message over. When this returns `Ok`, the message is durable and will be delivered or reported.
+    ///
+    /// The caller's thread applies policy and signs. Runs on any executor.
+    pub async fn inject(&self, message: Message) -> Result<Accepted, InjectError> {
+        let now = self.shared.clock.now();
+        let received = received(message, self.shared.message_bytes_max())?;
+        let mut admitted = self.shared.policy.admit(now, received, [os_random_u64(), os_random_u64()])?;
+        self.shared.policy.sign(&mut admitted, now)?;
+        let (reply, answer) = oneshot::channel();
+        let shards = &self.shared.shards;
+        let shard = &shards[self.shared.next_shard.fetch_add(1, Ordering::Relaxed) % shards.len()];
+        let mut mail = Mail::Inject { admitted: Box::new(admitted), reply };
+        let give_up = now.monotonic + INJECT_PATIENCE;
+        while let Err(Full(back)) = shard.send(mail) {
+            if shard.is_closed() {
+                return Err(InjectError::Ended);
+            }
+            if self.shared.clock.now().monotonic >= give_up {
+                return Err(InjectError::Refused("452 4.3.1 The shard's mailbox is full, try again".to_owned()));
+            }
+            mail = back;
+            std::thread::yield_now();
+        }
+        match answer.await {
+            Ok(Ok(id)) => Ok(Accepted { id }),
+            Ok(Err(refusal)) => Err(refusal.into()),
+            Err(_) => Err(InjectError::Ended),
+        }
+    }
+
+    /// The engine's events from now on.
+    pub fn events(&self) -> EventStream {
+        self.events.as_ref().expect("the event log runs as long as the engine").subscribe()
+    }
+
+    /// Where the listeners are bound; of interest where the configuration says port 0.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// Every queued recipient's count by queue, as `GET /api/admin/queues/v1`.
+    pub async fn queues(&self, limit: usize) -> Result<QueueReport, Unavailable> {
+        self.shared.queues(limit).await
+    }
+
+    /// Queued messages, as `GET /api/admin/messages/v1`.
+    pub async fn messages(&self, filter: MessageFilter) -> Result<Vec<MessageRow>, Unavailable> {
+        self.shared.messages(filter).await
+    }
+
+    /// Stops accepting, finishes what is on the wire within `shutdown_grace`, commits, and ends all threads.
+    pub fn shutdown(mut self) -> Result<(), StartError> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<(), StartError> {
+        if self.threads.is_empty() {
+            return Ok(());
+        }
+        let grace = self.shared.config.shutdown_grace;
+        // The control thread is there until its shards have ended.
+        let _ = self.shared.commands.send(Command::Shutdown { grace });
+        let mut result = Ok(());
+        for thread in self.threads.drain(..) {
+            match thread.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => result = Err(StartError(format!("a thread failed: {error}"))),
+                Err(_) => result = Err(StartError("a thread panicked".to_owned())),
+            }
+        }
+        if let Some(events) = self.events.take() {
+            events.shutdown().map_err(|error| StartError(format!("event log: {error}")))?;
+        }
+        self.spool = None;
+        result
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            tracing::error!(%error, "the engine did not end cleanly");
+        }
+    }
+}
+
+impl EngineBuilder {
+    /// Opens the spool, takes up its messages, binds the listeners, and starts delivering.
+    pub fn start(self) -> Result<Engine, StartError> {
+        let config = Arc::new(self.config);
+        let failed = |what: &str, error: &dyn fmt::Display| StartError(format!("{what}: {error}"));
+        uring::check_available().map_err(|error| StartError(error.to_string()))?;
+        let fd_limit = net::raise_fd_limit().map_err(|error| failed("file descriptor limit", &error))?;
+        config.spool.filesystem().map_err(StartError)?;
+        let policy = Arc::new(Policy::new(&config).map_err(StartError)?);
+        let cpus = net::allowed_cpus();
+        let shards = config.shards.unwrap_or(cpus.len());
+
+        let mut spool = Spool::open(&config.spool.path, spool_options(&config))
+            .map_err(|error| failed(&format!("spool {}", config.spool.path.display()), &error))?;
+        let logs = spool.assign(shards).map_err(|error| failed("spool", &error))?;
+        let node = node_id(&config.spool.path, [os_random_u64(), os_random_u64()])
+            .map_err(|error| failed("spool", &error))?;
+        let node_text = node.to_string();
+        let events_path = config.events_path();
+        let (event_log, cursors, report) = EventLog::open(EventLogOptions::new(events_path.clone(), node))
+            .map_err(|error| failed(&format!("event log {}", events_path.display()), &error))?;
+        if let Some((file, bytes)) = report.cut {
+            tracing::warn!(file = %file.display(), bytes, "an unfinished frame of the event log was cut");
+        }
+
+        let listeners = Listeners::bind(&config)?;
+        let mut own = listeners.addresses.smtp.clone();
+        own.extend(&listeners.addresses.http);
+        let resolver = Resolver::new(&config.dns, own).map_err(|error| failed("DNS", &error))?;
+        let clock = Clock::start();
+        let (mail_senders, mail_receivers) = mailboxes(shards).map_err(|error| failed("mailbox", &error))?;
+        let (control_sender, control_receiver) =
+            mailbox::mailbox(MAILBOX_CAPACITY).map_err(|error| failed("mailbox", &error))?;
+        let event_shards = mail_senders.clone();
+        let events = event_log
+            .start(move |cursors| send_cursors(&event_shards, cursors))
+            .map_err(|error| failed("event log", &error))?;
+        let shard_metrics: Vec<Arc<ShardMetrics>> = (0..shards).map(|_| Arc::default()).collect();
+        let metrics = Arc::new(Metrics::new(shard_metrics.clone(), {
+            let events = events.sender();
+            move || events.statistics()
+        }));
+        let (commands, command_receiver) = mpsc::unbounded_channel();
+        let event_sender = events.sender();
+        let shared = Arc::new(Shared {
+            config: Arc::clone(&config),
+            policy: Arc::clone(&policy),
+            clock,
+            started_ms: clock.now().wall_ms,
+            node: node_text,
+            shards: mail_senders.clone(),
+            next_shard: AtomicUsize::new(0),
+            commands,
+            metrics: Arc::clone(&metrics),
+            heartbeats: Heartbeats::new(shards),
+            listeners: listeners.statuses(),
+            events: event_sender,
+        });
+        let mut engine = Engine {
+            shared: Arc::clone(&shared),
+            events: Some(events),
+            threads: Vec::new(),
+            addresses: listeners.addresses.clone(),
+            spool: Some(spool),
+        };
+
+        let setup = ShardThreads {
+            config: &config,
+            policy: &policy,
+            clock,
+            cpus: &cpus,
+            descriptors: fd_limit.soft,
+            shards,
+            senders: &mail_senders,
+            control: &control_sender,
+            metrics: &shard_metrics,
+            listeners: &listeners,
+        };
+        setup.start(&mut engine, logs, mail_receivers, |log| cursors.get(log))?;
+        let control = ControlSetup {
+            config,
+            clock,
+            resolver,
+            mailbox: control_receiver,
+            commands: command_receiver,
+            shards: mail_senders,
+            http: listeners.http,
+            backend: shared,
+            metrics,
+        };
+        let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || control::run(control));
+        engine.threads.push(thread.map_err(|error| failed("control thread", &error))?);
+        Ok(engine)
+    }
+}
+
+/// What all shards' threads are started with.
+struct ShardThreads<'a> {
+    config: &'a Arc<Config>,
+    policy: &'a Arc<Policy>,
+    clock: Clock,
+    cpus: &'a [usize],
+    descriptors: u64,
+    shards: usize,
+    senders: &'a [Sender<Mail>],
+    control: &'a Sender<crate::handover::ControlMessage>,
+    metrics: &'a [Arc<ShardMetrics>],
+    listeners: &'a Listeners,
+}
+
+impl ShardThreads<'_> {
+    /// Starts all shards and waits until each has taken up its messages.
+    fn start(
+        self,
+        engine: &mut Engine,
+        logs: Vec<Vec<LogDirectory>>,
+        mailboxes: Vec<mailbox::Receiver<Mail>>,
+        cursor: impl Fn(LogId) -> postrider_spool::record::Sequence,
+    ) -> Result<(), StartError> {
+        let failed = |what: &str, error: &dyn fmt::Display| StartError(format!("{what}: {error}"));
+        let verifiers = Verifiers {
+            any_certificate: TlsVerifier::any_certificate(),
+            public_roots: TlsVerifier::public_roots().map_err(|error| failed("TLS", &error))?,
+        };
+        let session_counts = Arc::new((0..self.shards).map(|_| AtomicUsize::new(0)).collect());
+        let (started, starts) = std::sync::mpsc::channel();
+        for (id, (logs, mailbox)) in logs.into_iter().zip(mailboxes).enumerate() {
+            let setup = ShardSetup {
+                options: ShardOptions {
+                    id,
+                    shards: self.shards,
+                    config: Arc::clone(self.config),
+                    policy: Arc::clone(self.policy),
+                    metrics: Arc::clone(&self.metrics[id]),
+                    seed: os_random_u64(),
+                    sessions_max: (self.descriptors as usize / 4 * 3 / self.shards).max(1),
+                },
+                clock: self.clock,
+                cpu: self.config.pin.then(|| self.cpus[id % self.cpus.len()]),
+                listeners: self.listeners.setups(),
+                logs: logs.into_iter().map(|log| (log.id(), log)).map(|(id, log)| (log, cursor(id))).collect(),
+                mailbox,
+                shards: self.senders.to_vec(),
+                control: self.control.clone(),
+                events: engine.events.as_ref().expect("it was just started").sender(),
+                verifiers: verifiers.clone(),
+                session_counts: Arc::clone(&session_counts),
+                heartbeat: Arc::clone(&engine.shared.heartbeats.beats[id]),
+                started: started.clone(),
+            };
+            let thread = std::thread::Builder::new().name(format!("shard-{id}"));
+            let thread = thread.spawn(move || shard_loop::run(setup));
+            engine.threads.push(thread.map_err(|error| failed("shard thread", &error))?);
+        }
+        drop(started);
+        for _ in 0..self.shards {
+            match starts.recv() {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => return Err(self.abandon(engine, error)),
+                Err(_) => return Err(self.abandon(engine, "a shard's thread ended at its start".to_owned())),
+            }
+        }
+        Ok(())
+    }
+
+    /// One shard could not start: the others end, and what they said is told.
+    fn abandon(&self, engine: &mut Engine, error: String) -> StartError {
+        for shard in self.senders {
+            let _ = shard.send(Mail::Exit);
+        }
+        for thread in engine.threads.drain(..) {
+            if let Ok(Err(error)) = thread.join() {
+                return StartError(error.to_string());
+            }
+        }
+        StartError(error)
+    }
+}
+
+/// Bound sockets, made before anything is started: a port in use ends the start.
+struct Listeners {
+    smtp: Vec<ListenerSetup>,
+    http: Vec<(TcpListener, crate::config::HttpListener)>,
+    addresses: Addresses,
+}
+
+impl Listeners {
+    fn bind(config: &Config) -> Result<Self, StartError> {
+        let error = |error: std::io::Error| StartError(error.to_string());
+        let mut listeners = Self { smtp: Vec::new(), http: Vec::new(), addresses: Addresses::default() };
+        for listener in &config.smtp_listeners {
+            let socket = net::bind_listener(listener.address).map_err(error)?;
+            listeners.addresses.smtp.push(socket.local_addr().map_err(error)?);
+            let tls = match &listener.tls {
+                None => None,
+                Some(files) => Some(
+                    tls::server_config(&files.certificate_pem, &files.key_pem)
+                        .map_err(|error| StartError(format!("listener {}: {error}", listener.address)))?,
+                ),
+            };
+            listeners.smtp.push(ListenerSetup { socket: Arc::new(socket), config: listener.clone(), tls });
+        }
+        for listener in &config.http_listeners {
+            let socket = net::bind_listener(listener.address).map_err(error)?;
+            socket.set_nonblocking(true).map_err(error)?;
+            listeners.addresses.http.push(socket.local_addr().map_err(error)?);
+            listeners.http.push((socket, listener.clone()));
+        }
+        Ok(listeners)
+    }
+
+    fn setups(&self) -> Vec<ListenerSetup> {
+        let setup = |listener: &ListenerSetup| ListenerSetup {
+            socket: Arc::clone(&listener.socket),
+            config: listener.config.clone(),
+            tls: listener.tls.clone(),
+        };
+        self.smtp.iter().map(setup).collect()
+    }
+
+    fn statuses(&self) -> Vec<ListenerStatus> {
+        let status = |protocol: &str, address: &std::net::SocketAddr| ListenerStatus {
+            protocol: protocol.to_owned(),
+            address: address.to_string(),
+        };
+        let smtp = self.addresses.smtp.iter().map(|address| status("smtp", address));
+        smtp.chain(self.addresses.http.iter().map(|address| status("http", address))).collect()
+    }
+}
+
+impl Shared {
+    /// The largest that a listener takes is what an embedder may inject.
+    fn message_bytes_max(&self) -> u64 {
+        let listeners = self.config.smtp_listeners.iter().map(|listener| listener.max_message_bytes);
+        listeners.max().unwrap_or_else(|| SmtpListener::default().max_message_bytes)
+    }
+
+    async fn ask(&self, ask: Ask) -> Result<Vec<Told>, Unavailable> {
+        let (reply, answers) = oneshot::channel();
+        let ended = || Unavailable("the engine is shutting down".to_owned());
+        self.commands.send(Command::Ask { ask, reply }).map_err(|_| ended())?;
+        answers.await.map_err(|_| ended())
+    }
+}
+
+impl Backend for Shared {
+    fn queues(&self, limit: usize) -> Reply<'_, QueueReport> {
+        Box::pin(async move {
+            let mut report = QueueReport { total: 0, queues: Vec::new() };
+            for told in self.ask(Ask::Queues { limit }).await? {
+                if let Told::Queues { total, rows } = told {
+                    report.total += total;
+                    for row in rows {
+                        merge(&mut report.queues, row);
+                    }
+                }
+            }
+            report.queues.truncate(limit);
+            Ok(report)
+        })
+    }
+
+    fn messages(&self, filter: MessageFilter) -> Reply<'_, Vec<MessageRow>> {
+        Box::pin(async move {
+            let limit = filter.limit;
+            let mut rows = Vec::new();
+            for told in self.ask(Ask::Messages { filter }).await? {
+                if let Told::Messages(mut more) = told {
+                    rows.append(&mut more);
+                }
+            }
+            rows.sort_by(|a, b| (&a.id, &a.recipient).cmp(&(&b.id, &b.recipient)));
+            rows.truncate(limit);
+            Ok(rows)
+        })
+    }
+
+    fn status(&self) -> Reply<'_, Status> {
+        Box::pin(async move {
+            let report = self.queues(usize::MAX).await?;
+            let now = self.clock.now();
+            let sum = |field: fn(&ShardMetrics) -> u64| self.metrics.sum(field);
+            let closed = self.readiness().err();
+            Ok(Status {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                hostname: self.config.hostname.clone(),
+                node_id: self.node.clone(),
+                started: WallTime(self.started_ms),
+                uptime_s: now.wall_ms.saturating_sub(self.started_ms) / 1000,
+                shards: self.shards.len() as u32,
+                listeners: self.listeners.clone(),
+                spool: SpoolStatus {
+                    path: self.config.spool.path.display().to_string(),
+                    durability: match self.config.spool.durability {
+                        Durability::Fsync => "fsync".to_owned(),
+                        Durability::None => "none".to_owned(),
+                    },
+                    used_bytes: sum(|metrics| metrics.spool_used_bytes.get()),
+                    max_bytes: self.config.spool.max_size_bytes,
+                    open: closed.is_none(),
+                    closed_reason: closed,
+                },
+                events: EventsStatus {
+                    path: self.config.events_path().display().to_string(),
+                    blocked: self.events.blocked_reason(),
+                },
+                messages: sum(|metrics| metrics.messages.get()),
+                recipients: report.total,
+                connections_in: sum(|metrics| metrics.connections_in.get()),
+                connections_out: sum(|metrics| metrics.connections_out.get()),
+                received: sum(|metrics| {
+                    metrics.received_smtp.get() + metrics.received_http.get() + metrics.received_embedded.get()
+                }),
+                delivered: sum(|metrics| metrics.delivered.get()),
+                deferred: sum(|metrics| metrics.transient_failures.get()),
+                failed: sum(|metrics| metrics.failures.get()),
+            })
+        })
+    }
+
+    fn readiness(&self) -> Result<(), String> {
+        if self.commands.is_closed() {
+            return Err("the engine is shutting down".to_owned());
+        }
+        let closed = self.metrics.sum(|metrics| metrics.spool_closed.get());
+        if closed > 0 {
+            return Err(format!("the spool takes no mail at {closed} of {} shards", self.shards.len()));
+        }
+        match self.events.blocked_reason() {
+            Some(reason) => Err(format!("the event log can not be written: {reason}")),
+            None => Ok(()),
+        }
+    }
+
+    fn liveness(&self) -> Result<(), String> {
+        match self.heartbeats.stuck(self.clock.now().monotonic, HEARTBEAT_PATIENCE) {
+            Some(shard) => Err(format!("shard {shard} has taken no turn for {HEARTBEAT_PATIENCE:?}")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A queue has entries at several homes: one row tells of all.
+fn merge(rows: &mut Vec<QueueRow>, row: QueueRow) {
+    let Some(known) = rows.iter_mut().find(|known| known.queue == row.queue) else {
+        rows.push(row);
+        return;
+    };
+    known.depth += row.depth;
+    known.ready += row.ready;
+    known.rate_per_s += row.rate_per_s;
+    known.next_due = match (known.next_due, row.next_due) {
+        (Some(a), Some(b)) => Some(if a.0 <= b.0 { a } else { b }),
+        (a, b) => a.or(b),
+    };
+    known.site = known.site.take().or(row.site);
+    known.egress_source = known.egress_source.take().or(row.egress_source);
+    known.last_answer = known.last_answer.take().or(row.last_answer);
+}
+
+fn received(message: Message, bytes_max: u64) -> Result<Received, InjectError> {
+    let address = |text: &str| {
+        let parsed = Address::parse(text).map_err(|error| InjectError::Refused(format!("553 5.1.3 <{text}>: {error}")))?;
+        Ok::<_, InjectError>(parsed.to_string())
+    };
+    let reverse_path = if message.reverse_path.is_empty() { String::new() } else { address(&message.reverse_path)? };
+    let mut recipients = Vec::with_capacity(message.recipients.len());
+    for recipient in &message.recipients {
+        let recipient = address(recipient)?;
+        if !recipients.contains(&recipient) {
+            recipients.push(recipient);
+        }
+    }
+    if recipients.is_empty() {
+        return Err(InjectError::Refused("554 5.5.1 No valid recipients".to_owned()));
+    }
+    Ok(Received {
+        reverse_path,
+        recipients,
+        content: clean_content(&message.content, LineEndings::Fix, bytes_max)?,
+        eight_bit_declared: true,
+        smtputf8_declared: true,
+        helo: String::new(),
+        protocol: "embedded",
+        client: None,
+        session_id: 0,
+        trusted: true,
+        received_detail: ReceivedDetail::Full,
+    })
+}
+
+fn spool_options(config: &Config) -> SpoolOptions {
+    SpoolOptions {
+        durability: match config.spool.durability {
+            Durability::Fsync => postrider_spool::Durability::Fsync,
+            Durability::None => postrider_spool::Durability::None,
+        },
+        max_bytes: config.spool.max_size_bytes,
+        ..SpoolOptions::default()
+    }
+}
+
+type Mailboxes = (Vec<Sender<Mail>>, Vec<mailbox::Receiver<Mail>>);
+
+fn mailboxes(shards: usize) -> std::io::Result<Mailboxes> {
+    let pairs: std::io::Result<Vec<_>> = (0..shards).map(|_| mailbox::mailbox(MAILBOX_CAPACITY)).collect();
+    Ok(pairs?.into_iter().unzip())
+}
+
+/// Runs on the event log's thread. A cursor must not be lost: the next may come only with the next event.
+fn send_cursors(shards: &[Sender<Mail>], cursors: &[(LogId, postrider_spool::record::Sequence)]) {
+    for &(log, sequence) in cursors {
+        let shard = &shards[usize::from(log.0) % shards.len()];
+        let mut mail = Mail::Core(ShardMessage::EventCursor { log, sequence });
+        while let Err(Full(back)) = shard.send(mail) {
+            if shard.is_closed() {
+                break;
+            }
+            mail = back;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! What one stage hands to the next, and what shards tell each other.
+//!
+//! Each hand-over changes the type, so that steps can't be left out or swapped:
+//!
+//! ```text
+//! Received → Appended → Spooled → (entry: due, ready) → Attempt → Settled → Outcome record
+//! ```
+//!
+//! A [`Spooled`] exists only for a durable record: [`crate::shard::Shard`] makes it when the spool reports the commit,
+//! and only a `Spooled` can be answered with 250 or be scheduled.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use postrider_spool::record::MessageId;
+
+use crate::accept::admission::Admitted;
+use crate::accept::Refusal;
+use crate::admin::{MessageFilter, MessageRow, QueueRow};
+use crate::config::TlsMode;
+use crate::deliver::route::{RouteFailure, Site};
+use crate::deliver::attempt::TransactionResult;
+use crate::schedule::queue::EntryKey;
+
+/// A message whose record is durable.
+#[derive(Debug, Clone)]
+pub struct Spooled {
+    pub message: MessageId,
+    pub tenant: String,
+    pub campaign: String,
+    pub egress_pool: String,
+    pub priority: u8,
+    pub expires_ms: u64,
+    pub groups: Vec<RecipientGroup>,
+}
+
+/// Recipients at one domain with the same state: an entry-to-be.
+#[derive(Debug, Clone)]
+pub struct RecipientGroup {
+    pub domain: Arc<str>,
+    pub recipients: Box<[u32]>,
+    pub attempts: u32,
+    pub due_ms: u64,
+    pub last_answer: Option<Arc<str>>,
+}
+
+/// An egress source and a roll-up: what connections, rates and back-off belong to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PairKey {
+    /// Index into the configuration's egress sources.
+    pub source: usize,
+    /// The site's name; a provider's, where one rolls it up.
+    pub rollup: Arc<str>,
+}
+
+/// A domain's site with the TLS that its route asks for.
+#[derive(Debug, Clone)]
+pub struct Route {
+    pub site: Arc<Site>,
+    pub tls: TlsMode,
+}
+
+/// One entry on its way through a pair's owner: a ticket, with all that a transaction needs.
+#[derive(Debug)]
+pub struct Attempt {
+    pub ticket: Ticket,
+    pub pair: PairKey,
+    pub route: Route,
+    pub reverse_path: String,
+    pub recipients: Vec<(u32, String)>,
+    pub message: postrider_spool::Message,
+    pub eight_bit: bool,
+    pub smtputf8: bool,
+    pub dot_lines: bool,
+}
+
+/// Names an entry that is out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Ticket {
+    pub home: usize,
+    pub entry: EntryKey,
+}
+
+/// An attempt that was made, on its way home.
+#[derive(Debug)]
+pub struct Settled {
+    pub attempt: Attempt,
+    pub result: TransactionResult,
+    pub context: DeliveryContext,
+}
+
+/// Where an attempt was made, for its record.
+#[derive(Debug, Clone, Default)]
+pub struct DeliveryContext {
+    pub peer_name: String,
+    pub peer_address: String,
+    pub source_address: String,
+    pub tls_protocol: String,
+    pub tls_cipher: String,
+    pub session_id: u64,
+}
+
+/// Why nothing goes, and when it is tried again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocked {
+    pub until_ms: u64,
+    pub reason: Arc<str>,
+}
+
+/// What comes to a shard from others and from the control thread.
+#[derive(Debug)]
+pub enum ShardMessage {
+    /// Owner ← home: this much is ready for the pair.
+    Ready { home: usize, pair: PairKey, ready: usize },
+    /// Owner ← home: a ticket; `left` more are ready behind it.
+    Ticket { attempt: Box<Attempt>, left: usize },
+    /// Home ← owner: take up to this many more tickets' worth of entries.
+    Credits { pair: PairKey, credits: u32 },
+    /// Home ← owner: the pair is blocked, all credits are void.
+    Blocked { pair: PairKey, blocked: Blocked },
+    /// Home ← owner: an attempt was made.
+    Settled(Box<Settled>),
+    /// Home ← owner: no attempt was made.
+    Unstarted(Box<Attempt>),
+    /// Home ← control: a domain's route.
+    Routed { domain: Arc<str>, result: Result<Route, RouteFailure> },
+    /// Home ← control: a pair's owner.
+    Owner { pair: PairKey, owner: usize },
+    /// Any ← control: whether a source's address is on this machine.
+    SourcePlumbed { source: usize, plumbed: bool },
+    /// Home ← control: events up to here are on disk.
+    EventCursor { log: postrider_spool::record::LogId, sequence: postrider_spool::record::Sequence },
+    /// Any ← embedding API: a message to accept; answered by [`crate::shard::Action::Injected`].
+    Inject { injection: u64, admitted: Box<Admitted> },
+    /// Any ← control: a question; answered by [`ControlMessage::Answer`].
+    Ask { question: u64, ask: Ask },
+    /// Any ← control: finish what is on the wire, take nothing new.
+    Stop,
+}
+
+/// A question about a home's mail.
+#[derive(Debug, Clone)]
+pub enum Ask {
+    Queues { limit: usize },
+    Messages { filter: MessageFilter },
+}
+
+#[derive(Debug)]
+pub enum Told {
+    Queues { total: u64, rows: Vec<QueueRow> },
+    Messages(Vec<MessageRow>),
+}
+
+/// What a shard tells the control thread.
+#[derive(Debug)]
+pub enum ControlMessage {
+    FindRoute { shard: usize, domain: Arc<str> },
+    FindOwner { shard: usize, pair: PairKey },
+    /// The source's address could not be bound.
+    Unplumbed { source: usize },
+    Answer { question: u64, told: Told },
+    /// The shard has stopped: nothing is out, nothing waits for a commit.
+    Stopped { shard: usize },
+}
+
+/// The reply that a message's sender gets.
+pub type AcceptAnswer = Result<MessageId, Refusal>;
+
+/// Where a connection may be made to, in the order of trial.
+pub type AttemptOrder = Vec<(usize, SocketAddr)>;

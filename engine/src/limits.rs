@@ -1,0 +1,216 @@
+//! Every bound in the program, by module. A bound that is reached answers 4xx, 429 or waits; nothing grows without one.
+
+// config
+
+/// One configuration file, in bytes.
+pub(crate) const CONFIG_FILE_BYTES_MAX: u64 = 8 << 20;
+/// The main configuration file and all that it includes.
+pub(crate) const CONFIG_FILES_MAX: usize = 4_096;
+/// Errors printed for one configuration; the rest is counted.
+pub(crate) const CONFIG_ERRORS_MAX: usize = 100;
+/// A certificate or private key file, in bytes.
+pub(crate) const PEM_FILE_BYTES_MAX: u64 = 1 << 20;
+pub(crate) const CONFIG_SHARDS_MAX: u64 = 256;
+pub(crate) const CONFIG_LISTENERS_MAX: usize = 64;
+pub(crate) const CONFIG_ROUTE_TARGETS_MAX: usize = 64;
+pub(crate) const CONFIG_EGRESS_SOURCES_MAX: usize = 4_096;
+pub(crate) const CONFIG_SOURCE_WEIGHT_MAX: u64 = 1_000_000;
+pub(crate) const CONFIG_RETRY_INTERVALS_MAX: usize = 100;
+pub(crate) const CONFIG_CONNECTION_LIMIT_MAX: u64 = 10_000;
+pub(crate) const CONFIG_DELIVERIES_PER_CONNECTION_MAX: u64 = 1_000_000;
+/// RFC 5321 §4.5.3.1.8: a server takes at least 100 recipients; few take more than 1,000.
+pub(crate) const CONFIG_RECIPIENTS_PER_BATCH_MAX: u64 = 1_000;
+/// A message is one record and so must fit into one segment of the spool (64 MiB), headers that we add included.
+pub(crate) const CONFIG_MESSAGE_BYTES_MAX: u64 = 60 << 20;
+pub(crate) const CONFIG_MESSAGE_BYTES_MIN: u64 = 1 << 10;
+/// The least that `spool.max_size` may be.
+pub(crate) const CONFIG_SPOOL_BYTES_MIN: u64 = 16 << 20;
+
+// schedule
+
+/// Tickets that a home may send to an idle pair's owner without being asked.
+pub const STANDING_CREDITS: u32 = 2;
+/// Entries looked at by one expiry sweep.
+pub const EXPIRY_SWEEP_ENTRIES: usize = 20_000;
+
+// runtime
+
+/// Submission queue entries of a shard's ring. A full queue is submitted early, so this bounds batches, not operations.
+pub(crate) const RING_ENTRIES: u32 = 4_096;
+/// Completion queue entries. Beyond them the kernel keeps completions in a list of its own, which is slower.
+pub(crate) const RING_COMPLETIONS: u32 = 32_768;
+const _: () = assert!(RING_COMPLETIONS >= 2 * RING_ENTRIES);
+/// What one send operation carries, so that a large message shows its progress on the wire.
+pub(crate) const SEND_BYTES_PER_OPERATION: usize = 256 << 10;
+/// The kernel's own bound on the pieces of one SENDMSG (IOV_MAX).
+pub(crate) const SEND_PIECES_PER_OPERATION: usize = 1_024;
+/// Connections that wait in the kernel to be accepted, per listening socket; `net.core.somaxconn` may lower it.
+pub(crate) const LISTEN_BACKLOG: i32 = 16_384;
+/// TLS sessions that one verifier remembers for resumption.
+pub(crate) const TLS_SESSIONS_MAX: usize = 4_096;
+/// Hosts of an MX set that are looked up; the rest, which has the highest preferences, is not used.
+pub(crate) const MX_HOSTS_MAX: usize = 20;
+/// Addresses of one host that are used.
+pub(crate) const HOST_ADDRESSES_MAX: usize = 16;
+/// Answers in the resolver's cache, positive and negative.
+pub(crate) const DNS_CACHE_ANSWERS_MAX: u64 = 65_536;
+/// Routes that are looked up at once; more wait their turn.
+pub(crate) const ROUTE_LOOKUPS_MAX: usize = 256;
+
+// pool
+
+/// Hosts whose failures one pair remembers.
+pub const HOST_MEMORIES_MAX: usize = 1_000;
+/// For how long a host whose TLS failed gets opportunistic mail in the clear.
+pub const CLEAR_MEMORY: std::time::Duration = std::time::Duration::from_secs(3_600);
+/// The longest first pause after a host failed.
+pub const HOST_BACK_OFF_FIRST_MAX: std::time::Duration = std::time::Duration::from_secs(30);
+/// The longest pause after a host failed often.
+pub const HOST_BACK_OFF_MAX: std::time::Duration = std::time::Duration::from_secs(600);
+
+// mail/reply and deliver
+
+/// RFC 5321 §4.5.3.1.5 allows 512 octets a reply line; large providers send more. The rest of a longer line is dropped.
+pub(crate) const REPLY_LINE_OCTETS_MAX: usize = 2_048;
+/// Lines of one reply; an EHLO reply has about 20.
+pub(crate) const REPLY_LINES_MAX: usize = 128;
+/// Octets dropped from one reply before the peer is given up.
+pub(crate) const REPLY_DROPPED_OCTETS_MAX: usize = 65_536;
+/// Of a reply's text this much is kept in records.
+pub(crate) const ANSWER_TEXT_OCTETS_MAX: usize = 4_096;
+/// Transactions on one connection: the one whose content is under way, and the one that rides behind it.
+pub(crate) const IN_FLIGHT_MAX: usize = 2;
+/// Content that needs dot-stuffing is copied in windows of this size.
+pub(crate) const STUFF_WINDOW_OCTETS: usize = 262_144;
+
+// accept
+
+/// A command line with its CRLF. RFC 5321 §4.5.3.1.4 asks for 512 octets and more with each extension; a caller's read
+/// buffer must hold one whole line.
+pub const COMMAND_LINE_BYTES_MAX: usize = 4_096;
+/// `SmtpServer::handle` returns once it has appended this much, so that the replies can be written.
+pub const REPLY_BYTES_MAX: usize = 16 << 10;
+/// Recipients of one transaction; said in `LIMITS RCPTMAX`, above it 452 (RFC 5321 §4.5.3.1.8 asks for 100).
+pub const RECIPIENTS_MAX: usize = 1_000;
+/// Refused commands and recipients since the last accepted message; then 421.
+pub const SESSION_ERRORS_MAX: u32 = 20;
+/// RFC 5321 §4.5.3.2.7: what a server waits for the next command or octet of content.
+pub const SERVER_IDLE_MAX: std::time::Duration = std::time::Duration::from_secs(300);
+/// Content memory taken at once because a client declared SIZE; the rest is taken as octets arrive.
+pub(crate) const CONTENT_RESERVE_BYTES_MAX: u64 = 1 << 20;
+/// A client's EHLO name as we keep it (RFC 5321 §4.5.3.1.2).
+pub(crate) const HELO_BYTES_MAX: usize = 255;
+/// RFC 5321 §4.5.3.1.1 says 64, but bounce addresses with keys in them (VERP, BATV, SRS) are longer.
+pub(crate) const LOCAL_PART_BYTES_MAX: usize = 255;
+/// RFC 5321 §4.5.3.1.2 and RFC 1035 §2.3.4.
+pub(crate) const DOMAIN_BYTES_MAX: usize = 255;
+pub(crate) const DOMAIN_LABEL_BYTES_MAX: usize = 63;
+/// Text of one reply line that tells why something was refused.
+pub(crate) const REFUSAL_TEXT_BYTES_MAX: usize = 400;
+/// Received fields of a message; above it, it loops (RFC 5321 §6.3).
+pub(crate) const RECEIVED_FIELDS_MAX: usize = 100;
+/// X-Campaign and X-Virtual-MTA values.
+pub(crate) const ROUTING_NAME_BYTES_MAX: usize = 255;
+pub(crate) const SCHEDULE_FIELD_BYTES_MAX: usize = 1_024;
+/// Header fields kept in an envelope for events, and how much of each value.
+pub(crate) const CAPTURED_FIELDS_MAX: usize = 64;
+pub(crate) const CAPTURED_VALUE_BYTES_MAX: usize = 1_024;
+/// Field occurrences that one signature names; further ones, those on top, stay unsigned (RFC 6376 §5.4.2).
+pub(crate) const SIGNED_FIELDS_MAX: usize = 256;
+/// Signatures on one message.
+pub(crate) const SIGNATURES_MAX: usize = 16;
+
+// outcome and runtime/event_file
+
+/// Of an answer's text this much is read to classify it.
+pub(crate) const CLASSIFY_TEXT_OCTETS_MAX: usize = 2_048;
+/// JSON gathered in memory before it becomes a frame; a frame exceeds it by at most one record's events.
+pub(crate) const EVENT_FRAME_BYTES_MAX: usize = 4 << 20;
+/// Batches of records that wait for the event writer. Beyond them senders keep theirs.
+pub(crate) const EVENT_BATCHES_MAX: usize = 256;
+/// An event file, compressed, before the next is begun.
+pub(crate) const EVENT_FILE_BYTES_MAX: u64 = 128 << 20;
+/// A file's age before the next is begun.
+pub(crate) const EVENT_FILE_AGE_MAX: std::time::Duration = std::time::Duration::from_secs(3_600);
+/// The longest pause between two tries on a failing event disk.
+pub(crate) const EVENT_RETRY_PAUSE_MAX: std::time::Duration = std::time::Duration::from_secs(5);
+/// Events that wait for one subscriber; it is told how many more it missed.
+pub(crate) const EVENT_STREAM_EVENTS_MAX: usize = 65_536;
+/// Subscribers of one engine that are served at a time.
+pub(crate) const EVENT_STREAMS_MAX: usize = 64;
+
+// shard
+
+/// Client sessions of one shard.
+pub const SESSIONS_MAX: usize = 20_000;
+/// RSA signatures of one turn, at about a quarter of a millisecond each.
+pub const RSA_SIGNATURES_PER_TURN: usize = 4;
+/// Messages that wait to be signed.
+pub const SIGNING_QUEUE_MAX: usize = 10_000;
+/// Messages from other shards handled in one turn.
+pub const INBOX_MESSAGES_PER_TURN: usize = 4_096;
+/// Entries released in one turn.
+pub const DUE_ENTRIES_PER_TURN: usize = 1_024;
+/// Routes that a shard remembers.
+pub const ROUTES_CACHED_MAX: usize = 100_000;
+/// Messages read from the disk for one question.
+pub const ASK_READS_MAX: usize = 1_000;
+/// How often time limits of minutes are looked at.
+pub const SWEEP_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
+/// How long an outcome waits for a message's commit to ride with; a crash repeats the deliveries of this time.
+pub const OUTCOME_COMMIT_DELAY: std::time::Duration = std::time::Duration::from_millis(5);
+/// When a pool without a usable source is looked at again.
+pub const SOURCE_RETRY: std::time::Duration = std::time::Duration::from_secs(5);
+/// When a message that can't be read from the spool is tried again.
+pub const UNREADABLE_RETRY: std::time::Duration = std::time::Duration::from_secs(3_600);
+
+// runtime: shard loop
+
+/// Messages that a shard's mailbox holds.
+pub(crate) const MAILBOX_CAPACITY: usize = 65_536;
+/// Messages taken from a mailbox at a time.
+pub(crate) const MAILBOX_BATCH: usize = 256;
+/// Durable records that wait for the event log; above it no mail is taken.
+pub(crate) const EVENTS_WAITING_MAX: usize = 20_000;
+/// Sessions that a shard may have above its share before it leaves the next to others.
+pub(crate) const SESSIONS_ABOVE_SHARE: usize = 1;
+pub(crate) const SHARE_PAUSE: std::time::Duration = std::time::Duration::from_millis(2);
+/// How long a listener pauses when descriptors have run out.
+pub(crate) const LISTENER_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+/// How long a shard that exits waits for its last commits.
+pub(crate) const SHUTDOWN_COMMIT_GRACE: std::time::Duration = std::time::Duration::from_secs(5);
+/// A connection's receive buffer, at first and when it was filled. A command line fits into the first.
+pub(crate) const RECEIVE_BYTES_MIN: usize = 4_096;
+pub(crate) const RECEIVE_BYTES_MAX: usize = 65_536;
+/// Plain octets that are encrypted and sent at a time.
+pub(crate) const TLS_WRITE_BYTES: usize = 131_072;
+/// How long a closed connection waits for the peer's FIN.
+pub(crate) const LINGER: std::time::Duration = std::time::Duration::from_secs(2);
+
+// runtime: control
+
+/// DNS lookups under way at once.
+pub(crate) const LOOKUPS_RUNNING_MAX: usize = 1_000;
+/// Pairs whose owner the directory remembers; beyond, the pair's name decides.
+pub(crate) const PAIRS_MAX: usize = 1_000_000;
+/// How often it is looked whether the sources' addresses are on this machine.
+pub(crate) const PLUMBING_INTERVAL: std::time::Duration = std::time::Duration::from_secs(2);
+/// A shard that takes no turn for this long is stuck: it takes one every second at least.
+pub(crate) const HEARTBEAT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(15);
+/// The longest that an embedder's message waits in a shard's full mailbox before it is refused.
+pub(crate) const INJECT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+
+// admin
+
+/// HTTP connections served at a time, per listener; more wait in the kernel.
+pub(crate) const HTTP_CONNECTIONS_MAX: usize = 64;
+/// From a request's first byte to its answer's first byte, and for a peer to take some of a waiting answer.
+pub(crate) const HTTP_REQUEST_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+/// How long a connection may stay open between requests.
+pub(crate) const HTTP_IDLE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
+/// The shards' time to answer one administrative question.
+pub(crate) const HTTP_BACKEND_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+const _: () = assert!(HTTP_BACKEND_TIMEOUT.as_secs() < HTTP_REQUEST_TIMEOUT.as_secs());
+/// Rows of one answer when the request doesn't say, and at most.
+pub(crate) const HTTP_ROWS_DEFAULT: usize = 100;
+pub(crate) const HTTP_ROWS_MAX: usize = 10_000;

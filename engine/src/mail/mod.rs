@@ -1,0 +1,7 @@
+//! The nouns that all stages share. Nothing here does I/O.
+
+pub mod address;
+pub mod header;
+pub mod message_id;
+pub mod reply;
+pub mod time;

@@ -1,0 +1,106 @@
+//! The connection slots of a shard.
+//!
+//! | state | leaves by |
+//! |---|---|
+//! | `Opening` | the session is up → `Idle`; it fails → `Closing` |
+//! | `Idle` | a transaction → `Busy`; idle too long, used up, or the peer ends it → `Closing` |
+//! | `Busy` | the transaction is over → `Idle`; the connection is lost → `Closing` |
+//! | `Closing` | the peer's FIN is seen: the slot is free. Until then the connection counts. |
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::config::TlsMode;
+
+/// A connection's place in its shard; reused after the connection is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionKey(pub u32);
+
+#[derive(Debug)]
+pub struct Slot {
+    /// The pair's place at its owner.
+    pub pair: u32,
+    pub host_name: String,
+    pub address: SocketAddr,
+    /// The site whose host it is: a transaction rides only with its own site's hosts.
+    pub site: std::sync::Arc<str>,
+    /// What was asked for, and so what the connection proved at least.
+    pub tls: TlsMode,
+    pub deliveries: u32,
+    state: SlotState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlotState {
+    Opening,
+    Idle { since: Duration },
+    Busy,
+    Closing,
+}
+
+/// All connection slots of a shard.
+#[derive(Debug, Default)]
+pub struct Slots {
+    slots: Vec<Option<Slot>>,
+    free: Vec<u32>,
+    len: usize,
+}
+
+impl Slots {
+    pub fn open(
+        &mut self,
+        pair: u32,
+        host_name: String,
+        address: SocketAddr,
+        site: std::sync::Arc<str>,
+        tls: TlsMode,
+    ) -> ConnectionKey {
+        let slot = Slot { pair, host_name, address, site, tls, deliveries: 0, state: SlotState::Opening };
+        self.len += 1;
+        if let Some(place) = self.free.pop() {
+            self.slots[place as usize] = Some(slot);
+            return ConnectionKey(place);
+        }
+        self.slots.push(Some(slot));
+        ConnectionKey(self.slots.len() as u32 - 1)
+    }
+
+    pub fn get(&self, key: ConnectionKey) -> &Slot {
+        self.slots[key.0 as usize].as_ref().expect("the connection has a slot")
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub fn state(&self, key: ConnectionKey) -> SlotState {
+        self.get(key).state
+    }
+
+    /// Moves a connection on; a move that the table at the top doesn't have is a bug.
+    pub fn set_state(&mut self, key: ConnectionKey, next: SlotState) {
+        let slot = self.slots[key.0 as usize].as_mut().expect("the connection has a slot");
+        let legal = match (slot.state, next) {
+            (SlotState::Opening | SlotState::Busy, SlotState::Idle { .. } | SlotState::Closing) => true,
+            (SlotState::Idle { .. }, SlotState::Busy | SlotState::Closing) => true,
+            _ => false,
+        };
+        assert!(legal, "{:?} → {next:?}", slot.state);
+        if next == SlotState::Busy {
+            slot.deliveries += 1;
+        }
+        slot.state = next;
+    }
+
+    pub fn free(&mut self, key: ConnectionKey) -> Slot {
+        let slot = self.slots[key.0 as usize].take().expect("the connection has a slot");
+        assert_eq!(slot.state, SlotState::Closing, "a connection counts until it is closed");
+        self.free.push(key.0);
+        self.len -= 1;
+        slot
+    }
+}

@@ -1,0 +1,11 @@
+//! Stage 4, at the owner shard of an (egress source, roll-up) pair: which source, how many connections, to which host.
+//!
+//! * `egress.rs`: which source of a pool a message goes by.
+//! * `pair.rs`: a pair's tickets, credits, connections and back-off; all its limits have this one owner.
+//! * `connection.rs`: the connection slots of a shard.
+//! * `site.rs`: which host of a site is tried next, and which are left alone for a while.
+
+pub mod connection;
+pub mod egress;
+pub mod pair;
+pub mod site;

@@ -1,0 +1,405 @@
+//! The pairs that a shard owns: their tickets, credits, connections and back-off.
+//!
+//! A pair of (egress source, roll-up) has one owner at a time, so each of its limits is kept by one piece of state,
+//! exactly and without locks. Homes tell how much is ready; the owner gives credits; a home answers a credit with a
+//! ticket. What the owner decides comes out of [`Pools::poll_order`], oldest decision first.
+//!
+//! A pair none of whose hosts can be tried now is *blocked*: it holds no ticket and no credit, and each home knows why
+//! and until when.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::connection::{ConnectionKey, Slot, SlotState, Slots};
+use super::site::{BackOff, Choice, Hosts};
+use crate::config::TlsMode;
+use crate::handover::{Attempt, Blocked, PairKey, Route};
+use crate::limits::STANDING_CREDITS;
+use crate::mail::time::Now;
+
+/// Limits of every pair.
+#[derive(Debug, Clone, Copy)]
+pub struct PoolOptions {
+    pub connection_limit: u32,
+    pub max_deliveries_per_connection: u32,
+    pub idle_timeout: Duration,
+    pub back_off: BackOff,
+    /// Homes, that is, shards.
+    pub homes: usize,
+}
+
+/// What the owner decided.
+#[derive(Debug)]
+pub enum Order {
+    Connect { connection: ConnectionKey, source: usize, host_name: String, to: SocketAddr, tls: TlsMode },
+    Start { connection: ConnectionKey, attempt: Box<Attempt> },
+    Quit { connection: ConnectionKey },
+    Credits { home: usize, pair: PairKey, credits: u32 },
+    Block { home: usize, pair: PairKey, blocked: Blocked },
+    /// No attempt was made; the ticket goes home.
+    Return { attempt: Box<Attempt> },
+}
+
+/// What the end of a session means for its host.
+#[derive(Debug, Clone)]
+pub enum HostFate {
+    /// It just ended.
+    Fine,
+    BackOff {
+        reason: Arc<str>,
+    },
+    /// Its TLS is broken, the rest may work.
+    RetryInClear,
+}
+
+/// All pairs that one shard owns.
+#[derive(Debug)]
+pub struct Pools {
+    options: PoolOptions,
+    pairs: Vec<Pair>,
+    keys: HashMap<PairKey, u32>,
+    slots: Slots,
+    orders: VecDeque<Order>,
+    stopping: bool,
+}
+
+#[derive(Debug)]
+struct Pair {
+    key: PairKey,
+    hosts: Hosts,
+    tickets: VecDeque<Box<Attempt>>,
+    homes: Vec<HomeDemand>,
+    /// Connections in any state: what `connection_limit` counts.
+    open: Vec<ConnectionKey>,
+    opening: u32,
+    busy: u32,
+    blocked_until: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct HomeDemand {
+    known: bool,
+    ready: usize,
+    granted: u32,
+}
+
+impl Pools {
+    pub fn new(options: PoolOptions) -> Self {
+        assert!(options.connection_limit > 0, "a pair may connect");
+        assert!(options.homes > 0, "an engine has a shard");
+        Self {
+            options,
+            pairs: Vec::new(),
+            keys: HashMap::new(),
+            slots: Slots::default(),
+            orders: VecDeque::new(),
+            stopping: false,
+        }
+    }
+
+    /// A home has `ready` entries for a pair.
+    pub fn handle_ready(&mut self, now: Now, home: usize, key: &PairKey, ready: usize) {
+        let place = self.meet(home, key);
+        self.pairs[place as usize].homes[home].ready = ready;
+        self.grant(now, place);
+    }
+
+    /// A home's ticket; `left` entries are ready behind it.
+    pub fn handle_ticket(&mut self, now: Now, random: &mut dyn FnMut(u64) -> u64, attempt: Box<Attempt>, left: usize) {
+        let home = attempt.ticket.home;
+        let place = self.meet(home, &attempt.pair);
+        let pair = &mut self.pairs[place as usize];
+        let demand = &mut pair.homes[home];
+        demand.granted = demand.granted.saturating_sub(1);
+        demand.ready = left;
+        pair.tickets.push_back(attempt);
+        self.advance(now, place, random);
+    }
+
+    /// The session is up, or its transaction is over: the connection can take the next.
+    pub fn handle_idle(&mut self, now: Now, random: &mut dyn FnMut(u64) -> u64, connection: ConnectionKey) {
+        let was = self.slots.state(connection);
+        self.slots.set_state(connection, SlotState::Idle { since: now.monotonic });
+        let (place, address) = (self.slots.get(connection).pair, self.slots.get(connection).address);
+        let pair = &mut self.pairs[place as usize];
+        match was {
+            SlotState::Opening => {
+                pair.opening -= 1;
+                pair.hosts.succeeded(address);
+            }
+            _ => pair.busy -= 1,
+        }
+        self.advance(now, place, random);
+    }
+
+    /// The connection can't be used any more; it still counts until [`Self::handle_gone`].
+    pub fn handle_closing(&mut self, now: Now, connection: ConnectionKey, fate: HostFate) {
+        let was = self.slots.state(connection);
+        if was != SlotState::Closing {
+            self.slots.set_state(connection, SlotState::Closing);
+        }
+        let Slot { pair, address, .. } = *self.slots.get(connection);
+        let pair = &mut self.pairs[pair as usize];
+        match was {
+            SlotState::Opening => pair.opening -= 1,
+            SlotState::Busy => pair.busy -= 1,
+            SlotState::Idle { .. } | SlotState::Closing => {}
+        }
+        match fate {
+            HostFate::Fine => {}
+            HostFate::BackOff { reason } => pair.hosts.failed(now.monotonic, address, self.options.back_off, reason),
+            HostFate::RetryInClear => pair.hosts.clear_only(now.monotonic, address),
+        }
+    }
+
+    /// The peer has closed too: the connection no longer counts.
+    pub fn handle_gone(&mut self, now: Now, random: &mut dyn FnMut(u64) -> u64, connection: ConnectionKey) {
+        let slot = self.slots.free(connection);
+        self.pairs[slot.pair as usize].open.retain(|&open| open != connection);
+        self.advance(now, slot.pair, random);
+    }
+
+    /// Dismisses connections that were idle too long, and tries blocked pairs again.
+    pub fn tick(&mut self, now: Now, random: &mut dyn FnMut(u64) -> u64) {
+        for place in 0..self.pairs.len() {
+            for connection in self.pairs[place].open.clone() {
+                if let SlotState::Idle { since } = self.slots.state(connection)
+                    && (self.stopping || now.monotonic >= since + self.options.idle_timeout)
+                {
+                    self.quit(connection);
+                }
+            }
+            let pair = &mut self.pairs[place];
+            if pair.blocked_until.is_some_and(|until| until <= now.monotonic) {
+                pair.blocked_until = None;
+                self.advance(now, place as u32, random);
+                self.grant(now, place as u32);
+            }
+        }
+    }
+
+    /// When [`Self::tick`] has something to do because a block ends.
+    pub fn next_timeout(&self) -> Option<Duration> {
+        self.pairs.iter().filter_map(|pair| pair.blocked_until).min()
+    }
+
+    /// What an attempt at a connection's host is to be told of it.
+    pub fn slot(&self, connection: ConnectionKey) -> &Slot {
+        self.slots.get(connection)
+    }
+
+    pub fn source_of(&self, connection: ConnectionKey) -> usize {
+        self.pairs[self.slots.get(connection).pair as usize].key.source
+    }
+
+    /// Gives back every ticket that isn't begun, and dismisses idle connections.
+    pub fn stop(&mut self, now: Now, random: &mut dyn FnMut(u64) -> u64) {
+        self.stopping = true;
+        for place in 0..self.pairs.len() {
+            self.advance(now, place as u32, random);
+        }
+        self.tick(now, random);
+    }
+
+    /// The source's address is gone: its tickets go home, where another source is chosen.
+    pub fn withdraw_source(&mut self, source: usize) {
+        for pair in self.pairs.iter_mut().filter(|pair| pair.key.source == source) {
+            self.orders.extend(pair.tickets.drain(..).map(|attempt| Order::Return { attempt }));
+        }
+    }
+
+    pub fn poll_order(&mut self) -> Option<Order> {
+        self.orders.pop_front()
+    }
+
+    /// Connections in any state.
+    pub fn connections(&self) -> usize {
+        self.slots.len()
+    }
+
+    fn meet(&mut self, home: usize, key: &PairKey) -> u32 {
+        let place = match self.keys.get(key) {
+            Some(&place) => place,
+            None => {
+                let place = self.pairs.len() as u32;
+                self.pairs.push(Pair {
+                    key: key.clone(),
+                    hosts: Hosts::default(),
+                    tickets: VecDeque::new(),
+                    homes: vec![HomeDemand::default(); self.options.homes],
+                    open: Vec::new(),
+                    opening: 0,
+                    busy: 0,
+                    blocked_until: None,
+                });
+                self.keys.insert(key.clone(), place);
+                place
+            }
+        };
+        let demand = &mut self.pairs[place as usize].homes[home];
+        if !demand.known {
+            demand.known = true;
+            demand.granted = STANDING_CREDITS;
+        }
+        place
+    }
+
+    /// Puts the pair's tickets on connections, opens connections, and asks homes for more.
+    fn advance(&mut self, now: Now, place: u32, random: &mut dyn FnMut(u64) -> u64) {
+        if self.stopping {
+            let tickets = self.pairs[place as usize].tickets.drain(..);
+            self.orders.extend(tickets.map(|attempt| Order::Return { attempt }));
+            for connection in self.pairs[place as usize].open.clone() {
+                if matches!(self.slots.state(connection), SlotState::Idle { .. }) {
+                    self.quit(connection);
+                }
+            }
+            return;
+        }
+        self.start(place);
+        self.connect(now, place, random);
+        self.grant(now, place);
+    }
+
+    /// Starts tickets on idle connections that fit them.
+    fn start(&mut self, place: u32) {
+        let mut waiting = VecDeque::new();
+        while let Some(attempt) = self.pairs[place as usize].tickets.pop_front() {
+            let Some(connection) = self.idle_connection(place, &attempt.route) else {
+                waiting.push_back(attempt);
+                // Nearly always all tickets of a pair have one route: then the rest has no connection either.
+                let pair = &mut self.pairs[place as usize];
+                let alike = pair.tickets.front().is_none_or(|next| same_route(&next.route, &waiting[0].route));
+                if alike {
+                    break;
+                }
+                continue;
+            };
+            self.slots.set_state(connection, SlotState::Busy);
+            self.pairs[place as usize].busy += 1;
+            self.orders.push_back(Order::Start { connection, attempt });
+        }
+        let pair = &mut self.pairs[place as usize];
+        while let Some(attempt) = waiting.pop_back() {
+            pair.tickets.push_front(attempt);
+        }
+    }
+
+    fn idle_connection(&mut self, place: u32, route: &Route) -> Option<ConnectionKey> {
+        // The most recently opened first, so that surplus ones stay idle and time out.
+        let pair = &self.pairs[place as usize];
+        let mut used_up = Vec::new();
+        let mut found = None;
+        for &connection in pair.open.iter().rev() {
+            if !matches!(self.slots.state(connection), SlotState::Idle { .. }) {
+                continue;
+            }
+            let slot = self.slots.get(connection);
+            if slot.deliveries >= self.options.max_deliveries_per_connection {
+                used_up.push(connection);
+            } else if slot.tls == route.tls && *slot.site == *route.site.name {
+                found = Some(connection);
+                break;
+            }
+        }
+        for connection in used_up {
+            self.quit(connection);
+        }
+        found
+    }
+
+    /// Opens as many connections as tickets wait for one, within the limit.
+    fn connect(&mut self, now: Now, place: u32, random: &mut dyn FnMut(u64) -> u64) {
+        loop {
+            let pair = &mut self.pairs[place as usize];
+            if pair.tickets.len() <= pair.opening as usize {
+                return;
+            }
+            if pair.open.len() >= self.options.connection_limit as usize {
+                self.make_room(place);
+                return;
+            }
+            let route = pair.tickets[pair.opening as usize].route.clone();
+            let order = route.site.attempt_order(random);
+            match pair.hosts.choose(now.monotonic, &order) {
+                Choice::Connect { host, to } => {
+                    let tls = pair.hosts.tls_mode(now.monotonic, to, route.tls);
+                    let host_name = route.site.hosts[host].name.clone();
+                    let site = Arc::from(&*route.site.name);
+                    let connection = self.slots.open(place, host_name.clone(), to, site, route.tls);
+                    pair.open.push(connection);
+                    pair.opening += 1;
+                    let source = pair.key.source;
+                    self.orders.push_back(Order::Connect { connection, source, host_name, to, tls });
+                }
+                Choice::Wait { until, reason } => return self.block(now, place, until, reason),
+                Choice::Nowhere => {
+                    let until = now.monotonic + self.options.back_off.first;
+                    return self.block(now, place, until, "the site has no address".into());
+                }
+            }
+        }
+    }
+
+    /// All slots are taken and a ticket fits none of the idle connections: one of them makes room.
+    fn make_room(&mut self, place: u32) {
+        let pair = &self.pairs[place as usize];
+        if pair.busy > 0 || pair.opening > 0 {
+            return;
+        }
+        let idle = |key: &&ConnectionKey| matches!(self.slots.state(**key), SlotState::Idle { .. });
+        if let Some(&connection) = pair.open.iter().find(idle) {
+            self.quit(connection);
+        }
+    }
+
+    /// No host can be tried: while connections that are up still serve, tickets wait for them; else all go home.
+    fn block(&mut self, now: Now, place: u32, until: Duration, reason: Arc<str>) {
+        let pair = &mut self.pairs[place as usize];
+        if pair.busy > 0 || pair.opening > 0 {
+            return;
+        }
+        pair.blocked_until = Some(until);
+        self.orders.extend(pair.tickets.drain(..).map(|attempt| Order::Return { attempt }));
+        let wait_ms = until.saturating_sub(now.monotonic).as_millis() as u64;
+        let blocked = Blocked { until_ms: now.wall_ms + wait_ms, reason };
+        for (home, demand) in pair.homes.iter_mut().enumerate().filter(|(_, demand)| demand.known) {
+            demand.granted = 0;
+            self.orders.push_back(Order::Block { home, pair: pair.key.clone(), blocked: blocked.clone() });
+        }
+    }
+
+    /// Asks homes for tickets: enough for every connection to have the next one waiting, and a standing few.
+    fn grant(&mut self, now: Now, place: u32) {
+        let pair = &mut self.pairs[place as usize];
+        if self.stopping || pair.blocked_until.is_some_and(|until| until > now.monotonic) {
+            return;
+        }
+        let limit = self.options.connection_limit as usize;
+        let asked: usize = pair.homes.iter().map(|demand| (demand.granted as usize).min(demand.ready)).sum();
+        let mut room = (2 * limit).saturating_sub(pair.busy as usize + pair.tickets.len() + asked);
+        let hungry = pair.homes.iter().filter(|demand| demand.ready > demand.granted as usize).count();
+        let share = room.div_ceil(hungry.max(1));
+        for (home, demand) in pair.homes.iter_mut().enumerate().filter(|(_, demand)| demand.known) {
+            let wanted = demand.ready.saturating_sub(demand.granted as usize).min(share).min(room) as u32;
+            let standing = if demand.granted == 0 && pair.tickets.len() < limit { STANDING_CREDITS } else { 0 };
+            let credits = wanted.max(standing);
+            if credits > 0 {
+                room -= (wanted as usize).min(room);
+                demand.granted += credits;
+                self.orders.push_back(Order::Credits { home, pair: pair.key.clone(), credits });
+            }
+        }
+    }
+
+    fn quit(&mut self, connection: ConnectionKey) {
+        self.slots.set_state(connection, SlotState::Closing);
+        self.orders.push_back(Order::Quit { connection });
+    }
+}
+
+fn same_route(a: &Route, b: &Route) -> bool {
+    a.tls == b.tls && a.site.name == b.site.name
+}

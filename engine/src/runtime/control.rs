@@ -1,0 +1,296 @@
+//! The control thread: routes, owners, questions, HTTP, and the start and end of all other threads.
+//!
+//! Ordinary tokio. A shard waits for it only where it has no route for a domain or no owner for a pair yet.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use super::clock::{self, Clock, StepWatch};
+use super::dns::Resolver;
+use super::mailbox::{Full, Receiver, Sender};
+use super::net::is_local_address;
+use super::shard_loop::Mail;
+use crate::admin::http_admin::{self, AdminOptions};
+use crate::admin::metrics::Metrics;
+use crate::config::{Config, HttpListener};
+use crate::handover::{Ask, ControlMessage, PairKey, Route, ShardMessage, Told};
+use crate::limits::{LOOKUPS_RUNNING_MAX, MAILBOX_BATCH, PAIRS_MAX, PLUMBING_INTERVAL};
+
+/// What the control thread is started with.
+pub(crate) struct ControlSetup {
+    pub(crate) config: Arc<Config>,
+    pub(crate) clock: Clock,
+    pub(crate) resolver: Resolver,
+    pub(crate) mailbox: Receiver<ControlMessage>,
+    pub(crate) commands: mpsc::UnboundedReceiver<Command>,
+    pub(crate) shards: Vec<Sender<Mail>>,
+    pub(crate) http: Vec<(std::net::TcpListener, HttpListener)>,
+    pub(crate) backend: Arc<dyn crate::admin::Backend>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// What the engine's handles ask of the control thread. Admin calls and shutdown: their number is bounded by the HTTP
+/// server's connections.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Asks every shard; their answers come back in any order.
+    Ask { ask: Ask, reply: oneshot::Sender<Vec<Told>> },
+    /// Ends all shards, waiting for what is on the wire for at most `grace`.
+    Shutdown { grace: Duration },
+}
+
+/// Runs until [`Command::Shutdown`] is done.
+pub(crate) fn run(setup: ControlSetup) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(Control::start(setup))
+}
+
+struct Control {
+    config: Arc<Config>,
+    clock: Clock,
+    resolver: Resolver,
+    lookups: Arc<Semaphore>,
+    shards: Vec<Sender<Mail>>,
+    owners: HashMap<PairKey, usize>,
+    next_owner: usize,
+    questions: HashMap<u64, Question>,
+    next_question: u64,
+    unplumbed: Vec<bool>,
+    steps: StepWatch,
+    stopped: usize,
+    grace_ends: Option<Duration>,
+}
+
+struct Question {
+    answers: Vec<Told>,
+    reply: oneshot::Sender<Vec<Told>>,
+}
+
+impl Control {
+    async fn start(setup: ControlSetup) -> std::io::Result<()> {
+        let (stop_http, http_stopped) = watch::channel(false);
+        let mut servers = Vec::new();
+        for (listener, config) in setup.http {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            let options = AdminOptions { admin_token_sha256: config.admin_token_sha256 };
+            let mut stopped = http_stopped.clone();
+            let shutdown = async move {
+                // An error says that the sender is gone, which is the end as well.
+                let _ = stopped.wait_for(|stop| *stop).await;
+            };
+            let (backend, metrics) = (Arc::clone(&setup.backend), Arc::clone(&setup.metrics));
+            servers.push(tokio::spawn(http_admin::serve(listener, options, backend, metrics, shutdown)));
+        }
+        let control = Self {
+            unplumbed: vec![false; setup.config.egress_sources.len()],
+            config: setup.config,
+            steps: StepWatch::new(setup.clock.now()),
+            clock: setup.clock,
+            resolver: setup.resolver,
+            lookups: Arc::new(Semaphore::new(LOOKUPS_RUNNING_MAX)),
+            shards: setup.shards,
+            owners: HashMap::new(),
+            next_owner: 0,
+            questions: HashMap::new(),
+            next_question: 0,
+            stopped: 0,
+            grace_ends: None,
+        };
+        control.serve(setup.mailbox, setup.commands).await?;
+        let _ = stop_http.send(true);
+        for server in servers {
+            server.abort();
+        }
+        Ok(())
+    }
+
+    async fn serve(
+        mut self,
+        mailbox: Receiver<ControlMessage>,
+        mut commands: mpsc::UnboundedReceiver<Command>,
+    ) -> std::io::Result<()> {
+        let mut mailbox = mailbox.on_control()?;
+        let mut batch = Vec::with_capacity(MAILBOX_BATCH);
+        let mut plumbing = tokio::time::interval(PLUMBING_INTERVAL);
+        while self.stopped < self.shards.len() {
+            let grace_ends = self.grace_ends.unwrap_or(Duration::MAX);
+            let grace = grace_ends.saturating_sub(self.clock.now().monotonic).min(Duration::from_secs(86_400));
+            tokio::select! {
+                _ = mailbox.recv_batch(&mut batch, MAILBOX_BATCH) => {
+                    for message in batch.drain(..) {
+                        self.receive(message).await;
+                    }
+                }
+                command = commands.recv() => match command {
+                    Some(Command::Ask { ask, reply }) => self.ask(ask, reply).await,
+                    Some(Command::Shutdown { grace }) => self.shut_down(grace).await,
+                    None => self.shut_down(self.config.shutdown_grace).await,
+                },
+                _ = plumbing.tick() => {
+                    if let Some(step_ms) = self.steps.wall_stepped(self.clock.now()) {
+                        tracing::warn!(step_ms, "the wall clock was set; due times count from the new time");
+                    }
+                    self.look_at_sources().await;
+                }
+                () = clock::sleep(grace) => {
+                    tracing::warn!("shutdown_grace is over; what is still on the wire is broken off");
+                    break;
+                }
+            }
+        }
+        for shard in &self.shards {
+            send(shard, Mail::Exit).await;
+        }
+        Ok(())
+    }
+
+    async fn receive(&mut self, message: ControlMessage) {
+        match message {
+            ControlMessage::FindRoute { shard, domain } => self.find_route(shard, domain),
+            ControlMessage::FindOwner { shard, pair } => {
+                let owner = self.owner(&pair);
+                send(&self.shards[shard], Mail::Core(ShardMessage::Owner { pair, owner })).await;
+            }
+            ControlMessage::Unplumbed { source } => self.set_plumbed(source, false).await,
+            ControlMessage::Answer { question, told } => self.answer(question, told),
+            ControlMessage::Stopped { .. } => self.stopped += 1,
+        }
+    }
+
+    fn find_route(&self, shard: usize, domain: Arc<str>) {
+        let (config, resolver, clock) = (Arc::clone(&self.config), self.resolver.clone(), self.clock);
+        let (lookups, shard) = (Arc::clone(&self.lookups), self.shards[shard].clone());
+        tokio::spawn(async move {
+            // The semaphore is never closed.
+            let _permit = lookups.acquire().await;
+            let route = config.route_for(&domain);
+            let found = match route {
+                Some(route) => resolver.resolve_targets(clock.now(), &route.to).await,
+                None => resolver.resolve_site(clock.now(), &domain).await,
+            };
+            let tls = route.map_or(config.shaping.tls, |route| route.tls);
+            let result = found.map(|site| Route { site: Arc::new(site), tls });
+            send(&shard, Mail::Core(ShardMessage::Routed { domain, result })).await;
+        });
+    }
+
+    /// One owner a pair for as long as the engine runs; new ones are dealt out in turn.
+    fn owner(&mut self, pair: &PairKey) -> usize {
+        if let Some(&owner) = self.owners.get(pair) {
+            return owner;
+        }
+        if self.owners.len() >= PAIRS_MAX {
+            // Still one owner a pair, whoever asks: the name alone decides.
+            let sum = pair.rollup.bytes().fold(pair.source, |sum, byte| sum.wrapping_mul(31) + usize::from(byte));
+            return sum % self.shards.len();
+        }
+        let owner = self.next_owner;
+        self.next_owner = (owner + 1) % self.shards.len();
+        self.owners.insert(pair.clone(), owner);
+        owner
+    }
+
+    async fn ask(&mut self, ask: Ask, reply: oneshot::Sender<Vec<Told>>) {
+        self.questions.retain(|_, question| !question.reply.is_closed());
+        let question = self.next_question;
+        self.next_question += 1;
+        self.questions.insert(question, Question { answers: Vec::new(), reply });
+        for shard in &self.shards {
+            send(shard, Mail::Core(ShardMessage::Ask { question, ask: ask.clone() })).await;
+        }
+    }
+
+    fn answer(&mut self, number: u64, told: Told) {
+        let Some(question) = self.questions.get_mut(&number) else { return };
+        question.answers.push(told);
+        if question.answers.len() == self.shards.len()
+            && let Some(question) = self.questions.remove(&number)
+        {
+            // Who asked may have given up.
+            let _ = question.reply.send(question.answers);
+        }
+    }
+
+    async fn shut_down(&mut self, grace: Duration) {
+        if self.grace_ends.is_some() {
+            return;
+        }
+        self.grace_ends = Some(self.clock.now().monotonic + grace);
+        for shard in &self.shards {
+            send(shard, Mail::Core(ShardMessage::Stop)).await;
+        }
+    }
+
+    /// Whether each source's address is on this machine, looked at every few seconds.
+    async fn look_at_sources(&mut self) {
+        for source in 0..self.config.egress_sources.len() {
+            let config = &self.config.egress_sources[source];
+            if let (Some(address), true) = (config.source_address, config.suspend_when_unplumbed) {
+                self.set_plumbed(source, is_local_address(address)).await;
+            }
+        }
+    }
+
+    async fn set_plumbed(&mut self, source: usize, plumbed: bool) {
+        if self.unplumbed[source] != plumbed {
+            return;
+        }
+        self.unplumbed[source] = !plumbed;
+        for shard in &self.shards {
+            send(shard, Mail::Core(ShardMessage::SourcePlumbed { source, plumbed })).await;
+        }
+    }
+}
+
+/// Sends to a shard, waiting while its mailbox is full; a shard that is gone needs nothing any more.
+async fn send(shard: &Sender<Mail>, mut mail: Mail) {
+    while let Err(Full(back)) = shard.send(mail) {
+        if shard.is_closed() {
+            return;
+        }
+        mail = back;
+        clock::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Shards that have not taken a turn since the last look are stuck.
+#[derive(Debug)]
+pub(crate) struct Heartbeats {
+    pub(crate) beats: Vec<Arc<AtomicU64>>,
+    /// Beat and monotonic time of the last change.
+    seen: std::sync::Mutex<Vec<(u64, Duration)>>,
+}
+
+impl Heartbeats {
+    pub(crate) fn new(shards: usize) -> Self {
+        let beats = (0..shards).map(|_| Arc::default()).collect();
+        Self { beats, seen: std::sync::Mutex::new(vec![(0, Duration::ZERO); shards]) }
+    }
+
+    /// The first shard that took no turn for longer than `patience`.
+    pub(crate) fn stuck(&self, now: Duration, patience: Duration) -> Option<usize> {
+        let mut seen = self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut stuck = None;
+        for (shard, (beat, seen)) in self.beats.iter().zip(seen.iter_mut()).enumerate() {
+            let beat = beat.load(Ordering::Relaxed);
+            if beat != seen.0 || seen.1 == Duration::ZERO {
+                *seen = (beat, now.max(Duration::from_nanos(1)));
+            } else if now.saturating_sub(seen.1) > patience {
+                stuck = stuck.or(Some(shard));
+            }
+        }
+        stuck
+    }
+}
+
+/// Where an engine's listeners are bound.
+#[derive(Debug, Clone, Default)]
+pub struct Addresses {
+    pub smtp: Vec<SocketAddr>,
+    pub http: Vec<SocketAddr>,
+}

@@ -1,0 +1,456 @@
+//! One TCP connection on a ring, a client's or to a peer: receives, sends what the shard wants sent, does TLS.
+//!
+//! A task a connection. It keeps one receive in flight and sends beside it; both futures are always awaited to their
+//! end, because the kernel owns their buffers until then (see `socket.rs`).
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
+use super::shard_loop::ShardLoop;
+use super::socket::Socket;
+use super::tls::TlsSession;
+use crate::config::TlsMode;
+use crate::deliver::content::Chunk;
+use crate::limits::{LINGER, RECEIVE_BYTES_MAX, RECEIVE_BYTES_MIN, TLS_WRITE_BYTES};
+use crate::pool::connection::ConnectionKey;
+use crate::shard::{ConnectError, Connected, SessionKey};
+
+type Chunks = Vec<Chunk<postrider_spool::Piece>>;
+
+/// Whose connection it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Side {
+    Session(SessionKey),
+    Connection(ConnectionKey),
+}
+
+/// A connection as the shard's actions reach it; its task holds the rest.
+pub(super) struct Link {
+    side: Side,
+    socket: Socket,
+    out: RefCell<Chunks>,
+    wish: RefCell<Wish>,
+    wake: Notify,
+    /// Plain octets that the shard was told of, and of finished sends.
+    reported: Cell<u64>,
+    finished: Cell<u64>,
+    /// Where the running send began, in the socket's count; none while TLS is on.
+    send_began: Cell<Option<u64>>,
+}
+
+/// What is to be done once everything is sent.
+#[derive(Debug, Default)]
+enum Wish {
+    #[default]
+    Nothing,
+    TlsServer,
+    TlsClient {
+        host_name: String,
+        tls: TlsMode,
+    },
+    Close,
+}
+
+impl Link {
+    pub(super) fn new(side: Side, socket: Socket) -> Self {
+        Self {
+            side,
+            socket,
+            out: RefCell::default(),
+            wish: RefCell::default(),
+            wake: Notify::new(),
+            reported: Cell::new(0),
+            finished: Cell::new(0),
+            send_began: Cell::new(None),
+        }
+    }
+
+    pub(super) fn send_bytes(&self, bytes: Vec<u8>) {
+        if !bytes.is_empty() {
+            self.out.borrow_mut().push(Chunk::Bytes(bytes));
+            self.wake.notify_one();
+        }
+    }
+
+    pub(super) fn send(&self, mut chunks: Chunks) {
+        self.out.borrow_mut().append(&mut chunks);
+        self.wake.notify_one();
+    }
+
+    pub(super) fn start_tls_server(&self) {
+        self.wish(Wish::TlsServer);
+    }
+
+    pub(super) fn start_tls_client(&self, host_name: String, tls: TlsMode) {
+        self.wish(Wish::TlsClient { host_name, tls });
+    }
+
+    pub(super) fn close(&self) {
+        self.wish(Wish::Close);
+    }
+
+    pub(super) fn abort(&self) {
+        self.socket.abort();
+    }
+
+    pub(super) fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Tells the shard how far a long send has come.
+    pub(super) fn report_sent(&self, shard_loop: &Rc<ShardLoop>) {
+        let (Side::Connection(connection), Some(began)) = (self.side, self.send_began.get()) else { return };
+        let sent = self.finished.get() + self.socket.bytes_sent().saturating_sub(began);
+        self.report(shard_loop, connection, sent);
+    }
+
+    /// A client's session, from its greeting to its end.
+    pub(super) async fn run_session(
+        self: Rc<Self>,
+        shard_loop: Rc<ShardLoop>,
+        session: SessionKey,
+        tls: Option<Arc<rustls::ServerConfig>>,
+    ) {
+        LinkTask::new(&self, &shard_loop, tls).run().await;
+        shard_loop.end_session(session);
+    }
+
+    /// A connection to a peer, from its SYN to the peer's FIN.
+    pub(super) async fn run_connection(self: Rc<Self>, shard_loop: Rc<ShardLoop>, connection: ConnectionKey) {
+        let made = match self.socket.connect().await {
+            Ok(()) => self.socket.local_addr().and_then(|local| Ok(Connected { local, peer: self.socket.peer_addr()? })),
+            Err(error) => Err(error),
+        };
+        let now = shard_loop.clock.now();
+        match made {
+            Ok(made) => {
+                shard_loop.feed(|shard| shard.connected(now, connection, made));
+                LinkTask::new(&self, &shard_loop, None).run().await;
+                shard_loop.links.borrow_mut().remove(&self.side);
+                let now = shard_loop.clock.now();
+                shard_loop.feed(|shard| shard.connection_gone(now, connection));
+            }
+            Err(error) => {
+                shard_loop.links.borrow_mut().remove(&self.side);
+                shard_loop.feed(|shard| shard.connect_failed(now, connection, &ConnectError::Failed(error)));
+            }
+        }
+    }
+
+    fn wish(&self, wish: Wish) {
+        let mut present = self.wish.borrow_mut();
+        if !matches!(*present, Wish::Close) {
+            *present = wish;
+        }
+        self.wake.notify_one();
+    }
+
+    fn report(&self, shard_loop: &Rc<ShardLoop>, connection: ConnectionKey, sent: u64) {
+        let news = sent.saturating_sub(self.reported.get());
+        if news > 0 {
+            self.reported.set(self.reported.get() + news);
+            let now = shard_loop.clock.now();
+            shard_loop.feed(|shard| shard.connection_sent(now, connection, news as usize));
+        }
+    }
+}
+
+/// The part of a connection that only its task touches.
+struct LinkTask<'a> {
+    link: &'a Link,
+    shard_loop: &'a Rc<ShardLoop>,
+    tls: Option<TlsSession>,
+    /// Handshake messages and alerts, to be sent before anything else.
+    wire: Vec<u8>,
+    server_config: Option<Arc<rustls::ServerConfig>>,
+}
+
+/// Why a connection's task ends.
+enum End {
+    /// The shard wished it, and all is sent.
+    Closed,
+    /// The peer, or the network, ended it.
+    Lost(String),
+}
+
+impl<'a> LinkTask<'a> {
+    fn new(link: &'a Link, shard_loop: &'a Rc<ShardLoop>, server_config: Option<Arc<rustls::ServerConfig>>) -> Self {
+        Self { link, shard_loop, tls: None, wire: Vec::new(), server_config }
+    }
+
+    async fn run(&mut self) {
+        let socket = self.link.socket.clone();
+        let mut receive = pin!(socket.recv(Vec::with_capacity(RECEIVE_BYTES_MIN)));
+        // The buffer while no receive runs.
+        let mut idle: Option<Vec<u8>> = None;
+        let end = loop {
+            if let Err(error) = self.flush().await {
+                break End::Lost(error.to_string());
+            }
+            match self.carry_out_wish() {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(end) => break end,
+            }
+            if let Some(buffer) = idle.take() {
+                if !self.wants_input() {
+                    idle = Some(buffer);
+                    self.link.wake.notified().await;
+                    continue;
+                }
+                receive.set(socket.recv(buffer));
+            }
+            tokio::select! {
+                biased;
+                (result, buffer) = receive.as_mut() => match self.received(result, buffer) {
+                    Ok(buffer) => idle = Some(buffer),
+                    Err(end) => {
+                        idle = Some(Vec::new());
+                        break end;
+                    }
+                },
+                () = self.link.wake.notified() => {}
+            }
+        };
+        self.part(&end).await;
+        let closed = matches!(end, End::Closed);
+        let mut runs = idle.is_none();
+        if closed && !runs {
+            receive.set(socket.recv(Vec::with_capacity(RECEIVE_BYTES_MIN)));
+            runs = true;
+        }
+        let deadline = self.shard_loop.clock.now().monotonic + LINGER;
+        while runs {
+            // Input that is left unread would turn our close into a reset, which may overtake our last words.
+            let ended = tokio::select! {
+                biased;
+                (result, _) = receive.as_mut() => !matches!(result, Ok(1..)),
+                () = self.shard_loop.clock.sleep_until(deadline) => {
+                    socket.abort();
+                    // What it still brings is of no interest; that it has ended is.
+                    let _ = receive.as_mut().await;
+                    true
+                }
+            };
+            runs = closed && !ended;
+            if runs {
+                receive.set(socket.recv(Vec::with_capacity(RECEIVE_BYTES_MIN)));
+            }
+        }
+    }
+
+    /// Last words, and our side of the close.
+    async fn part(&mut self, end: &End) {
+        match end {
+            End::Closed => {
+                if let Some(tls) = &mut self.tls {
+                    tls.close_notify(&mut self.wire);
+                    let _ = self.flush().await;
+                }
+                let _ = self.link.socket.finish();
+            }
+            End::Lost(reason) => {
+                self.report_lost(reason);
+                // A QUIT, or a 421, to one who may still listen.
+                let _ = self.flush().await;
+                self.link.socket.abort();
+            }
+        }
+    }
+
+    fn report_lost(&self, reason: &str) {
+        if let Side::Connection(connection) = self.link.side {
+            self.link.report_sent(self.shard_loop);
+            let now = self.shard_loop.clock.now();
+            self.shard_loop.feed(|shard| shard.connection_closed(now, connection, reason));
+        }
+    }
+
+    /// Does what the shard wished for the time when all is sent; true if it did something.
+    fn carry_out_wish(&mut self) -> Result<bool, End> {
+        if !self.link.out.borrow().is_empty() && !self.is_handshaking() {
+            return Ok(true);
+        }
+        let wish = std::mem::take(&mut *self.link.wish.borrow_mut());
+        let session = match wish {
+            Wish::Nothing => return Ok(false),
+            Wish::Close => return Err(End::Closed),
+            Wish::TlsServer => {
+                let Some(config) = &self.server_config else { unreachable!("STARTTLS is offered only with a key") };
+                TlsSession::server(config)
+            }
+            Wish::TlsClient { host_name, tls } => {
+                let verifiers = &self.shard_loop.verifiers;
+                let verifier = match tls {
+                    TlsMode::Verified => &verifiers.public_roots,
+                    TlsMode::Opportunistic | TlsMode::Required | TlsMode::Disabled => &verifiers.any_certificate,
+                };
+                TlsSession::client(verifier, &host_name)
+            }
+        };
+        match session {
+            Ok(mut session) => {
+                session.poll_wire(&mut self.wire);
+                self.tls = Some(session);
+                Ok(true)
+            }
+            Err(error) => self.handshake_failed(&error.to_string()).map(|()| true),
+        }
+    }
+
+    fn wants_input(&self) -> bool {
+        match self.link.side {
+            Side::Connection(_) => true,
+            Side::Session(_) if self.is_handshaking() => true,
+            Side::Session(session) => self.shard_loop.shard.borrow().session_wants_input(session),
+        }
+    }
+
+    fn is_handshaking(&self) -> bool {
+        self.tls.as_ref().is_some_and(TlsSession::is_handshaking)
+    }
+
+    /// Gives the shard what came; returns the buffer for the next receive, larger if this one was filled.
+    fn received(&mut self, result: io::Result<usize>, mut buffer: Vec<u8>) -> Result<Vec<u8>, End> {
+        match result {
+            Ok(0) => return Err(End::Lost("the connection was closed".to_owned())),
+            Ok(_) => {}
+            Err(error) => return Err(End::Lost(error.to_string())),
+        }
+        if self.tls.is_some() {
+            self.received_wire(&buffer)?;
+        } else {
+            self.feed_plain(&buffer);
+        }
+        let filled = buffer.len() == buffer.capacity();
+        buffer.clear();
+        if filled && buffer.capacity() < RECEIVE_BYTES_MAX {
+            buffer.reserve((buffer.capacity() * 4).min(RECEIVE_BYTES_MAX));
+        }
+        Ok(buffer)
+    }
+
+    fn received_wire(&mut self, wire: &[u8]) -> Result<(), End> {
+        let Some(tls) = &mut self.tls else { return Ok(()) };
+        let was_handshaking = tls.is_handshaking();
+        let mut plain = Vec::new();
+        let result = tls.handle_received(wire, &mut plain);
+        tls.poll_wire(&mut self.wire);
+        let done = was_handshaking && !tls.is_handshaking();
+        let mut peer_closed = false;
+        match result {
+            Err(error) if was_handshaking => return self.handshake_failed(&error.to_string()),
+            Err(error) => return Err(End::Lost(format!("TLS: {error}"))),
+            Ok(received) => peer_closed |= received.peer_closed,
+        }
+        if done {
+            self.handshake_done();
+        }
+        if !plain.is_empty() {
+            self.feed_plain(&plain);
+        }
+        if peer_closed { Err(End::Lost("the connection was closed".to_owned())) } else { Ok(()) }
+    }
+
+    fn handshake_done(&self) {
+        let now = self.shard_loop.clock.now();
+        match self.link.side {
+            Side::Session(session) => self.shard_loop.feed(|shard| shard.session_tls_started(now, session)),
+            Side::Connection(connection) => {
+                let facts = self.tls.as_ref().map(TlsSession::facts).unwrap_or_default();
+                let names = (facts.protocol, facts.cipher);
+                self.shard_loop.feed(|shard| shard.connection_tls(now, connection, Ok(names)));
+            }
+        }
+    }
+
+    /// For a peer the shard decides what follows; a client that fails here has nothing more to say.
+    fn handshake_failed(&mut self, reason: &str) -> Result<(), End> {
+        match self.link.side {
+            Side::Session(_) => Err(End::Lost(format!("TLS: {reason}"))),
+            Side::Connection(connection) => {
+                let now = self.shard_loop.clock.now();
+                self.shard_loop.feed(|shard| shard.connection_tls(now, connection, Err(reason.to_owned())));
+                // Whatever it would still say makes no sense without TLS.
+                self.link.out.borrow_mut().clear();
+                Ok(())
+            }
+        }
+    }
+
+    fn feed_plain(&self, input: &[u8]) {
+        let now = self.shard_loop.clock.now();
+        match self.link.side {
+            Side::Session(session) => self.shard_loop.feed(|shard| shard.session_received(now, session, input)),
+            Side::Connection(key) => self.shard_loop.feed(|shard| shard.connection_received(now, key, input)),
+        }
+    }
+
+    /// Sends everything that waits; during a handshake only the handshake.
+    async fn flush(&mut self) -> io::Result<()> {
+        loop {
+            if !self.wire.is_empty() {
+                let wire = std::mem::take(&mut self.wire);
+                self.link.socket.send(vec![wire]).await.0?;
+            }
+            let chunks = if self.is_handshaking() { Vec::new() } else { self.link.out.take() };
+            if chunks.is_empty() {
+                return Ok(());
+            }
+            match &mut self.tls {
+                None => self.send_plain(chunks).await?,
+                Some(_) => self.send_encrypted(&chunks).await?,
+            }
+        }
+    }
+
+    async fn send_plain(&self, chunks: Chunks) -> io::Result<()> {
+        let socket = &self.link.socket;
+        self.link.send_began.set(Some(socket.bytes_sent()));
+        let (result, _) = socket.send(chunks).await;
+        self.link.report_sent(self.shard_loop);
+        self.link.send_began.set(None);
+        self.sent(result? as u64);
+        Ok(())
+    }
+
+    /// Encrypts and sends in steps, so that neither memory nor the time between two signs of life grows with a message.
+    async fn send_encrypted(&mut self, chunks: &Chunks) -> io::Result<()> {
+        let Some(tls) = &mut self.tls else { return Ok(()) };
+        let mut step: Vec<&[u8]> = Vec::new();
+        let mut step_bytes = 0;
+        let pieces = chunks.iter().flat_map(|chunk| chunk.as_ref().chunks(TLS_WRITE_BYTES));
+        let mut pieces = pieces.peekable();
+        while let Some(piece) = pieces.next() {
+            step.push(piece);
+            step_bytes += piece.len();
+            let more = pieces.peek().is_some_and(|next| step_bytes + next.len() <= TLS_WRITE_BYTES);
+            if !more {
+                let mut wire = Vec::with_capacity(step_bytes + step_bytes / 64 + 128);
+                tls.write(&step, &mut wire);
+                self.link.socket.send(vec![wire]).await.0?;
+                if let Side::Connection(connection) = self.link.side {
+                    let sent = self.link.finished.get() + step_bytes as u64;
+                    self.link.finished.set(sent);
+                    self.link.report(self.shard_loop, connection, sent);
+                }
+                step.clear();
+                step_bytes = 0;
+            }
+        }
+        Ok(())
+    }
+
+    fn sent(&self, octets: u64) {
+        let sent = self.link.finished.get() + octets;
+        self.link.finished.set(sent);
+        if let Side::Connection(connection) = self.link.side {
+            self.link.report(self.shard_loop, connection, sent);
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! The world outside the cores: rings, sockets, clocks, randomness, names, signals, and the queues between threads.
+//!
+//! Nothing else in the engine imports `tokio_uring`, opens a socket or asks a clock. `uring.rs` alone builds SQEs.
+
+pub(crate) mod clock;
+pub(crate) mod control;
+pub(crate) mod dns;
+pub(crate) mod event_file;
+pub(crate) mod link;
+pub(crate) mod mailbox;
+pub(crate) mod net;
+pub(crate) mod random;
+pub(crate) mod shard_loop;
+pub(crate) mod signal;
+pub(crate) mod socket;
+pub(crate) mod tls;
+pub(crate) mod uring;

@@ -1,0 +1,576 @@
+//! The entries of one home shard, and where each stands.
+//!
+//! An *entry* is the recipients of one message at one domain that share a due time and an attempt count; it is what a
+//! transaction delivers. It is in exactly one place at a time:
+//!
+//! | state | where | leaves by |
+//! |---|---|---|
+//! | `Due` | [`DueTimes`] | its time comes |
+//! | `Unrouted` | its domain's list | the domain's site is known |
+//! | `Ready` | its pair's [`FairQueue`] | a credit of the pair's owner |
+//! | `Out` | a ticket at the owner (the spool counts a pin) | the ticket comes back |
+//!
+//! The home knows neither sockets nor DNS: it is told the site of a domain, the owner of a pair and the owner's
+//! credits, and says what it needs through [`Home::poll_need`].
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use postrider_spool::record::MessageId;
+
+use super::due::DueTimes;
+use super::fair::{FairQueue, FlowId};
+use crate::handover::{Blocked, PairKey, Spooled};
+use crate::limits::{EXPIRY_SWEEP_ENTRIES, STANDING_CREDITS};
+
+/// An entry's place in its home; reused after the entry is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EntryKey(pub u32);
+
+/// A queue's place in its home.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct QueueKey(pub u32);
+
+#[derive(Debug)]
+pub struct Entry {
+    pub message: MessageId,
+    /// Indices into the envelope's recipients; never empty.
+    pub recipients: Box<[u32]>,
+    pub queue: QueueKey,
+    pub attempts: u32,
+    pub due_ms: u64,
+    pub expires_ms: u64,
+    pub last_answer: Option<Arc<str>>,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Due,
+    Unrouted,
+    Ready { pair: u32 },
+    Out { pair: u32 },
+    /// Taken from its place, about to be removed.
+    Withdrawn,
+}
+
+/// KumoMTA's scheduled queue: a tenant's campaign to one domain, through one pool.
+#[derive(Debug)]
+pub struct Queue {
+    /// `campaign:tenant@domain`, as far as there are such.
+    pub name: Arc<str>,
+    pub domain: Arc<str>,
+    pub tenant: Arc<str>,
+    pub campaign: Arc<str>,
+    pub pool: Arc<str>,
+    pub priority: u8,
+    pub depth: u64,
+    pub last_answer: Option<Arc<str>>,
+    flow: FlowId,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct QueueName {
+    domain: Arc<str>,
+    tenant: String,
+    campaign: String,
+    pool: String,
+    priority: u8,
+}
+
+/// What is known of a recipient domain's route.
+#[derive(Debug, Default)]
+struct Domain {
+    unrouted: Vec<EntryKey>,
+    asked: bool,
+    blocked: Option<Blocked>,
+}
+
+#[derive(Debug)]
+struct Pair {
+    key: PairKey,
+    ready: FairQueue,
+    owner: Owner,
+    credits: u32,
+    /// The count that the owner was last told.
+    told: usize,
+    blocked: Option<Blocked>,
+    out: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    Unknown,
+    Asked,
+    Shard(usize),
+}
+
+/// What a home needs from outside.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Need {
+    /// The site of this domain: answer with [`Home::take_unrouted`] or [`Home::block_domain`].
+    Route { domain: Arc<str> },
+    /// The owner of this pair: answer with [`Home::set_owner`].
+    Owner { pair: PairKey },
+    /// The owner is to know how much is ready.
+    Tell { owner: usize, pair: PairKey, ready: usize },
+    /// A ticket for this entry is to be made and sent.
+    Ticket { owner: usize, pair: PairKey, entry: EntryKey, left: usize },
+}
+
+/// A home's scheduled and ready mail.
+#[derive(Debug, Default)]
+pub struct Home {
+    entries: Vec<Option<Entry>>,
+    free: Vec<u32>,
+    len: usize,
+    due: DueTimes,
+    queues: Vec<Queue>,
+    queue_names: HashMap<QueueName, QueueKey>,
+    flows: HashMap<(Arc<str>, Arc<str>), FlowId>,
+    domains: HashMap<Arc<str>, Domain>,
+    pairs: Vec<Pair>,
+    pair_keys: HashMap<PairKey, u32>,
+    needs: VecDeque<Need>,
+    /// Where the next expiry sweep goes on.
+    sweep: usize,
+    stopping: bool,
+}
+
+impl Home {
+    /// Takes a durable message; its entries wait for their due times.
+    pub fn insert(&mut self, spooled: &Spooled) {
+        for group in &spooled.groups {
+            let queue = self.queue(spooled, &group.domain);
+            self.queues[queue.0 as usize].depth += 1;
+            self.insert_entry(Entry {
+                message: spooled.message,
+                recipients: group.recipients.clone(),
+                queue,
+                attempts: group.attempts,
+                due_ms: group.due_ms,
+                expires_ms: spooled.expires_ms,
+                last_answer: group.last_answer.clone(),
+                state: State::Due,
+            });
+        }
+    }
+
+    /// The next entry whose time has come; it must be given to [`Self::route`] or [`Self::remove`].
+    pub fn pop_due(&mut self, wall_ms: u64) -> Option<EntryKey> {
+        if self.stopping {
+            return None;
+        }
+        let key = self.due.pop_due(wall_ms)?;
+        self.entry_mut(key).state = State::Unrouted;
+        Some(key)
+    }
+
+    /// Wall milliseconds of the next due entry or of the next blocked domain's next try.
+    pub fn next_due_ms(&self) -> Option<u64> {
+        if self.stopping {
+            return None;
+        }
+        self.due.next_ms()
+    }
+
+    /// The entry waits until its domain's site is known, which is asked for.
+    pub fn wait_for_route(&mut self, key: EntryKey) {
+        let domain_name = Arc::clone(&self.queue_of(key).domain);
+        let domain = self.domains.entry(Arc::clone(&domain_name)).or_default();
+        domain.unrouted.push(key);
+        if !domain.asked && domain.blocked.is_none() {
+            domain.asked = true;
+            self.needs.push_back(Need::Route { domain: domain_name });
+        }
+    }
+
+    /// The entry has a route but no source to go by: it waits with its domain until `blocked.until_ms`.
+    pub fn wait_for_source(&mut self, key: EntryKey, blocked: Blocked) {
+        let domain = self.domains.entry(Arc::clone(&self.queue_of(key).domain)).or_default();
+        domain.unrouted.push(key);
+        if !domain.asked {
+            domain.blocked = Some(blocked);
+        }
+    }
+
+    /// The entries that waited for `domain`; each must be given to [`Self::make_ready`], [`Self::wait_for_route`] or
+    /// [`Self::remove`].
+    pub fn take_unrouted(&mut self, domain: &str) -> Vec<EntryKey> {
+        self.domains.remove(domain).map(|domain| domain.unrouted).unwrap_or_default()
+    }
+
+    /// The domain has no route for now: its entries keep attempts and due time, and it is asked for again at
+    /// `blocked.until_ms`.
+    pub fn block_domain(&mut self, domain: &str, blocked: Blocked) {
+        if let Some(domain) = self.domains.get_mut(domain) {
+            domain.asked = false;
+            domain.blocked = Some(blocked);
+        }
+    }
+
+    /// Asks again for the domains whose block is over.
+    pub fn unblock_domains(&mut self, wall_ms: u64) {
+        for (name, domain) in &mut self.domains {
+            if domain.blocked.as_ref().is_some_and(|blocked| blocked.until_ms <= wall_ms) {
+                domain.blocked = None;
+                domain.asked = true;
+                self.needs.push_back(Need::Route { domain: Arc::clone(name) });
+            }
+        }
+    }
+
+    /// The entry may go through this pair as soon as the pair's owner gives a credit.
+    pub fn make_ready(&mut self, key: EntryKey, pair_key: &PairKey) {
+        let pair = self.pair(pair_key);
+        let entry = self.entry_mut(key);
+        entry.state = State::Ready { pair };
+        let (queue, recipients) = (entry.queue, entry.recipients.len() as u32);
+        let Queue { priority, flow, .. } = self.queues[queue.0 as usize];
+        self.pairs[pair as usize].ready.push(priority, flow, key, recipients);
+        self.serve(pair);
+    }
+
+    pub fn set_owner(&mut self, pair_key: &PairKey, owner: usize) {
+        let pair = self.pair(pair_key);
+        self.pairs[pair as usize].owner = Owner::Shard(owner);
+        self.pairs[pair as usize].credits = STANDING_CREDITS;
+        self.serve(pair);
+    }
+
+    /// The owner takes `credits` more tickets, and is not blocked.
+    pub fn add_credits(&mut self, pair_key: &PairKey, credits: u32) {
+        let pair = self.pair(pair_key);
+        self.pairs[pair as usize].blocked = None;
+        self.pairs[pair as usize].credits += credits;
+        self.serve(pair);
+    }
+
+    /// The owner takes nothing until it gives credits again.
+    pub fn block_pair(&mut self, pair_key: &PairKey, blocked: Blocked) {
+        let pair = self.pair(pair_key);
+        let pair = &mut self.pairs[pair as usize];
+        pair.credits = 0;
+        pair.blocked = Some(blocked);
+    }
+
+    /// Takes what is ready for a source away from its pairs, so that it can go by another.
+    pub fn withdraw_source(&mut self, source: usize) -> Vec<EntryKey> {
+        let mut withdrawn = Vec::new();
+        for pair in self.pairs.iter_mut().filter(|pair| pair.key.source == source) {
+            withdrawn.extend(pair.ready.drain());
+            pair.told = 0;
+        }
+        for &key in &withdrawn {
+            self.entry_mut(key).state = State::Unrouted;
+        }
+        withdrawn
+    }
+
+    /// The ticket came back without an attempt: the entry keeps its attempts and due time, and is routed anew.
+    pub fn take_back(&mut self, key: EntryKey) {
+        self.leave_out(key);
+        self.entry_mut(key).state = State::Unrouted;
+    }
+
+    /// Part of the entry's recipients are settled.
+    pub fn keep_only(&mut self, key: EntryKey, recipients: Box<[u32]>) {
+        assert!(!recipients.is_empty(), "an entry without recipients is removed");
+        self.entry_mut(key).recipients = recipients;
+    }
+
+    /// An entry that [`Self::pop_due`], [`Self::take_unrouted`] or [`Self::sweep_expired`] gave out is about to end.
+    pub fn withdraw_routed(&mut self, key: EntryKey) {
+        let entry = self.entry_mut(key);
+        assert!(matches!(entry.state, State::Unrouted | State::Withdrawn), "it waits nowhere");
+        entry.state = State::Withdrawn;
+    }
+
+    /// The ticket came back with an attempt made: what remains of the entry waits for a new due time.
+    pub fn defer(&mut self, key: EntryKey, recipients: Box<[u32]>, attempts: u32, due_ms: u64, answer: &str) {
+        assert!(!recipients.is_empty(), "an entry without recipients is removed");
+        let answer = self.remember_answer(key, answer);
+        self.leave_out(key);
+        let entry = self.entry_mut(key);
+        entry.recipients = recipients;
+        entry.attempts = attempts;
+        entry.due_ms = due_ms;
+        entry.last_answer = Some(answer);
+        entry.state = State::Due;
+        self.due.insert(due_ms, key);
+    }
+
+    /// Part of an entry's recipients go on by themselves: a new entry beside it, ready to be routed.
+    pub fn split(&mut self, key: EntryKey, recipients: Box<[u32]>, attempts: u32, due_ms: u64) -> EntryKey {
+        let entry = self.entry(key);
+        let part = Entry {
+            message: entry.message,
+            recipients,
+            queue: entry.queue,
+            attempts,
+            due_ms,
+            expires_ms: entry.expires_ms,
+            last_answer: entry.last_answer.clone(),
+            state: State::Due,
+        };
+        self.queues[part.queue.0 as usize].depth += 1;
+        self.insert_entry(part)
+    }
+
+    /// The entry's recipients are settled.
+    pub fn remove(&mut self, key: EntryKey) -> Entry {
+        self.leave_out(key);
+        let entry = self.entries[key.0 as usize].take().expect("the entry exists");
+        self.free.push(key.0);
+        self.len -= 1;
+        self.queues[entry.queue.0 as usize].depth -= 1;
+        if entry.state == State::Due {
+            self.due.remove(entry.due_ms, key);
+        }
+        entry
+    }
+
+    /// Entries past their expiry that are not with an owner, looking at no more than a bounded number; each must be
+    /// given to [`Self::remove`].
+    pub fn sweep_expired(&mut self, wall_ms: u64) -> Vec<EntryKey> {
+        let mut expired = Vec::new();
+        for _ in 0..self.entries.len().min(EXPIRY_SWEEP_ENTRIES) {
+            self.sweep = if self.sweep + 1 < self.entries.len() { self.sweep + 1 } else { 0 };
+            let Some(entry) = &self.entries[self.sweep] else { continue };
+            if entry.expires_ms <= wall_ms && !matches!(entry.state, State::Out { .. } | State::Withdrawn) {
+                expired.push(EntryKey(self.sweep as u32));
+            }
+        }
+        self.withdraw(&expired);
+        expired
+    }
+
+    /// What is needed next; the caller looks until there is nothing.
+    pub fn poll_need(&mut self) -> Option<Need> {
+        let need = self.needs.pop_front()?;
+        if let Need::Ticket { entry, .. } = &need {
+            assert!(matches!(self.entry(*entry).state, State::Out { .. }), "only an entry that is out has a ticket");
+        }
+        Some(need)
+    }
+
+    /// No more entries become ready; what is out comes back.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    pub fn has_entry(&self, key: EntryKey) -> bool {
+        self.entries.get(key.0 as usize).is_some_and(Option::is_some)
+    }
+
+    pub fn entry(&self, key: EntryKey) -> &Entry {
+        self.entries[key.0 as usize].as_ref().expect("the entry exists")
+    }
+
+    pub fn queue_of(&self, key: EntryKey) -> &Queue {
+        &self.queues[self.entry(key).queue.0 as usize]
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Tickets that owners hold.
+    pub fn out(&self) -> u64 {
+        self.pairs.iter().map(|pair| pair.out).sum()
+    }
+
+    /// Entries that wait for a route or for a pair's owner.
+    pub fn ready(&self) -> usize {
+        self.pairs.iter().map(|pair| pair.ready.len()).sum::<usize>()
+            + self.domains.values().map(|domain| domain.unrouted.len()).sum::<usize>()
+    }
+
+    pub fn entries(&self) -> impl Iterator<Item = (EntryKey, &Entry)> {
+        self.entries.iter().enumerate().filter_map(|(place, entry)| Some((EntryKey(place as u32), entry.as_ref()?)))
+    }
+
+    pub fn queue(&mut self, spooled: &Spooled, domain: &Arc<str>) -> QueueKey {
+        let name = QueueName {
+            domain: Arc::clone(domain),
+            tenant: spooled.tenant.clone(),
+            campaign: spooled.campaign.clone(),
+            pool: spooled.egress_pool.clone(),
+            priority: spooled.priority,
+        };
+        if let Some(&key) = self.queue_names.get(&name) {
+            return key;
+        }
+        let (tenant, campaign) = (Arc::<str>::from(&*name.tenant), Arc::<str>::from(&*name.campaign));
+        let next_flow = FlowId(self.flows.len() as u32);
+        let flow = *self.flows.entry((Arc::clone(&tenant), Arc::clone(&campaign))).or_insert(next_flow);
+        let key = QueueKey(self.queues.len() as u32);
+        self.queues.push(Queue {
+            name: queue_name(domain, &tenant, &campaign).into(),
+            domain: Arc::clone(domain),
+            tenant,
+            campaign,
+            pool: Arc::from(&*name.pool),
+            priority: name.priority,
+            depth: 0,
+            last_answer: None,
+            flow,
+        });
+        self.queue_names.insert(name, key);
+        key
+    }
+
+    /// Why an entry has not gone, where something holds it.
+    pub fn blocked_by(&self, key: EntryKey) -> Option<&Blocked> {
+        match self.entry(key).state {
+            State::Due | State::Out { .. } | State::Withdrawn => None,
+            State::Unrouted => self.domains.get(&self.queue_of(key).domain)?.blocked.as_ref(),
+            State::Ready { pair } => self.pairs[pair as usize].blocked.as_ref(),
+        }
+    }
+
+    /// The pair that an entry stands at, if it is ready or out.
+    pub fn pair_of(&self, key: EntryKey) -> Option<&PairKey> {
+        match self.entry(key).state {
+            State::Due | State::Unrouted | State::Withdrawn => None,
+            State::Ready { pair } | State::Out { pair } => Some(&self.pairs[pair as usize].key),
+        }
+    }
+
+    pub fn state_name(&self, key: EntryKey) -> &'static str {
+        match self.entry(key).state {
+            State::Due => "scheduled",
+            State::Unrouted | State::Withdrawn => "routing",
+            State::Ready { .. } => "ready",
+            State::Out { .. } => "in delivery",
+        }
+    }
+
+    pub fn queues(&self) -> &[Queue] {
+        &self.queues
+    }
+
+    fn insert_entry(&mut self, entry: Entry) -> EntryKey {
+        let key = match self.free.pop() {
+            Some(place) => EntryKey(place),
+            None => {
+                self.entries.push(None);
+                EntryKey(self.entries.len() as u32 - 1)
+            }
+        };
+        self.due.insert(entry.due_ms, key);
+        self.entries[key.0 as usize] = Some(entry);
+        self.len += 1;
+        key
+    }
+
+    fn entry_mut(&mut self, key: EntryKey) -> &mut Entry {
+        self.entries[key.0 as usize].as_mut().expect("the entry exists")
+    }
+
+    fn pair(&mut self, key: &PairKey) -> u32 {
+        if let Some(&pair) = self.pair_keys.get(key) {
+            return pair;
+        }
+        let pair = self.pairs.len() as u32;
+        self.pairs.push(Pair {
+            key: key.clone(),
+            ready: FairQueue::default(),
+            owner: Owner::Unknown,
+            credits: 0,
+            told: 0,
+            blocked: None,
+            out: 0,
+        });
+        self.pair_keys.insert(key.clone(), pair);
+        pair
+    }
+
+    /// Spends the pair's credits, and tells its owner of a queue that has grown from nothing or doubled.
+    fn serve(&mut self, place: u32) {
+        let pair = &mut self.pairs[place as usize];
+        let owner = match pair.owner {
+            Owner::Shard(owner) => owner,
+            Owner::Asked => return,
+            Owner::Unknown => {
+                pair.owner = Owner::Asked;
+                self.needs.push_back(Need::Owner { pair: pair.key.clone() });
+                return;
+            }
+        };
+        while pair.credits > 0 && !self.stopping {
+            let Some(entry) = pair.ready.pop() else { break };
+            pair.credits -= 1;
+            pair.out += 1;
+            pair.told = pair.ready.len();
+            self.entries[entry.0 as usize].as_mut().expect("a ready entry exists").state = State::Out { pair: place };
+            self.needs.push_back(Need::Ticket { owner, pair: pair.key.clone(), entry, left: pair.ready.len() });
+        }
+        let ready = pair.ready.len();
+        if ready > 0 && ready >= 2 * pair.told {
+            pair.told = ready;
+            self.needs.push_back(Need::Tell { owner, pair: pair.key.clone(), ready });
+        }
+    }
+
+    fn leave_out(&mut self, key: EntryKey) {
+        if let State::Out { pair } = self.entry(key).state {
+            self.pairs[pair as usize].out -= 1;
+        }
+    }
+
+    /// Takes entries that are not out from wherever they wait. What else stands in the same places keeps its order.
+    fn withdraw(&mut self, keys: &[EntryKey]) {
+        let mut pairs = HashSet::new();
+        let mut domains = HashSet::new();
+        for &key in keys {
+            let entry = self.entry(key);
+            let due_ms = entry.due_ms;
+            match entry.state {
+                State::Due => assert!(self.due.remove(due_ms, key), "a due entry has a due time"),
+                State::Unrouted => _ = domains.insert(Arc::clone(&self.queue_of(key).domain)),
+                State::Ready { pair } => _ = pairs.insert(pair),
+                State::Out { .. } | State::Withdrawn => unreachable!("only what waits is withdrawn, once"),
+            }
+            self.entry_mut(key).state = State::Withdrawn;
+        }
+        for name in domains {
+            let Some(domain) = self.domains.get_mut(&name) else { continue };
+            let entries = &self.entries;
+            domain.unrouted.retain(|key| entries[key.0 as usize].as_ref().is_some_and(|e| e.state == State::Unrouted));
+        }
+        for pair in pairs {
+            for key in self.pairs[pair as usize].ready.drain() {
+                let Entry { queue, recipients, state, .. } = self.entry(key);
+                if matches!(state, State::Ready { .. }) {
+                    let (queue, cost) = (*queue, recipients.len() as u32);
+                    let Queue { priority, flow, .. } = self.queues[queue.0 as usize];
+                    self.pairs[pair as usize].ready.push(priority, flow, key, cost);
+                }
+            }
+        }
+    }
+
+    fn remember_answer(&mut self, key: EntryKey, answer: &str) -> Arc<str> {
+        let queue = self.entry(key).queue;
+        let last = &mut self.queues[queue.0 as usize].last_answer;
+        match last {
+            Some(last) if **last == *answer => Arc::clone(last),
+            _ => Arc::clone(last.insert(Arc::from(answer))),
+        }
+    }
+}
+
+/// KumoMTA's name of a scheduled queue: `campaign:tenant@domain`, `campaign:@domain`, `tenant@domain` or `domain`.
+pub fn queue_name(domain: &str, tenant: &str, campaign: &str) -> String {
+    match (campaign, tenant) {
+        ("", "") => domain.to_owned(),
+        ("", tenant) => format!("{tenant}@{domain}"),
+        (campaign, "") => format!("{campaign}:@{domain}"),
+        (campaign, tenant) => format!("{campaign}:{tenant}@{domain}"),
+    }
+}

@@ -1,0 +1,62 @@
+//! When to try again.
+
+use crate::config::{RetryConfig, RetrySchedule};
+
+/// Wall milliseconds of the next attempt after `attempts` failed ones (≥ 1).
+///
+/// `jitter` is uniform over all of `u64`. A doubling interval is shortened or lengthened by up to an eighth, so that
+/// messages deferred together do not come back together; a listed one is kept exactly.
+pub fn next_attempt_ms(retry: &RetryConfig, attempts: u32, now_ms: u64, jitter: u64) -> u64 {
+    assert!(attempts > 0, "a retry follows an attempt");
+    let interval_ms = match &retry.schedule {
+        RetrySchedule::Listed(intervals) => {
+            let place = (attempts as usize - 1).min(intervals.len() - 1);
+            intervals[place].as_millis() as u64
+        }
+        RetrySchedule::Doubling { first, max } => {
+            let doublings = (attempts - 1).min(32);
+            let plain_ms = (first.as_millis() << doublings).min(max.as_millis()) as u64;
+            let spread_ms = plain_ms / 4;
+            plain_ms - spread_ms / 2 + jitter % (spread_ms + 1)
+        }
+    };
+    now_ms + interval_ms
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn retry(schedule: RetrySchedule) -> RetryConfig {
+        RetryConfig { schedule, max_age: Duration::from_secs(432_000) }
+    }
+
+    #[test]
+    fn a_list_is_kept_exactly_and_its_last_interval_repeats() {
+        let minutes = |m: u64| Duration::from_secs(60 * m);
+        let retry = retry(RetrySchedule::Listed(vec![minutes(1), minutes(5), minutes(20)]));
+        let due = |attempts| next_attempt_ms(&retry, attempts, 1_000_000, 0xdead_beef);
+        assert_eq!(due(1), 1_000_000 + 60_000);
+        assert_eq!(due(2), 1_000_000 + 300_000);
+        assert_eq!(due(3), 1_000_000 + 1_200_000);
+        assert_eq!(due(9), 1_000_000 + 1_200_000);
+    }
+
+    #[test]
+    fn doubling_stays_within_an_eighth_and_below_its_maximum() {
+        let schedule = RetrySchedule::Doubling { first: Duration::from_secs(1200), max: Duration::from_secs(14_400) };
+        let retry = retry(schedule);
+        for (attempts, plain_ms) in [(1, 1_200_000), (2, 2_400_000), (4, 9_600_000), (5, 14_400_000), (400, 14_400_000)] {
+            let mut seen = (u64::MAX, 0);
+            for jitter in (0..1000).map(|i| i * 0x9e37_79b9_7f4a) {
+                let due = next_attempt_ms(&retry, attempts, 0, jitter);
+                seen = (seen.0.min(due), seen.1.max(due));
+            }
+            assert!(seen.0 >= plain_ms - plain_ms / 8, "{attempts}: {seen:?}");
+            assert!(seen.1 <= plain_ms + plain_ms / 8, "{attempts}: {seen:?}");
+            assert!(seen.1 - seen.0 > plain_ms / 8, "jitter spreads: {seen:?}");
+        }
+    }
+}

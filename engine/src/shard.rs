@@ -1,0 +1,310 @@
+//! One shard: the core that owns all state of one thread, from the client's session to the outcome's record.
+//!
+//! A shard does no I/O. It is fed what happened (`open_session`, `session_received`, `spool_completed`, `connected`,
+//! `connection_received`, `handle_message`, …), does its [`Shard::turn`], and is asked with [`Shard::poll_action`] what is to be
+//! done and with [`Shard::next_timeout`] when it wants its next turn at the latest. `runtime/shard_loop.rs` does so
+//! with a ring, the simulator with a seed.
+//!
+//! A shard is two things at once. As *home* it owns the durable state of the messages that it accepted; as *owner* it
+//! holds the connections of the (egress source, roll-up) pairs that were given to it. Both sides talk in
+//! [`ShardMessage`]s even when they are the same shard.
+//!
+//! Calling order after each input: `turn`, then `poll_action` until there is none.
+
+mod accept;
+mod ask;
+mod deliver;
+mod outcome;
+mod schedule;
+mod spool;
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use postrider_spool::{Operation, Statistics};
+use postrider_spool::record::{LogId, MessageId};
+
+use self::accept::{Session, Signing};
+use self::ask::Asked;
+use self::deliver::Delivery;
+pub use self::deliver::{ConnectError, Connected};
+use self::schedule::{PendingRead, RouteCache};
+use self::spool::HomeLog;
+use crate::accept::Policy;
+use crate::admin::metrics::ShardMetrics;
+use crate::config::{Config, TlsMode};
+use crate::deliver::content::Chunk;
+use crate::handover::{AcceptAnswer, ControlMessage, ShardMessage};
+use crate::limits::{INBOX_MESSAGES_PER_TURN, SESSIONS_MAX, SWEEP_INTERVAL};
+use crate::mail::time::Now;
+use crate::outcome::event::LoggedRecord;
+use crate::pool::connection::ConnectionKey;
+use crate::pool::egress::EgressTurns;
+use crate::pool::pair::Pools;
+use crate::schedule::queue::Home;
+
+/// Names a client's session for as long as its shard lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionKey(pub u64);
+
+/// What is to be done outside.
+#[derive(Debug)]
+pub enum Action {
+    /// Send to a client.
+    SessionSend { session: SessionKey, bytes: Vec<u8> },
+    /// Send what is to be sent, then shake hands.
+    SessionStartTls { session: SessionKey },
+    /// Send what is to be sent, then close.
+    SessionClose { session: SessionKey },
+    /// More input is wanted from a client that was waiting for an answer.
+    SessionResume { session: SessionKey },
+    /// Execute, and give the completion to [`Shard::spool_completed`].
+    Spool { log: LogId, operation: Operation },
+    /// Connect from the source's address; answer with [`Shard::connected`] or [`Shard::connection_closed`].
+    Connect { connection: ConnectionKey, source: usize, to: SocketAddr },
+    /// Send to a peer, and report with [`Shard::connection_sent`].
+    ConnectionSend { connection: ConnectionKey, chunks: Vec<Chunk<postrider_spool::Piece>> },
+    /// Send what is to be sent, then shake hands with the host of this name.
+    ConnectionStartTls { connection: ConnectionKey, host_name: String, tls: TlsMode },
+    /// Send what is to be sent, close, wait a little for the peer's FIN, and report with [`Shard::connection_gone`].
+    ConnectionClose { connection: ConnectionKey },
+    /// Break off whatever the connection does.
+    ConnectionAbort { connection: ConnectionKey },
+    /// Carry to another shard.
+    Shard { to: usize, message: ShardMessage },
+    Control(ControlMessage),
+    /// The embedding API's message is durable, or was refused.
+    Injected { injection: u64, answer: AcceptAnswer },
+    /// Durable records, for the event log.
+    Events(Vec<LoggedRecord>),
+}
+
+/// What a shard is made of.
+#[derive(Debug)]
+pub struct ShardOptions {
+    pub id: usize,
+    pub shards: usize,
+    pub config: Arc<Config>,
+    pub policy: Arc<Policy>,
+    pub metrics: Arc<ShardMetrics>,
+    /// Seeds jitter, shuffles and session numbers.
+    pub seed: u64,
+    /// Client sessions that the shard may have; bounded by file descriptors.
+    pub sessions_max: usize,
+}
+
+/// A shard's whole state.
+pub struct Shard {
+    id: usize,
+    config: Arc<Config>,
+    policy: Arc<Policy>,
+    metrics: Arc<ShardMetrics>,
+    random: fastrand::Rng,
+
+    // accept
+    sessions_max: usize,
+    sessions: HashMap<SessionKey, Session>,
+    next_session: u64,
+    signing: VecDeque<Signing>,
+    events_blocked: bool,
+
+    // spool; the first log is the one that takes mail
+    logs: Vec<HomeLog>,
+
+    // schedule
+    home: Home,
+    routes: RouteCache,
+    egress: HashMap<String, EgressTurns>,
+    /// Whether each source's address is on this machine.
+    plumbed: Vec<bool>,
+    reading: HashMap<MessageId, Vec<PendingRead>>,
+    asked: HashMap<u64, Asked>,
+
+    // pool, deliver
+    pools: Pools,
+    deliveries: HashMap<ConnectionKey, Delivery>,
+
+    inbox: VecDeque<ShardMessage>,
+    actions: VecDeque<Action>,
+    next_sweep: Duration,
+    stopping: bool,
+    stopped: bool,
+}
+
+impl Shard {
+    /// A shard without logs; they are added by [`Self::recover`] before the first turn.
+    pub fn new(options: ShardOptions) -> Self {
+        let ShardOptions { id, shards, config, policy, metrics, seed, sessions_max } = options;
+        Self {
+            id,
+            policy,
+            metrics,
+            random: fastrand::Rng::with_seed(seed),
+            sessions_max: sessions_max.min(SESSIONS_MAX),
+            sessions: HashMap::new(),
+            next_session: 0,
+            signing: VecDeque::new(),
+            events_blocked: false,
+            logs: Vec::new(),
+            home: Home::default(),
+            routes: RouteCache::new(&config.routes),
+            egress: HashMap::new(),
+            plumbed: vec![true; config.egress_sources.len()],
+            reading: HashMap::new(),
+            asked: HashMap::new(),
+            pools: Pools::new(deliver::pool_options(&config, shards)),
+            deliveries: HashMap::new(),
+            inbox: VecDeque::new(),
+            actions: VecDeque::new(),
+            next_sweep: Duration::ZERO,
+            stopping: false,
+            stopped: false,
+            config,
+        }
+    }
+
+    /// One round through the six stages: everything that can go on goes on, each stage within its bound.
+    pub fn turn(&mut self, now: Now) {
+        self.metrics.turns.inc();
+        self.sweep(now);
+        self.sign_waiting(now); //      accept: signatures, at most a few
+        self.release_due(now); //       schedule: entries whose time has come
+        for _ in 0..INBOX_MESSAGES_PER_TURN {
+            self.serve_needs(now); //   schedule → pool: tickets, questions
+            self.carry_out_orders(now); // pool → deliver: connections, transactions, credits
+            let Some(message) = self.inbox.pop_front() else { break };
+            self.receive(now, message); // deliver → outcome, and all else that shards tell each other
+        }
+        self.commit(now); //            spool: one write for everything that waits
+        self.publish(); //              outcome: events of what is durable
+        self.report_stopped();
+    }
+
+    /// What is to be done next; `None` when all is said.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When the next turn is due at the latest, in monotonic time.
+    pub fn next_timeout(&self, now: Now) -> Duration {
+        let mut next = self.next_sweep;
+        if !self.inbox.is_empty() || !self.signing.is_empty() {
+            return now.monotonic;
+        }
+        if let Some(due_ms) = self.home.next_due_ms() {
+            next = next.min(now.monotonic + Duration::from_millis(due_ms.saturating_sub(now.wall_ms)));
+        }
+        if let Some(until) = self.pools.next_timeout() {
+            next = next.min(until);
+        }
+        for log in &self.logs {
+            next = next.min(log.next_timeout());
+        }
+        next
+    }
+
+    /// A message from another shard or the control thread; the next turn handles it.
+    pub fn handle_message(&mut self, message: ShardMessage) {
+        self.inbox.push_back(message);
+    }
+
+    /// Whether signatures or messages wait for the next turn only because of a turn's bound.
+    pub fn has_more(&self) -> bool {
+        !self.signing.is_empty() || !self.inbox.is_empty()
+    }
+
+    pub fn id(&self) -> usize {
+        self.id
+    }
+
+    /// Tells a shard; to itself, without a detour.
+    fn tell(&mut self, to: usize, message: ShardMessage) {
+        if to == self.id {
+            self.inbox.push_back(message);
+        } else {
+            self.actions.push_back(Action::Shard { to, message });
+        }
+    }
+
+    fn receive(&mut self, now: Now, message: ShardMessage) {
+        match message {
+            ShardMessage::Ready { home, pair, ready } => self.pools.handle_ready(now, home, &pair, ready),
+            ShardMessage::Ticket { attempt, left } => self.receive_ticket(now, attempt, left),
+            ShardMessage::Credits { pair, credits } => self.home.add_credits(&pair, credits),
+            ShardMessage::Blocked { pair, blocked } => self.home.block_pair(&pair, blocked),
+            ShardMessage::Settled(settled) => self.settle(now, *settled),
+            ShardMessage::Unstarted(attempt) => self.take_back(now, *attempt),
+            ShardMessage::Routed { domain, result } => self.handle_route(now, &domain, result),
+            ShardMessage::Owner { pair, owner } => self.home.set_owner(&pair, owner),
+            ShardMessage::SourcePlumbed { source, plumbed } => self.set_plumbed(now, source, plumbed),
+            ShardMessage::EventCursor { log, sequence } => self.set_event_cursor(log, sequence),
+            ShardMessage::Inject { injection, admitted } => self.inject(now, injection, *admitted),
+            ShardMessage::Ask { question, ask } => self.answer(question, ask),
+            ShardMessage::Stop => self.stop(now),
+        }
+    }
+
+    /// What is looked at once a second: time limits of sessions and connections, expiry, blocked domains and pairs.
+    fn sweep(&mut self, now: Now) {
+        if self.pools.next_timeout().is_some_and(|until| until <= now.monotonic) {
+            self.pools.tick(now, &mut |below| self.random.u64(0..below));
+        }
+        if now.monotonic < self.next_sweep {
+            return;
+        }
+        self.next_sweep = now.monotonic + SWEEP_INTERVAL;
+        self.time_out_sessions(now);
+        self.time_out_deliveries(now);
+        self.home.unblock_domains(now.wall_ms);
+        self.expire(now);
+        self.pools.tick(now, &mut |below| self.random.u64(0..below));
+        self.update_gauges();
+    }
+
+    /// Finishes what is on the wire and takes nothing new.
+    fn stop(&mut self, now: Now) {
+        self.stopping = true;
+        self.stop_sessions(now);
+        self.home.stop();
+        self.pools.stop(now, &mut |below| self.random.u64(0..below));
+    }
+
+    fn report_stopped(&mut self) {
+        let quiet = self.stopping
+            && self.sessions.is_empty()
+            && self.signing.is_empty()
+            && self.inbox.is_empty()
+            && self.home.out() == 0
+            && self.pools.connections() == 0
+            && self.logs.iter().all(HomeLog::is_quiet);
+        if quiet && !self.stopped {
+            self.stopped = true;
+            self.actions.push_back(Action::Control(ControlMessage::Stopped { shard: self.id }));
+        }
+    }
+
+    fn update_gauges(&self) {
+        self.metrics.scheduled.set(self.home.len() as u64);
+        self.metrics.ready.set(self.home.ready() as u64);
+        let statistics: Vec<Statistics> = self.logs.iter().map(|home| home.log.statistics()).collect();
+        let sum = |field: fn(&Statistics) -> u64| statistics.iter().map(field).sum::<u64>();
+        self.metrics.messages.set(sum(|log| log.live_messages));
+        self.metrics.spool_used_bytes.set(sum(|log| log.used_bytes));
+        self.metrics.spool_segments.set(sum(|log| log.segments_in_use));
+        let closed = self.logs.first().is_some_and(|home| home.log.is_open_for_mail().is_err());
+        self.metrics.spool_closed.set(u64::from(closed));
+    }
+
+    fn log_index(&self, log: LogId) -> usize {
+        let found = self.logs.iter().position(|home| home.log.id() == log);
+        found.expect("a message's log is served by its home")
+    }
+}
+
+impl std::fmt::Debug for Shard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Shard {}: {} entries, {} sessions", self.id, self.home.len(), self.sessions.len())
+    }
+}

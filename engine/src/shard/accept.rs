@@ -1,0 +1,278 @@
+//! Stage 1 at a shard: client sessions, and messages on their way to the spool.
+
+use std::collections::hash_map;
+use std::sync::Arc;
+
+use postrider_spool::AppendError;
+
+use super::spool::{AnswerTo, Appended, Uncommitted};
+use super::{Action, SessionKey, Shard};
+use crate::accept::Refusal;
+use crate::accept::smtp_server::ServerEvent;
+use crate::accept::{Admitted, Received, SessionOptions, SmtpServer};
+use crate::config::SmtpListener;
+use crate::handover::AcceptAnswer;
+use crate::limits::{RSA_SIGNATURES_PER_TURN, SIGNING_QUEUE_MAX};
+use crate::mail::time::Now;
+
+/// A client's session.
+#[derive(Debug)]
+pub(super) struct Session {
+    server: SmtpServer,
+    /// Input that the server didn't take yet, because it waits for an answer.
+    pending: Vec<u8>,
+    closing: bool,
+}
+
+/// An admitted message whose signatures wait for their turn.
+#[derive(Debug)]
+pub(super) struct Signing {
+    admitted: Box<Admitted>,
+    answer_to: AnswerTo,
+}
+
+impl Shard {
+    /// A client connected. `None`: the shard has all the sessions it may have; the caller answers 421 and closes.
+    pub fn open_session(
+        &mut self,
+        now: Now,
+        listener: &SmtpListener,
+        client: std::net::SocketAddr,
+    ) -> Option<SessionKey> {
+        if self.sessions.len() >= self.sessions_max || self.stopping {
+            self.metrics.connections_in_denied.inc();
+            return None;
+        }
+        self.next_session += 1;
+        let key = SessionKey(self.next_session);
+        let options = SessionOptions::new(Arc::from(&*self.config.hostname), listener, client);
+        let mut greeting = Vec::new();
+        let session_id = (self.id as u64) << 48 | key.0;
+        let server = SmtpServer::new(now, options, session_id, &mut greeting);
+        self.sessions.insert(key, Session { server, pending: Vec::new(), closing: false });
+        self.metrics.connections_in_accepted.inc();
+        self.metrics.connections_in.set(self.sessions.len() as u64);
+        self.actions.push_back(Action::SessionSend { session: key, bytes: greeting });
+        Some(key)
+    }
+
+    /// A client sent something.
+    pub fn session_received(&mut self, now: Now, key: SessionKey, input: &[u8]) {
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        if session.pending.is_empty() {
+            let taken = self.serve_session(now, key, input);
+            if let Some(session) = self.sessions.get_mut(&key) {
+                session.pending.extend_from_slice(&input[taken..]);
+            }
+        } else {
+            session.pending.extend_from_slice(input);
+            self.serve_pending(now, key);
+        }
+    }
+
+    /// The handshake that [`Action::SessionStartTls`] asked for is done.
+    pub fn session_tls_started(&mut self, now: Now, key: SessionKey) {
+        if let Some(session) = self.sessions.get_mut(&key) {
+            session.pending.clear();
+            session.server.handle_tls_started(now);
+        }
+    }
+
+    /// The client is gone. A message of its that waits for its commit is accepted all the same.
+    pub fn session_closed(&mut self, key: SessionKey) {
+        self.sessions.remove(&key);
+        self.metrics.connections_in.set(self.sessions.len() as u64);
+    }
+
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Whether the session takes input now; one that waits for an answer doesn't.
+    pub fn session_wants_input(&self, key: SessionKey) -> bool {
+        self.sessions.get(&key).is_some_and(|session| !session.server.is_waiting() && !session.closing)
+    }
+
+    /// No message is taken while the event log can't be written and its records pile up.
+    pub fn set_events_blocked(&mut self, blocked: bool) {
+        self.events_blocked = blocked;
+    }
+
+    /// Signs what waits for it, within a turn's bound: sixty ready RSA signatures would delay everything by 15 ms.
+    pub(super) fn sign_waiting(&mut self, now: Now) {
+        let mut rsa = 0;
+        while rsa < RSA_SIGNATURES_PER_TURN {
+            let Some(mut signing) = self.signing.pop_front() else { return };
+            rsa += signing.admitted.rsa_signatures().max(1);
+            self.metrics.signatures_rsa.add(signing.admitted.rsa_signatures() as u64);
+            self.metrics.signatures_ed25519.add(signing.admitted.ed25519_signatures() as u64);
+            match self.policy.sign(&mut signing.admitted, now) {
+                Ok(()) => self.append(now, signing.admitted, signing.answer_to),
+                Err(refusal) => self.answer_sender(now, signing.answer_to, Err(refusal)),
+            }
+        }
+    }
+
+    pub(super) fn inject(&mut self, now: Now, injection: u64, admitted: Admitted) {
+        match self.admission() {
+            Ok(()) => self.append(now, Box::new(admitted), AnswerTo::Injection(injection)),
+            Err(refusal) => self.answer_sender(now, AnswerTo::Injection(injection), Err(refusal)),
+        }
+    }
+
+    /// Tells a message's sender what became of it. That a success is durable is the caller's proof: only
+    /// [`Shard::spool_completed`] makes the `Spooled` whose id is answered.
+    pub(super) fn answer_sender(&mut self, now: Now, to: AnswerTo, answer: AcceptAnswer) {
+        match (&answer, to) {
+            (Ok(_), AnswerTo::Session(_)) => self.metrics.received_smtp.inc(),
+            (Ok(_), AnswerTo::Injection(_)) => self.metrics.received_embedded.inc(),
+            (Err(_), _) => self.metrics.rejections.inc(),
+        }
+        match to {
+            AnswerTo::Injection(injection) => self.actions.push_back(Action::Injected { injection, answer }),
+            AnswerTo::Session(key) => {
+                let Some(session) = self.sessions.get_mut(&key) else { return };
+                let mut out = Vec::new();
+                session.server.handle_answer(now, answer, &mut out);
+                self.actions.push_back(Action::SessionSend { session: key, bytes: out });
+                self.serve_pending(now, key);
+                self.actions.push_back(Action::SessionResume { session: key });
+            }
+        }
+    }
+
+    pub(super) fn time_out_sessions(&mut self, now: Now) {
+        let late = |(key, session): (&SessionKey, &mut Session)| {
+            (session.server.next_timeout() <= now.monotonic && !session.closing).then_some(*key)
+        };
+        let late: Vec<SessionKey> = self.sessions.iter_mut().filter_map(late).collect();
+        for key in late {
+            let Some(session) = self.sessions.get_mut(&key) else { continue };
+            let mut out = Vec::new();
+            session.server.handle_timeout(now, &mut out);
+            self.close_session(key, out);
+        }
+    }
+
+    pub(super) fn stop_sessions(&mut self, now: Now) {
+        let keys: Vec<SessionKey> = self.sessions.keys().copied().collect();
+        for key in keys {
+            let Some(session) = self.sessions.get_mut(&key) else { continue };
+            let mut out = Vec::new();
+            if session.server.handle_shutdown(now, &mut out) {
+                self.close_session(key, out);
+            } else if !out.is_empty() {
+                self.actions.push_back(Action::SessionSend { session: key, bytes: out });
+            }
+        }
+    }
+
+    fn close_session(&mut self, key: SessionKey, out: Vec<u8>) {
+        if let hash_map::Entry::Occupied(mut session) = self.sessions.entry(key) {
+            session.get_mut().closing = true;
+            self.actions.push_back(Action::SessionSend { session: key, bytes: out });
+            self.actions.push_back(Action::SessionClose { session: key });
+        }
+    }
+
+    fn serve_pending(&mut self, now: Now, key: SessionKey) {
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        let mut pending = std::mem::take(&mut session.pending);
+        let taken = self.serve_session(now, key, &pending);
+        if let Some(session) = self.sessions.get_mut(&key) {
+            pending.drain(..taken);
+            pending.append(&mut session.pending);
+            session.pending = pending;
+        }
+    }
+
+    /// Gives input to the session's server for as long as it takes any; tells how much it took.
+    fn serve_session(&mut self, now: Now, key: SessionKey, input: &[u8]) -> usize {
+        let mut taken = 0;
+        loop {
+            let Some(session) = self.sessions.get_mut(&key) else { return taken };
+            if session.closing {
+                return input.len();
+            }
+            let mut out = Vec::new();
+            let handled = session.server.handle(now, &input[taken..], &mut out);
+            taken += handled.consumed;
+            if !out.is_empty() {
+                self.actions.push_back(Action::SessionSend { session: key, bytes: out });
+            }
+            match handled.event {
+                Some(ServerEvent::Message(received)) => self.admit(now, *received, key),
+                Some(ServerEvent::StartTls) => {
+                    // Octets behind STARTTLS end the session (RFC 3207 §4.2): the server sees to it at the next look.
+                    self.actions.push_back(Action::SessionStartTls { session: key });
+                    if taken == input.len() {
+                        return taken;
+                    }
+                }
+                Some(ServerEvent::Close) => {
+                    self.close_session(key, Vec::new());
+                    return input.len();
+                }
+                None if handled.consumed == 0 => return taken,
+                None => {}
+            }
+        }
+    }
+
+    /// Whether a message may be taken at all now.
+    fn admission(&self) -> Result<(), Refusal> {
+        if let Err(closed) = self.logs[0].log.is_open_for_mail() {
+            return Err(Refusal::new(452, (4, 3, 1), format!("Spool takes no mail now: {closed}")));
+        }
+        if self.events_blocked {
+            return Err(Refusal::new(452, (4, 3, 1), "Event log can not be written now"));
+        }
+        if self.stopping {
+            return Err(Refusal::new(451, (4, 3, 2), "System is shutting down"));
+        }
+        Ok(())
+    }
+
+    fn admit(&mut self, now: Now, received: Received, key: SessionKey) {
+        let answer_to = AnswerTo::Session(key);
+        let random = [self.random.u64(..), self.random.u64(..)];
+        let queue_full = self.signing.len() >= SIGNING_QUEUE_MAX;
+        let admitted = self.admission().and_then(|()| self.policy.admit(now, received, random));
+        match admitted {
+            Err(refusal) => self.answer_sender(now, answer_to, Err(refusal)),
+            Ok(_) if queue_full => {
+                let refusal = Refusal::new(452, (4, 3, 1), "Too many messages wait to be signed, try again");
+                self.answer_sender(now, answer_to, Err(refusal));
+            }
+            Ok(mut admitted) if admitted.rsa_signatures() == 0 => match self.policy.sign(&mut admitted, now) {
+                Ok(()) => self.append(now, Box::new(admitted), answer_to),
+                Err(refusal) => self.answer_sender(now, answer_to, Err(refusal)),
+            },
+            Ok(admitted) => self.signing.push_back(Signing { admitted: Box::new(admitted), answer_to }),
+        }
+    }
+
+    fn append(&mut self, now: Now, admitted: Box<Admitted>, answer_to: AnswerTo) {
+        let Admitted { envelope, prefix, content, .. } = *admitted;
+        let size = (prefix.len() + content.len()) as u64;
+        let active = &mut self.logs[0];
+        let refusal = match active.log.append_message(&envelope, &prefix, &content) {
+            Ok((message, commit)) => {
+                active.appended_message(now);
+                let appended = Appended { message, envelope, size, answer_to };
+                active.uncommitted.push_back((commit, Uncommitted::Message(Box::new(appended))));
+                return;
+            }
+            Err(AppendError::Full(closed)) => {
+                Refusal::new(452, (4, 3, 1), format!("Spool takes no mail now: {closed}"))
+            }
+            Err(AppendError::TooLarge { bytes, bytes_max }) => {
+                Refusal::new(552, (5, 3, 4), format!("Message of {bytes} octets exceeds the spool's {bytes_max}"))
+            }
+            Err(AppendError::Failed) => {
+                Refusal::new(451, (4, 3, 0), "Spool failed, try again later")
+            }
+        };
+        self.answer_sender(now, answer_to, Err(refusal));
+    }
+}

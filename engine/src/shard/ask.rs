@@ -1,0 +1,186 @@
+//! Questions about a home's mail, for the control thread.
+
+use postrider_spool::record::{ArchivedEnvelope, MessageId};
+use postrider_spool::{Fetch, Message};
+
+use super::schedule::PendingRead;
+use super::{Action, Shard};
+use crate::admin::{MessageFilter, MessageRow, MessageState, QueueRow, WallTime};
+use crate::handover::{Ask, ControlMessage, Told};
+use crate::limits::ASK_READS_MAX;
+use crate::mail::address::domain_of;
+use crate::schedule::queue::{Entry, EntryKey};
+
+/// A question whose answer waits for messages to be read.
+#[derive(Debug)]
+pub(super) struct Asked {
+    filter: MessageFilter,
+    rows: Vec<MessageRow>,
+    waiting: usize,
+}
+
+impl Shard {
+    pub(super) fn answer(&mut self, question: u64, ask: Ask) {
+        match ask {
+            Ask::Queues { limit } => {
+                let told = self.queue_rows(limit);
+                self.actions.push_back(Action::Control(ControlMessage::Answer { question, told }));
+            }
+            Ask::Messages { filter } => self.ask_messages(question, filter),
+        }
+    }
+
+    fn queue_rows(&self, limit: usize) -> Told {
+        let mut rows: Vec<Option<QueueRow>> = vec![None; self.home.queues().len()];
+        let mut total = 0;
+        for (key, entry) in self.home.entries() {
+            let queue = self.home.queue_of(key);
+            total += entry.recipients.len() as u64;
+            let row = rows[entry.queue.0 as usize].get_or_insert_with(|| QueueRow {
+                queue: queue.name.to_string(),
+                domain: queue.domain.to_string(),
+                tenant: some(&queue.tenant),
+                campaign: some(&queue.campaign),
+                site: None,
+                egress_source: None,
+                depth: 0,
+                ready: 0,
+                rate_per_s: 0.0,
+                next_due: None,
+                last_answer: queue.last_answer.as_deref().map(str::to_owned),
+            });
+            row.depth += entry.recipients.len() as u64;
+            if let Some(pair) = self.home.pair_of(key) {
+                row.ready += entry.recipients.len() as u64;
+                row.site = Some(pair.rollup.to_string());
+                row.egress_source = Some(self.config.egress_sources[pair.source].name.clone());
+            }
+            let due = self.due(key);
+            if row.next_due.is_none_or(|next| due.0 < next.0) {
+                row.next_due = Some(due);
+            }
+        }
+        let rows = rows.into_iter().flatten().take(limit).collect();
+        Told::Queues { total, rows }
+    }
+
+    /// Messages that are no longer in memory are read first, up to a bound; the answer comes when all are at hand.
+    fn ask_messages(&mut self, question: u64, filter: MessageFilter) {
+        let domain = filter.recipient.as_deref().map(domain_of);
+        let fits = |(key, entry): &(EntryKey, &Entry)| {
+            let queue = self.home.queue_of(*key);
+            filter.id.is_none_or(|id| entry.message == id)
+                && filter.tenant.as_deref().is_none_or(|tenant| *queue.tenant == *tenant)
+                && domain.is_none_or(|domain| *queue.domain == *domain)
+        };
+        let keys: Vec<EntryKey> = self.home.entries().filter(fits).map(|(key, _)| key).collect();
+        let mut asked = Asked { filter, rows: Vec::new(), waiting: 0 };
+        for key in keys {
+            if asked.rows.len() >= asked.filter.limit || asked.waiting >= ASK_READS_MAX {
+                break;
+            }
+            let id = self.home.entry(key).message;
+            let place = self.log_index(id.log());
+            match self.logs[place].log.message(id) {
+                Ok(Fetch::Ready(message)) => self.entry_rows(key, Some(&message), &mut asked),
+                Ok(Fetch::Read(operation)) => {
+                    asked.waiting += 1;
+                    self.read(id, operation, PendingRead::Ask { question, entry: key });
+                }
+                Err(_) => self.entry_rows(key, None, &mut asked),
+            }
+        }
+        self.finish_ask(question, asked);
+    }
+
+    /// A message that a question waits for was read.
+    pub(super) fn ask_read(&mut self, question: u64, entry: EntryKey, id: MessageId, message: Option<&Message>) {
+        let Some(mut asked) = self.asked.remove(&question) else { return };
+        asked.waiting -= 1;
+        // The entry may have ended meanwhile, and its place been given to another.
+        if self.home.has_entry(entry) && self.home.entry(entry).message == id {
+            self.entry_rows(entry, message, &mut asked);
+        }
+        self.finish_ask(question, asked);
+    }
+
+    fn finish_ask(&mut self, question: u64, asked: Asked) {
+        if asked.waiting > 0 {
+            self.asked.insert(question, asked);
+            return;
+        }
+        let told = Told::Messages(asked.rows);
+        self.actions.push_back(Action::Control(ControlMessage::Answer { question, told }));
+    }
+
+    /// One row a recipient.
+    fn entry_rows(&self, key: EntryKey, message: Option<&Message>, asked: &mut Asked) {
+        let envelope = message.and_then(|message| message.envelope().ok());
+        if let (Some(wanted), Some(message)) = (&asked.filter.message_id, message)
+            && !has_message_id(&[message.prefix(), message.body()], wanted)
+        {
+            return;
+        }
+        for &index in &self.home.entry(key).recipients {
+            let recipient = recipient_at(envelope, index);
+            let unwanted = asked.filter.recipient.as_deref().is_some_and(|wanted| wanted != recipient);
+            if unwanted || asked.rows.len() >= asked.filter.limit {
+                continue;
+            }
+            let row = self.message_row(key, recipient, envelope, message.map_or(0, Message::size));
+            asked.rows.push(row);
+        }
+    }
+
+    fn message_row(&self, key: EntryKey, recipient: String, envelope: Option<&ArchivedEnvelope>, size: u64) -> MessageRow {
+        let entry = self.home.entry(key);
+        let queue = self.home.queue_of(key);
+        let pair = self.home.pair_of(key);
+        let blocked = self.home.blocked_by(key);
+        MessageRow {
+            id: entry.message.to_string(),
+            recipient,
+            queue: queue.name.to_string(),
+            num_attempts: entry.attempts,
+            due: Some(self.due(key)),
+            last_answer: entry.last_answer.as_deref().map(str::to_owned),
+            blocked_by: blocked.map(|blocked| format!("{}; next try {}", blocked.reason, WallTime(blocked.until_ms))),
+            state: match self.home.state_name(key) {
+                "scheduled" => MessageState::Scheduled,
+                "in delivery" => MessageState::Delivering,
+                _ => MessageState::Ready,
+            },
+            sender: envelope.map(|envelope| envelope.reverse_path.as_str().to_owned()).unwrap_or_default(),
+            created: WallTime(envelope.map_or(0, |envelope| envelope.created_ms.to_native())),
+            expires: WallTime(entry.expires_ms),
+            size,
+            tenant: some(&queue.tenant),
+            campaign: some(&queue.campaign),
+            site: pair.map(|pair| pair.rollup.to_string()),
+            egress_source: pair.map(|pair| self.config.egress_sources[pair.source].name.clone()),
+        }
+    }
+
+    /// When an entry goes at the earliest: its due time, or the end of what blocks it.
+    fn due(&self, key: EntryKey) -> WallTime {
+        let due_ms = self.home.entry(key).due_ms;
+        WallTime(self.home.blocked_by(key).map_or(due_ms, |blocked| blocked.until_ms.max(due_ms)))
+    }
+}
+
+fn some(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+fn recipient_at(envelope: Option<&ArchivedEnvelope>, index: u32) -> String {
+    let recipient = envelope.and_then(|envelope| envelope.recipients.get(index as usize));
+    recipient.map(|recipient| recipient.address.as_str().to_owned()).unwrap_or_default()
+}
+
+fn has_message_id(parts: &[&[u8]], wanted: &str) -> bool {
+    let is_wanted = |field: crate::mail::header::Field<'_>| {
+        field.name.eq_ignore_ascii_case(b"Message-ID")
+            && crate::mail::header::unfold(field.value).trim().trim_matches(['<', '>']) == wanted
+    };
+    parts.iter().any(|part| crate::mail::header::fields(part).any(is_wanted))
+}

@@ -1,0 +1,296 @@
+//! Stages 4 and 5 at a shard that owns pairs: the pools' orders, carried out by SMTP clients.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Action, Shard};
+use crate::config::{Config, RetrySchedule, TlsMode};
+use crate::deliver::attempt::Transaction;
+use crate::deliver::content::Chunk;
+use crate::deliver::smtp_client::{ClientEvent, ClientOptions, Protocol, SmtpClient};
+use crate::deliver::verdict::{self, HostAction, SessionFailure};
+use crate::handover::{Attempt, ControlMessage, DeliveryContext, Settled, ShardMessage};
+use crate::limits::{HOST_BACK_OFF_FIRST_MAX, HOST_BACK_OFF_MAX};
+use crate::mail::time::Now;
+use crate::pool::connection::ConnectionKey;
+use crate::pool::pair::{HostFate, Order, PoolOptions};
+use crate::pool::site::BackOff;
+
+type Piece = postrider_spool::Piece;
+
+/// A connection to a peer.
+pub(super) struct Delivery {
+    state: DeliveryState,
+    host_name: String,
+    tls: TlsMode,
+    source: usize,
+    /// What the client works on, in its order, and since when.
+    attempts: VecDeque<(Duration, Attempt)>,
+    context: DeliveryContext,
+}
+
+enum DeliveryState {
+    Connecting { deadline: Duration },
+    Up(Box<SmtpClient<postrider_spool::Message>>),
+    /// The driver closes it.
+    Over,
+}
+
+/// What a connection was told when it was made.
+#[derive(Debug, Clone, Copy)]
+pub struct Connected {
+    pub local: SocketAddr,
+    pub peer: SocketAddr,
+}
+
+/// Why a connection could not be made.
+#[derive(Debug)]
+pub enum ConnectError {
+    /// The source's address isn't on this machine.
+    Unplumbed,
+    Failed(std::io::Error),
+}
+
+impl Shard {
+    /// Carries out what the pools ordered.
+    pub(super) fn carry_out_orders(&mut self, now: Now) {
+        while let Some(order) = self.pools.poll_order() {
+            match order {
+                Order::Connect { connection, source, host_name, to, tls } => {
+                    self.open_delivery(now, connection, source, host_name, tls);
+                    self.actions.push_back(Action::Connect { connection, source, to });
+                }
+                Order::Start { connection, attempt } => self.start(now, connection, *attempt),
+                Order::Quit { connection } => self.quit(now, connection),
+                Order::Credits { home, pair, credits } => self.tell(home, ShardMessage::Credits { pair, credits }),
+                Order::Block { home, pair, blocked } => self.tell(home, ShardMessage::Blocked { pair, blocked }),
+                Order::Return { attempt } => self.tell(attempt.ticket.home, ShardMessage::Unstarted(attempt)),
+            }
+        }
+    }
+
+    pub(super) fn receive_ticket(&mut self, now: Now, attempt: Box<Attempt>, left: usize) {
+        self.pools.handle_ticket(now, &mut |below| self.random.u64(0..below), attempt, left);
+    }
+
+    /// The connection that [`Action::Connect`] asked for is made.
+    pub fn connected(&mut self, now: Now, connection: ConnectionKey, made: Connected) {
+        let Some(delivery) = self.deliveries.get_mut(&connection) else { return };
+        if !matches!(delivery.state, DeliveryState::Connecting { .. }) {
+            return;
+        }
+        self.metrics.connections_out_made.inc();
+        delivery.context.peer_address = made.peer.to_string();
+        delivery.context.source_address = made.local.ip().to_string();
+        let options = ClientOptions {
+            ehlo: self.config.egress_sources[delivery.source].ehlo_domain.clone(),
+            protocol: Protocol::Smtp,
+            pipelining: self.config.shaping.pipelining,
+            tls: delivery.tls,
+            timeouts: self.config.shaping.timeouts,
+        };
+        delivery.state = DeliveryState::Up(Box::new(SmtpClient::new(now, options)));
+    }
+
+    /// The connection that [`Action::Connect`] asked for can't be made.
+    pub fn connect_failed(&mut self, now: Now, connection: ConnectionKey, error: &ConnectError) {
+        let Some(delivery) = self.deliveries.get_mut(&connection) else { return };
+        let DeliveryState::Connecting { deadline } = delivery.state else { return };
+        delivery.state = DeliveryState::Over;
+        let source = delivery.source;
+        let failure = match error {
+            ConnectError::Unplumbed if self.config.egress_sources[source].suspend_when_unplumbed => {
+                self.pools.handle_closing(now, connection, HostFate::Fine);
+                self.actions.push_back(Action::Control(ControlMessage::Unplumbed { source }));
+                self.set_plumbed(now, source, false);
+                return self.connection_gone(now, connection);
+            }
+            ConnectError::Unplumbed => verdict::connect_failed("the source's address is not on this machine"),
+            ConnectError::Failed(_) if deadline <= now.monotonic => {
+                verdict::connect_timed_out(self.config.shaping.timeouts.connect.as_secs())
+            }
+            ConnectError::Failed(error) => verdict::connect_failed(&error.to_string()),
+        };
+        self.close_delivery(now, connection, Some(failure));
+        self.connection_gone(now, connection);
+    }
+
+    /// The peer sent something (in the clear, once TLS is up).
+    pub fn connection_received(&mut self, now: Now, connection: ConnectionKey, input: &[u8]) {
+        self.with_client(now, connection, |client, out| client.handle(now, input, out));
+    }
+
+    /// That many more octets of what was to be sent are with the kernel.
+    pub fn connection_sent(&mut self, now: Now, connection: ConnectionKey, octets: usize) {
+        self.with_client(now, connection, |client, out| client.handle_written(now, octets, out));
+    }
+
+    /// The handshake that [`Action::ConnectionStartTls`] asked for has ended.
+    pub fn connection_tls(&mut self, now: Now, connection: ConnectionKey, result: Result<(String, String), String>) {
+        if let (Ok((protocol, cipher)), Some(delivery)) = (&result, self.deliveries.get_mut(&connection)) {
+            delivery.context.tls_protocol.clone_from(protocol);
+            delivery.context.tls_cipher.clone_from(cipher);
+        }
+        self.with_client(now, connection, |client, out| match &result {
+            Ok(_) => client.handle_tls_started(now, out),
+            Err(error) => client.handle_tls_failed(error),
+        });
+    }
+
+    /// The connection ended: the peer closed it, it was reset, or a write failed.
+    pub fn connection_closed(&mut self, now: Now, connection: ConnectionKey, reason: &str) {
+        self.with_client(now, connection, |client, _| client.handle_closed(reason));
+    }
+
+    /// The peer has closed too; the connection no longer counts.
+    pub fn connection_gone(&mut self, now: Now, connection: ConnectionKey) {
+        if let Some(delivery) = self.deliveries.remove(&connection) {
+            assert!(delivery.attempts.is_empty(), "every attempt was settled before its connection closed");
+            self.pools.handle_gone(now, &mut |below| self.random.u64(0..below), connection);
+            self.metrics.connections_out.set(self.pools.connections() as u64);
+        }
+    }
+
+    pub(super) fn time_out_deliveries(&mut self, now: Now) {
+        let late = |(&key, delivery): (&ConnectionKey, &Delivery)| {
+            let deadline = match &delivery.state {
+                DeliveryState::Connecting { deadline } => Some(*deadline),
+                DeliveryState::Up(client) => client.next_timeout(),
+                DeliveryState::Over => None,
+            };
+            deadline.is_some_and(|deadline| deadline <= now.monotonic).then_some(key)
+        };
+        let late: Vec<ConnectionKey> = self.deliveries.iter().filter_map(late).collect();
+        for connection in late {
+            let connecting = matches!(self.deliveries[&connection].state, DeliveryState::Connecting { .. });
+            if connecting {
+                self.actions.push_back(Action::ConnectionAbort { connection });
+            } else {
+                self.with_client(now, connection, |client, _| client.handle_timeout(now));
+                // What hangs in the socket would hold the slot for as long as the peer likes.
+                self.actions.push_back(Action::ConnectionAbort { connection });
+            }
+        }
+    }
+
+    fn open_delivery(&mut self, now: Now, key: ConnectionKey, source: usize, host_name: String, tls: TlsMode) {
+        let deadline = now.monotonic + self.config.shaping.timeouts.connect;
+        let context = DeliveryContext {
+            peer_name: host_name.clone(),
+            session_id: self.random.u64(..),
+            ..DeliveryContext::default()
+        };
+        let state = DeliveryState::Connecting { deadline };
+        let delivery = Delivery { state, host_name, tls, source, attempts: VecDeque::new(), context };
+        self.deliveries.insert(key, delivery);
+        self.metrics.connections_out.set(self.pools.connections() as u64);
+    }
+
+    fn start(&mut self, now: Now, connection: ConnectionKey, attempt: Attempt) {
+        let delivery = self.deliveries.get_mut(&connection).expect("an idle connection is up");
+        assert_eq!(*self.pools.slot(connection).site, *attempt.route.site.name, "a transaction stays with its site");
+        assert_eq!(delivery.source, attempt.pair.source, "a message leaves from a source of its own pool");
+        let transaction = Transaction {
+            ticket: u64::from(attempt.ticket.entry.0),
+            reverse_path: attempt.reverse_path.clone(),
+            recipients: attempt.recipients.clone(),
+            size: attempt.message.size(),
+            eight_bit: attempt.eight_bit,
+            smtputf8: attempt.smtputf8,
+            dot_lines: attempt.dot_lines,
+            content: attempt.message.clone(),
+        };
+        delivery.attempts.push_back((now.monotonic, attempt));
+        self.with_client(now, connection, |client, out| client.start(now, transaction, out));
+    }
+
+    fn quit(&mut self, now: Now, connection: ConnectionKey) {
+        self.with_client(now, connection, |client, out| client.quit(now, out));
+    }
+
+    /// Lets a connection's client act, sends what it wants sent, and handles its events.
+    fn with_client(
+        &mut self,
+        now: Now,
+        connection: ConnectionKey,
+        act: impl FnOnce(&mut SmtpClient<postrider_spool::Message>, &mut Vec<Chunk<Piece>>),
+    ) {
+        let Some(delivery) = self.deliveries.get_mut(&connection) else { return };
+        let DeliveryState::Up(client) = &mut delivery.state else { return };
+        let mut chunks = Vec::new();
+        act(client, &mut chunks);
+        let mut events = Vec::new();
+        while let Some(event) = client.poll_event() {
+            events.push(event);
+        }
+        if !chunks.is_empty() {
+            self.actions.push_back(Action::ConnectionSend { connection, chunks });
+        }
+        for event in events {
+            self.handle_client_event(now, connection, event);
+        }
+    }
+
+    fn handle_client_event(&mut self, now: Now, connection: ConnectionKey, event: ClientEvent) {
+        match event {
+            ClientEvent::Idle => self.pools.handle_idle(now, &mut |below| self.random.u64(0..below), connection),
+            ClientEvent::StartTls => {
+                let delivery = &self.deliveries[&connection];
+                let (host_name, tls) = (delivery.host_name.clone(), delivery.tls);
+                self.actions.push_back(Action::ConnectionStartTls { connection, host_name, tls });
+            }
+            ClientEvent::Finished(result) => {
+                let delivery = self.deliveries.get_mut(&connection).expect("its client just spoke");
+                let (began, attempt) = delivery.attempts.pop_front().expect("a client finishes what it was given");
+                self.metrics.transaction_duration_s.observe(now.monotonic.saturating_sub(began).as_secs_f64());
+                assert_eq!(u64::from(attempt.ticket.entry.0), result.ticket, "in the order in which it was given");
+                if let Some(irregularity) = &result.irregularity {
+                    tracing::error!(id = %attempt.message.id(), peer = delivery.host_name, "{irregularity}");
+                }
+                let context = delivery.context.clone();
+                let home = attempt.ticket.home;
+                self.tell(home, ShardMessage::Settled(Box::new(Settled { attempt, result, context })));
+            }
+            ClientEvent::Closed { failure } => {
+                self.close_delivery(now, connection, failure);
+                self.actions.push_back(Action::ConnectionClose { connection });
+            }
+        }
+    }
+
+    fn close_delivery(&mut self, now: Now, connection: ConnectionKey, failure: Option<SessionFailure>) {
+        if let Some(delivery) = self.deliveries.get_mut(&connection) {
+            delivery.state = DeliveryState::Over;
+        }
+        let fate = match failure {
+            None => HostFate::Fine,
+            Some(SessionFailure { action: HostAction::RetryInClear, .. }) => HostFate::RetryInClear,
+            Some(SessionFailure { action: HostAction::BackOff, stage, answer, .. }) => {
+                let slot = self.pools.slot(connection);
+                let answer = crate::admin::answer_text(answer.code, answer.enhanced, &answer.text);
+                let reason = format!("{} ({}): {stage}: {answer}", slot.host_name, slot.address);
+                tracing::debug!("{reason}");
+                HostFate::BackOff { reason: Arc::from(reason) }
+            }
+        };
+        self.pools.handle_closing(now, connection, fate);
+    }
+}
+
+/// The limits of every pair.
+pub(super) fn pool_options(config: &Config, homes: usize) -> PoolOptions {
+    let (first, max) = match &config.retry.schedule {
+        RetrySchedule::Doubling { first, max } => (*first, *max),
+        RetrySchedule::Listed(intervals) => (intervals[0], *intervals.last().unwrap_or(&intervals[0])),
+    };
+    let first = first.min(HOST_BACK_OFF_FIRST_MAX);
+    PoolOptions {
+        connection_limit: config.shaping.connection_limit,
+        max_deliveries_per_connection: config.shaping.max_deliveries_per_connection,
+        idle_timeout: config.shaping.idle_timeout,
+        back_off: BackOff { first, max: max.min(HOST_BACK_OFF_MAX).max(first) },
+        homes,
+    }
+}

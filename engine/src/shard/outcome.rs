@@ -1,0 +1,227 @@
+//! Stage 6 at a message's home: what became of its recipients, recorded before anything else is done about it.
+
+use std::sync::Arc;
+
+use postrider_spool::record::{ArchivedEnvelope, Fate, MessageId, Outcome, RecipientResult};
+use postrider_spool::{Fetch, Message, ReadError};
+
+use super::Shard;
+use super::schedule::{Ending, PendingRead, expired};
+use crate::admin::answer_text;
+use crate::deliver::verdict::{self, Retry};
+use crate::handover::{Attempt, DeliveryContext, Settled};
+use crate::mail::time::Now;
+use crate::schedule::retry::next_attempt_ms;
+
+/// What becomes of an entry's recipients: some are settled, some wait, some go on at once.
+#[derive(Debug, Default)]
+struct Disposition {
+    results: Vec<RecipientResult>,
+    deferred: Vec<u32>,
+    at_once: Vec<u32>,
+    due_ms: u64,
+    attempts: u32,
+    last_answer: String,
+}
+
+impl Shard {
+    /// An attempt was made: its outcome is recorded, and what remains of the entry goes on.
+    pub(super) fn settle(&mut self, now: Now, settled: Settled) {
+        let Settled { attempt, result, context } = settled;
+        let key = attempt.ticket.entry;
+        self.unpin(attempt.message.id());
+        let disposition = self.dispose(now, &attempt, result.results);
+        let Disposition { results, deferred, at_once, due_ms, attempts, last_answer } = disposition;
+        if !results.is_empty() {
+            self.record(now, &attempt, context, results);
+        }
+        let entry = self.home.entry(key);
+        let (old_attempts, old_due_ms) = (entry.attempts, entry.due_ms);
+        match (deferred.is_empty(), at_once.is_empty()) {
+            (true, true) => _ = self.home.remove(key),
+            (true, false) => {
+                self.home.take_back(key);
+                self.home.keep_only(key, at_once.into());
+                self.route(now, key);
+            }
+            (false, _) => {
+                self.home.defer(key, deferred.into(), attempts, due_ms, &last_answer);
+                if !at_once.is_empty() {
+                    self.home.split(key, at_once.into(), old_attempts, old_due_ms);
+                }
+            }
+        }
+    }
+
+    /// A ticket came back without an attempt.
+    pub(super) fn take_back(&mut self, now: Now, attempt: Attempt) {
+        self.unpin(attempt.message.id());
+        self.home.take_back(attempt.ticket.entry);
+        self.route(now, attempt.ticket.entry);
+    }
+
+    /// Ends all recipients of an entry that is not out, by our own decision.
+    pub(super) fn end_entry(&mut self, now: Now, ending: Ending) {
+        let id = self.home.entry(ending.entry).message;
+        self.home.withdraw_routed(ending.entry);
+        let place = self.log_index(id.log());
+        match self.logs[place].log.message(id) {
+            Ok(Fetch::Ready(message)) => self.end_entry_of(now, &ending, Ok(&message)),
+            Ok(Fetch::Read(operation)) => self.read(id, operation, PendingRead::End(ending)),
+            Err(error) => self.end_entry_of(now, &ending, Err(&error)),
+        }
+    }
+
+    /// The same, now that the message is at hand, or known to be unreadable: its recipients end all the same.
+    pub(super) fn end_entry_of(&mut self, now: Now, ending: &Ending, message: Result<&Message, &ReadError>) {
+        let decided = message.map_err(ToString::to_string).and_then(|message| {
+            let envelope = message.envelope().map_err(|error| error.to_string())?;
+            let recipient = |index: u32| {
+                let recipient = envelope.recipients.get(index as usize);
+                recipient.map(|recipient| recipient.address.as_str().to_owned()).unwrap_or_default()
+            };
+            let outcome = outcome_of(message.id(), message.size(), envelope);
+            Ok(Outcome { results: self.decided(ending, recipient), ..outcome })
+        });
+        let mut outcome = decided.unwrap_or_else(|error| {
+            let id = self.home.entry(ending.entry).message;
+            tracing::error!(%id, error, "a message ends without being readable");
+            let results = self.decided(ending, |_| String::new());
+            Outcome { message: id.to_raw(), results, ..Outcome::default() }
+        });
+        outcome.at_ms = now.wall_ms;
+        self.count(&outcome.results);
+        self.append_outcome(now, outcome);
+        self.home.remove(ending.entry);
+    }
+
+    fn dispose(
+        &mut self,
+        now: Now,
+        attempt: &Attempt,
+        verdicts: Vec<(u32, verdict::RecipientVerdict)>,
+    ) -> Disposition {
+        let entry = self.home.entry(attempt.ticket.entry);
+        let (attempts, expires_ms) = (entry.attempts + 1, entry.expires_ms);
+        let queue = Arc::clone(&self.home.queue_of(attempt.ticket.entry).name);
+        let due_ms = next_attempt_ms(&self.config.retry, attempts, now.wall_ms, self.random.u64(..));
+        let mut disposition = Disposition { due_ms, attempts, ..Disposition::default() };
+        for (index, verdict) in verdicts {
+            let answer = verdict.answer;
+            let (fate, answer) = match verdict.fate {
+                verdict::Fate::Delivered => (Fate::Delivered, answer),
+                // The peer's hosts are nearly always alike in what they can do.
+                verdict::Fate::Bounce | verdict::Fate::BounceIfLastHost => (Fate::Bounced, answer),
+                verdict::Fate::Retry(Retry { counts_attempt: false, .. }) => {
+                    disposition.at_once.push(index);
+                    continue;
+                }
+                verdict::Fate::Retry(Retry { in_doubt, .. }) => {
+                    if in_doubt {
+                        self.metrics.possible_duplicates.inc();
+                    }
+                    if due_ms < expires_ms {
+                        (Fate::Deferred { due_ms }, answer)
+                    } else {
+                        let last = answer_text(answer.code, answer.enhanced, &answer.text);
+                        (Fate::Expired, expired(format!("Message would expire before its next attempt; last answer: {last}")))
+                    }
+                }
+                // It may have gone out under another envelope: it waits for the operator, or for its expiry.
+                verdict::Fate::Hold => {
+                    disposition.due_ms = expires_ms;
+                    (Fate::Deferred { due_ms: expires_ms }, answer)
+                }
+            };
+            if !fate.is_final() {
+                disposition.deferred.push(index);
+                disposition.last_answer = answer_text(answer.code, answer.enhanced, &answer.text);
+            }
+            let recipient = attempt.recipients.iter().find(|(place, _)| *place == index);
+            let recipient = recipient.expect("a verdict is about one of the transaction's recipients").1.clone();
+            let queue = queue.to_string();
+            disposition.results.push(RecipientResult { index, recipient, queue, fate, attempts, answer });
+        }
+        assert_eq!(
+            disposition.results.len() + disposition.at_once.len(),
+            attempt.recipients.len(),
+            "each recipient has one verdict"
+        );
+        disposition
+    }
+
+    fn record(&mut self, now: Now, attempt: &Attempt, context: DeliveryContext, results: Vec<RecipientResult>) {
+        self.count(&results);
+        let source = &self.config.egress_sources[attempt.pair.source];
+        let mut outcome = match attempt.message.envelope() {
+            Ok(envelope) => outcome_of(attempt.message.id(), attempt.message.size(), envelope),
+            Err(error) => {
+                // It was readable when the attempt began: what the event can't say then is only decoration.
+                tracing::error!(id = %attempt.message.id(), %error, "the envelope can not be read for its outcome");
+                let message = attempt.message.id().to_raw();
+                Outcome { message, reverse_path: attempt.reverse_path.clone(), ..Outcome::default() }
+            }
+        };
+        outcome.at_ms = now.wall_ms;
+        if results.iter().any(|result| result.fate == Fate::Delivered) {
+            let duration_ms = now.wall_ms.saturating_sub(outcome.created_ms);
+            self.metrics.delivery_duration_s.observe(duration_ms as f64 / 1000.0);
+        }
+        outcome.results = results;
+        outcome.site = attempt.route.site.name.clone();
+        outcome.egress_source = source.name.clone();
+        outcome.delivery_protocol = "ESMTP".to_owned();
+        outcome.peer_name = context.peer_name;
+        outcome.peer_address = context.peer_address;
+        outcome.source_address = context.source_address;
+        outcome.tls_protocol = context.tls_protocol;
+        outcome.tls_cipher = context.tls_cipher;
+        outcome.session_id = context.session_id;
+        self.append_outcome(now, outcome);
+    }
+
+    fn decided(&self, ending: &Ending, recipient: impl Fn(u32) -> String) -> Vec<RecipientResult> {
+        let entry = self.home.entry(ending.entry);
+        let queue = &self.home.queue_of(ending.entry).name;
+        let result = |&index: &u32| RecipientResult {
+            index,
+            recipient: recipient(index),
+            queue: queue.to_string(),
+            fate: ending.fate,
+            attempts: entry.attempts,
+            answer: ending.answer.clone(),
+        };
+        entry.recipients.iter().map(result).collect()
+    }
+
+    fn count(&self, results: &[RecipientResult]) {
+        for result in results {
+            match result.fate {
+                Fate::Delivered => self.metrics.delivered.inc(),
+                Fate::Deferred { .. } => self.metrics.transient_failures.inc(),
+                Fate::Bounced | Fate::Expired | Fate::AdminBounced => self.metrics.failures.inc(),
+            }
+        }
+    }
+}
+
+/// What an outcome copies from its message, so that the event needs nothing else.
+fn outcome_of(id: MessageId, size: u64, envelope: &ArchivedEnvelope) -> Outcome {
+    Outcome {
+        message: id.to_raw(),
+        reverse_path: envelope.reverse_path.as_str().to_owned(),
+        tenant: envelope.tenant.as_str().to_owned(),
+        campaign: envelope.campaign.as_str().to_owned(),
+        egress_pool: envelope.egress_pool.as_str().to_owned(),
+        created_ms: envelope.created_ms.to_native(),
+        size,
+        reception_protocol: envelope.reception_protocol.as_str().to_owned(),
+        headers: owned(envelope.headers.iter().map(|pair| (pair.0.as_str(), pair.1.as_str()))),
+        meta: owned(envelope.meta.iter().map(|pair| (pair.0.as_str(), pair.1.as_str()))),
+        ..Outcome::default()
+    }
+}
+
+fn owned<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<(String, String)> {
+    pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}

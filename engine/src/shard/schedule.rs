@@ -1,0 +1,324 @@
+//! Stage 3 at a shard: which entries go now, by which source, and the tickets that carry them to the pair's owner.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use postrider_spool::record::{Answer, Fate, MessageId};
+use postrider_spool::{Fetch, Message, Operation, ReadError};
+
+use super::{Action, Shard};
+use crate::config::{self, EgressPool, RouteTarget};
+use crate::deliver::route::{Host, RouteFailure, RouteFailureKind, Site};
+use crate::handover::{Attempt, Blocked, ControlMessage, PairKey, Route, ShardMessage, Ticket};
+use crate::limits::{DUE_ENTRIES_PER_TURN, ROUTES_CACHED_MAX, SOURCE_RETRY, UNREADABLE_RETRY};
+use crate::mail::address::domain_of;
+use crate::mail::time::Now;
+use crate::pool::egress::EgressTurns;
+use crate::schedule::queue::{EntryKey, Need};
+
+/// A ticket whose message is being read from the disk.
+#[derive(Debug)]
+pub(super) struct PendingTicket {
+    owner: usize,
+    pair: PairKey,
+    pub(super) entry: EntryKey,
+    left: usize,
+}
+
+/// What waits for a message to be read from the disk.
+#[derive(Debug)]
+pub(super) enum PendingRead {
+    Ticket(PendingTicket),
+    End(Ending),
+    Ask { question: u64, entry: EntryKey },
+}
+
+/// An entry that ends by our own decision.
+#[derive(Debug)]
+pub(super) struct Ending {
+    pub(super) entry: EntryKey,
+    pub(super) fate: Fate,
+    pub(super) answer: Answer,
+}
+
+/// What domains were routed to lately. Static routes to plain addresses need no lookup and never expire.
+#[derive(Debug)]
+pub(super) struct RouteCache {
+    fixed: Vec<Option<Route>>,
+    found: HashMap<Arc<str>, Route>,
+}
+
+impl RouteCache {
+    pub(super) fn new(routes: &[config::Route]) -> Self {
+        Self { fixed: routes.iter().map(fixed_route).collect(), found: HashMap::new() }
+    }
+
+    fn get(&self, now: Now, routes: &[config::Route], domain: &str) -> Option<Route> {
+        if let Some(place) = routes.iter().position(|route| route.domain.matches(domain))
+            && let Some(route) = &self.fixed[place]
+        {
+            return Some(route.clone());
+        }
+        let route = self.found.get(domain)?;
+        (route.site.expires > now.monotonic).then(|| route.clone())
+    }
+
+    fn insert(&mut self, now: Now, domain: &Arc<str>, route: Route) {
+        if self.found.len() >= ROUTES_CACHED_MAX {
+            self.found.retain(|_, route| route.site.expires > now.monotonic);
+        }
+        if self.found.len() >= ROUTES_CACHED_MAX {
+            self.found.clear();
+        }
+        self.found.insert(Arc::clone(domain), route);
+    }
+}
+
+impl Shard {
+    /// Routes the entries whose time has come, up to a turn's bound.
+    pub(super) fn release_due(&mut self, now: Now) {
+        for _ in 0..DUE_ENTRIES_PER_TURN {
+            let Some(entry) = self.home.pop_due(now.wall_ms) else { return };
+            self.route(now, entry);
+        }
+    }
+
+    /// Puts an entry into the queue of the pair that it goes by.
+    pub(super) fn route(&mut self, now: Now, entry: EntryKey) {
+        let queue = self.home.queue_of(entry);
+        let (domain, pool) = (Arc::clone(&queue.domain), Arc::clone(&queue.pool));
+        let Some(route) = self.routes.get(now, &self.config.routes, &domain) else {
+            return self.home.wait_for_route(entry);
+        };
+        match self.choose_source(&pool) {
+            Some(source) => {
+                let pair = PairKey { source, rollup: Arc::from(&*route.site.name) };
+                self.home.make_ready(entry, &pair);
+            }
+            None => {
+                let reason = format!("no source of pool {pool} has its address on this machine").into();
+                let until_ms = now.wall_ms + SOURCE_RETRY.as_millis() as u64;
+                self.home.wait_for_source(entry, Blocked { until_ms, reason });
+            }
+        }
+    }
+
+    /// A domain's lookup has ended.
+    pub(super) fn handle_route(&mut self, now: Now, domain: &Arc<str>, result: Result<Route, RouteFailure>) {
+        match result {
+            Ok(route) => {
+                // A TTL of zero still serves the entries that asked.
+                let mut route = route;
+                if route.site.expires <= now.monotonic {
+                    let expires = now.monotonic + Duration::from_secs(1);
+                    route.site = Arc::new(Site { expires, ..Site::clone(&route.site) });
+                }
+                self.routes.insert(now, domain, route);
+                for entry in self.home.take_unrouted(domain) {
+                    self.route(now, entry);
+                }
+            }
+            Err(failure) if failure.kind == RouteFailureKind::Bounce => {
+                for entry in self.home.take_unrouted(domain) {
+                    let (class, subject, detail) = failure.enhanced;
+                    let answer = Answer {
+                        code: failure.code,
+                        enhanced: Some((class, subject, detail)),
+                        text: failure.text.clone(),
+                        command: String::new(),
+                    };
+                    self.end_entry(now, Ending { entry, fate: Fate::Bounced, answer });
+                }
+            }
+            Err(failure) => {
+                let wait = failure.expires.saturating_sub(now.monotonic).max(Duration::from_secs(1));
+                let until_ms = now.wall_ms + wait.min(self.pause_max()).as_millis() as u64;
+                let (class, subject, detail) = failure.enhanced;
+                let reason = format!("{} {class}.{subject}.{detail} {}", failure.code, failure.text).into();
+                self.home.block_domain(domain, Blocked { until_ms, reason });
+            }
+        }
+    }
+
+    /// Answers what the home needs: tickets first of all.
+    pub(super) fn serve_needs(&mut self, now: Now) {
+        while let Some(need) = self.home.poll_need() {
+            match need {
+                Need::Route { domain } => {
+                    let message = ControlMessage::FindRoute { shard: self.id, domain };
+                    self.actions.push_back(Action::Control(message));
+                }
+                Need::Owner { pair } if self.stopping => drop(pair),
+                Need::Owner { pair } => {
+                    let message = ControlMessage::FindOwner { shard: self.id, pair };
+                    self.actions.push_back(Action::Control(message));
+                }
+                Need::Tell { owner, pair, ready } => {
+                    let home = self.id;
+                    self.tell(owner, ShardMessage::Ready { home, pair, ready });
+                }
+                Need::Ticket { owner, pair, entry, left } => {
+                    self.make_ticket(now, PendingTicket { owner, pair, entry, left });
+                }
+            }
+        }
+    }
+
+    /// The ticket counts as a pin on its segment from here until it comes home.
+    fn make_ticket(&mut self, now: Now, pending: PendingTicket) {
+        let id = self.home.entry(pending.entry).message;
+        let place = self.log_index(id.log());
+        let home = &mut self.logs[place];
+        home.log.pin(id);
+        match home.log.message(id) {
+            Ok(Fetch::Ready(message)) => self.send_ticket(now, pending, message),
+            Ok(Fetch::Read(operation)) => self.read(id, operation, PendingRead::Ticket(pending)),
+            Err(error) => self.hold_unreadable(now, pending.entry, &error),
+        }
+    }
+
+    pub(super) fn read(&mut self, id: MessageId, operation: Operation, pending: PendingRead) {
+        let place = self.log_index(id.log());
+        self.reading.entry(id).or_default().push(pending);
+        self.start_operation(place, operation);
+    }
+
+    /// The message is at hand: its ticket goes to the pair's owner.
+    pub(super) fn send_ticket(&mut self, now: Now, pending: PendingTicket, message: Message) {
+        let PendingTicket { owner, pair, entry, left } = pending;
+        let domain = Arc::clone(&self.home.queue_of(entry).domain);
+        let Some(route) = self.routes.get(now, &self.config.routes, &domain) else {
+            // The route expired while the entry was ready.
+            self.unpin(message.id());
+            self.home.take_back(entry);
+            return self.route(now, entry);
+        };
+        let ticket = Ticket { home: self.id, entry };
+        match attempt(&message, ticket, pair, route, &self.home.entry(entry).recipients) {
+            Ok(attempt) => self.tell(owner, ShardMessage::Ticket { attempt: Box::new(attempt), left }),
+            Err(error) => self.hold_unreadable(now, entry, &error),
+        }
+    }
+
+    /// The message can't be read from the spool: it is kept, and tried again later; its expiry ends it.
+    pub(super) fn hold_unreadable(&mut self, now: Now, entry: EntryKey, error: &ReadError) {
+        let due_ms = now.wall_ms + UNREADABLE_RETRY.as_millis() as u64;
+        let (id, recipients, attempts) = {
+            let entry = self.home.entry(entry);
+            (entry.message, entry.recipients.clone(), entry.attempts)
+        };
+        tracing::error!(%id, %error, "a message can not be read from the spool");
+        self.unpin(id);
+        self.home.defer(entry, recipients, attempts, due_ms, &format!("the spool can not read it: {error}"));
+    }
+
+    pub(super) fn unpin(&mut self, id: MessageId) {
+        let place = self.log_index(id.log());
+        self.logs[place].log.unpin(id);
+    }
+
+    /// Ends what is past its time and not on the wire.
+    pub(super) fn expire(&mut self, now: Now) {
+        for entry in self.home.sweep_expired(now.wall_ms) {
+            let answer = self.expiry_answer(entry);
+            self.end_entry(now, Ending { entry, fate: Fate::Expired, answer });
+        }
+    }
+
+    fn expiry_answer(&self, entry: EntryKey) -> Answer {
+        let last = self.home.entry(entry).last_answer.as_deref();
+        let blocked = self.home.blocked_by(entry).map(|blocked| &*blocked.reason);
+        let text = match last.or(blocked) {
+            Some(last) => format!("Message expired; last answer: {last}"),
+            None => "Message expired before an attempt could be made".to_owned(),
+        };
+        expired(text)
+    }
+
+    /// A source's address came to or went from this machine.
+    pub(super) fn set_plumbed(&mut self, now: Now, source: usize, plumbed: bool) {
+        if self.plumbed[source] == plumbed {
+            return;
+        }
+        self.plumbed[source] = plumbed;
+        let name = &self.config.egress_sources[source].name;
+        if plumbed {
+            return tracing::info!(source = name, "the source's address is on this machine");
+        }
+        tracing::warn!(source = name, "the source's address is not on this machine; the source is suspended");
+        self.pools.withdraw_source(source);
+        for entry in self.home.withdraw_source(source) {
+            self.route(now, entry);
+        }
+    }
+
+    fn choose_source(&mut self, pool: &str) -> Option<usize> {
+        if !self.egress.contains_key(pool) {
+            let turns = EgressTurns::new(&named_pool(&self.config, pool));
+            self.egress.insert(pool.to_owned(), turns);
+        }
+        let plumbed = &self.plumbed;
+        self.egress.get_mut(pool)?.next(|source| plumbed[source])
+    }
+
+    fn pause_max(&self) -> Duration {
+        super::deliver::pool_options(&self.config, 1).back_off.max
+    }
+}
+
+/// The answer in place of a peer's when a message has run out of time (RFC 3463 §3.5, X.4.7).
+pub(super) fn expired(text: String) -> Answer {
+    Answer { code: 551, enhanced: Some((5, 4, 7)), text, command: String::new() }
+}
+
+/// A pool by its name, or the pool of the one source that has the name.
+fn named_pool(config: &config::Config, name: &str) -> EgressPool {
+    if let Some(pool) = config.pool(name) {
+        return pool.clone();
+    }
+    match config.egress_sources.iter().position(|source| source.name == name) {
+        Some(source) => EgressPool { name: name.to_owned(), sources: vec![(source, 1)] },
+        // A pool that an earlier configuration had: its mail goes by the default one rather than not at all.
+        None => config.default_pool().clone(),
+    }
+}
+
+fn attempt(
+    message: &Message,
+    ticket: Ticket,
+    pair: PairKey,
+    route: Route,
+    recipients: &[u32],
+) -> Result<Attempt, ReadError> {
+    let envelope = message.envelope()?;
+    let recipient = |&index: &u32| Some((index, envelope.recipients.get(index as usize)?.address.as_str().to_owned()));
+    let recipients: Vec<(u32, String)> = recipients.iter().filter_map(recipient).collect();
+    assert!(!recipients.is_empty(), "an entry has recipients of its message");
+    let domain = domain_of(&recipients[0].1);
+    assert!(recipients.iter().all(|(_, address)| domain_of(address) == domain), "a transaction has one domain");
+    Ok(Attempt {
+        ticket,
+        pair,
+        route,
+        reverse_path: envelope.reverse_path.as_str().to_owned(),
+        eight_bit: envelope.eight_bit,
+        smtputf8: envelope.smtputf8,
+        dot_lines: envelope.dot_lines,
+        recipients,
+        message: message.clone(),
+    })
+}
+
+/// The site of a static route all of whose targets are addresses.
+fn fixed_route(route: &config::Route) -> Option<Route> {
+    let mut hosts = Vec::new();
+    for (preference, target) in route.to.iter().enumerate() {
+        let RouteTarget::Address(address) = target else { return None };
+        let preference = preference.min(usize::from(u16::MAX)) as u16;
+        hosts.push(Host { name: address.ip().to_string(), preference, addresses: vec![*address] });
+    }
+    let name: Vec<String> = route.to.iter().map(ToString::to_string).collect();
+    let site = Site { name: name.join(","), hosts, expires: Duration::MAX };
+    Some(Route { site: Arc::new(site), tls: route.tls })
+}

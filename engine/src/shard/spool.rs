@@ -1,0 +1,340 @@
+//! Stage 2 at a shard: commits, and what waits for them.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use postrider_spool::record::{Envelope, LogId, MessageId, Outcome, RecipientResult, Sequence};
+use postrider_spool::{
+    CommitNumber, Completion, Log, LogDirectory, Message, Operation, Progress, ReadError, RecordRef, RecoverError, RecoverOptions,
+    Recovered,
+};
+
+use super::schedule::PendingRead;
+use super::{Action, SessionKey, Shard};
+use crate::accept::Refusal;
+use crate::admin::answer_text;
+use crate::handover::{RecipientGroup, Spooled};
+use crate::limits::OUTCOME_COMMIT_DELAY;
+use crate::mail::address::domain_of;
+use crate::mail::time::Now;
+use crate::outcome::event::{Logged, LoggedRecord};
+
+/// A log with what waits for its commits.
+#[derive(Debug)]
+pub(super) struct HomeLog {
+    pub(super) log: Log,
+    /// In commit order.
+    pub(super) uncommitted: VecDeque<(CommitNumber, Uncommitted)>,
+    /// Outcomes of commits that failed, to be appended again once the log is open.
+    again: Vec<Outcome>,
+    /// Records that are durable and not yet given to the event log.
+    events: Vec<LoggedRecord>,
+    /// Nobody waits for an outcome's commit, so it may ride with a message's until then.
+    commit_at: Duration,
+    running_operations: usize,
+    /// When the running commit began.
+    committing_since: Option<Duration>,
+}
+
+#[derive(Debug)]
+pub(super) enum Uncommitted {
+    Message(Box<Appended>),
+    Outcome(Sequence, Box<Outcome>),
+}
+
+/// A message in the log's memory: nobody is told of it, and nothing is done with it, before its commit.
+#[derive(Debug)]
+pub(super) struct Appended {
+    pub(super) message: MessageId,
+    pub(super) envelope: Envelope,
+    pub(super) size: u64,
+    pub(super) answer_to: AnswerTo,
+}
+
+/// Who waits for the commit.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum AnswerTo {
+    Session(SessionKey),
+    Injection(u64),
+}
+
+impl HomeLog {
+    pub(super) fn appended_message(&mut self, now: Now) {
+        self.commit_at = now.monotonic;
+    }
+
+    pub(super) fn next_timeout(&self) -> Duration {
+        let commit = if self.log.has_uncommitted() { self.commit_at } else { Duration::MAX };
+        commit.min(self.log.next_timeout().unwrap_or(Duration::MAX))
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        self.uncommitted.is_empty() && self.again.is_empty() && self.events.is_empty() && !self.log.has_uncommitted()
+    }
+}
+
+impl Shard {
+    /// Takes a log: its live messages become entries, its records after `event_cursor` are told to the event log.
+    pub fn recover(&mut self, directory: LogDirectory, event_cursor: Sequence, seed: u64) -> Result<(), RecoverError> {
+        let mut events = Vec::new();
+        let log_id = directory.id();
+        let options = RecoverOptions { seed, event_cursor };
+        let batch_max = self.config.shaping.max_recipients_per_batch as usize;
+        let (home, metrics) = (&mut self.home, &self.metrics);
+        let log = Log::recover(directory, options, &mut |recovered| match recovered {
+            Recovered::Record { sequence, record } => events.push(logged(log_id, sequence, record)),
+            Recovered::Message { id, message, pending, results } => {
+                match recovered_message(id, message, pending, results, batch_max) {
+                    Ok(spooled) => home.insert(&spooled),
+                    Err(error) => tracing::error!(%id, %error, "a message can not be read; it stays in the spool"),
+                }
+            }
+            Recovered::Quarantined(quarantine) => {
+                metrics.spool_quarantined_records.inc();
+                tracing::error!("spool damage: {quarantine}");
+            }
+            Recovered::Cut(cut) => tracing::warn!("spool: {cut}"),
+        })?;
+        self.logs.push(HomeLog {
+            log,
+            uncommitted: VecDeque::new(),
+            again: Vec::new(),
+            events,
+            commit_at: Duration::ZERO,
+            running_operations: 0,
+            committing_since: None,
+        });
+        Ok(())
+    }
+
+    /// An operation of a log has ended.
+    pub fn spool_completed(&mut self, now: Now, log: LogId, completion: Completion) {
+        let place = self.log_index(log);
+        self.logs[place].running_operations -= 1;
+        match self.logs[place].log.handle_completion(now.monotonic, completion) {
+            Progress::Nothing => {}
+            Progress::Durable(commit) => self.release_durable(now, place, commit),
+            Progress::Read { id, result } => self.handle_read(now, id, result),
+            Progress::Failed { error } => self.handle_spool_failure(now, place, &error),
+            Progress::Reopened => self.handle_spool_reopened(now, place),
+        }
+    }
+
+    /// Whether everything that was appended is durable and told to the event log.
+    pub fn is_committed(&self) -> bool {
+        self.logs.iter().all(HomeLog::is_quiet)
+    }
+
+    /// Begins what the logs want done: for a message's sake at once, for outcomes alone a little later.
+    pub(super) fn commit(&mut self, now: Now) {
+        for home in &mut self.logs {
+            if home.log.has_uncommitted() && now.monotonic < home.commit_at {
+                continue;
+            }
+            while let Some(operation) = home.log.poll_operation(now.monotonic) {
+                if !home.uncommitted.is_empty() {
+                    home.committing_since.get_or_insert(now.monotonic);
+                }
+                home.running_operations += 1;
+                self.actions.push_back(Action::Spool { log: home.log.id(), operation });
+            }
+        }
+    }
+
+    pub(super) fn start_operation(&mut self, place: usize, operation: Operation) {
+        self.logs[place].running_operations += 1;
+        self.actions.push_back(Action::Spool { log: self.logs[place].log.id(), operation });
+    }
+
+    /// Gives what is durable to the event log.
+    pub(super) fn publish(&mut self) {
+        for home in &mut self.logs {
+            if !home.events.is_empty() {
+                self.actions.push_back(Action::Events(std::mem::take(&mut home.events)));
+            }
+        }
+    }
+
+    /// Writes an outcome's record; the events follow once it is durable.
+    pub(super) fn append_outcome(&mut self, now: Now, outcome: Outcome) {
+        let place = self.log_index(MessageId::from_raw(outcome.message).log());
+        let home = &mut self.logs[place];
+        if !home.log.has_uncommitted() {
+            home.commit_at = now.monotonic + OUTCOME_COMMIT_DELAY;
+        }
+        match home.log.append_outcome(&outcome) {
+            Ok((sequence, commit)) => {
+                home.uncommitted.push_back((commit, Uncommitted::Outcome(sequence, Box::new(outcome))));
+            }
+            Err(error) => {
+                tracing::error!(%error, "an outcome waits for the spool");
+                home.again.push(outcome);
+            }
+        }
+    }
+
+    pub(super) fn set_event_cursor(&mut self, log: LogId, sequence: Sequence) {
+        if let Some(home) = self.logs.iter_mut().find(|home| home.log.id() == log) {
+            home.log.set_event_cursor(sequence);
+        }
+    }
+
+    /// Everything of commits up to `commit` is durable: senders are answered, entries scheduled, events told.
+    fn release_durable(&mut self, now: Now, place: usize, commit: CommitNumber) {
+        if let Some(since) = self.logs[place].committing_since.take() {
+            self.metrics.spool_commit_duration_s.observe(now.monotonic.saturating_sub(since).as_secs_f64());
+        }
+        let released = self.logs[place].uncommitted.iter().take_while(|(number, _)| *number <= commit).count();
+        self.metrics.spool_commit_records.observe(released as f64);
+        self.metrics.spool_commits.inc();
+        while self.logs[place].uncommitted.front().is_some_and(|(number, _)| *number <= commit) {
+            let Some((_, uncommitted)) = self.logs[place].uncommitted.pop_front() else { return };
+            let log = self.logs[place].log.id();
+            match uncommitted {
+                Uncommitted::Message(appended) => {
+                    let Appended { message, envelope, size, answer_to } = *appended;
+                    let batch_max = self.config.shaping.max_recipients_per_batch as usize;
+                    let spooled = spooled(message, &envelope, batch_max);
+                    self.answer_sender(now, answer_to, Ok(spooled.message));
+                    self.home.insert(&spooled);
+                    let record = Logged::Message { envelope, size };
+                    self.logs[place].events.push(LoggedRecord { log, sequence: message.sequence(), record });
+                }
+                Uncommitted::Outcome(sequence, outcome) => {
+                    let record = Logged::Outcome(*outcome);
+                    self.logs[place].events.push(LoggedRecord { log, sequence, record });
+                }
+            }
+        }
+    }
+
+    /// A write or sync failed: what was in memory is void, and nobody was told of it.
+    fn handle_spool_failure(&mut self, now: Now, place: usize, error: &std::io::Error) {
+        let log = self.logs[place].log.id();
+        tracing::error!(log = log.0, %error, "the spool failed to write; it takes no mail until it is reopened");
+        for (_, uncommitted) in std::mem::take(&mut self.logs[place].uncommitted) {
+            match uncommitted {
+                Uncommitted::Outcome(_, outcome) => self.logs[place].again.push(*outcome),
+                Uncommitted::Message(appended) => {
+                    let refusal = Refusal::new(451, (4, 3, 0), "Spool failed, try again later");
+                    self.answer_sender(now, appended.answer_to, Err(refusal));
+                }
+            }
+        }
+        self.logs[place].log.begin_reopen();
+    }
+
+    fn handle_spool_reopened(&mut self, now: Now, place: usize) {
+        tracing::warn!(log = self.logs[place].log.id().0, "the spool is open again");
+        for outcome in std::mem::take(&mut self.logs[place].again) {
+            self.append_outcome(now, outcome);
+        }
+    }
+
+    fn handle_read(&mut self, now: Now, id: MessageId, result: Result<Message, ReadError>) {
+        for pending in self.reading.remove(&id).unwrap_or_default() {
+            match (pending, &result) {
+                (PendingRead::Ticket(ticket), Ok(message)) => self.send_ticket(now, ticket, message.clone()),
+                (PendingRead::Ticket(ticket), Err(error)) => self.hold_unreadable(now, ticket.entry, error),
+                (PendingRead::Ask { question, entry }, result) => self.ask_read(question, entry, id, result.as_ref().ok()),
+                (PendingRead::End(ending), result) => self.end_entry_of(now, &ending, result.as_ref()),
+            }
+        }
+    }
+}
+
+/// What a durable message means for the schedule.
+fn spooled(message: MessageId, envelope: &Envelope, batch_max: usize) -> Spooled {
+    let recipients = envelope.recipients.iter().enumerate();
+    let recipients = recipients.map(|(index, recipient)| GroupedRecipient {
+        index: index as u32,
+        domain: domain_of(&recipient.address),
+        attempts: 0,
+        due_ms: envelope.first_attempt_ms,
+        last_answer: None,
+    });
+    Spooled {
+        message,
+        tenant: envelope.tenant.clone(),
+        campaign: envelope.campaign.clone(),
+        egress_pool: envelope.egress_pool.clone(),
+        priority: envelope.priority,
+        expires_ms: envelope.expires_ms,
+        groups: group(recipients, batch_max),
+    }
+}
+
+fn recovered_message(
+    id: MessageId,
+    message: &Message,
+    pending: &[u32],
+    results: &[RecipientResult],
+    batch_max: usize,
+) -> Result<Spooled, ReadError> {
+    let envelope = message.envelope()?;
+    let first_attempt_ms = envelope.first_attempt_ms.to_native();
+    let recipient = |&index: &u32| {
+        let address = envelope.recipients.get(index as usize)?.address.as_str();
+        let state = results.iter().find(|result| result.index == index);
+        let (attempts, due_ms) = match state {
+            Some(RecipientResult { attempts, fate: postrider_spool::record::Fate::Deferred { due_ms }, .. }) => {
+                (*attempts, *due_ms)
+            }
+            _ => (0, first_attempt_ms),
+        };
+        let answer = state.map(|result| &result.answer);
+        let last_answer = answer.map(|answer| Arc::from(answer_text(answer.code, answer.enhanced, &answer.text)));
+        Some(GroupedRecipient { index, domain: domain_of(address), attempts, due_ms, last_answer })
+    };
+    Ok(Spooled {
+        message: id,
+        tenant: envelope.tenant.as_str().to_owned(),
+        campaign: envelope.campaign.as_str().to_owned(),
+        egress_pool: envelope.egress_pool.as_str().to_owned(),
+        priority: envelope.priority,
+        expires_ms: envelope.expires_ms.to_native(),
+        groups: group(pending.iter().filter_map(recipient), batch_max),
+    })
+}
+
+struct GroupedRecipient<'a> {
+    index: u32,
+    domain: &'a str,
+    attempts: u32,
+    due_ms: u64,
+    last_answer: Option<Arc<str>>,
+}
+
+/// Recipients at one domain with the same state share an entry, and so a transaction, up to `batch_max`.
+fn group<'a>(recipients: impl Iterator<Item = GroupedRecipient<'a>>, batch_max: usize) -> Vec<RecipientGroup> {
+    let mut groups: Vec<(RecipientGroup, Vec<u32>)> = Vec::new();
+    let mut places = HashMap::new();
+    for recipient in recipients {
+        let key = (recipient.domain, recipient.attempts, recipient.due_ms);
+        let place = *places.entry(key).or_insert(groups.len());
+        if place == groups.len() || groups[place].1.len() == batch_max {
+            let group = RecipientGroup {
+                domain: Arc::from(recipient.domain),
+                recipients: Box::default(),
+                attempts: recipient.attempts,
+                due_ms: recipient.due_ms,
+                last_answer: recipient.last_answer,
+            };
+            places.insert(key, groups.len());
+            groups.push((group, vec![recipient.index]));
+        } else {
+            groups[place].1.push(recipient.index);
+        }
+    }
+    let finish = |(group, indices): (RecipientGroup, Vec<u32>)| RecipientGroup { recipients: indices.into(), ..group };
+    groups.into_iter().map(finish).collect()
+}
+
+fn logged(log: LogId, sequence: Sequence, record: RecordRef<'_>) -> LoggedRecord {
+    let record = match record {
+        RecordRef::Message { envelope, size, .. } => Logged::Message { envelope: envelope.to_envelope(), size },
+        RecordRef::Outcome { outcome } => Logged::Outcome(outcome.to_outcome()),
+    };
+    LoggedRecord { log, sequence, record }
+}

@@ -1,0 +1,17 @@
+//! The real binary between real third-party programs: Postfix's load generator and sink, swaks, smtplib, aiosmtpd,
+//! dkimpy. What needs no such program (`egress_shares`, `peer_failures`, `kill_under_load`, `bad_input`) uses the
+//! scripted sink of `support/`.
+//!
+//! A test whose tool is missing skips with a printed reason; with `CI=true` in the environment it fails instead.
+//! `.ci/run` installs the tools. `INTEROP_MESSAGES` sets how many messages the larger tests send (default 1,000).
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bad_input;
+mod egress_shares;
+mod kill_under_load;
+mod odd_mail;
+mod peer_failures;
+mod smtp_source;
+mod tools;

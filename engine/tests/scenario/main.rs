@@ -1,0 +1,19 @@
+//! One behaviour per file, through the embedding API, between a client and a sink that does as it is told.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bounce_5xx;
+mod deliver_once;
+mod dns_mx;
+mod expiry;
+mod full_spool;
+mod greeting_failure;
+mod header_rules;
+mod multi_recipient;
+mod null_mx;
+mod restart_keeps_due;
+mod retry_451;
+mod shard_count_change;
+mod shutdown_while_busy;
+mod two_engines;

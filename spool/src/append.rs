@@ -1,0 +1,387 @@
+//! Appending: records are serialised straight into the frame that gathers, and their checksums made there.
+//!
+//! A frame knows its place from the start, because checksums are seeded with the segment's generation; one that finds the
+//! segment full moves to the next one. At most one frame gathers; closed ones wait in order.
+
+use rkyv::api::high::to_bytes_in;
+use rkyv::rancor::Failure;
+
+use crate::error::{AppendError, Closed};
+use crate::format::{
+    FRAME_HEADER_BYTES, FrameHeader, MESSAGE_SCHEMA, OUTCOME_SCHEMA, RECORD_HEADER_BYTES, RecordHeader, RecordKind,
+    SEGMENT_HEADER_BYTES,
+};
+use crate::index::{Before, Entry, Place};
+use crate::limits::{
+    ALIGN_BYTES, BLOCK_BYTES, FRAME_BYTES_TARGET, PENDING_MAIL_BYTES_MAX, PENDING_OUTCOME_BYTES_MAX, SPARES_RESERVED,
+};
+use crate::log::{Log, State};
+use crate::record::{CommitNumber, CopiedState, Envelope, MessageId, Outcome, Sequence};
+
+/// Where the next frame goes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tail {
+    pub(crate) slot: u16,
+    pub(crate) offset: u64,
+}
+
+/// One commit in the making.
+#[derive(Debug)]
+pub(crate) struct Frame {
+    pub(crate) commit: CommitNumber,
+    pub(crate) slot: u16,
+    /// Where `buffer` goes.
+    pub(crate) offset: u64,
+    /// The segment's header block, if this is its first frame, then the frame.
+    pub(crate) buffer: Vec<u8>,
+    pub(crate) begins_segment: bool,
+    /// Written even without a record: it begins a segment for its own sake.
+    pub(crate) is_forced: bool,
+    record_count: u32,
+    first_sequence: u64,
+    pub(crate) last_sequence: u64,
+    pub(crate) last_event: u64,
+    records_crc: u32,
+    pub(crate) record_bytes: u64,
+    pub(crate) changes: Vec<Change>,
+}
+
+/// A change of the index, as it is taken back.
+#[derive(Debug)]
+pub(crate) enum Change {
+    Inserted { sequence: u64 },
+    Replaced(Before),
+}
+
+/// For whose sake room is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RoomFor {
+    Mail,
+    /// Outcomes and copies: what empties the spool may take the last spare.
+    Upkeep,
+}
+
+impl Frame {
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.is_forced || self.record_count > 0
+    }
+
+    /// Bytes that the buffer will have when it is written.
+    pub(crate) fn padded(&self) -> u64 {
+        (self.buffer.len() as u64).next_multiple_of(BLOCK_BYTES)
+    }
+
+    fn base(&self) -> usize {
+        if self.begins_segment { SEGMENT_HEADER_BYTES } else { 0 }
+    }
+
+    /// Fills in the frame header and the padding.
+    fn close(&mut self, log: crate::record::LogId, segment: u64, generation: u64) {
+        let base = self.base();
+        let header = FrameHeader {
+            log,
+            segment,
+            generation,
+            commit: self.commit.0,
+            first_sequence: self.first_sequence,
+            record_count: self.record_count,
+            length: (self.buffer.len() - base) as u32,
+            crc: 0,
+        };
+        header.encode(self.records_crc, &mut self.buffer[base..base + FRAME_HEADER_BYTES]);
+        let padded = self.padded() as usize;
+        self.buffer.resize(padded, 0);
+    }
+}
+
+impl Log {
+    /// Appends a message; it is durable when [`Log::durable`] reaches the commit. `prefix` and `body` together are what is
+    /// sent.
+    pub fn append_message(
+        &mut self,
+        envelope: &Envelope,
+        prefix: &[u8],
+        body: &[u8],
+    ) -> Result<(MessageId, CommitNumber), AppendError> {
+        self.is_open_for_mail().map_err(|closed| match closed {
+            Closed::Failed => AppendError::Failed,
+            closed => AppendError::Full(closed),
+        })?;
+        let content = prefix.len() as u64 + body.len() as u64;
+        if !self.directory.budget().has_room_for_mail(self.pending_bytes + content) {
+            return Err(AppendError::Full(Closed::MaxSize));
+        }
+        if self.pending_bytes + content > PENDING_MAIL_BYTES_MAX {
+            return Err(AppendError::Full(Closed::Backlog));
+        }
+        let header = RecordHeader {
+            kind: RecordKind::Message as u8,
+            schema: MESSAGE_SCHEMA,
+            message: MessageId::new(self.id(), Sequence(self.next_sequence)).to_raw(),
+            ..RecordHeader::default()
+        };
+        let written = self.append_record(RoomFor::Mail, header, envelope, None, [prefix, body])?;
+        let recipients = u32::try_from(envelope.recipients.len()).unwrap_or(u32::MAX);
+        if self.index.insert(written.sequence, written.place, recipients, &[]) {
+            self.segments.get_mut(written.place.slot).add_live(written.place.length(), written.commit);
+            self.note(Change::Inserted { sequence: written.sequence });
+        }
+        self.counters.messages += 1;
+        Ok((MessageId::new(self.id(), Sequence(written.sequence)), written.commit))
+    }
+
+    /// Appends what became of some recipients. The message is gone, as soon as this is durable, when it has no recipient
+    /// left without a final fate.
+    pub fn append_outcome(&mut self, outcome: &Outcome) -> Result<(Sequence, CommitNumber), AppendError> {
+        if !matches!(self.state, State::Open) {
+            return Err(AppendError::Failed);
+        }
+        if self.pending_bytes > PENDING_OUTCOME_BYTES_MAX {
+            return Err(AppendError::Full(Closed::Backlog));
+        }
+        let id = MessageId::from_raw(outcome.message);
+        assert_eq!(id.log(), self.id(), "an outcome goes into the log that holds its message");
+        let mut header = RecordHeader {
+            kind: RecordKind::Outcome as u8,
+            schema: OUTCOME_SCHEMA,
+            message: outcome.message,
+            ..RecordHeader::default()
+        };
+        if let Some(previous) = self.index.get(id.sequence().0).and_then(Entry::outcome) {
+            header.previous_length16 = previous.length16;
+            header.previous_offset16 = previous.offset16;
+            header.previous_segment = self.segments.get(previous.slot).number;
+        }
+        let written = self.append_record(RoomFor::Upkeep, header, outcome, None, [&[], &[]])?;
+        let finished = outcome.results.iter().filter(|result| result.fate.is_final()).map(|result| result.index);
+        if let Some((before, gone)) = self.index.settle(id.sequence().0, written.place, finished) {
+            if gone {
+                let record = before.entry.record();
+                self.segments.get_mut(record.slot).remove_live(record.length(), written.commit);
+            }
+            self.note(Change::Replaced(before));
+        }
+        self.counters.outcomes += 1;
+        Ok((Sequence(written.sequence), written.commit))
+    }
+
+    pub(crate) fn append_record(
+        &mut self,
+        room_for: RoomFor,
+        header: RecordHeader,
+        archive: &dyn WriteArchive,
+        state: Option<&CopiedState>,
+        content: [&[u8]; 2],
+    ) -> Result<Written, AppendError> {
+        let bytes_max = self.record_bytes_max();
+        let bytes = (RECORD_HEADER_BYTES + content[0].len() + content[1].len()) as u64;
+        if bytes > bytes_max {
+            return Err(AppendError::TooLarge { bytes, bytes_max });
+        }
+        loop {
+            self.ensure_open_frame(room_for)?;
+            let frame = self.open.as_mut().expect("a frame was just made sure of");
+            let segment = self.segments.get(frame.slot);
+            let start = frame.buffer.len();
+            let mut header = RecordHeader { sequence: self.next_sequence, ..header };
+            write_record(&mut frame.buffer, &mut header, archive, state, content);
+            if frame.offset + frame.padded() <= segment.capacity {
+                let record = &mut frame.buffer[start..];
+                header.seal(segment.generation, record);
+                frame.records_crc = crc32c::crc32c_append(frame.records_crc, &record[..RECORD_HEADER_BYTES]);
+                frame.record_count += 1;
+                frame.last_sequence = header.sequence;
+                if header.kind != RecordKind::Copy as u8 {
+                    frame.last_event = header.sequence;
+                }
+                let place = Place::new(frame.slot, frame.offset + start as u64, record.len());
+                frame.record_bytes += record.len() as u64;
+                self.pending_bytes += record.len() as u64;
+                let commit = frame.commit;
+                let full = frame.buffer.len() >= FRAME_BYTES_TARGET;
+                self.next_sequence += 1;
+                if full {
+                    self.close_frame();
+                }
+                return Ok(Written { sequence: header.sequence, commit, place });
+            }
+            let bytes = (frame.buffer.len() - start) as u64;
+            frame.buffer.truncate(start);
+            if frame.begins_segment && frame.record_count == 0 {
+                return Err(AppendError::TooLarge { bytes, bytes_max });
+            }
+            self.leave_segment(room_for)?;
+        }
+    }
+
+    /// Notes how a change of the index is taken back, with the record that was appended last.
+    pub(crate) fn note(&mut self, change: Change) {
+        let frame = match &mut self.open {
+            Some(frame) if frame.record_count > 0 => frame,
+            // The record filled its frame.
+            _ => self.closed.back_mut().expect("the frame of the last record"),
+        };
+        frame.changes.push(change);
+    }
+
+    /// Segments that could be begun at once.
+    pub(crate) fn spares_ready(&self) -> usize {
+        self.segments.spares.len()
+    }
+
+    /// Closes the frame that gathers, if it is wanted, and lets the next one go behind it.
+    pub(crate) fn close_frame(&mut self) {
+        let Some(mut frame) = self.open.take_if(|frame| frame.is_wanted()) else {
+            return;
+        };
+        let segment = self.segments.get(frame.slot);
+        frame.close(self.directory.id(), segment.number, segment.generation);
+        self.tail = Some(Tail { slot: frame.slot, offset: frame.offset + frame.buffer.len() as u64 });
+        self.closed.push_back(frame);
+    }
+
+    /// Begins a new segment with a frame that is written even if nothing is appended to it. False without a spare.
+    pub(crate) fn force_segment(&mut self) -> bool {
+        assert!(self.open.is_none());
+        self.tail = None;
+        if self.ensure_open_frame(RoomFor::Upkeep).is_err() {
+            return false;
+        }
+        self.open.as_mut().expect("a frame was just made sure of").is_forced = true;
+        true
+    }
+
+    /// The record does not fit into the rest of the segment: the next frame goes to another one.
+    fn leave_segment(&mut self, room_for: RoomFor) -> Result<(), AppendError> {
+        // Checked first, so that what is left of the segment stays usable for smaller records.
+        if !self.may_take_spare(room_for) {
+            return Err(AppendError::Full(Closed::NoSpace));
+        }
+        self.close_frame();
+        if let Some(frame) = self.open.take() {
+            // Nothing was written under its number, which was the last one given.
+            self.next_commit = frame.commit.0;
+            self.keep_buffers(frame.buffer, frame.changes);
+        }
+        self.tail = None;
+        Ok(())
+    }
+
+    fn may_take_spare(&self, room_for: RoomFor) -> bool {
+        match room_for {
+            RoomFor::Mail => self.spares_ready() > SPARES_RESERVED,
+            RoomFor::Upkeep => self.spares_ready() > 0,
+        }
+    }
+
+    fn ensure_open_frame(&mut self, room_for: RoomFor) -> Result<(), AppendError> {
+        if self.open.is_some() {
+            return Ok(());
+        }
+        let tail = match self.tail {
+            Some(tail) if tail.offset + BLOCK_BYTES <= self.segments.get(tail.slot).capacity => tail,
+            _ if !self.may_take_spare(room_for) => return Err(AppendError::Full(Closed::NoSpace)),
+            _ => {
+                let slot = self.segments.spares.pop_front().expect("a spare, as was just checked");
+                let generation = self.draw_generation();
+                self.segments.get_mut(slot).begin(self.next_number, generation, self.next_sequence);
+                self.next_number += 1;
+                self.segments.in_use.push_back(slot);
+                Tail { slot, offset: 0 }
+            }
+        };
+        self.tail = Some(tail);
+        let mut buffer = self.buffers.pop().unwrap_or_default();
+        let begins_segment = tail.offset == 0;
+        let base = if begins_segment { SEGMENT_HEADER_BYTES } else { 0 };
+        buffer.resize(base + FRAME_HEADER_BYTES, 0);
+        self.open = Some(Frame {
+            commit: CommitNumber(self.next_commit),
+            slot: tail.slot,
+            offset: tail.offset,
+            buffer,
+            begins_segment,
+            is_forced: false,
+            record_count: 0,
+            first_sequence: self.next_sequence,
+            last_sequence: 0,
+            last_event: 0,
+            records_crc: 0,
+            record_bytes: 0,
+            changes: self.change_lists.pop().unwrap_or_default(),
+        });
+        self.next_commit += 1;
+        Ok(())
+    }
+}
+
+/// Where a record went.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Written {
+    pub(crate) sequence: u64,
+    pub(crate) commit: CommitNumber,
+    pub(crate) place: Place,
+}
+
+/// What writes itself as an archive.
+pub(crate) trait WriteArchive {
+    fn write_to(&self, buffer: &mut Vec<u8>);
+}
+
+macro_rules! write_archive {
+    ($($type:ty),*) => {$(
+        impl WriteArchive for $type {
+            fn write_to(&self, buffer: &mut Vec<u8>) {
+                // Serialising can fail only where the writer does, and memory does not.
+                to_bytes_in::<_, Failure>(self, buffer).expect("an archive in memory");
+            }
+        }
+    )*};
+}
+
+write_archive!(Envelope, Outcome, CopiedState);
+
+/// An archive as it was read: its pointers are relative, so that it is the same anywhere with the same alignment.
+pub(crate) struct Verbatim<'a>(pub(crate) &'a [u8]);
+
+impl WriteArchive for Verbatim<'_> {
+    fn write_to(&self, buffer: &mut Vec<u8>) {
+        buffer.extend_from_slice(self.0);
+    }
+}
+
+/// Writes a record but for its checksums, and fills in the header's lengths.
+fn write_record(
+    buffer: &mut Vec<u8>,
+    header: &mut RecordHeader,
+    archive: &dyn WriteArchive,
+    state: Option<&CopiedState>,
+    content: [&[u8]; 2],
+) {
+    let start = buffer.len();
+    assert!((start as u64).is_multiple_of(ALIGN_BYTES));
+    buffer.resize(start + RECORD_HEADER_BYTES, 0);
+    header.archive_length = write_archive(buffer, archive);
+    header.state_length = state.map_or(0, |state| write_archive(buffer, state));
+    header.prefix_length = content[0].len() as u32;
+    header.body_length = content[1].len() as u32;
+    buffer.reserve(content[0].len() + content[1].len() + ALIGN_BYTES as usize);
+    buffer.extend_from_slice(content[0]);
+    buffer.extend_from_slice(content[1]);
+    pad(buffer);
+    header.encode_unsealed(&mut buffer[start..start + RECORD_HEADER_BYTES]);
+}
+
+/// The buffer goes to a multiple of a block in the file, so an aligned position in it is one there.
+fn write_archive(buffer: &mut Vec<u8>, archive: &dyn WriteArchive) -> u32 {
+    let start = buffer.len();
+    archive.write_to(buffer);
+    let length = (buffer.len() - start) as u32;
+    pad(buffer);
+    length
+}
+
+fn pad(buffer: &mut Vec<u8>) {
+    let length = buffer.len().next_multiple_of(ALIGN_BYTES as usize);
+    buffer.resize(length, 0);
+}

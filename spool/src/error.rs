@@ -1,0 +1,185 @@
+//! What can go wrong, each with its cause and, where there is one, the next step.
+
+use std::path::PathBuf;
+use std::{error, fmt, io};
+
+use crate::record::LogId;
+
+/// The spool directory can't be opened.
+#[derive(Debug)]
+pub enum OpenError {
+    /// Another process holds the lock at this path.
+    Locked {
+        path: PathBuf,
+    },
+    /// Written by a newer version of this program.
+    NewerVersion {
+        path: PathBuf,
+        found: u16,
+        known: u16,
+    },
+    /// The meta file is damaged, or missing beside existing logs.
+    Meta {
+        path: PathBuf,
+        reason: &'static str,
+    },
+    /// An option makes no sense.
+    Option {
+        reason: String,
+    },
+    /// No log id is left; each is used once.
+    LogIdsExhausted,
+    Io {
+        path: PathBuf,
+        error: io::Error,
+    },
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Locked { path } => write!(f, "{}: in use by another process", path.display()),
+            Self::NewerVersion { path, found, known } => write!(
+                f,
+                "{}: format version {found} is newer than {known}, the newest that this program knows; \
+                 use the program that wrote it",
+                path.display()
+            ),
+            Self::Meta { path, reason } => write!(f, "{}: {reason}", path.display()),
+            Self::Option { reason } => f.write_str(reason),
+            Self::LogIdsExhausted => f.write_str("all 65536 log ids of this spool have been used; start a new spool"),
+            Self::Io { path, error } => write!(f, "{}: {error}", path.display()),
+        }
+    }
+}
+
+impl error::Error for OpenError {}
+
+/// A log can't be recovered. Damage is no such reason: it is reported and worked around.
+#[derive(Debug)]
+pub enum RecoverError {
+    NewerVersion {
+        path: PathBuf,
+        found: u16,
+        known: u16,
+    },
+    /// A segment of another log, put here by hand.
+    ForeignSegment {
+        path: PathBuf,
+        log: LogId,
+    },
+    Io {
+        path: PathBuf,
+        error: io::Error,
+    },
+}
+
+impl fmt::Display for RecoverError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NewerVersion { path, found, known } => write!(
+                f,
+                "{}: format version {found} is newer than {known}, the newest that this program knows; \
+                 use the program that wrote it",
+                path.display()
+            ),
+            Self::ForeignSegment { path, log } => {
+                write!(f, "{}: belongs to log {}; move it back to its own directory", path.display(), log.0)
+            }
+            Self::Io { path, error } => write!(f, "{}: {error}", path.display()),
+        }
+    }
+}
+
+impl error::Error for RecoverError {}
+
+/// A record was not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AppendError {
+    /// No room now; it recovers by itself.
+    Full(Closed),
+    /// A write failed; nothing is taken until the log is reopened.
+    Failed,
+    /// It fits into no segment.
+    TooLarge { bytes: u64, bytes_max: u64 },
+}
+
+impl fmt::Display for AppendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full(closed) => write!(f, "{closed}"),
+            Self::Failed => f.write_str("a write to the spool failed"),
+            Self::TooLarge { bytes, bytes_max } => {
+                write!(f, "a record of {bytes} bytes is larger than a segment holds ({bytes_max} bytes)")
+            }
+        }
+    }
+}
+
+impl error::Error for AppendError {}
+
+/// Why a log takes no mail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Closed {
+    /// The spool holds as much as it may.
+    MaxSize,
+    /// The device has no room for another segment, or the log has as many as it can name.
+    NoSpace,
+    /// More waits for its commit than may.
+    Backlog,
+    /// A write failed, and the log has not been reopened yet.
+    Failed,
+    /// The log has no shard of its own and only drains.
+    Draining,
+}
+
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::MaxSize => "the spool has reached its maximum size",
+            Self::NoSpace => "no space left for the spool",
+            Self::Backlog => "the spool's disk does not keep up",
+            Self::Failed => "a write to the spool failed",
+            Self::Draining => "the log drains and takes no mail",
+        })
+    }
+}
+
+/// A message can't be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReadError {
+    /// Not a live message of this log.
+    Unknown,
+    /// Its commit is not durable yet.
+    NotDurable,
+    /// As many reads as may be are under way.
+    Busy,
+    /// Its bytes on disk are not what was written.
+    Damaged {
+        what: &'static str,
+    },
+    Io {
+        kind: io::ErrorKind,
+        message: String,
+    },
+}
+
+impl fmt::Display for ReadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown => f.write_str("no such message in this log"),
+            Self::NotDurable => f.write_str("the message is not durable yet"),
+            Self::Busy => f.write_str("too many reads are under way"),
+            Self::Damaged { what } => write!(f, "the message is damaged on disk: {what}"),
+            Self::Io { message, .. } => write!(f, "the message can't be read: {message}"),
+        }
+    }
+}
+
+impl error::Error for ReadError {}
+
+impl From<&io::Error> for ReadError {
+    fn from(error: &io::Error) -> Self {
+        Self::Io { kind: error.kind(), message: error.to_string() }
+    }
+}

@@ -1,0 +1,363 @@
+//! Real files: plain positioned I/O, read-only maps, and the ring. The crate's only `unsafe` code is here.
+//!
+//! Durable writes carry `RWF_DSYNC`: the write and what is needed to read it back are on the medium when it completes, in
+//! one call. A separate `fdatasync` linked behind a write is never used: tokio-uring may split a link when its submission
+//! queue is full, and the sync could finish before its write.
+//!
+//! See also `storage.rs` for the traits.
+
+#![expect(
+    unsafe_code,
+    reason = "maps, pwritev2, fallocate and posix_fadvise have no safe form in the standard library"
+)]
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write as _};
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::{fmt, slice};
+
+use memmap2::{MmapOptions, MmapRaw};
+
+use crate::storage::{LockGuard, Storage, StorageFile};
+
+/// Directories and files of the operating system.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FileStorage;
+
+impl Storage for FileStorage {
+    fn names(&self, directory: &Path) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(directory)? {
+            // A name that is not UTF-8 is none of ours.
+            if let Ok(name) = entry?.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    fn create_directory(&self, path: &Path) -> io::Result<()> {
+        if path.is_dir() {
+            return Ok(());
+        }
+        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            self.create_directory(parent)?;
+        }
+        match fs::create_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => sync_parent(path),
+        }
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
+        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Box::new(FileLock { _file: file })),
+            Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn StorageFile>> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        Ok(Arc::new(PlainFile { file }))
+    }
+
+    fn create(&self, path: &Path, bytes: u64) -> io::Result<Arc<dyn StorageFile>> {
+        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
+        if let Err(error) = allocate(&file, bytes) {
+            // A file without its space is worth nothing, and would be found at the next start.
+            let _ = fs::remove_file(path);
+            return Err(error);
+        }
+        file.sync_all()?;
+        sync_parent(path)?;
+        Ok(Arc::new(PlainFile { file }))
+    }
+
+    fn replace(&self, path: &Path, contents: &[u8]) -> io::Result<()> {
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(".new");
+        let mut file = File::create(&temporary)?;
+        file.write_all(contents)?;
+        file.sync_all()?;
+        self.rename(Path::new(&temporary), path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)?;
+        sync_parent(to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)?;
+        sync_parent(path)
+    }
+
+    fn remove_directory(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir_all(path)?;
+        sync_parent(path)
+    }
+}
+
+/// A read-only map of a file that only grows in meaning: the log asks for ranges that were written and acknowledged, and
+/// writes them again only when nobody holds the map (see `retire.rs`).
+pub struct Map {
+    raw: MmapRaw,
+}
+
+impl Map {
+    /// The bytes at `start..start + length`. The range must lie in acknowledged frames of the map's present use.
+    pub(crate) fn bytes(&self, start: usize, length: usize) -> &[u8] {
+        let end = start.checked_add(length).expect("a range inside a segment");
+        assert!(end <= self.raw.len());
+        // SAFETY: the range lies inside the map (asserted), which lives as long as the borrow. Its bytes do not change
+        // meanwhile: a log writes each block of a segment once per use, hands out only blocks whose write has completed,
+        // and uses a segment again only after every clone of the `Arc` of this map is gone. Files of a spool are locked
+        // against other processes of ours and are never shortened while open.
+        unsafe { slice::from_raw_parts(self.raw.as_ptr().add(start), length) }
+    }
+}
+
+impl fmt::Debug for Map {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Map").field("len", &self.raw.len()).finish()
+    }
+}
+
+#[derive(Debug)]
+struct FileLock {
+    _file: File,
+}
+
+impl LockGuard for FileLock {}
+
+#[derive(Debug)]
+struct PlainFile {
+    file: File,
+}
+
+impl StorageFile for PlainFile {
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.file.read_at(buffer, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64, sync: bool) -> io::Result<usize> {
+        let vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        let flags = if sync { libc::RWF_DSYNC } else { 0 };
+        let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+        loop {
+            // SAFETY: the descriptor is open for as long as `self`; the one vector names `bytes`, which the call only
+            // reads and which outlives it.
+            let written = unsafe { libc::pwritev2(self.file.as_raw_fd(), &raw const vector, 1, offset, flags) };
+            match usize::try_from(written) {
+                Ok(written) => return Ok(written),
+                Err(_) => {
+                    let error = io::Error::last_os_error();
+                    if error.kind() != io::ErrorKind::Interrupted {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    fn written_prefix(&self) -> io::Result<u64> {
+        // SAFETY: the call takes no pointers; the descriptor is open for as long as `self`. It moves the file position,
+        // which nothing here uses.
+        let hole = unsafe { libc::lseek(self.file.as_raw_fd(), 0, libc::SEEK_HOLE) };
+        u64::try_from(hole).map_err(|_| io::Error::last_os_error())
+    }
+
+    fn sync_and_drop_cache(&self, range: Range<u64>) -> io::Result<()> {
+        let synced = self.file.sync_data();
+        let start = libc::off_t::try_from(range.start).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // A length of 0 means up to the end.
+        let length = libc::off_t::try_from(range.end.saturating_sub(range.start)).unwrap_or(0);
+        // SAFETY: the call takes no pointers; the descriptor is open for as long as `self`.
+        let advised = unsafe { libc::posix_fadvise(self.file.as_raw_fd(), start, length, libc::POSIX_FADV_DONTNEED) };
+        synced?;
+        if advised == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(advised)) }
+    }
+
+    fn map(&self) -> io::Result<Option<Map>> {
+        let raw = MmapOptions::new().map_raw_read_only(&self.file)?;
+        Ok(Some(Map { raw }))
+    }
+
+    #[cfg(feature = "uring")]
+    fn descriptor(&self) -> Option<std::os::fd::RawFd> {
+        Some(self.file.as_raw_fd())
+    }
+}
+
+fn allocate(file: &File, bytes: u64) -> io::Result<()> {
+    let bytes = libc::off_t::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
+    loop {
+        // SAFETY: the call takes no pointers; the descriptor is open for as long as `file`.
+        if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, bytes) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent)?.sync_all()
+}
+
+#[cfg(feature = "uring")]
+pub use ring::execute_on_ring;
+
+/// Operations on the current tokio-uring ring.
+///
+/// tokio-uring queues an entry and submits it when the runtime next parks, so each operation's stable data owns what the
+/// entry names: the file (hence its descriptor) and the buffer, whose heap memory does not move with it. None of it touches
+/// the ring when dropped. Every operation completes once and none is linked to another. The caller must let all operations
+/// complete before it drops the runtime, because tokio-uring 0.5 frees stable data before it cancels.
+#[cfg(feature = "uring")]
+mod ring {
+    use std::future::poll_fn;
+    use std::io;
+    use std::os::fd::RawFd;
+    use std::sync::{Arc, Mutex, PoisonError};
+    use std::task::{Poll, Waker};
+    use std::thread;
+
+    use io_uring::{cqueue, opcode, squeue, types};
+    use tokio_uring::{OneshotOutputTransform, UnsubmittedOneshot};
+
+    use crate::storage::{Completion, Done, Operation, ReadBuffer, StorageFile, Work, execute};
+
+    /// Executes an operation on the ring of the current thread.
+    ///
+    /// What has no entry of its own in a ring, or would block the submitting thread (creating and removing files, which sync
+    /// their directory), runs on a thread made for it: it is rare.
+    pub async fn execute_on_ring(operation: Operation) -> Completion {
+        let Operation { token, work } = operation;
+        let done = match work {
+            Work::Write { file, offset, buffer, start, sync } => match file.descriptor() {
+                Some(descriptor) => {
+                    let entry = write_entry(descriptor, &buffer[start..], offset, sync);
+                    let (result, Held { memory: buffer, .. }) =
+                        submit(Held { _file: file, memory: buffer }, entry).await;
+                    Done::Write { buffer, start, result }
+                }
+                None => return execute(Operation { token, work: Work::Write { file, offset, buffer, start, sync } }),
+            },
+            Work::Zero { file, offset, zeros, bytes, sync } => match file.descriptor() {
+                Some(descriptor) => {
+                    let entry = write_entry(descriptor, &zeros[..bytes], offset, sync);
+                    Done::Zero { result: submit(Held { _file: file, memory: zeros }, entry).await.0 }
+                }
+                None => return execute(Operation { token, work: Work::Zero { file, offset, zeros, bytes, sync } }),
+            },
+            Work::Read { file, offset, buffer } => match file.descriptor() {
+                Some(descriptor) => read_whole(file, descriptor, offset, buffer).await,
+                None => return execute(Operation { token, work: Work::Read { file, offset, buffer } }),
+            },
+            work @ (Work::Create { .. } | Work::Remove { .. } | Work::DropCache { .. }) => {
+                return on_a_thread(Operation { token, work }).await;
+            }
+        };
+        Completion { token, done }
+    }
+
+    async fn read_whole(
+        mut file: Arc<dyn StorageFile>,
+        descriptor: RawFd,
+        offset: u64,
+        mut buffer: ReadBuffer,
+    ) -> Done {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            let rest = &mut buffer[filled..];
+            let length = u32::try_from(rest.len()).unwrap_or(u32::MAX);
+            let entry = opcode::Read::new(types::Fd(descriptor), rest.as_mut_ptr(), length)
+                .offset(offset + filled as u64)
+                .build();
+            let (result, held) = submit(Held { _file: file, memory: buffer }, entry).await;
+            Held { _file: file, memory: buffer } = held;
+            match result {
+                Ok(0) => return Done::Read { buffer, result: Err(io::ErrorKind::UnexpectedEof.into()) },
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Done::Read { buffer, result: Err(error) },
+            }
+        }
+        Done::Read { buffer, result: Ok(()) }
+    }
+
+    fn write_entry(descriptor: RawFd, bytes: &[u8], offset: u64, sync: bool) -> squeue::Entry {
+        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let flags = if sync { libc::RWF_DSYNC } else { 0 };
+        opcode::Write::new(types::Fd(descriptor), bytes.as_ptr(), length).offset(offset).rw_flags(flags).build()
+    }
+
+    /// What an entry names, kept until it completes.
+    struct Held<M> {
+        _file: Arc<dyn StorageFile>,
+        memory: M,
+    }
+
+    async fn submit<M: 'static>(held: Held<M>, entry: squeue::Entry) -> (io::Result<usize>, Held<M>) {
+        UnsubmittedOneshot::new(Box::new(held), GiveBack(std::marker::PhantomData), entry).submit().await
+    }
+
+    struct GiveBack<M>(std::marker::PhantomData<fn(M)>);
+
+    impl<M: 'static> OneshotOutputTransform for GiveBack<M> {
+        type Output = (io::Result<usize>, Held<M>);
+        type StoredData = Box<Held<M>>;
+
+        fn transform_oneshot_output(self, data: Box<Held<M>>, entry: cqueue::Entry) -> Self::Output {
+            let result = usize::try_from(entry.result())
+                .map_err(|_| io::Error::from_raw_os_error(entry.result().wrapping_neg()));
+            (result, *data)
+        }
+    }
+
+    /// Where a thread leaves its result, and whom it wakes.
+    #[derive(Default)]
+    struct Slot {
+        completion: Option<Completion>,
+        waker: Option<Waker>,
+    }
+
+    async fn on_a_thread(operation: Operation) -> Completion {
+        let slot = Arc::new(Mutex::new(Slot::default()));
+        let theirs = Arc::clone(&slot);
+        thread::spawn(move || {
+            let completion = execute(operation);
+            let mut slot = theirs.lock().unwrap_or_else(PoisonError::into_inner);
+            slot.completion = Some(completion);
+            if let Some(waker) = slot.waker.take() {
+                waker.wake();
+            }
+        });
+        poll_fn(|context| {
+            let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+            match slot.completion.take() {
+                Some(completion) => Poll::Ready(completion),
+                None => {
+                    slot.waker = Some(context.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+}

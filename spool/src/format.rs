@@ -1,0 +1,475 @@
+//! The bytes on disk: encoding and decoding of every header, and the checksums. `FORMAT.md` is the description; the
+//! constants below are asserted against it at compile time, and golden bytes pin it (`tests/format_golden.rs`).
+//!
+//! All integers are little-endian. Nothing here does I/O, and nothing trusts what it decodes: lengths are checked against
+//! the bytes at hand before they are used.
+
+use std::ops::Range;
+
+use crate::limits::{ALIGN_BYTES, BLOCK_BYTES};
+use crate::record::LogId;
+
+/// The format that this program writes, and the newest that it reads.
+pub const FORMAT_VERSION: u16 = 1;
+
+/// The first block of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SegmentHeader {
+    pub log: LogId,
+    /// The segment's place in the log: numbers only grow, in the order of use.
+    pub number: u64,
+    /// Random, drawn at each use of the file; seeds all checksums in it.
+    pub generation: u64,
+    pub first_sequence: u64,
+    pub first_commit: u64,
+    /// Segments below this number are dead, whatever they hold.
+    pub tail: u64,
+    /// The segment before this one: 0 where there is none.
+    pub previous_number: u64,
+    pub previous_generation: u64,
+    /// Where the segment before ends: frames from here on are void.
+    pub previous_end: u64,
+    pub previous_commit: u64,
+    pub capacity: u64,
+}
+
+/// What the first block of a file was found to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SegmentBlock {
+    Header(SegmentHeader),
+    /// Only zeros: allocated, never used.
+    Blank,
+    /// Neither blank nor a header with a right checksum.
+    Damaged,
+    /// A header of a newer version.
+    Newer {
+        version: u16,
+    },
+}
+
+impl SegmentHeader {
+    pub fn encode(&self, block: &mut [u8]) {
+        assert_eq!(block.len(), SEGMENT_HEADER_BYTES);
+        block.fill(0);
+        block[segment::MAGIC].copy_from_slice(&SEGMENT_MAGIC);
+        block[segment::VERSION].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        block[segment::LOG].copy_from_slice(&self.log.0.to_le_bytes());
+        for (range, value) in [
+            (segment::NUMBER, self.number),
+            (segment::GENERATION, self.generation),
+            (segment::FIRST_SEQUENCE, self.first_sequence),
+            (segment::FIRST_COMMIT, self.first_commit),
+            (segment::TAIL, self.tail),
+            (segment::PREVIOUS_NUMBER, self.previous_number),
+            (segment::PREVIOUS_GENERATION, self.previous_generation),
+            (segment::PREVIOUS_END, self.previous_end),
+            (segment::PREVIOUS_COMMIT, self.previous_commit),
+            (segment::CAPACITY, self.capacity),
+        ] {
+            block[range].copy_from_slice(&value.to_le_bytes());
+        }
+        let crc = crc32c::crc32c(&block[segment::CRC.end..]);
+        block[segment::CRC].copy_from_slice(&crc.to_le_bytes());
+    }
+
+    pub fn decode(block: &[u8]) -> SegmentBlock {
+        assert_eq!(block.len(), SEGMENT_HEADER_BYTES);
+        if block.iter().all(|byte| *byte == 0) {
+            return SegmentBlock::Blank;
+        }
+        // The version is read before the checksum is, so that a newer format may change all that follows.
+        if block[segment::MAGIC] == SEGMENT_MAGIC {
+            let version = u16_at(block, segment::VERSION);
+            if version > FORMAT_VERSION {
+                return SegmentBlock::Newer { version };
+            }
+        }
+        let crc = crc32c::crc32c(&block[segment::CRC.end..]);
+        if block[segment::MAGIC] != SEGMENT_MAGIC || u32_at(block, segment::CRC) != crc {
+            return SegmentBlock::Damaged;
+        }
+        SegmentBlock::Header(Self {
+            log: LogId(u16_at(block, segment::LOG)),
+            number: u64_at(block, segment::NUMBER),
+            generation: u64_at(block, segment::GENERATION),
+            first_sequence: u64_at(block, segment::FIRST_SEQUENCE),
+            first_commit: u64_at(block, segment::FIRST_COMMIT),
+            tail: u64_at(block, segment::TAIL),
+            previous_number: u64_at(block, segment::PREVIOUS_NUMBER),
+            previous_generation: u64_at(block, segment::PREVIOUS_GENERATION),
+            previous_end: u64_at(block, segment::PREVIOUS_END),
+            previous_commit: u64_at(block, segment::PREVIOUS_COMMIT),
+            capacity: u64_at(block, segment::CAPACITY),
+        })
+    }
+}
+
+/// The head of a frame: one commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameHeader {
+    pub log: LogId,
+    /// The number of the segment that it was written to.
+    pub segment: u64,
+    pub generation: u64,
+    pub commit: u64,
+    pub first_sequence: u64,
+    pub record_count: u32,
+    /// Bytes from the frame header's begin to the last record's end, padding excluded.
+    pub length: u32,
+    pub crc: u32,
+}
+
+impl FrameHeader {
+    /// `records_crc` is the checksum of all record headers, one behind the other; `crc` is computed, not taken.
+    pub fn encode(&self, records_crc: u32, bytes: &mut [u8]) {
+        assert_eq!(bytes.len(), FRAME_HEADER_BYTES);
+        bytes.fill(0);
+        bytes[frame::MAGIC].copy_from_slice(&FRAME_MAGIC);
+        bytes[frame::LOG].copy_from_slice(&self.log.0.to_le_bytes());
+        bytes[frame::SEGMENT].copy_from_slice(&self.segment.to_le_bytes());
+        bytes[frame::GENERATION].copy_from_slice(&self.generation.to_le_bytes());
+        bytes[frame::COMMIT].copy_from_slice(&self.commit.to_le_bytes());
+        bytes[frame::FIRST_SEQUENCE].copy_from_slice(&self.first_sequence.to_le_bytes());
+        bytes[frame::RECORD_COUNT].copy_from_slice(&self.record_count.to_le_bytes());
+        bytes[frame::LENGTH].copy_from_slice(&self.length.to_le_bytes());
+        let crc = crc32c::crc32c_append(records_crc, &bytes[frame::CRC.end..]);
+        bytes[frame::CRC].copy_from_slice(&crc.to_le_bytes());
+    }
+
+    /// `None` where there is no frame's magic. Whether its checksum is right shows only with the record headers.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        if bytes.len() < FRAME_HEADER_BYTES || bytes[frame::MAGIC] != FRAME_MAGIC {
+            return None;
+        }
+        Some(Self {
+            log: LogId(u16_at(bytes, frame::LOG)),
+            segment: u64_at(bytes, frame::SEGMENT),
+            generation: u64_at(bytes, frame::GENERATION),
+            commit: u64_at(bytes, frame::COMMIT),
+            first_sequence: u64_at(bytes, frame::FIRST_SEQUENCE),
+            record_count: u32_at(bytes, frame::RECORD_COUNT),
+            length: u32_at(bytes, frame::LENGTH),
+            crc: u32_at(bytes, frame::CRC),
+        })
+    }
+
+    /// Bytes that the frame takes in the segment.
+    pub fn padded(&self) -> u64 {
+        u64::from(self.length).next_multiple_of(BLOCK_BYTES)
+    }
+
+    /// Where the frame's records begin, if the frame is whole: `bytes` begin with its header and hold all its records.
+    ///
+    /// A frame is whole when its header and all record headers are those that were written; the records' own checksums
+    /// are checked apart.
+    pub fn records(&self, bytes: &[u8]) -> Option<Vec<(usize, RecordHeader)>> {
+        let frame = bytes.get(..self.length as usize)?;
+        let head = frame.get(frame::CRC.end..FRAME_HEADER_BYTES)?;
+        let mut records = Vec::new();
+        let mut crc = 0;
+        let mut position = FRAME_HEADER_BYTES;
+        for _ in 0..self.record_count {
+            let raw = frame.get(position..position.checked_add(RECORD_HEADER_BYTES)?)?;
+            let header = RecordHeader::decode(raw);
+            crc = crc32c::crc32c_append(crc, raw);
+            records.push((position, header));
+            position = position.checked_add(header.checked_length()?)?;
+        }
+        let crc = crc32c::crc32c_append(crc, head);
+        (position == frame.len() && crc == self.crc).then_some(records)
+    }
+}
+
+/// What a record is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecordKind {
+    /// Envelope and content.
+    Message = 1,
+    /// What became of some recipients.
+    Outcome = 2,
+    /// A message again, with its recipients' present state, under its old id.
+    Copy = 3,
+}
+
+/// The head of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RecordHeader {
+    pub kind: u8,
+    /// Of the archive's layout, per kind.
+    pub schema: u8,
+    pub flags: u16,
+    pub archive_length: u32,
+    /// Of the second archive of a copy; 0 in others.
+    pub state_length: u32,
+    pub prefix_length: u32,
+    pub body_length: u32,
+    /// Where the outcome record before this one about the same message is: its length in units of 16 bytes (0: there is
+    /// none since the message or its last copy was written), its segment's number, its offset there in units of 16 bytes.
+    pub previous_length16: u32,
+    pub sequence: u64,
+    /// The message that it is, or is about.
+    pub message: u64,
+    pub previous_segment: u64,
+    pub previous_offset16: u32,
+    /// Over the header up to here and both archives.
+    pub head_crc: u32,
+    /// Over prefix and body.
+    pub content_crc: u32,
+}
+
+impl RecordHeader {
+    /// Writes everything but the checksums, which stay zero.
+    pub(crate) fn encode_unsealed(&self, bytes: &mut [u8]) {
+        assert_eq!(bytes.len(), RECORD_HEADER_BYTES);
+        bytes.fill(0);
+        bytes[record::KIND] = self.kind;
+        bytes[record::SCHEMA] = self.schema;
+        bytes[record::FLAGS].copy_from_slice(&self.flags.to_le_bytes());
+        bytes[record::ARCHIVE_LENGTH].copy_from_slice(&self.archive_length.to_le_bytes());
+        bytes[record::STATE_LENGTH].copy_from_slice(&self.state_length.to_le_bytes());
+        bytes[record::PREFIX_LENGTH].copy_from_slice(&self.prefix_length.to_le_bytes());
+        bytes[record::BODY_LENGTH].copy_from_slice(&self.body_length.to_le_bytes());
+        bytes[record::PREVIOUS_LENGTH].copy_from_slice(&self.previous_length16.to_le_bytes());
+        bytes[record::SEQUENCE].copy_from_slice(&self.sequence.to_le_bytes());
+        bytes[record::MESSAGE].copy_from_slice(&self.message.to_le_bytes());
+        bytes[record::PREVIOUS_SEGMENT].copy_from_slice(&self.previous_segment.to_le_bytes());
+        bytes[record::PREVIOUS_OFFSET].copy_from_slice(&self.previous_offset16.to_le_bytes());
+    }
+
+    /// Completes a record: `bytes` begin with the unsealed header and hold the whole record.
+    pub(crate) fn seal(&self, generation: u64, bytes: &mut [u8]) {
+        let head = self.head_crc_of(generation, &bytes[..self.head_bytes()]);
+        let content = content_crc(generation, self.sequence, &bytes[self.content_range()]);
+        bytes[record::HEAD_CRC].copy_from_slice(&head.to_le_bytes());
+        bytes[record::CONTENT_CRC].copy_from_slice(&content.to_le_bytes());
+    }
+
+    pub fn decode(bytes: &[u8]) -> Self {
+        assert_eq!(bytes.len(), RECORD_HEADER_BYTES);
+        Self {
+            kind: bytes[record::KIND],
+            schema: bytes[record::SCHEMA],
+            flags: u16_at(bytes, record::FLAGS),
+            archive_length: u32_at(bytes, record::ARCHIVE_LENGTH),
+            state_length: u32_at(bytes, record::STATE_LENGTH),
+            prefix_length: u32_at(bytes, record::PREFIX_LENGTH),
+            body_length: u32_at(bytes, record::BODY_LENGTH),
+            previous_length16: u32_at(bytes, record::PREVIOUS_LENGTH),
+            sequence: u64_at(bytes, record::SEQUENCE),
+            message: u64_at(bytes, record::MESSAGE),
+            previous_segment: u64_at(bytes, record::PREVIOUS_SEGMENT),
+            previous_offset16: u32_at(bytes, record::PREVIOUS_OFFSET),
+            head_crc: u32_at(bytes, record::HEAD_CRC),
+            content_crc: u32_at(bytes, record::CONTENT_CRC),
+        }
+    }
+
+    /// The record's whole length, padding included; `None` where the lengths can't be true.
+    pub fn checked_length(&self) -> Option<usize> {
+        let sum = u64::from(self.archive_length).next_multiple_of(ALIGN_BYTES)
+            + u64::from(self.state_length).next_multiple_of(ALIGN_BYTES)
+            + (u64::from(self.prefix_length) + u64::from(self.body_length)).next_multiple_of(ALIGN_BYTES);
+        (sum <= crate::limits::SEGMENT_BYTES_MAX).then(|| RECORD_HEADER_BYTES + sum as usize)
+    }
+
+    /// Bytes of header and archives with their padding: what the head checksum covers.
+    pub fn head_bytes(&self) -> usize {
+        self.state_start() + (self.state_length as usize).next_multiple_of(ALIGN_BYTES as usize)
+    }
+
+    pub fn archive_range(&self) -> Range<usize> {
+        RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + self.archive_length as usize
+    }
+
+    pub fn state_range(&self) -> Range<usize> {
+        self.state_start()..self.state_start() + self.state_length as usize
+    }
+
+    pub fn content_range(&self) -> Range<usize> {
+        let start = self.head_bytes();
+        start..start + self.content_bytes()
+    }
+
+    pub fn prefix_range(&self) -> Range<usize> {
+        let start = self.head_bytes();
+        start..start + self.prefix_length as usize
+    }
+
+    pub fn body_range(&self) -> Range<usize> {
+        let start = self.head_bytes() + self.prefix_length as usize;
+        start..start + self.body_length as usize
+    }
+
+    pub fn content_bytes(&self) -> usize {
+        self.prefix_length as usize + self.body_length as usize
+    }
+
+    /// `head` is [`Self::head_bytes`] long.
+    pub fn head_matches(&self, generation: u64, head: &[u8]) -> bool {
+        self.head_crc == self.head_crc_of(generation, head)
+    }
+
+    pub fn content_matches(&self, generation: u64, content: &[u8]) -> bool {
+        self.content_crc == content_crc(generation, self.sequence, content)
+    }
+
+    fn head_crc_of(&self, generation: u64, head: &[u8]) -> u32 {
+        let crc = crc32c::crc32c_append(seed(generation, self.sequence), &head[..record::HEAD_CRC.start]);
+        crc32c::crc32c_append(crc, &head[RECORD_HEADER_BYTES..])
+    }
+
+    fn state_start(&self) -> usize {
+        RECORD_HEADER_BYTES + (self.archive_length as usize).next_multiple_of(ALIGN_BYTES as usize)
+    }
+}
+
+/// The spool's meta file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Meta {
+    /// The id of the next log to be made; those below were all given out.
+    pub next_log: u32,
+}
+
+/// Why a meta file can't be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetaError {
+    Damaged,
+    Newer { version: u16 },
+}
+
+impl Meta {
+    pub fn encode(self) -> [u8; META_BYTES] {
+        let mut bytes = [0; META_BYTES];
+        bytes[meta::MAGIC].copy_from_slice(&META_MAGIC);
+        bytes[meta::VERSION].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes[meta::NEXT_LOG].copy_from_slice(&self.next_log.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[meta::CRC.end..]);
+        bytes[meta::CRC].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, MetaError> {
+        if bytes.len() < META_BYTES || bytes[meta::MAGIC] != META_MAGIC {
+            return Err(MetaError::Damaged);
+        }
+        let version = u16_at(bytes, meta::VERSION);
+        if version > FORMAT_VERSION {
+            return Err(MetaError::Newer { version });
+        }
+        let crc = crc32c::crc32c(&bytes[meta::CRC.end..META_BYTES]);
+        if u32_at(bytes, meta::CRC) != crc {
+            return Err(MetaError::Damaged);
+        }
+        Ok(Self { next_log: u32_at(bytes, meta::NEXT_LOG) })
+    }
+}
+
+/// Where the checksums of a record start from, so that one from an earlier use of the same place can't be right.
+fn seed(generation: u64, sequence: u64) -> u32 {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&generation.to_le_bytes());
+    bytes[8..].copy_from_slice(&sequence.to_le_bytes());
+    crc32c::crc32c(&bytes)
+}
+
+fn content_crc(generation: u64, sequence: u64, content: &[u8]) -> u32 {
+    crc32c::crc32c_append(seed(generation, sequence), content)
+}
+
+fn u16_at(bytes: &[u8], range: Range<usize>) -> u16 {
+    u16::from_le_bytes(bytes[range].try_into().expect("a range of two bytes"))
+}
+
+fn u32_at(bytes: &[u8], range: Range<usize>) -> u32 {
+    u32::from_le_bytes(bytes[range].try_into().expect("a range of four bytes"))
+}
+
+fn u64_at(bytes: &[u8], range: Range<usize>) -> u64 {
+    u64::from_le_bytes(bytes[range].try_into().expect("a range of eight bytes"))
+}
+
+pub const SEGMENT_MAGIC: [u8; 8] = *b"PRSEGMNT";
+pub const FRAME_MAGIC: [u8; 8] = *b"PRFRAME\n";
+pub const META_MAGIC: [u8; 8] = *b"PRSPOOL\n";
+
+pub const SEGMENT_HEADER_BYTES: usize = 4096;
+pub const FRAME_HEADER_BYTES: usize = 64;
+pub const RECORD_HEADER_BYTES: usize = 64;
+pub const META_BYTES: usize = 64;
+
+/// The layout of each kind's archive that this program writes.
+pub const MESSAGE_SCHEMA: u8 = 1;
+pub const OUTCOME_SCHEMA: u8 = 1;
+pub const COPY_SCHEMA: u8 = 1;
+
+mod segment {
+    use std::ops::Range;
+    pub(super) const MAGIC: Range<usize> = 0..8;
+    pub(super) const CRC: Range<usize> = 8..12;
+    pub(super) const VERSION: Range<usize> = 12..14;
+    pub(super) const LOG: Range<usize> = 14..16;
+    pub(super) const NUMBER: Range<usize> = 16..24;
+    pub(super) const GENERATION: Range<usize> = 24..32;
+    pub(super) const FIRST_SEQUENCE: Range<usize> = 32..40;
+    pub(super) const FIRST_COMMIT: Range<usize> = 40..48;
+    pub(super) const TAIL: Range<usize> = 48..56;
+    pub(super) const PREVIOUS_NUMBER: Range<usize> = 56..64;
+    pub(super) const PREVIOUS_GENERATION: Range<usize> = 64..72;
+    pub(super) const PREVIOUS_END: Range<usize> = 72..80;
+    pub(super) const PREVIOUS_COMMIT: Range<usize> = 80..88;
+    pub(super) const CAPACITY: Range<usize> = 88..96;
+}
+
+mod frame {
+    use std::ops::Range;
+    pub(super) const MAGIC: Range<usize> = 0..8;
+    pub(super) const CRC: Range<usize> = 8..12;
+    /// 12..14 is zero.
+    pub(super) const LOG: Range<usize> = 14..16;
+    pub(super) const SEGMENT: Range<usize> = 16..24;
+    pub(super) const GENERATION: Range<usize> = 24..32;
+    pub(super) const COMMIT: Range<usize> = 32..40;
+    pub(super) const FIRST_SEQUENCE: Range<usize> = 40..48;
+    pub(super) const RECORD_COUNT: Range<usize> = 48..52;
+    pub(super) const LENGTH: Range<usize> = 52..56;
+    /// 56..64 is zero.
+    pub(super) const _RESERVED: Range<usize> = 56..64;
+}
+
+mod record {
+    use std::ops::Range;
+    pub(super) const KIND: usize = 0;
+    pub(super) const SCHEMA: usize = 1;
+    pub(super) const FLAGS: Range<usize> = 2..4;
+    pub(super) const ARCHIVE_LENGTH: Range<usize> = 4..8;
+    pub(super) const STATE_LENGTH: Range<usize> = 8..12;
+    pub(super) const PREFIX_LENGTH: Range<usize> = 12..16;
+    pub(super) const BODY_LENGTH: Range<usize> = 16..20;
+    pub(super) const PREVIOUS_LENGTH: Range<usize> = 20..24;
+    pub(super) const SEQUENCE: Range<usize> = 24..32;
+    pub(super) const MESSAGE: Range<usize> = 32..40;
+    pub(super) const PREVIOUS_SEGMENT: Range<usize> = 40..48;
+    pub(super) const PREVIOUS_OFFSET: Range<usize> = 48..52;
+    /// 52..56 is zero.
+    pub(super) const HEAD_CRC: Range<usize> = 56..60;
+    pub(super) const CONTENT_CRC: Range<usize> = 60..64;
+}
+
+mod meta {
+    use std::ops::Range;
+    pub(super) const MAGIC: Range<usize> = 0..8;
+    pub(super) const CRC: Range<usize> = 8..12;
+    pub(super) const VERSION: Range<usize> = 12..14;
+    /// 14..16 is zero.
+    pub(super) const NEXT_LOG: Range<usize> = 16..20;
+}
+
+const _: () = assert!(SEGMENT_HEADER_BYTES as u64 == BLOCK_BYTES);
+const _: () = assert!(FRAME_HEADER_BYTES as u64 % ALIGN_BYTES == 0);
+const _: () = assert!(RECORD_HEADER_BYTES as u64 % ALIGN_BYTES == 0);
+const _: () = assert!(segment::CAPACITY.end == 96);
+const _: () = assert!(frame::_RESERVED.end == FRAME_HEADER_BYTES);
+const _: () = assert!(frame::LENGTH.end == frame::_RESERVED.start);
+const _: () = assert!(record::CONTENT_CRC.end == RECORD_HEADER_BYTES);
+const _: () = assert!(record::PREVIOUS_OFFSET.end + 4 == record::HEAD_CRC.start);
+const _: () = assert!(meta::NEXT_LOG.end <= META_BYTES);

@@ -1,0 +1,70 @@
+//! A durable, append-only mail spool of zero-copy records.
+//!
+//! A [`Spool`] is a directory of logs, one or more for each shard of an engine. A [`Log`] takes messages and what becomes
+//! of their recipients, makes them durable in group commits, and gives messages back in place. While it runs it does no
+//! I/O: it yields [`Operation`]s and is told what came of them, so that it runs on io_uring, on plain files and on a
+//! simulated disk alike.
+//!
+//! ```
+//! use std::time::Duration;
+//! use postrider_spool::record::{Envelope, Recipient, Sequence};
+//! use postrider_spool::{Fetch, Log, Progress, RecoverOptions, Spool, SpoolOptions, execute};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let directory = tempfile::tempdir()?;
+//! # let path = directory.path();
+//! let mut spool = Spool::open(path, SpoolOptions { segment_bytes: 1 << 20, ..SpoolOptions::default() })?;
+//! let mine = spool.assign(1)?.remove(0).remove(0);
+//! let mut log = Log::recover(mine, RecoverOptions { seed: 7, event_cursor: Sequence(0) }, &mut |_| {})?;
+//!
+//! let recipients = vec![Recipient { address: "b@example.net".into() }];
+//! let envelope = Envelope { reverse_path: "a@example.com".into(), recipients, ..Envelope::default() };
+//! let (id, commit) = log.append_message(&envelope, b"Received: here\r\n", b"Subject: x\r\n\r\nHello\r\n")?;
+//!
+//! let now = Duration::ZERO;
+//! while let Some(operation) = log.poll_operation(now) {
+//!     if let Progress::Durable(number) = log.handle_completion(now, execute(operation)) {
+//!         assert!(number >= commit); // Now, and not before, the message may be acknowledged.
+//!     }
+//! }
+//! let Fetch::Ready(message) = log.message(id)? else { panic!("it was just appended") };
+//! assert_eq!(message.envelope()?.reverse_path, "a@example.com");
+//! assert_eq!(message.body(), b"Subject: x\r\n\r\nHello\r\n");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The bytes on disk are described in `FORMAT.md`.
+
+mod append;
+mod commit;
+mod directory;
+mod error;
+mod file;
+pub mod format;
+mod index;
+pub mod limits;
+mod log;
+mod message;
+pub mod record;
+mod recover;
+mod retire;
+mod segment;
+#[cfg(any(feature = "sim", test))]
+pub mod sim;
+mod storage;
+mod survey;
+
+pub use directory::{Durability, LogDirectory, Spool, SpoolOptions};
+pub use error::{AppendError, Closed, OpenError, ReadError, RecoverError};
+#[cfg(feature = "uring")]
+pub use file::execute_on_ring;
+pub use file::{FileStorage, Map};
+pub use log::{Fetch, Log, Progress, Statistics};
+pub use message::{Message, Piece};
+pub use record::{
+    ArchivedEnvelope, ArchivedOutcome, CommitNumber, Envelope, Fate, LogId, MessageId, Outcome, Recipient,
+    RecipientResult, Sequence,
+};
+pub use recover::{Cut, Kept, Quarantine, Reason, RecordRef, RecoverOptions, Recovered};
+pub use storage::{Completion, LockGuard, Operation, Storage, StorageFile, execute};

@@ -1,0 +1,98 @@
+//! Every bound of the spool, and how the bounds relate.
+
+/// The unit of placement: frames begin and end on such boundaries, so that no acknowledged block is ever rewritten.
+pub const BLOCK_BYTES: u64 = 4096;
+
+/// The smallest segment, for tests; the configured size must be a multiple of [`BLOCK_BYTES`].
+pub const SEGMENT_BYTES_MIN: u64 = 8 * BLOCK_BYTES;
+
+/// The size of a segment unless told otherwise. It bounds a message: 50 MiB fit with room to spare.
+pub const SEGMENT_BYTES_DEFAULT: u64 = 64 << 20;
+
+/// The largest segment: an offset inside one is kept as a 32-bit number of [`ALIGN_BYTES`] units, and a frame's length as
+/// a 32-bit number of bytes.
+pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+
+/// Archives and records begin at multiples of this in the file.
+pub const ALIGN_BYTES: u64 = 16;
+
+/// Bytes of a log's newest segments that are served from the map; colder ones are read.
+pub const HOT_BYTES_DEFAULT: u64 = 256 << 20;
+
+/// What the spool may hold unless told otherwise.
+pub const MAX_BYTES_DEFAULT: u64 = 50 << 30;
+
+/// Segment files of one log. The index names them by 16 bits.
+pub const SEGMENTS_MAX: usize = u16::MAX as usize - 1;
+
+/// A gathering frame that has reached this is closed, and the next begins: it bounds how long one write lasts. One
+/// message may be larger, and then its frame is.
+pub const FRAME_BYTES_TARGET: usize = 4 << 20;
+
+/// Bytes that wait for their commit in one log; above it mail is refused ([`crate::Closed::Backlog`]).
+pub const PENDING_MAIL_BYTES_MAX: u64 = 128 << 20;
+
+/// The same for outcomes, which are refused later than mail.
+pub const PENDING_OUTCOME_BYTES_MAX: u64 = 192 << 20;
+
+/// Commit buffers kept for reuse in one log, and how large a kept one may be.
+pub const BUFFERS_KEPT_MAX: usize = 3;
+pub const BUFFER_KEPT_BYTES_MAX: usize = 8 << 20;
+
+/// Free segments that a log keeps ready.
+pub const SPARES_WANTED: usize = 2;
+
+/// Of these, the ones that mail never takes: outcomes and copies need them to empty a full spool.
+pub const SPARES_RESERVED: usize = 1;
+
+/// Free segments above this are given back to the file system.
+pub const SPARES_KEPT_MAX: usize = 6;
+
+/// One step of zeroing a new segment, and the least time from one step's begin to the next's.
+pub const ZERO_STEP_BYTES: u64 = 1 << 20;
+pub const ZERO_STEP_INTERVAL_MS: u64 = 10;
+
+/// How long preallocation waits after it failed (no space left on the device).
+pub const PREALLOCATION_RETRY_MS: u64 = 1_000;
+
+/// Copy-forward begins when a log has more segments than this in use and the oldest is mostly dead.
+pub const COPY_FORWARD_SEGMENTS_MIN: usize = 4;
+
+/// The oldest segment counts as mostly dead when its live bytes are at most this share of its size, in percent.
+pub const COPY_FORWARD_LIVE_PERCENT_MAX: u64 = 50;
+
+/// The same while mail is refused for want of space: then nearly anything is worth copying.
+pub const COPY_FORWARD_PRESSED_PERCENT_MAX: u64 = 90;
+
+/// Bytes that copy-forward may read in a second while nothing presses.
+pub const COPY_FORWARD_BYTES_PER_S: u64 = 16 << 20;
+
+/// How long copy-forward rests when it found nothing that can be copied just then.
+pub const COPY_FORWARD_PAUSE_MS: u64 = 100;
+
+/// How long copy-forward leaves the log alone after it met a message that it could not read.
+pub const COPY_FORWARD_RETRY_MS: u64 = 60_000;
+
+/// Reads of one log that may be under way at once for [`crate::Log::message`].
+pub const READS_MAX: usize = 256;
+
+/// Recipients of a message whose fates fit into its index entry; more need an allocation of their own.
+pub const INLINE_RECIPIENTS_MAX: u32 = 31;
+
+/// Entries in one chunk of the index.
+pub const INDEX_CHUNK_ENTRIES: usize = 256;
+
+/// Bytes that recovery reads at a time.
+pub const RECOVERY_READ_BYTES: usize = 4 << 20;
+
+/// Side files with the bytes of cut or quarantined regions that a log keeps; later damage is reported, not kept.
+pub const KEPT_FILES_MAX: usize = 1_000;
+
+const _: () = assert!(SEGMENT_BYTES_DEFAULT.is_multiple_of(BLOCK_BYTES));
+const _: () = assert!(SEGMENT_BYTES_DEFAULT <= SEGMENT_BYTES_MAX);
+const _: () = assert!(SEGMENT_BYTES_MAX / ALIGN_BYTES <= u32::MAX as u64);
+const _: () = assert!(SEGMENT_BYTES_DEFAULT > (50 << 20) + (8 << 20));
+const _: () = assert!(SPARES_RESERVED < SPARES_WANTED);
+const _: () = assert!(SPARES_WANTED <= SPARES_KEPT_MAX);
+const _: () = assert!(PENDING_MAIL_BYTES_MAX < PENDING_OUTCOME_BYTES_MAX);
+const _: () = assert!(BLOCK_BYTES.is_multiple_of(ALIGN_BYTES));

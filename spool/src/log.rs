@@ -1,0 +1,417 @@
+//! One log: the core's state, and what its owner asks it.
+//!
+//! The log does no I/O once it is recovered (`recover.rs`). Calling order: append records (`append.rs`); call
+//! [`Log::poll_operation`] until it yields nothing, and execute what it yields in any order; give each completion to
+//! [`Log::handle_completion`] (`commit.rs`) and poll again; poll also at [`Log::next_timeout`]. Space is won back by
+//! `retire.rs`.
+//!
+//! Changes to the index are made when a record is appended, and taken back if its frame fails; what is reused on disk
+//! depends on durable changes only.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::append::{Change, Frame, Tail};
+use crate::commit::{Flight, Purpose};
+use crate::directory::LogDirectory;
+use crate::error::{Closed, ReadError};
+use crate::format::{RECORD_HEADER_BYTES, RecordHeader, SEGMENT_HEADER_BYTES};
+use crate::index::{Index, Place};
+use crate::limits::{PENDING_MAIL_BYTES_MAX, READS_MAX, SPARES_RESERVED};
+use crate::message::{Memory, Message};
+use crate::record::{CommitNumber, LogId, MessageId, Sequence};
+use crate::recover::RecoverOptions;
+use crate::retire::{CopyForward, Preallocation};
+use crate::segment::SegmentTable;
+use crate::storage::{Operation, ReadBuffer, StorageFile, Work};
+
+/// A log. See the module's documentation for the calling order.
+#[derive(Debug)]
+pub struct Log {
+    pub(crate) directory: LogDirectory,
+    pub(crate) state: State,
+    pub(crate) random: u64,
+    pub(crate) segments: SegmentTable,
+    pub(crate) index: Index,
+    /// Which segment each pinned message was in when it was pinned, and how often.
+    pub(crate) pins: HashMap<u64, Vec<Pin>>,
+
+    /// Frames that are closed and wait for their turn.
+    pub(crate) closed: VecDeque<Frame>,
+    /// The frame that gathers.
+    pub(crate) open: Option<Frame>,
+    pub(crate) flight: Option<Flight>,
+    /// Bytes in all of these.
+    pub(crate) pending_bytes: u64,
+    /// Where the next frame goes; `None` when it needs a new segment.
+    pub(crate) tail: Option<Tail>,
+    /// Memory of frames that are done, for the next ones.
+    pub(crate) buffers: Vec<Vec<u8>>,
+    pub(crate) change_lists: Vec<Vec<Change>>,
+
+    pub(crate) durable: CommitNumber,
+    pub(crate) next_commit: u64,
+    pub(crate) next_sequence: u64,
+    pub(crate) next_number: u64,
+    /// The highest `tail` in a durable segment header.
+    pub(crate) durable_tail: u64,
+    pub(crate) event_cursor: u64,
+
+    pub(crate) next_token: u64,
+    pub(crate) purposes: HashMap<u64, Purpose>,
+    pub(crate) reads: usize,
+    pub(crate) preallocation: Preallocation,
+    pub(crate) copy_forward: CopyForward,
+    pub(crate) counters: Counters,
+}
+
+/// Whether the log takes records.
+#[derive(Debug)]
+pub(crate) enum State {
+    Open,
+    /// A write failed. `file` is what it was written to.
+    Failed {
+        file: Arc<dyn StorageFile>,
+    },
+    /// Cached pages of the failed file are being dropped.
+    DroppingCache {
+        file: Option<Arc<dyn StorageFile>>,
+    },
+    /// An empty frame in a new segment is on its way, whose segment header voids the frame that failed.
+    Voiding,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pin {
+    pub(crate) slot: u16,
+    pub(crate) count: u32,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Counters {
+    pub(crate) messages: u64,
+    pub(crate) outcomes: u64,
+    pub(crate) copies: u64,
+    pub(crate) commits: u64,
+    pub(crate) bytes_written: u64,
+    pub(crate) bytes_copied: u64,
+    pub(crate) segments_retired: u64,
+    pub(crate) damaged: u64,
+    pub(crate) failures: u64,
+}
+
+/// Figures of a log, for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Statistics {
+    pub live_messages: u64,
+    /// Bytes of their records.
+    pub live_bytes: u64,
+    /// Bytes in segments that are in use, dead records included: what counts against the maximum size.
+    pub used_bytes: u64,
+    /// Bytes of all segment files.
+    pub allocated_bytes: u64,
+    pub segments_in_use: u64,
+    pub segments_spare: u64,
+    /// Waiting for their commit.
+    pub pending_bytes: u64,
+    /// Since the log was recovered:
+    pub messages_appended: u64,
+    pub outcomes_appended: u64,
+    pub messages_copied: u64,
+    pub commits: u64,
+    /// Given to writes, padding, headers and copies included, zeroing excluded.
+    pub bytes_written: u64,
+    pub bytes_copied: u64,
+    pub segments_retired: u64,
+    /// Messages that copy-forward could not read.
+    pub damaged: u64,
+    pub write_failures: u64,
+}
+
+/// A message, or how to get it.
+#[derive(Debug)]
+pub enum Fetch {
+    Ready(Message),
+    /// Execute it and give the completion to [`Log::handle_completion`], which then answers [`Progress::Read`].
+    Read(Operation),
+}
+
+/// What a completion meant.
+#[derive(Debug)]
+pub enum Progress {
+    Nothing,
+    /// Everything up to this commit is durable.
+    Durable(CommitNumber),
+    Read {
+        id: MessageId,
+        result: Result<Message, ReadError>,
+    },
+    /// A commit failed: whatever was appended after [`Log::durable`] is void and its numbers are never used again. The
+    /// log takes nothing until [`Log::begin_reopen`] has led to [`Progress::Reopened`].
+    Failed {
+        error: io::Error,
+    },
+    Reopened,
+}
+
+impl Log {
+    /// Without segments: what recovery starts from.
+    pub(crate) fn empty(directory: LogDirectory, options: RecoverOptions) -> Self {
+        Self {
+            directory,
+            state: State::Open,
+            random: options.seed,
+            segments: SegmentTable::default(),
+            index: Index::default(),
+            pins: HashMap::new(),
+            closed: VecDeque::new(),
+            open: None,
+            flight: None,
+            pending_bytes: 0,
+            tail: None,
+            buffers: Vec::new(),
+            change_lists: Vec::new(),
+            durable: CommitNumber(0),
+            next_commit: 1,
+            next_sequence: 1,
+            next_number: 1,
+            durable_tail: 0,
+            event_cursor: options.event_cursor.0,
+            next_token: 0,
+            purposes: HashMap::new(),
+            reads: 0,
+            preallocation: Preallocation::default(),
+            copy_forward: CopyForward::default(),
+            counters: Counters::default(),
+        }
+    }
+
+    pub fn id(&self) -> LogId {
+        self.directory.id()
+    }
+
+    /// Every commit up to this one is durable. After [`Progress::Failed`] those above it are void, also when this number
+    /// passes theirs later.
+    pub fn durable(&self) -> CommitNumber {
+        self.durable
+    }
+
+    /// Whether anything appended is not durable yet.
+    pub fn has_uncommitted(&self) -> bool {
+        self.flight.is_some() || !self.closed.is_empty() || self.open.as_ref().is_some_and(Frame::is_wanted)
+    }
+
+    /// Whether operations are out whose completions have not come back. Before a ring goes away this must be false.
+    pub fn has_operations(&self) -> bool {
+        !self.purposes.is_empty()
+    }
+
+    /// Whether mail would be taken now, and if not, why not.
+    pub fn is_open_for_mail(&self) -> Result<(), Closed> {
+        if !matches!(self.state, State::Open) {
+            return Err(Closed::Failed);
+        }
+        if !self.directory.is_active() {
+            return Err(Closed::Draining);
+        }
+        if self.pending_bytes >= PENDING_MAIL_BYTES_MAX {
+            return Err(Closed::Backlog);
+        }
+        if !self.directory.budget().has_room_for_mail(self.pending_bytes) {
+            return Err(Closed::MaxSize);
+        }
+        let has_room = self.tail_room() > self.directory.options().segment_bytes / ROOM_SHARE;
+        if !has_room && self.spares_ready() <= SPARES_RESERVED {
+            return Err(Closed::NoSpace);
+        }
+        Ok(())
+    }
+
+    /// A live message whose commit is durable.
+    pub fn message(&mut self, id: MessageId) -> Result<Fetch, ReadError> {
+        if id.log() != self.id() {
+            return Err(ReadError::Unknown);
+        }
+        let place = self.index.get(id.sequence().0).ok_or(ReadError::Unknown)?.record();
+        let segment = self.segments.get(place.slot);
+        if place.offset() >= segment.end {
+            return Err(ReadError::NotDurable);
+        }
+        if let Some(map) = segment.map() {
+            let start = place.offset() as usize;
+            let header = RecordHeader::decode(map.bytes(start, RECORD_HEADER_BYTES));
+            check_header(&header, id, place)?;
+            return Ok(Fetch::Ready(Message::new(Memory::Mapped(Arc::clone(map)), start, segment.generation, header)));
+        }
+        if self.reads >= READS_MAX {
+            return Err(ReadError::Busy);
+        }
+        self.reads += 1;
+        let generation = segment.generation;
+        Ok(Fetch::Read(self.read(place, Purpose::ReadMessage { id, place, generation })))
+    }
+
+    /// Whether the message has recipients without a final fate.
+    pub fn is_live(&self, id: MessageId) -> bool {
+        id.log() == self.id() && self.index.get(id.sequence().0).is_some()
+    }
+
+    /// Keeps the segment that holds the message from being used again until [`Log::unpin`] was called as often, whatever
+    /// becomes of the message meanwhile. Does nothing when the message is not live.
+    pub fn pin(&mut self, id: MessageId) {
+        let Some(entry) = self.index.get(id.sequence().0).filter(|_| id.log() == self.directory.id()) else {
+            return;
+        };
+        let slot = entry.record().slot;
+        self.segments.get_mut(slot).pins += 1;
+        let pins = self.pins.entry(id.sequence().0).or_default();
+        match pins.iter_mut().find(|pin| pin.slot == slot) {
+            Some(pin) => pin.count += 1,
+            None => pins.push(Pin { slot, count: 1 }),
+        }
+    }
+
+    /// Takes one [`Log::pin`] back; the oldest place first, where the message was copied meanwhile.
+    pub fn unpin(&mut self, id: MessageId) {
+        let sequence = id.sequence().0;
+        let Some(pins) = self.pins.get_mut(&sequence) else {
+            return;
+        };
+        let pin = pins.first_mut().expect("no empty list of pins is kept");
+        let slot = pin.slot;
+        pin.count -= 1;
+        if pin.count == 0 {
+            pins.remove(0);
+        }
+        if pins.is_empty() {
+            self.pins.remove(&sequence);
+        }
+        self.segments.get_mut(slot).pins -= 1;
+    }
+
+    /// All records up to this one have been turned into events durably, so that segments with them may be used again.
+    pub fn set_event_cursor(&mut self, cursor: Sequence) {
+        self.event_cursor = self.event_cursor.max(cursor.0);
+    }
+
+    /// Begins to reopen the log after [`Progress::Failed`]: drops cached pages, goes on behind the last durable commit in
+    /// another segment, and voids there what failed. False when the log has not failed.
+    pub fn begin_reopen(&mut self) -> bool {
+        let State::Failed { file } = &self.state else {
+            return false;
+        };
+        self.state = State::DroppingCache { file: Some(Arc::clone(file)) };
+        true
+    }
+
+    /// Whether this is a log without a shard of its own that has nothing left to do.
+    pub fn is_drained(&self) -> bool {
+        !self.directory.is_active()
+            && self.index.len() == 0
+            && self.pins.is_empty()
+            && self.purposes.is_empty()
+            && !self.has_uncommitted()
+            && self.segments.in_use.iter().all(|slot| self.segments.get(*slot).last_event <= self.event_cursor)
+    }
+
+    /// Removes a log that [is drained](Self::is_drained). Its id is never used again.
+    pub fn remove(self) -> io::Result<()> {
+        assert!(self.is_drained(), "only a drained log is removed");
+        for slot in &self.segments.in_use {
+            self.directory.budget().refund(self.segments.get(*slot).charged);
+        }
+        self.directory.remove()
+    }
+
+    pub fn statistics(&self) -> Statistics {
+        let in_use = || self.segments.in_use.iter().map(|slot| self.segments.get(*slot));
+        Statistics {
+            live_messages: self.index.len() as u64,
+            live_bytes: in_use().map(|segment| segment.live_bytes).sum(),
+            used_bytes: in_use().map(|segment| segment.charged).sum(),
+            allocated_bytes: self.segments.allocated_bytes(),
+            segments_in_use: self.segments.in_use.len() as u64,
+            segments_spare: self.segments.spares.len() as u64,
+            pending_bytes: self.pending_bytes,
+            messages_appended: self.counters.messages,
+            outcomes_appended: self.counters.outcomes,
+            messages_copied: self.counters.copies,
+            commits: self.counters.commits,
+            bytes_written: self.counters.bytes_written,
+            bytes_copied: self.counters.bytes_copied,
+            segments_retired: self.counters.segments_retired,
+            damaged: self.counters.damaged,
+            write_failures: self.counters.failures,
+        }
+    }
+
+    /// When [`Log::poll_operation`] should be called even if nothing happens before; on the clock that `now` is read from.
+    pub fn next_timeout(&self) -> Option<Duration> {
+        self.preallocation_timeout().into_iter().chain(self.copy_timeout()).min()
+    }
+
+    pub(crate) fn read(&mut self, place: Place, purpose: Purpose) -> Operation {
+        let segment = self.segments.get_mut(place.slot);
+        segment.reads += 1;
+        let file = Arc::clone(&segment.file);
+        let mut buffer = ReadBuffer::new();
+        buffer.resize(place.length() as usize, 0);
+        self.operation(Work::Read { file, offset: place.offset(), buffer }, purpose)
+    }
+
+    pub(crate) fn operation(&mut self, work: Work, purpose: Purpose) -> Operation {
+        let token = self.next_token;
+        self.next_token += 1;
+        self.purposes.insert(token, purpose);
+        Operation { token, work }
+    }
+
+    /// Bytes that the present segment still takes, as far as is decided.
+    pub(crate) fn tail_room(&self) -> u64 {
+        let Some(tail) = self.tail else {
+            return 0;
+        };
+        let gathered = self.open.as_ref().map_or(0, Frame::padded);
+        self.segments.get(tail.slot).capacity.saturating_sub(tail.offset + gathered)
+    }
+
+    /// The next of a sequence of numbers that nobody can guess who does not know the seed (SplitMix64).
+    pub(crate) fn draw_generation(&mut self) -> u64 {
+        loop {
+            self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut mixed = self.random;
+            mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            mixed ^= mixed >> 31;
+            if mixed != 0 {
+                return mixed;
+            }
+        }
+    }
+
+    pub(crate) fn segment_path(&self, slot: u16) -> PathBuf {
+        self.directory.segment_path(slot)
+    }
+
+    /// The largest record that an empty segment takes.
+    pub(crate) fn record_bytes_max(&self) -> u64 {
+        self.directory.options().segment_bytes - SEGMENT_HEADER_BYTES as u64 - crate::format::FRAME_HEADER_BYTES as u64
+    }
+}
+
+/// Whether a record header that was read at `place` can be that of message `id`. Its checksum is checked with the envelope.
+pub(crate) fn check_header(header: &RecordHeader, id: MessageId, place: Place) -> Result<(), ReadError> {
+    if header.message != id.to_raw() {
+        return Err(ReadError::Damaged { what: "another record is in its place" });
+    }
+    if header.checked_length().map(|length| length as u64) != Some(place.length()) {
+        return Err(ReadError::Damaged { what: "the record's length differs" });
+    }
+    Ok(())
+}
+
+/// A log with less room than this part of a segment left in the present one counts as full when it has no spare for mail.
+const ROOM_SHARE: u64 = 64;

@@ -1,0 +1,141 @@
+//! A message as its readers see it: in the map or in memory of its own, checked when used.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::error::ReadError;
+use crate::file::Map;
+use crate::format::RecordHeader;
+use crate::record::{ArchivedEnvelope, MessageId};
+use crate::storage::ReadBuffer;
+
+/// A message's envelope and content, in place. Cheap to clone; any clone keeps the memory alive, and a segment that is
+/// mapped by one is not reused.
+#[derive(Clone)]
+pub struct Message {
+    inner: Arc<Inner>,
+}
+
+impl Message {
+    /// A record that begins at `start` of `memory`. The header must have been read from there.
+    pub(crate) fn new(memory: Memory, start: usize, generation: u64, header: RecordHeader) -> Self {
+        Self { inner: Arc::new(Inner { memory, start, generation, header }) }
+    }
+
+    pub fn id(&self) -> MessageId {
+        MessageId::from_raw(self.inner.header.message)
+    }
+
+    /// The envelope, after its checksum and its structure were checked.
+    pub fn envelope(&self) -> Result<&ArchivedEnvelope, ReadError> {
+        let inner = &*self.inner;
+        let head = inner.memory.bytes(inner.start, inner.header.head_bytes());
+        if !inner.header.head_matches(inner.generation, head) {
+            return Err(ReadError::Damaged { what: "the envelope's checksum differs" });
+        }
+        let archive = &head[inner.header.archive_range()];
+        rkyv::access::<ArchivedEnvelope, rkyv::rancor::Failure>(archive)
+            .map_err(|_| ReadError::Damaged { what: "the envelope is not well formed" })
+    }
+
+    /// What was put in front of the message as it came.
+    pub fn prefix(&self) -> &[u8] {
+        self.bytes(self.inner.header.prefix_range())
+    }
+
+    /// The message as it came.
+    pub fn body(&self) -> &[u8] {
+        self.bytes(self.inner.header.body_range())
+    }
+
+    /// Octets of prefix and body.
+    pub fn size(&self) -> u64 {
+        self.inner.header.content_bytes() as u64
+    }
+
+    pub fn prefix_piece(&self) -> Piece {
+        self.piece(self.inner.header.prefix_range())
+    }
+
+    pub fn body_piece(&self) -> Piece {
+        self.piece(self.inner.header.body_range())
+    }
+
+    pub(crate) fn header(&self) -> &RecordHeader {
+        &self.inner.header
+    }
+
+    pub(crate) fn content_matches(&self) -> bool {
+        self.inner.header.content_matches(self.inner.generation, self.bytes(self.inner.header.content_range()))
+    }
+
+    /// Bytes at `range`, counted from the record's begin.
+    pub(crate) fn bytes(&self, range: Range<usize>) -> &[u8] {
+        self.inner.memory.bytes(self.inner.start + range.start, range.len())
+    }
+
+    fn piece(&self, range: Range<usize>) -> Piece {
+        Piece { inner: Arc::clone(&self.inner), range }
+    }
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message").field("id", &self.id()).field("size", &self.size()).finish()
+    }
+}
+
+/// A part of a message's content that keeps its memory alive and in place, so that it may be named in a vector of a ring
+/// operation.
+#[derive(Clone)]
+pub struct Piece {
+    inner: Arc<Inner>,
+    range: Range<usize>,
+}
+
+impl Piece {
+    pub fn len(&self) -> usize {
+        self.range.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.range.is_empty()
+    }
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        self.inner.memory.bytes(self.inner.start + self.range.start, self.range.len())
+    }
+}
+
+impl fmt::Debug for Piece {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Piece").field("len", &self.len()).finish()
+    }
+}
+
+/// Where a record's bytes are.
+#[derive(Debug, Clone)]
+pub(crate) enum Memory {
+    Mapped(Arc<Map>),
+    Owned(Arc<ReadBuffer>),
+}
+
+impl Memory {
+    pub(crate) fn bytes(&self, start: usize, length: usize) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map.bytes(start, length),
+            Self::Owned(buffer) => &buffer[start..start + length],
+        }
+    }
+}
+
+struct Inner {
+    memory: Memory,
+    /// Of the record in `memory`.
+    start: usize,
+    generation: u64,
+    header: RecordHeader,
+}

@@ -1,0 +1,265 @@
+//! What files a log has, what each was last used for, and in which order they come: the begin of recovery.
+//!
+//! | the first block is | the file is |
+//! |---|---|
+//! | a header below the highest tail | dead: a spare |
+//! | a header that a later one passes over | void: its only frame failed; a spare |
+//! | any other header | in use |
+//! | blank | a spare, never used |
+//! | damaged, but whole frames of this log are behind it | in use, as the frames tell |
+//! | damaged, with none | a spare; its first block is kept and reported |
+//!
+//! A damaged first block is most often no damage but the begin of a use that was never acknowledged: the log went to take a
+//! dead or a blank file for its next segment, and the power went. `recover.rs` tells the two apart once all is read.
+
+use std::sync::Arc;
+
+use crate::directory::{LogDirectory, parse_segment_name};
+use crate::error::RecoverError;
+use crate::format::{FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentBlock, SegmentHeader};
+use crate::limits::{BLOCK_BYTES, SEGMENT_BYTES_MIN};
+use crate::record::LogId;
+use crate::recover::{Reason, SegmentBytes};
+use crate::segment::Segment;
+use crate::storage::{StorageFile, read_exact_at};
+
+/// Which part of a log a block belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Below the end that the next segment's header tells.
+    Sealed,
+    /// In a segment whose end nothing tells: the last one, or one whose successor's header is damaged.
+    Open,
+}
+
+/// The files of a log, sorted out.
+pub(crate) struct Survey {
+    /// Segments in use, by number.
+    pub(crate) used: Vec<Used>,
+    /// In the order in which they are to be used again.
+    pub(crate) spares: Vec<(u16, Segment)>,
+    pub(crate) damaged_headers: Vec<DamagedHeader>,
+    /// Numbers of segments that a later one follows, and that are not there.
+    pub(crate) missing: Vec<u64>,
+    pub(crate) next_number: u64,
+    pub(crate) durable_tail: u64,
+}
+
+/// A segment to be read.
+pub(crate) struct Used {
+    pub(crate) slot: u16,
+    pub(crate) file: Arc<dyn StorageFile>,
+    pub(crate) capacity: u64,
+    pub(crate) number: u64,
+    pub(crate) generation: u64,
+    pub(crate) first_sequence: u64,
+    pub(crate) first_commit: u64,
+    pub(crate) sealed_end: Option<u64>,
+    pub(crate) is_truncated: bool,
+    /// The first block is damaged.
+    pub(crate) is_salvaged: bool,
+}
+
+/// A first block to be reported.
+pub(crate) struct DamagedHeader {
+    pub(crate) slot: u16,
+    pub(crate) file: Arc<dyn StorageFile>,
+    pub(crate) capacity: u64,
+    /// As the frames behind it tell; 0 where there are none.
+    pub(crate) number: u64,
+    pub(crate) reason: Reason,
+}
+
+struct Found {
+    slot: u16,
+    file: Arc<dyn StorageFile>,
+    capacity: u64,
+    header: SegmentHeader,
+    /// The header was made up from the frames.
+    is_salvaged: bool,
+}
+
+impl Survey {
+    pub(crate) fn take(directory: &LogDirectory) -> Result<Self, RecoverError> {
+        let mut survey = Self {
+            used: Vec::new(),
+            spares: Vec::new(),
+            damaged_headers: Vec::new(),
+            missing: Vec::new(),
+            next_number: 1,
+            durable_tail: 0,
+        };
+        let storage = directory.storage();
+        let names = storage
+            .names(directory.path())
+            .map_err(|error| RecoverError::Io { path: directory.path().to_owned(), error })?;
+        let mut slots: Vec<u16> = names.iter().filter_map(|name| parse_segment_name(name)).collect();
+        slots.sort_unstable();
+        let mut found = Vec::new();
+        for slot in slots {
+            found.extend(survey.look_at(directory, slot)?);
+        }
+        found.sort_by_key(|found| found.header.number);
+        survey.sort_out(directory, found)?;
+        Ok(survey)
+    }
+
+    fn look_at(&mut self, directory: &LogDirectory, slot: u16) -> Result<Option<Found>, RecoverError> {
+        let storage = directory.storage();
+        let path = directory.segment_path(slot);
+        let failed = |error| RecoverError::Io { path: path.clone(), error };
+        let mut file = storage.open(&path).map_err(failed)?;
+        let mut capacity = file.length().map_err(failed)? / BLOCK_BYTES * BLOCK_BYTES;
+        // What a failed write left in the cache looks written, and need not be on the medium.
+        let _ = file.sync_and_drop_cache(0..SEGMENT_HEADER_BYTES as u64);
+        let mut block = vec![0; SEGMENT_HEADER_BYTES];
+        // A block that can't be read stays blank here, but what is behind it counts.
+        let is_readable = capacity == 0 || read_exact_at(file.as_ref(), &mut block, 0).is_ok();
+        match SegmentHeader::decode(&block) {
+            SegmentBlock::Newer { version } => {
+                Err(RecoverError::NewerVersion { path, found: version, known: FORMAT_VERSION })
+            }
+            SegmentBlock::Header(header) if header.log != directory.id() => {
+                Err(RecoverError::ForeignSegment { path, log: header.log })
+            }
+            SegmentBlock::Header(header) => Ok(Some(Found { slot, file, capacity, header, is_salvaged: false })),
+            SegmentBlock::Blank if is_readable => {
+                if capacity < SEGMENT_BYTES_MIN {
+                    // Its creation was interrupted.
+                    let bytes = directory.options().segment_bytes;
+                    file = match storage.create(&path, bytes) {
+                        Ok(file) => file,
+                        Err(_) => return Ok(None),
+                    };
+                    capacity = bytes;
+                }
+                let mut segment = Segment::new(Arc::clone(&file), capacity);
+                let written = file.written_prefix().map_err(failed)?;
+                segment.zeroed = (written / BLOCK_BYTES * BLOCK_BYTES).min(capacity);
+                self.spares.push((slot, segment));
+                Ok(None)
+            }
+            SegmentBlock::Blank | SegmentBlock::Damaged => {
+                let _ = file.sync_and_drop_cache(0..capacity);
+                let header = salvage(&file, capacity, directory.id());
+                self.damaged_headers.push(DamagedHeader {
+                    slot,
+                    file: Arc::clone(&file),
+                    capacity,
+                    number: header.map_or(0, |header| header.number),
+                    reason: Reason::SegmentHeader,
+                });
+                match header {
+                    Some(header) => Ok(Some(Found { slot, file, capacity, header, is_salvaged: true })),
+                    None => {
+                        self.spares.push((slot, Segment::new(file, capacity)));
+                        Ok(None)
+                    }
+                }
+            }
+        }
+    }
+
+    /// `found` is sorted by number.
+    fn sort_out(&mut self, directory: &LogDirectory, found: Vec<Found>) -> Result<(), RecoverError> {
+        self.next_number = found.last().map_or(1, |last| last.header.number + 1);
+        self.durable_tail = found.iter().map(|found| found.header.tail).max().unwrap_or(0);
+        let headers: Vec<(SegmentHeader, bool)> = found.iter().map(|found| (found.header, found.is_salvaged)).collect();
+        let mut dead = Vec::new();
+        for found in found {
+            let number = found.header.number;
+            let is_void = headers
+                .iter()
+                .any(|(later, is_salvaged)| !is_salvaged && later.previous_number < number && number < later.number);
+            if number < self.durable_tail || is_void {
+                let mut segment = Segment::new(found.file, found.capacity);
+                segment.number = number;
+                dead.push((found.slot, segment));
+                continue;
+            }
+            if self.used.last().is_some_and(|last| last.number == number) {
+                self.put_aside(directory, found)?;
+                continue;
+            }
+            let sealed_end = headers.iter().find(|(later, _)| {
+                later.previous_number == number && later.previous_generation == found.header.generation
+            });
+            self.used.push(Used {
+                slot: found.slot,
+                is_salvaged: found.is_salvaged,
+                is_truncated: found.header.capacity > found.capacity,
+                file: found.file,
+                capacity: found.capacity,
+                number,
+                generation: found.header.generation,
+                first_sequence: found.header.first_sequence,
+                first_commit: found.header.first_commit,
+                sealed_end: sealed_end.map(|(later, _)| later.previous_end),
+            });
+        }
+        for (header, _) in &headers {
+            let before = header.previous_number;
+            let is_there = self.used.binary_search_by_key(&before, |used| used.number).is_ok();
+            if before != 0 && before >= self.durable_tail && header.number >= self.durable_tail && !is_there {
+                self.missing.push(before);
+            }
+        }
+        self.missing.dedup();
+        dead.append(&mut self.spares);
+        self.spares = dead;
+        Ok(())
+    }
+
+    /// A second file of the same number was put here by somebody: it goes to the side, unread.
+    fn put_aside(&mut self, directory: &LogDirectory, found: Found) -> Result<(), RecoverError> {
+        let storage = directory.storage();
+        let path = directory.segment_path(found.slot);
+        let kept = directory.kept_path();
+        let aside = kept.join(format!("duplicate-{:08x}-{:04x}", found.header.number, found.slot));
+        storage
+            .create_directory(&kept)
+            .and_then(|()| storage.rename(&path, &aside))
+            .map_err(|error| RecoverError::Io { path, error })?;
+        self.damaged_headers.push(DamagedHeader {
+            slot: found.slot,
+            file: found.file,
+            capacity: found.capacity,
+            number: found.header.number,
+            reason: Reason::Duplicate,
+        });
+        Ok(())
+    }
+}
+
+/// Looks for whole frames behind a damaged first block. Those of the file's latest use count; what is left of earlier uses
+/// is dead.
+fn salvage(file: &Arc<dyn StorageFile>, capacity: u64, log: LogId) -> Option<SegmentHeader> {
+    let mut bytes = SegmentBytes::default();
+    bytes.begin(Arc::clone(file), capacity);
+    let mut salvaged: Option<SegmentHeader> = None;
+    let mut at = SEGMENT_HEADER_BYTES as u64;
+    while at < capacity {
+        let frame = bytes.any_frame(log, at);
+        let Some(frame) = frame.filter(|frame| bytes.records(frame, at).is_some()) else {
+            at += BLOCK_BYTES;
+            continue;
+        };
+        if salvaged.is_none_or(|salvaged| salvaged.number < frame.segment) {
+            salvaged = Some(SegmentHeader {
+                log,
+                number: frame.segment,
+                generation: frame.generation,
+                first_sequence: frame.first_sequence,
+                first_commit: frame.commit,
+                tail: 0,
+                previous_number: 0,
+                previous_generation: 0,
+                previous_end: 0,
+                previous_commit: 0,
+                capacity,
+            });
+        }
+        at += frame.padded();
+    }
+    salvaged
+}

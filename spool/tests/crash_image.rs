@@ -1,0 +1,88 @@
+//! Crash images: at any write, the disk as it may be found after the power went, with some of the sectors that were not
+//! synced yet, torn ones too. What is recovered must be everything acknowledged and, of the commit in flight, all or nothing.
+//!
+//! `SPOOL_CRASH_IMAGES` sets about how many images are looked at.
+
+mod world;
+
+use postrider_spool::sim::Faults;
+use postrider_spool::{Durability, SpoolOptions};
+use world::{Random, Seen, World};
+
+fn options() -> SpoolOptions {
+    SpoolOptions { segment_bytes: 48 << 10, max_bytes: 600 << 10, hot_bytes: 64 << 10, durability: Durability::Fsync }
+}
+
+/// One history, with images taken on the way. Mail comes and goes, and some of it stays for long.
+fn run(seed: u64, steps: u64, images_per_write: u64) -> (u64, Seen) {
+    let mut world = World::new(seed, options());
+    let mut random = Random(seed ^ 0x5eed);
+    let final_in_ten = 3 + random.below(7);
+    let fails = random.one_in(3);
+    for _ in 0..steps {
+        match random.below(30) {
+            0..9 => {
+                let length = if random.one_in(12) { 15_000 + random.below(25_000) } else { random.below(4_000) };
+                let recipients = if random.one_in(15) { 40 } else { 1 + random.below(3) as u32 };
+                world.append_message(recipients, length as usize);
+            }
+            9..18 => {
+                world.append_outcome(final_in_ten);
+            }
+            18..25 => {
+                let images = if random.one_in(4) { images_per_write } else { 0 };
+                world.step(images);
+            }
+            25 => world.settle(),
+            26 => world.move_cursor(),
+            27 => world.advance(random.below(300)),
+            28 if fails && random.one_in(4) => world.set_faults(Faults {
+                operations_left: Some(random.below(4)),
+                sectors_written: random.below(60),
+                ..Faults::default()
+            }),
+            28 if random.one_in(4) => world.set_faults(Faults {
+                write_bytes_max: random.one_in(2).then(|| 1 + random.below(9_000) as usize),
+                ..Faults::default()
+            }),
+            28 => {
+                world.set_faults(Faults::default());
+                world.log().begin_reopen();
+            }
+            _ if random.one_in(8) => world.pin_one(),
+            _ if random.one_in(6) => world.unpin_one(),
+            _ if random.one_in(12) => world.crash(),
+            _ if random.one_in(20) => world.restart(),
+            _ => world.read_one(),
+        }
+    }
+    world.set_faults(Faults::default());
+    world.crash();
+    (world.images, world.seen)
+}
+
+#[test]
+fn every_image_holds_what_was_acknowledged() {
+    let wanted = std::env::var("SPOOL_CRASH_IMAGES").map_or(600, |images| images.parse().unwrap());
+    let (mut images, mut seed) = (0, 1);
+    let mut all = Seen::default();
+    while images < wanted {
+        let (looked_at, seen) = run(seed, 500, 3);
+        images += looked_at;
+        seed += 1;
+        all.copies += seen.copies;
+        all.retired += seen.retired;
+        all.failures += seen.failures;
+        all.reopened += seen.reopened;
+        all.cuts += seen.cuts;
+        all.flights_found += seen.flights_found;
+        all.refused += seen.refused;
+    }
+    println!("{images} images in {seed} histories: {all:?}");
+    // Else the histories have become too tame to show anything.
+    assert!(all.copies > 0);
+    assert!(all.retired > 0);
+    assert!(all.reopened > 0);
+    assert!(all.cuts > 0);
+    assert!(all.flights_found > 0);
+}

@@ -1,0 +1,113 @@
+//! Random operations on a log against a model, with I/O errors after some operations, crashes and restarts on the way.
+//!
+//! `SPOOL_MODEL_CASES` sets how many sequences are tried.
+
+mod world;
+
+use postrider_spool::sim::Faults;
+use postrider_spool::{Durability, SpoolOptions};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use world::World;
+
+#[derive(Debug, Clone)]
+enum Step {
+    Message { recipients: u32, length: usize },
+    Outcome { final_in_ten: u64 },
+    Execute { times: u8 },
+    Settle,
+    Advance { ms: u64 },
+    MoveCursor,
+    Read,
+    Pin,
+    Unpin,
+    Fail { after: u64, sectors: u64 },
+    Shorten { bytes: usize },
+    Fill,
+    Heal,
+    Reopen,
+    Restart,
+    Crash,
+    Look,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let recipients = prop_oneof![8 => 1_u32..4, 1 => 30_u32..70];
+    let length = prop_oneof![6 => 0_usize..3_000, 2 => 3_000_usize..12_000, 1 => 20_000_usize..30_000];
+    prop_oneof![
+        12 => (recipients, length).prop_map(|(recipients, length)| Step::Message { recipients, length }),
+        12 => (2_u64..11).prop_map(|final_in_ten| Step::Outcome { final_in_ten }),
+        12 => (1_u8..5).prop_map(|times| Step::Execute { times }),
+        4 => Just(Step::Settle),
+        3 => (0_u64..2_000).prop_map(|ms| Step::Advance { ms }),
+        4 => Just(Step::MoveCursor),
+        4 => Just(Step::Read),
+        1 => Just(Step::Pin),
+        1 => Just(Step::Unpin),
+        1 => (0_u64..6, 0_u64..40).prop_map(|(after, sectors)| Step::Fail { after, sectors }),
+        1 => (1_usize..9_000).prop_map(|bytes| Step::Shorten { bytes }),
+        1 => Just(Step::Fill),
+        2 => Just(Step::Heal),
+        4 => Just(Step::Reopen),
+        1 => Just(Step::Restart),
+        1 => Just(Step::Crash),
+        2 => Just(Step::Look),
+    ]
+}
+
+fn run(seed: u64, steps: &[Step]) {
+    let options = SpoolOptions {
+        segment_bytes: 32 << 10,
+        max_bytes: 400 << 10,
+        hot_bytes: 64 << 10,
+        durability: Durability::Fsync,
+    };
+    let mut world = World::new(seed, options);
+    for step in steps {
+        match *step {
+            Step::Message { recipients, length } => {
+                world.append_message(recipients, length);
+            }
+            Step::Outcome { final_in_ten } => {
+                world.append_outcome(final_in_ten);
+            }
+            Step::Execute { times } => (0..times).for_each(|_| world.step(0)),
+            Step::Settle => world.settle(),
+            Step::Advance { ms } => world.advance(ms),
+            Step::MoveCursor => world.move_cursor(),
+            Step::Read => world.read_one(),
+            Step::Pin => world.pin_one(),
+            Step::Unpin => world.unpin_one(),
+            Step::Fail { after, sectors } => {
+                world.set_faults(Faults { operations_left: Some(after), sectors_written: sectors, ..Faults::default() })
+            }
+            Step::Shorten { bytes } => {
+                world.set_faults(Faults { write_bytes_max: Some(bytes), ..Faults::default() });
+            }
+            Step::Fill => world.set_faults(Faults { capacity: Some(0), ..Faults::default() }),
+            Step::Heal => world.set_faults(Faults::default()),
+            Step::Reopen => {
+                world.log().begin_reopen();
+            }
+            Step::Restart => world.restart(),
+            Step::Crash => world.crash(),
+            Step::Look => world.look_at_image(),
+        }
+    }
+    world.set_faults(Faults::default());
+    world.settle();
+    world.crash();
+}
+
+#[test]
+fn a_log_behaves_like_its_model() {
+    let cases = std::env::var("SPOOL_MODEL_CASES").map_or(150, |cases| cases.parse().unwrap());
+    let config = Config { cases, failure_persistence: None, max_shrink_iters: 3_000, ..Config::default() };
+    let strategy = (any::<u64>(), prop::collection::vec(step(), 1..250));
+    TestRunner::new(config)
+        .run(&strategy, |(seed, steps)| {
+            run(seed, &steps);
+            Ok(())
+        })
+        .unwrap();
+}

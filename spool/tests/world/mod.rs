@@ -1,0 +1,508 @@
+//! A log on a simulated disk beside a model of what it must hold.
+//!
+//! The model is a list of what was appended, by commit. What is recovered from a disk must be what one of few prefixes of
+//! it says: everything up to the last durable commit, and either nothing or all of the one commit that was in flight.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use postrider_spool::record::{Answer, CommitNumber};
+use postrider_spool::sim::{Faults, SimDisk};
+use postrider_spool::{
+    AppendError, Completion, Envelope, Fate, Fetch, Log, MessageId, Operation, Outcome, Progress, Recipient,
+    RecipientResult, RecordRef, RecoverOptions, Recovered, Sequence, Spool, SpoolOptions, execute,
+};
+
+/// A generator of random numbers that is the same everywhere.
+#[derive(Debug, Clone)]
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+
+    pub(crate) fn one_in(&mut self, number: u64) -> bool {
+        self.below(number) == 0
+    }
+}
+
+/// What was appended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Appended {
+    Message { id: MessageId, recipients: u32, content: (usize, u8) },
+    Outcome { sequence: Sequence, id: MessageId, results: Vec<(u32, Fate, u32)> },
+}
+
+impl Appended {
+    fn sequence(&self) -> u64 {
+        match self {
+            Self::Message { id, .. } => id.sequence().0,
+            Self::Outcome { sequence, .. } => sequence.0,
+        }
+    }
+}
+
+/// A live message as the model has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Live {
+    pub(crate) content: (usize, u8),
+    /// Attempts and due time of each pending recipient that has been deferred.
+    pub(crate) pending: BTreeMap<u32, Option<(u32, u64)>>,
+}
+
+pub(crate) type Model = BTreeMap<MessageId, Live>;
+
+pub(crate) fn apply(model: &mut Model, appended: &Appended) {
+    match appended {
+        Appended::Message { id, recipients, content } => {
+            let pending = (0..*recipients).map(|index| (index, None)).collect();
+            model.insert(*id, Live { content: *content, pending });
+        }
+        Appended::Outcome { id, results, .. } => {
+            let Some(live) = model.get_mut(id) else { return };
+            for (index, fate, attempts) in results {
+                match fate {
+                    Fate::Deferred { due_ms } => {
+                        if let Some(state) = live.pending.get_mut(index) {
+                            *state = Some((*attempts, *due_ms));
+                        }
+                    }
+                    _ => {
+                        live.pending.remove(index);
+                    }
+                }
+            }
+            if live.pending.is_empty() {
+                model.remove(id);
+            }
+        }
+    }
+}
+
+/// What recovery told.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) model: Model,
+    pub(crate) sequences: Vec<u64>,
+    pub(crate) cuts: usize,
+    pub(crate) quarantines: Vec<String>,
+}
+
+pub(crate) struct World {
+    pub(crate) disk: SimDisk,
+    pub(crate) options: SpoolOptions,
+    spool: Option<Spool>,
+    log: Option<Log>,
+    pub(crate) random: Random,
+    pub(crate) now: Duration,
+    /// Durable: the model, and the sequences behind the event cursor.
+    pub(crate) durable: Model,
+    pub(crate) events: Vec<u64>,
+    pub(crate) cursor: u64,
+    /// Appended, not durable.
+    pub(crate) pending: Vec<(CommitNumber, Appended)>,
+    /// Of a commit that failed: it may be found after a restart, or not, until the log has been reopened.
+    pub(crate) failed: Option<Vec<Appended>>,
+    pub(crate) operations: Vec<Operation>,
+    pub(crate) reads: BTreeSet<MessageId>,
+    pub(crate) pins: Vec<MessageId>,
+    pub(crate) images: u64,
+    pub(crate) seen: Seen,
+}
+
+/// What happened, so that a test can tell that it tested something.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Seen {
+    pub(crate) copies: u64,
+    pub(crate) retired: u64,
+    pub(crate) failures: u64,
+    pub(crate) reopened: u64,
+    pub(crate) cuts: u64,
+    pub(crate) refused: u64,
+    pub(crate) flights_found: u64,
+}
+
+pub(crate) const PATH: &str = "/spool";
+
+impl World {
+    pub(crate) fn new(seed: u64, options: SpoolOptions) -> Self {
+        let mut world = Self {
+            disk: SimDisk::new(seed),
+            options,
+            spool: None,
+            log: None,
+            random: Random(seed),
+            now: Duration::ZERO,
+            durable: Model::new(),
+            events: Vec::new(),
+            cursor: 0,
+            pending: Vec::new(),
+            failed: None,
+            operations: Vec::new(),
+            reads: BTreeSet::new(),
+            pins: Vec::new(),
+            images: 0,
+            seen: Seen::default(),
+        };
+        let found = world.open();
+        assert!(found.model.is_empty());
+        world
+    }
+
+    pub(crate) fn log(&mut self) -> &mut Log {
+        self.log.as_mut().unwrap()
+    }
+
+    fn open(&mut self) -> Found {
+        let seed = self.random.below(1 << 30);
+        let (spool, log, found) = open(&self.disk, self.options, seed, self.cursor);
+        self.spool = Some(spool);
+        self.log = Some(log);
+        found
+    }
+
+    fn close(&mut self) {
+        let statistics = self.log().statistics();
+        self.seen.copies += statistics.messages_copied;
+        self.seen.retired += statistics.segments_retired;
+        self.seen.failures += statistics.write_failures;
+        self.log = None;
+        self.spool = None;
+        self.operations.clear();
+        self.reads.clear();
+        self.pins.clear();
+    }
+
+    pub(crate) fn append_message(&mut self, recipients: u32, length: usize) -> bool {
+        let fill = if length == 0 { 0 } else { self.random.below(256) as u8 };
+        let prefix = vec![b'P'; length / 10];
+        let body = vec![fill; length - prefix.len()];
+        match self.log().append_message(&envelope(recipients), &prefix, &body) {
+            Ok((id, commit)) => {
+                self.pending.push((commit, Appended::Message { id, recipients, content: (length, fill) }));
+                true
+            }
+            Err(AppendError::TooLarge { .. }) => {
+                assert!(length as u64 + 400 + u64::from(recipients) * 40 > self.options.segment_bytes - 4096);
+                false
+            }
+            Err(AppendError::Full(_) | AppendError::Failed) => {
+                self.seen.refused += 1;
+                false
+            }
+        }
+    }
+
+    /// All that is live if everything pending becomes durable.
+    pub(crate) fn expected(&self) -> Model {
+        let mut model = self.durable.clone();
+        for (_, appended) in &self.pending {
+            apply(&mut model, appended);
+        }
+        model
+    }
+
+    /// Some recipients of some message get a fate.
+    pub(crate) fn append_outcome(&mut self, final_in_ten: u64) -> bool {
+        let expected = self.expected();
+        if expected.is_empty() {
+            return false;
+        }
+        let position = match self.random.below(3) {
+            0 => 0,
+            _ => self.random.below(expected.len() as u64) as usize,
+        };
+        let (id, live) = expected.iter().nth(position).unwrap();
+        let mut results = Vec::new();
+        for (index, state) in &live.pending {
+            if !results.is_empty() && self.random.one_in(2) {
+                continue;
+            }
+            let attempts = state.map_or(1, |(attempts, _)| attempts + 1);
+            let fate = if self.random.below(10) < final_in_ten {
+                [Fate::Delivered, Fate::Bounced, Fate::Expired][self.random.below(3) as usize]
+            } else {
+                Fate::Deferred { due_ms: self.random.below(1 << 30) }
+            };
+            results.push((*index, fate, attempts));
+        }
+        let outcome = outcome(*id, &results);
+        match self.log().append_outcome(&outcome) {
+            Ok((sequence, commit)) => {
+                self.pending.push((commit, Appended::Outcome { sequence, id: *id, results }));
+                true
+            }
+            Err(AppendError::Full(_) | AppendError::Failed) => false,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    pub(crate) fn poll(&mut self) {
+        let now = self.now;
+        while let Some(operation) = self.log().poll_operation(now) {
+            self.operations.push(operation);
+        }
+    }
+
+    /// Executes one of the operations that are out. With `images`, crash images are looked at just before a write returns.
+    pub(crate) fn step(&mut self, images: u64) {
+        self.poll();
+        if self.operations.is_empty() {
+            return;
+        }
+        let position = self.random.below(self.operations.len() as u64) as usize;
+        let operation = self.operations.swap_remove(position);
+        let looks = images > 0 && operation.describe().0 == "write";
+        if looks {
+            self.disk.hold_syncs(true);
+        }
+        let completion = execute(operation);
+        if looks {
+            for _ in 0..images {
+                self.look_at_image();
+            }
+            self.disk.hold_syncs(false);
+        }
+        self.complete(completion);
+    }
+
+    fn complete(&mut self, completion: Completion) {
+        let now = self.now;
+        match self.log().handle_completion(now, completion) {
+            Progress::Nothing => {}
+            Progress::Durable(commit) => self.acknowledge(commit),
+            Progress::Reopened => {
+                self.failed = None;
+                self.seen.reopened += 1;
+            }
+            Progress::Failed { .. } => {
+                // Only the first of them was under way.
+                let first = self.pending.first().map(|(commit, _)| *commit);
+                let flight = self.pending.drain(..).filter(|(commit, _)| Some(*commit) == first);
+                let flight: Vec<Appended> = flight.map(|(_, appended)| appended).collect();
+                if self.failed.is_none() {
+                    self.failed = Some(flight);
+                }
+            }
+            Progress::Read { id, result } => {
+                self.reads.remove(&id);
+                if let Some(live) = self.durable.get(&id) {
+                    check_content(&result.unwrap(), live);
+                }
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, commit: CommitNumber) {
+        assert_eq!(self.log().durable(), commit);
+        while self.pending.first().is_some_and(|(number, _)| *number <= commit) {
+            let (_, appended) = self.pending.remove(0);
+            self.events.push(appended.sequence());
+            apply(&mut self.durable, &appended);
+        }
+    }
+
+    /// Lets everything settle that does not wait for time to pass.
+    pub(crate) fn settle(&mut self) {
+        loop {
+            self.poll();
+            if self.operations.is_empty() {
+                break;
+            }
+            self.step(0);
+        }
+    }
+
+    pub(crate) fn advance(&mut self, ms: u64) {
+        self.now += Duration::from_millis(ms);
+    }
+
+    pub(crate) fn move_cursor(&mut self) {
+        if let Some(last) = self.events.last().copied() {
+            self.cursor = last;
+            self.events.clear();
+            self.log().set_event_cursor(Sequence(last));
+        }
+    }
+
+    pub(crate) fn read_one(&mut self) {
+        if self.durable.is_empty() {
+            return;
+        }
+        let position = self.random.below(self.durable.len() as u64) as usize;
+        let (id, live) = self.durable.iter().nth(position).map(|(id, live)| (*id, live.clone())).unwrap();
+        let gone = !self.expected().contains_key(&id);
+        match self.log().message(id) {
+            Ok(Fetch::Ready(message)) => check_content(&message, &live),
+            Ok(Fetch::Read(operation)) => {
+                self.reads.insert(id);
+                self.operations.push(operation);
+            }
+            // A copy of it may be on its way.
+            Err(error) => assert!(gone || !self.pending.is_empty() || self.log().has_uncommitted(), "{id}: {error}"),
+        }
+    }
+
+    pub(crate) fn pin_one(&mut self) {
+        let id = self.durable.keys().next().copied();
+        if let Some(id) = id.filter(|id| self.log().is_live(*id)) {
+            self.log().pin(id);
+            self.pins.push(id);
+        }
+    }
+
+    pub(crate) fn unpin_one(&mut self) {
+        if let Some(id) = self.pins.pop() {
+            self.log().unpin(id);
+        }
+    }
+
+    pub(crate) fn set_faults(&mut self, faults: Faults) {
+        self.disk.set_faults(faults);
+    }
+
+    /// What may be found now, most probable first, with the sequences behind the event cursor.
+    fn possibilities(&mut self) -> Vec<(Model, Vec<u64>)> {
+        let mut found = vec![(self.durable.clone(), self.events.clone())];
+        let flight = match &self.failed {
+            Some(failed) => failed.clone(),
+            None => {
+                let first = self.pending.first().map(|(commit, _)| *commit);
+                let flight = self.pending.iter().filter(|(commit, _)| Some(*commit) == first);
+                flight.map(|(_, appended)| appended.clone()).collect()
+            }
+        };
+        let (mut model, mut events) = found[0].clone();
+        for appended in &flight {
+            apply(&mut model, appended);
+            events.push(appended.sequence());
+        }
+        found.push((model, events));
+        found
+    }
+
+    fn check(&mut self, found: &Found) -> (Model, Vec<u64>) {
+        assert_eq!(found.quarantines, Vec::<String>::new());
+        self.seen.cuts += found.cuts as u64;
+        let possible = self.possibilities();
+        for (position, (model, events)) in possible.iter().enumerate() {
+            self.seen.flights_found += u64::from(position == 1);
+            if *model == found.model {
+                assert!(found.sequences == *events || possible[0].0 == possible[1].0, "{found:?} {events:?}");
+                return (model.clone(), found.sequences.clone());
+            }
+        }
+        panic!("recovered {:#?}\nexpected one of {possible:#?}", found.model);
+    }
+
+    /// Recovers from a crash image, and from a crash image of what that recovery left.
+    pub(crate) fn look_at_image(&mut self) {
+        self.images += 1;
+        let image = self.disk.crash(self.random.below(1 << 30));
+        let found = self.recover_image(&image);
+        self.check(&found);
+        let again = self.recover_image(&image.crash(1));
+        assert_eq!(again.model, found.model);
+    }
+
+    fn recover_image(&mut self, image: &SimDisk) -> Found {
+        let seed = self.random.below(1 << 30);
+        open(image, self.options, seed, self.cursor).2
+    }
+
+    /// The power goes and comes back. The log goes on from what is found.
+    pub(crate) fn crash(&mut self) {
+        let seed = self.random.below(1 << 30);
+        self.restart_on(|disk| disk.crash(seed));
+    }
+
+    /// The process dies, and the machine does not.
+    pub(crate) fn restart(&mut self) {
+        self.restart_on(SimDisk::restart);
+    }
+
+    fn restart_on(&mut self, next: impl FnOnce(&SimDisk) -> SimDisk) {
+        self.close();
+        self.disk = next(&self.disk);
+        let found = self.open();
+        let (model, events) = self.check(&found);
+        // What recovery told is acted upon, so it must be on the medium.
+        let image = self.disk.crash(1);
+        assert_eq!(self.recover_image(&image).model, model);
+        self.durable = model;
+        self.events = events;
+        self.pending.clear();
+        self.failed = None;
+    }
+}
+
+pub(crate) fn open(disk: &SimDisk, options: SpoolOptions, seed: u64, cursor: u64) -> (Spool, Log, Found) {
+    let mut spool = Spool::open_on(Arc::new(disk.clone()), Path::new(PATH), options).unwrap();
+    let directory = spool.assign(1).unwrap().remove(0).remove(0);
+    let mut found = Found::default();
+    let options = RecoverOptions { seed, event_cursor: Sequence(cursor) };
+    let log = Log::recover(directory, options, &mut |recovered| note(&mut found, &recovered)).unwrap();
+    (spool, log, found)
+}
+
+pub(crate) fn note(found: &mut Found, recovered: &Recovered<'_>) {
+    match recovered {
+        Recovered::Record { sequence, record } => {
+            if let RecordRef::Message { id, .. } = record {
+                assert_eq!(id.sequence(), *sequence);
+            }
+            assert!(found.sequences.last().is_none_or(|last| *last < sequence.0));
+            found.sequences.push(sequence.0);
+        }
+        Recovered::Message { id, message, pending, results } => {
+            let mut live = Live { content: (0, 0), pending: BTreeMap::new() };
+            for index in *pending {
+                let result = results.iter().find(|result| result.index == *index);
+                let state = result.map(|result| match result.fate {
+                    Fate::Deferred { due_ms } => (result.attempts, due_ms),
+                    fate => panic!("{fate:?} of a pending recipient"),
+                });
+                live.pending.insert(*index, state);
+            }
+            assert!(results.iter().all(|result| pending.contains(&result.index)));
+            live.content = (message.size() as usize, message.body().first().copied().unwrap_or_default());
+            check_content(message, &live);
+            assert!(found.model.insert(*id, live).is_none());
+        }
+        Recovered::Quarantined(quarantine) => found.quarantines.push(quarantine.to_string()),
+        Recovered::Cut(_) => found.cuts += 1,
+    }
+}
+
+fn check_content(message: &postrider_spool::Message, live: &Live) {
+    let (length, fill) = live.content;
+    let recipients = message.envelope().unwrap().recipients.len();
+    assert!(live.pending.keys().all(|index| (*index as usize) < recipients));
+    assert_eq!(message.prefix(), vec![b'P'; length / 10]);
+    assert!(length == 0 || message.body().iter().all(|byte| *byte == fill));
+    assert_eq!(message.size() as usize, length);
+}
+
+pub(crate) fn envelope(recipients: u32) -> Envelope {
+    Envelope {
+        reverse_path: "sender@example.com".into(),
+        recipients: (0..recipients).map(|index| Recipient { address: format!("r{index}@example.net") }).collect(),
+        ..Envelope::default()
+    }
+}
+
+pub(crate) fn outcome(id: MessageId, results: &[(u32, Fate, u32)]) -> Outcome {
+    let results = results.iter().map(|(index, fate, attempts)| RecipientResult {
+        index: *index,
+        recipient: format!("r{index}@example.net"),
+        queue: "example.net".into(),
+        fate: *fate,
+        attempts: *attempts,
+        answer: Answer { code: 451, enhanced: Some((4, 7, 1)), text: "come again".into(), command: "RCPT".into() },
+    });
+    Outcome { message: id.to_raw(), results: results.collect(), ..Outcome::default() }
+}
