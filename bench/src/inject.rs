@@ -17,6 +17,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
+use tokio::sync::watch;
 
 use self::pace::{Alarm, Pace};
 use self::wire::{Reply, Wire};
@@ -81,6 +82,7 @@ impl InjectOptions {
 #[derive(Debug)]
 pub struct Injector {
     shared: Arc<Shared>,
+    abandon: watch::Sender<bool>,
     threads: Vec<std::thread::JoinHandle<Result<()>>>,
 }
 
@@ -169,23 +171,30 @@ impl Injector {
             stock: Arc::new(stock),
             taken: AtomicU64::new(0),
             sequence: AtomicU64::new(0),
+            under_way: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             tally: Mutex::default(),
             options,
         });
         let thread_count = shared.options.threads.clamp(1, shared.options.sessions);
+        let (abandon, abandoned) = watch::channel(false);
         let mut threads = Vec::new();
         for number in 0..thread_count {
-            let shared = shared.clone();
-            let work = move || run_thread(&shared, number, thread_count);
+            let (shared, abandoned) = (shared.clone(), abandoned.clone());
+            let work = move || run_thread(&shared, number, thread_count, abandoned);
             threads.push(std::thread::Builder::new().name(format!("{THREAD_NAME}{number}")).spawn(work)?);
         }
-        Ok(Self { shared, threads })
+        Ok(Self { shared, abandon, threads })
     }
 
     /// Lets the sessions finish the messages they are at.
     pub fn stop(&self) {
         self.shared.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Cuts all connections, for a server that no longer answers.
+    pub fn abandon(&self) {
+        self.abandon.send_replace(true);
     }
 
     pub fn is_finished(&self) -> bool {
@@ -197,8 +206,8 @@ impl Injector {
     }
 
     /// Waits for the end; gives the sequences of the acknowledged messages, too.
-    pub fn finish(self) -> Result<(Injected, Vec<u64>)> {
-        for thread in self.threads {
+    pub fn finish(mut self) -> Result<(Injected, Vec<u64>)> {
+        for thread in self.threads.drain(..) {
             match thread.join() {
                 Ok(result) => result?,
                 Err(_) => bail!("an injector thread panicked"),
@@ -209,7 +218,7 @@ impl Injector {
             run: self.shared.stock.run(),
             accepted: tally.accepted.len() as u64,
             refused: tally.refused,
-            unanswered: tally.unanswered,
+            unanswered: tally.unanswered + self.shared.under_way.load(Ordering::Relaxed),
             connections: tally.connections,
             bytes: tally.bytes,
             first_sent: tally.first_sent,
@@ -219,6 +228,16 @@ impl Injector {
             trouble: tally.trouble,
         };
         Ok((injected, tally.accepted))
+    }
+}
+
+impl Drop for Injector {
+    fn drop(&mut self) {
+        self.abandon();
+        for thread in self.threads.drain(..) {
+            // Whoever drops it unfinished doesn't want its results.
+            let _ = thread.join();
+        }
     }
 }
 
@@ -238,6 +257,8 @@ struct Shared {
     taken: AtomicU64,
     /// Ids used.
     sequence: AtomicU64,
+    /// Transactions begun and not ended.
+    under_way: AtomicU64,
     stop: AtomicBool,
     tally: Mutex<Tally>,
 }
@@ -290,17 +311,29 @@ impl Shared {
     }
 }
 
-fn run_thread(shared: &Arc<Shared>, number: usize, thread_count: usize) -> Result<()> {
+fn run_thread(
+    shared: &Arc<Shared>,
+    number: usize,
+    thread_count: usize,
+    mut abandoned: watch::Receiver<bool>,
+) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut sessions = tokio::task::JoinSet::new();
         for index in (number..shared.options.sessions).step_by(thread_count) {
             sessions.spawn(Session::new(shared.clone(), index as u64).run());
         }
-        while let Some(ended) = sessions.join_next().await {
-            ended??;
+        let all_ended = async {
+            while let Some(ended) = sessions.join_next().await {
+                ended??;
+            }
+            anyhow::Ok(())
+        };
+        tokio::select! {
+            ended = all_ended => ended,
+            // An error means that nobody is left to want the rest.
+            _ = abandoned.wait_for(|abandoned| *abandoned) => Ok(()),
         }
-        anyhow::Ok(())
     })?;
     shared.tally().cpu += measure::this_thread_cpu();
     Ok(())
@@ -404,11 +437,13 @@ impl Session {
         };
         self.draft.write(sequence, self.shared.clock.unix_ns(begun), wire.offers_size);
         self.shared.tally().first_sent.get_or_insert(begun);
+        self.shared.under_way.fetch_add(1, Ordering::Relaxed);
         let outcome = if self.shared.options.pipelined {
             pipelined_transaction(&mut wire, &mut self.draft).await
         } else {
             stepwise_transaction(&mut wire, &self.draft).await
         };
+        self.shared.under_way.fetch_sub(1, Ordering::Relaxed);
         match outcome {
             Ok(reply) => {
                 if self.shared.options.one_connection_per_message {

@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::inject::{InjectOptions, Injector};
 use crate::interrupt::Interrupt;
 use crate::message::{BenchId, Random};
-use crate::peers::{EngineOptions, EngineSite};
+use crate::peers::{Engine, EngineOptions, EngineSite};
 use crate::report::note;
 use crate::sink::ledger::Ledger;
 use crate::sink::{Sink, SinkOptions};
@@ -42,6 +42,8 @@ pub struct KillReport {
     pub audit: Audit,
     /// Messages that the sink got after the last clean restart: not one is due then.
     pub sent_after_clean_restart: u64,
+    /// What else went wrong, in words.
+    pub failures: Vec<String>,
     pub durability: crate::peers::Durability,
     pub spool_filesystem: &'static str,
 }
@@ -54,7 +56,7 @@ pub struct KillRecord {
     pub connections: u64,
     /// Deliveries in the 10 ms before.
     pub recent_deliveries: u64,
-    pub ready_after_ms: f64,
+    pub ready_after_ms: Option<f64>,
     /// From the restart to the next delivery.
     pub first_delivery_after_ms: Option<f64>,
 }
@@ -95,23 +97,24 @@ impl Audit {
 
 impl KillReport {
     pub fn holds(&self) -> bool {
-        self.audit.holds() && self.sent_after_clean_restart == 0
+        self.audit.holds() && self.sent_after_clean_restart == 0 && self.failures.is_empty()
     }
 
     pub fn to_text(&self) -> String {
         let audit = &self.audit;
         let mut text = String::new();
+        let show = |ms: Option<f64>| ms.map_or("-".to_owned(), |ms| format!("{ms:.0} ms"));
         for (number, kill) in self.kills.iter().enumerate() {
             text.push_str(&format!(
                 "kill {}: {} accepted, {} delivered, {} connections, {} deliveries in the last 10 ms; ready again \
-                 after {:.0} ms, next delivery after {}\n",
+                 after {}, next delivery after {}\n",
                 number + 1,
                 kill.accepted_before,
                 kill.delivered_before,
                 kill.connections,
                 kill.recent_deliveries,
-                kill.ready_after_ms,
-                kill.first_delivery_after_ms.map_or("none".to_owned(), |ms| format!("{ms:.0} ms")),
+                show(kill.ready_after_ms),
+                show(kill.first_delivery_after_ms),
             ));
         }
         text.push_str(&format!(
@@ -129,6 +132,9 @@ impl KillReport {
         for id in &audit.lost_ids {
             text.push_str(&format!("lost: {id}\n"));
         }
+        for failure in &self.failures {
+            text.push_str(&format!("failed: {failure}\n"));
+        }
         text
     }
 }
@@ -136,60 +142,121 @@ impl KillReport {
 pub fn kill(options: &KillOptions, interrupt: &Interrupt) -> Result<KillReport> {
     ensure!(options.run_min <= options.run_max, "the shortest run is longer than the longest");
     let sink = Sink::start(SinkOptions { delay: options.sink_delay, ..SinkOptions::on_loopback() })?;
-    let ledger = sink.ledger().clone();
-    let site = EngineSite::prepare(options.engine.clone(), sink.addresses()[0])?;
-    let mut engine = site.start(interrupt)?;
-    let to = site.smtp;
-    let injector = Injector::start(InjectOptions { to, messages: None, persist: true, ..options.inject.clone() })?;
-    let mut random = Random::new(options.seed);
+    let mut site = EngineSite::prepare(options.engine.clone(), sink.addresses()[0])?;
+    let engine = site.start(interrupt)?;
+    let inject = InjectOptions { to: site.smtp, messages: None, persist: true, ..options.inject.clone() };
+    let injector = Injector::start(inject)?;
+    let ledger = sink.ledger();
+    let run = Run { options, interrupt, ledger, site: &site };
+    let mut failures = Vec::new();
     let mut kills = Vec::new();
-    for number in 1..=options.kills {
-        let span = (options.run_max - options.run_min).mul_f64(random.unit());
-        interrupt.pause(options.run_min + span)?;
-        engine.check_alive(&site)?;
-        let (accepted_before, totals) = (injector.accepted(), ledger.totals());
-        let signalled = engine.kill()?;
-        let recent_deliveries = ledger.arrivals_between(signalled - RECENT, signalled);
-        note(&format!("kill {number} of {}: {accepted_before} accepted, {} delivered", options.kills, totals.messages));
-        // Not before the sink has worked off what the dead engine had written: that is no delivery of the next one's.
-        interrupt.wait_until(CLOSE_PATIENCE, || Ok(ledger.totals().connections_open == 0))?;
-        let (restarted, delivered) = (Instant::now(), ledger.totals().messages);
-        engine = site.start(interrupt)?;
-        let moved = interrupt.wait_until(STALL_PATIENCE, || Ok(ledger.totals().messages > delivered))?;
-        kills.push(KillRecord {
-            accepted_before,
-            delivered_before: totals.messages,
-            connections: totals.connections_open,
-            recent_deliveries,
-            ready_after_ms: engine.ready_after.as_secs_f64() * 1e3,
-            first_delivery_after_ms: moved.then(|| restarted.elapsed().as_secs_f64() * 1e3),
-        });
-    }
+    // Whatever fails from here on, the acknowledged messages are held against the delivered ones.
+    let engine = run.kill_repeatedly(engine, &injector, &mut kills).unwrap_or_else(|error| {
+        failures.push(format!("{error:#}"));
+        None
+    });
     interrupt.pause(options.run_min)?;
     injector.stop();
+    if !interrupt.wait_until(STALL_PATIENCE, || Ok(injector.is_finished()))? {
+        failures.push(format!("the engine left sessions without an answer for {STALL_PATIENCE:?}"));
+        injector.abandon();
+    }
     let (injected, acknowledged) = injector.finish()?;
-    let allowed = kills.iter().map(|kill| kill.connections + kill.recent_deliveries).sum();
-    let mut audit = Audit::take(injected.run, &acknowledged, &ledger, allowed);
-    let (mut seen, mut since) = (0, Instant::now());
-    interrupt.until(|| {
-        let arrived = ledger.totals().messages;
-        if arrived != seen {
-            (seen, since) = (arrived, Instant::now());
-            audit = Audit::take(injected.run, &acknowledged, &ledger, allowed);
-        }
-        // Complete is not over: what else the engine holds may be a second copy.
-        let patience = if audit.lost == 0 { options.quiet } else { STALL_PATIENCE };
-        Ok(since.elapsed() > patience)
-    })?;
-    engine.terminate(interrupt, &site)?;
+    let allowed = kills.iter().map(|kill: &KillRecord| kill.connections + kill.recent_deliveries).sum();
+    let audit = || Audit::take(injected.run, &acknowledged, ledger, allowed);
+    run.wait_for_the_rest(audit)?;
     let before = ledger.totals().messages;
-    let engine = site.start(interrupt)?;
-    interrupt.pause(options.quiet)?;
-    engine.terminate(interrupt, &site)?;
-    let audit = Audit::take(injected.run, &acknowledged, &ledger, allowed);
+    if let Some(engine) = engine
+        && let Err(error) = run.restart_cleanly(engine)
+    {
+        failures.push(format!("{error:#}"));
+    }
+    interrupt.check()?;
     let sent_after_clean_restart = ledger.totals().messages - before;
-    let (durability, spool_filesystem) = (options.engine.durability, site.filesystem);
-    Ok(KillReport { kills, audit, sent_after_clean_restart, durability, spool_filesystem })
+    let (durability, spool_filesystem, audit) = (options.engine.durability, site.filesystem, audit());
+    let report = KillReport { kills, audit, sent_after_clean_restart, failures, durability, spool_filesystem };
+    if !report.holds() {
+        note(&format!("spool and log are left in {}", site.keep().display()));
+    }
+    Ok(report)
+}
+
+/// What all parts of a run share.
+struct Run<'a> {
+    options: &'a KillOptions,
+    interrupt: &'a Interrupt,
+    ledger: &'a Ledger,
+    site: &'a EngineSite,
+}
+
+impl Run<'_> {
+    /// Gives the engine of the last restart.
+    fn kill_repeatedly(
+        &self,
+        mut engine: Engine,
+        injector: &Injector,
+        kills: &mut Vec<KillRecord>,
+    ) -> Result<Option<Engine>> {
+        let (options, interrupt, ledger) = (self.options, self.interrupt, self.ledger);
+        let mut random = Random::new(options.seed);
+        for number in 1..=options.kills {
+            let span = (options.run_max - options.run_min).mul_f64(random.unit());
+            interrupt.pause(options.run_min + span)?;
+            engine.check_alive(self.site)?;
+            let (accepted_before, totals) = (injector.accepted(), ledger.totals());
+            let signalled = engine.kill()?;
+            let recent_deliveries = ledger.arrivals_between(signalled - RECENT, signalled);
+            let delivered_before = totals.messages;
+            note(&format!(
+                "kill {number} of {}: {accepted_before} accepted, {delivered_before} delivered",
+                options.kills
+            ));
+            // First the sink works off what the dead engine had written: that is no delivery of the next one's.
+            interrupt.wait_until(CLOSE_PATIENCE, || Ok(ledger.totals().connections_open == 0))?;
+            let (restarted, delivered) = (Instant::now(), ledger.totals().messages);
+            let mut record = KillRecord {
+                accepted_before,
+                delivered_before,
+                connections: totals.connections_open,
+                recent_deliveries,
+                ready_after_ms: None,
+                first_delivery_after_ms: None,
+            };
+            let started = self.site.start(interrupt);
+            if let Ok(engine) = &started {
+                let moved = interrupt.wait_until(STALL_PATIENCE, || Ok(ledger.totals().messages > delivered))?;
+                record.ready_after_ms = Some(engine.ready_after.as_secs_f64() * 1e3);
+                record.first_delivery_after_ms = moved.then(|| restarted.elapsed().as_secs_f64() * 1e3);
+            }
+            kills.push(record);
+            engine = started?;
+        }
+        Ok(Some(engine))
+    }
+
+    /// Until all is there and still, or what is missing no longer comes.
+    fn wait_for_the_rest(&self, audit: impl Fn() -> Audit) -> Result<()> {
+        let (mut seen, mut since, mut lost) = (0, Instant::now(), None);
+        self.interrupt.until(|| {
+            let arrived = self.ledger.totals().messages;
+            if arrived != seen {
+                (seen, since, lost) = (arrived, Instant::now(), None);
+            }
+            // Complete is not over: what else the engine holds may be a second copy.
+            if since.elapsed() < self.options.quiet {
+                return Ok(false);
+            }
+            let is_complete = *lost.get_or_insert_with(|| audit().lost) == 0;
+            Ok(is_complete || since.elapsed() > STALL_PATIENCE)
+        })
+    }
+
+    fn restart_cleanly(&self, mut engine: Engine) -> Result<()> {
+        engine.terminate(self.interrupt, self.site)?;
+        let mut engine = self.site.start(self.interrupt)?;
+        self.interrupt.pause(self.options.quiet)?;
+        engine.terminate(self.interrupt, self.site)
+    }
 }
 
 const RECENT: Duration = Duration::from_millis(10);

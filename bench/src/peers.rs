@@ -88,6 +88,12 @@ impl EngineSite {
         Ok(Self { directory, options, smtp, http, config, filesystem })
     }
 
+    /// Leaves the directory behind, for whoever looks into what went wrong.
+    pub fn keep(&mut self) -> &Path {
+        self.directory.disable_cleanup(true);
+        self.directory.path()
+    }
+
     pub fn path(&self) -> &Path {
         self.directory.path()
     }
@@ -191,7 +197,7 @@ impl Engine {
     }
 
     /// SIGTERM; it must end by itself with exit code 0.
-    pub fn terminate(mut self, interrupt: &Interrupt, site: &EngineSite) -> Result<()> {
+    pub fn terminate(&mut self, interrupt: &Interrupt, site: &EngineSite) -> Result<()> {
         let mut status: Option<ExitStatus> = None;
         signal_process(&self.process.0, Signal::TERM)?;
         interrupt.wait_until(TERMINATE_PATIENCE, || {

@@ -85,7 +85,13 @@ pub fn relay(options: &RelayOptions, interrupt: &Interrupt) -> Result<RelayRepor
     });
     let mut rounds = Vec::new();
     for number in 1..=options.rounds {
-        let figures = Round::begin(options, interrupt, &mut setup)?.run(options, interrupt)?;
+        let mut round = Round::begin(options, interrupt, &mut setup)?;
+        let result = round.run(options, interrupt);
+        let is_whole = |figures: &Figures| figures.get("lost") == Some(0.0);
+        if !result.as_ref().is_ok_and(is_whole) {
+            note(&format!("spool and log are left in {}", round.site.keep().display()));
+        }
+        let figures = result?;
         if options.rounds > 1 {
             let cpu = figures.get("engine_cpu_us_per_message").unwrap_or_default();
             let rate = figures.get("delivered_per_second").unwrap_or_default();
@@ -135,7 +141,7 @@ impl Round {
         Ok(Self { engine, site, sink })
     }
 
-    fn run(mut self, options: &RelayOptions, interrupt: &Interrupt) -> Result<Figures> {
+    fn run(&mut self, options: &RelayOptions, interrupt: &Interrupt) -> Result<Figures> {
         if options.warmup > 0 {
             let before = self.sink.messages();
             let accepted = inject_side(options, options.warmup, self.site.smtp, interrupt)?.accepted;
@@ -275,7 +281,18 @@ fn inject_side(
         });
     }
     let injector = Injector::start(InjectOptions { to, messages: Some(messages), ..options.inject.clone() })?;
-    interrupt.until(|| Ok(injector.is_finished()))?;
+    let (mut accepted, mut since) = (0, Instant::now());
+    interrupt.until(|| {
+        let now_accepted = injector.accepted();
+        if now_accepted != accepted {
+            (accepted, since) = (now_accepted, Instant::now());
+        }
+        ensure!(
+            since.elapsed() < STALL_PATIENCE,
+            "the engine stopped answering after {accepted} of {messages} messages"
+        );
+        Ok(injector.is_finished())
+    })?;
     let (injected, _) = injector.finish()?;
     if let Some(trouble) = &injected.trouble {
         note(&format!("injector: {} refused, {} unanswered: {trouble}", injected.refused, injected.unanswered));

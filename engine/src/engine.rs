@@ -11,17 +11,20 @@ use postrider_spool::record::{LogId, MessageId};
 use postrider_spool::{LogDirectory, Spool, SpoolOptions};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::accept::smtp_data::clean_content;
 use crate::accept::Refusal;
+use crate::accept::smtp_data::clean_content;
 use crate::accept::{Policy, Received};
 use crate::admin::metrics::{Metrics, ShardMetrics};
 use crate::admin::{
-    Backend, EventsStatus, ListenerStatus, MessageFilter, MessageRow, QueueReport, QueueRow, Reply, SpoolStatus, Status,
-    Unavailable, WallTime,
+    Backend, EventsStatus, ListenerStatus, MessageFilter, MessageRow, QueueReport, QueueRow, Reply, SpoolStatus,
+    Status, Unavailable, WallTime,
 };
 use crate::config::{Config, Durability, LineEndings, ReceivedDetail, SmtpListener};
 use crate::handover::{Ask, ShardMessage, Told};
-use crate::limits::{HEARTBEAT_PATIENCE, INJECT_PATIENCE, MAILBOX_CAPACITY};
+use crate::limits::{
+    DESCRIPTORS_OWN, DESCRIPTORS_OWN_PER_SHARD, DESCRIPTORS_PER_SHARD_MIN, HEARTBEAT_PATIENCE, INJECT_PATIENCE,
+    MAILBOX_CAPACITY, SEGMENT_BYTES_MIN, SEGMENT_BYTES_UNIT, SEGMENTS_PER_SHARD_MIN,
+};
 use crate::mail::address::Address;
 use crate::outcome::event_log::EventStream;
 use crate::runtime::clock::Clock;
@@ -227,12 +230,13 @@ impl EngineBuilder {
         let policy = Arc::new(Policy::new(&config).map_err(StartError)?);
         let cpus = net::allowed_cpus();
         let shards = config.shards.unwrap_or(cpus.len());
+        let sessions_max = sessions_max(fd_limit.soft, shards).map_err(StartError)?;
 
-        let mut spool = Spool::open(&config.spool.path, spool_options(&config))
+        let mut spool = Spool::open(&config.spool.path, spool_options(&config, shards))
             .map_err(|error| failed(&format!("spool {}", config.spool.path.display()), &error))?;
         let logs = spool.assign(shards).map_err(|error| failed("spool", &error))?;
-        let node = node_id(&config.spool.path, [os_random_u64(), os_random_u64()])
-            .map_err(|error| failed("spool", &error))?;
+        let node =
+            node_id(&config.spool.path, [os_random_u64(), os_random_u64()]).map_err(|error| failed("spool", &error))?;
         let node_text = node.to_string();
         let events_path = config.events_path();
         let (event_log, cursors, report) = EventLog::open(EventLogOptions::new(events_path.clone(), node))
@@ -287,7 +291,7 @@ impl EngineBuilder {
             policy: &policy,
             clock,
             cpus: &cpus,
-            descriptors: fd_limit.soft,
+            sessions_max,
             shards,
             senders: &mail_senders,
             control: &control_sender,
@@ -318,7 +322,7 @@ struct ShardThreads<'a> {
     policy: &'a Arc<Policy>,
     clock: Clock,
     cpus: &'a [usize],
-    descriptors: u64,
+    sessions_max: usize,
     shards: usize,
     senders: &'a [Sender<Mail>],
     control: &'a Sender<crate::handover::ControlMessage>,
@@ -351,7 +355,7 @@ impl ShardThreads<'_> {
                     policy: Arc::clone(self.policy),
                     metrics: Arc::clone(&self.metrics[id]),
                     seed: os_random_u64(),
-                    sessions_max: (self.descriptors as usize / 4 * 3 / self.shards).max(1),
+                    sessions_max: self.sessions_max,
                 },
                 clock: self.clock,
                 cpu: self.config.pin.then(|| self.cpus[id % self.cpus.len()]),
@@ -393,6 +397,21 @@ impl ShardThreads<'_> {
         }
         StartError(error)
     }
+}
+
+/// Client sessions that one shard may have: of the descriptors that the engine leaves over three in four, because mail
+/// that came in must also get out.
+fn sessions_max(descriptors: u64, shards: usize) -> Result<usize, String> {
+    let own = DESCRIPTORS_OWN + DESCRIPTORS_OWN_PER_SHARD * shards;
+    let needed = own + DESCRIPTORS_PER_SHARD_MIN * shards;
+    let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
+    if descriptors < needed {
+        return Err(format!(
+            "only {descriptors} file descriptors are allowed, {shards} shards need {needed} and more: raise the limit \
+             (`ulimit -n`, LimitNOFILE= under systemd)"
+        ));
+    }
+    Ok((descriptors - own) / 4 * 3 / shards)
 }
 
 /// Bound sockets, made before anything is started: a port in use ends the start.
@@ -578,7 +597,8 @@ fn merge(rows: &mut Vec<QueueRow>, row: QueueRow) {
 
 fn received(message: Message, bytes_max: u64) -> Result<Received, InjectError> {
     let address = |text: &str| {
-        let parsed = Address::parse(text).map_err(|error| InjectError::Refused(format!("553 5.1.3 <{text}>: {error}")))?;
+        let parsed =
+            Address::parse(text).map_err(|error| InjectError::Refused(format!("553 5.1.3 <{text}>: {error}")))?;
         Ok::<_, InjectError>(parsed.to_string())
     };
     let reverse_path = if message.reverse_path.is_empty() { String::new() } else { address(&message.reverse_path)? };
@@ -607,13 +627,21 @@ fn received(message: Message, bytes_max: u64) -> Result<Received, InjectError> {
     })
 }
 
-fn spool_options(config: &Config) -> SpoolOptions {
+/// A spool gives back whole segments, so a small one has small segments: at least eight a shard. What doesn't fit into
+/// a segment is refused with 552.
+fn segment_bytes(max_bytes: u64, shards: usize) -> u64 {
+    let share = max_bytes / (SEGMENTS_PER_SHARD_MIN * shards as u64);
+    share.clamp(SEGMENT_BYTES_MIN, SpoolOptions::default().segment_bytes) & !(SEGMENT_BYTES_UNIT - 1)
+}
+
+fn spool_options(config: &Config, shards: usize) -> SpoolOptions {
     SpoolOptions {
         durability: match config.spool.durability {
             Durability::Fsync => postrider_spool::Durability::Fsync,
             Durability::None => postrider_spool::Durability::None,
         },
         max_bytes: config.spool.max_size_bytes,
+        segment_bytes: segment_bytes(config.spool.max_size_bytes, shards),
         ..SpoolOptions::default()
     }
 }

@@ -14,12 +14,12 @@ use std::sync::Arc;
 
 use postrider_spool::record::MessageId;
 
-use crate::accept::admission::Admitted;
 use crate::accept::Refusal;
+use crate::accept::admission::Admitted;
 use crate::admin::{MessageFilter, MessageRow, QueueRow};
 use crate::config::TlsMode;
-use crate::deliver::route::{RouteFailure, Site};
 use crate::deliver::attempt::TransactionResult;
+use crate::deliver::route::{RouteFailure, Site};
 use crate::schedule::queue::EntryKey;
 
 /// A message whose record is durable.
@@ -154,13 +154,26 @@ pub enum Told {
 /// What a shard tells the control thread.
 #[derive(Debug)]
 pub enum ControlMessage {
-    FindRoute { shard: usize, domain: Arc<str> },
-    FindOwner { shard: usize, pair: PairKey },
+    FindRoute {
+        shard: usize,
+        domain: Arc<str>,
+    },
+    FindOwner {
+        shard: usize,
+        pair: PairKey,
+    },
     /// The source's address could not be bound.
-    Unplumbed { source: usize },
-    Answer { question: u64, told: Told },
+    Unplumbed {
+        source: usize,
+    },
+    Answer {
+        question: u64,
+        told: Told,
+    },
     /// The shard has stopped: nothing is out, nothing waits for a commit.
-    Stopped { shard: usize },
+    Stopped {
+        shard: usize,
+    },
 }
 
 /// The reply that a message's sender gets.

@@ -30,6 +30,10 @@ pub(crate) const CONFIG_SPOOL_BYTES_MIN: u64 = 16 << 20;
 
 /// Tickets that a home may send to an idle pair's owner without being asked.
 pub const STANDING_CREDITS: u32 = 2;
+/// Queues that a home keeps although they hold nothing.
+pub const QUEUES_KEPT: usize = 50_000;
+/// Pairs that a home, and an owner, keeps although they hold nothing.
+pub const PAIRS_KEPT: usize = 50_000;
 /// Entries looked at by one expiry sweep.
 pub const EXPIRY_SWEEP_ENTRIES: usize = 20_000;
 
@@ -143,6 +147,8 @@ pub(crate) const EVENT_STREAMS_MAX: usize = 64;
 
 /// Client sessions of one shard.
 pub const SESSIONS_MAX: usize = 20_000;
+/// How long a client may take to read our last words before its session is broken off.
+pub const SESSION_CLOSE_MAX: std::time::Duration = std::time::Duration::from_secs(10);
 /// RSA signatures of one turn, at about a quarter of a millisecond each.
 pub const RSA_SIGNATURES_PER_TURN: usize = 4;
 /// Messages that wait to be signed.
@@ -168,6 +174,8 @@ pub const UNREADABLE_RETRY: std::time::Duration = std::time::Duration::from_secs
 
 /// Messages that a shard's mailbox holds.
 pub(crate) const MAILBOX_CAPACITY: usize = 65_536;
+/// How soon a turn follows one that left something overdue, unless something happens before.
+pub(crate) const OVERDUE_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
 /// Messages taken from a mailbox at a time.
 pub(crate) const MAILBOX_BATCH: usize = 256;
 /// Durable records that wait for the event log; above it no mail is taken.
@@ -177,6 +185,13 @@ pub(crate) const SESSIONS_ABOVE_SHARE: usize = 1;
 pub(crate) const SHARE_PAUSE: std::time::Duration = std::time::Duration::from_millis(2);
 /// How long a listener pauses when descriptors have run out.
 pub(crate) const LISTENER_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+/// How often a listener that can't accept says so.
+pub(crate) const LISTENER_COMPLAINT_INTERVAL: std::time::Duration = std::time::Duration::from_secs(60);
+/// Descriptors that the engine itself needs: rings, logs, event files, HTTP, DNS; and more for each shard.
+pub(crate) const DESCRIPTORS_OWN: usize = 24;
+pub(crate) const DESCRIPTORS_OWN_PER_SHARD: usize = 12;
+/// What must be left for each shard's connections, in and out.
+pub(crate) const DESCRIPTORS_PER_SHARD_MIN: usize = 4;
 /// How long a shard that exits waits for its last commits.
 pub(crate) const SHUTDOWN_COMMIT_GRACE: std::time::Duration = std::time::Duration::from_secs(5);
 /// A connection's receive buffer, at first and when it was filled. A command line fits into the first.
@@ -214,3 +229,10 @@ const _: () = assert!(HTTP_BACKEND_TIMEOUT.as_secs() < HTTP_REQUEST_TIMEOUT.as_s
 /// Rows of one answer when the request doesn't say, and at most.
 pub(crate) const HTTP_ROWS_DEFAULT: usize = 100;
 pub(crate) const HTTP_ROWS_MAX: usize = 10_000;
+
+// engine
+
+/// Segments that a shard's share of the spool is divided into at least.
+pub(crate) const SEGMENTS_PER_SHARD_MIN: u64 = 8;
+pub(crate) const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+pub(crate) const SEGMENT_BYTES_UNIT: u64 = 1 << 16;

@@ -58,7 +58,8 @@ struct ConfigFile {
 #[derive(Debug, Args)]
 struct DemoArguments {
     /// Messages to send
-    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     messages: u32,
     /// SMTP sessions that send them
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=500))]

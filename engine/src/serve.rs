@@ -31,7 +31,8 @@ impl std::error::Error for ServeError {}
 
 /// Runs an engine until SIGTERM or SIGINT, then ends it within `shutdown_grace`.
 ///
-/// The supervisor is told when it is ready and when it stops (sd_notify(3)). The actual addresses are logged, one a line.
+/// The supervisor is told when it is ready and when it stops (sd_notify(3)). The actual addresses are logged, one a
+/// line.
 pub fn run(config: Config) -> Result<(), ServeError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ServeError::Signals)?;
     // From here on a signal waits until the engine runs, so that it never ends amid its start.

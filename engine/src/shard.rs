@@ -1,9 +1,9 @@
 //! One shard: the core that owns all state of one thread, from the client's session to the outcome's record.
 //!
 //! A shard does no I/O. It is fed what happened (`open_session`, `session_received`, `spool_completed`, `connected`,
-//! `connection_received`, `handle_message`, …), does its [`Shard::turn`], and is asked with [`Shard::poll_action`] what is to be
-//! done and with [`Shard::next_timeout`] when it wants its next turn at the latest. `runtime/shard_loop.rs` does so
-//! with a ring, the simulator with a seed.
+//! `connection_received`, `handle_message`, …), does its [`Shard::turn`], and is asked with [`Shard::poll_action`] what
+//! is to be done and with [`Shard::next_timeout`] when it wants its next turn at the latest. `runtime/shard_loop.rs`
+//! does so with a ring, the simulator with a seed.
 //!
 //! A shard is two things at once. As *home* it owns the durable state of the messages that it accepted; as *owner* it
 //! holds the connections of the (egress source, roll-up) pairs that were given to it. Both sides talk in
@@ -23,8 +23,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use postrider_spool::{Operation, Statistics};
 use postrider_spool::record::{LogId, MessageId};
+use postrider_spool::{Operation, Statistics};
 
 use self::accept::{Session, Signing};
 use self::ask::Asked;
@@ -53,30 +53,67 @@ pub struct SessionKey(pub u64);
 #[derive(Debug)]
 pub enum Action {
     /// Send to a client.
-    SessionSend { session: SessionKey, bytes: Vec<u8> },
+    SessionSend {
+        session: SessionKey,
+        bytes: Vec<u8>,
+    },
     /// Send what is to be sent, then shake hands.
-    SessionStartTls { session: SessionKey },
+    SessionStartTls {
+        session: SessionKey,
+    },
     /// Send what is to be sent, then close.
-    SessionClose { session: SessionKey },
+    SessionClose {
+        session: SessionKey,
+    },
+    /// Break off whatever the session does.
+    SessionAbort {
+        session: SessionKey,
+    },
     /// More input is wanted from a client that was waiting for an answer.
-    SessionResume { session: SessionKey },
+    SessionResume {
+        session: SessionKey,
+    },
     /// Execute, and give the completion to [`Shard::spool_completed`].
-    Spool { log: LogId, operation: Operation },
+    Spool {
+        log: LogId,
+        operation: Operation,
+    },
     /// Connect from the source's address; answer with [`Shard::connected`] or [`Shard::connection_closed`].
-    Connect { connection: ConnectionKey, source: usize, to: SocketAddr },
+    Connect {
+        connection: ConnectionKey,
+        source: usize,
+        to: SocketAddr,
+    },
     /// Send to a peer, and report with [`Shard::connection_sent`].
-    ConnectionSend { connection: ConnectionKey, chunks: Vec<Chunk<postrider_spool::Piece>> },
+    ConnectionSend {
+        connection: ConnectionKey,
+        chunks: Vec<Chunk<postrider_spool::Piece>>,
+    },
     /// Send what is to be sent, then shake hands with the host of this name.
-    ConnectionStartTls { connection: ConnectionKey, host_name: String, tls: TlsMode },
+    ConnectionStartTls {
+        connection: ConnectionKey,
+        host_name: String,
+        tls: TlsMode,
+    },
     /// Send what is to be sent, close, wait a little for the peer's FIN, and report with [`Shard::connection_gone`].
-    ConnectionClose { connection: ConnectionKey },
+    ConnectionClose {
+        connection: ConnectionKey,
+    },
     /// Break off whatever the connection does.
-    ConnectionAbort { connection: ConnectionKey },
+    ConnectionAbort {
+        connection: ConnectionKey,
+    },
     /// Carry to another shard.
-    Shard { to: usize, message: ShardMessage },
+    Shard {
+        to: usize,
+        message: ShardMessage,
+    },
     Control(ControlMessage),
     /// The embedding API's message is durable, or was refused.
-    Injected { injection: u64, answer: AcceptAnswer },
+    Injected {
+        injection: u64,
+        answer: AcceptAnswer,
+    },
     /// Durable records, for the event log.
     Events(Vec<LoggedRecord>),
 }
@@ -249,7 +286,7 @@ impl Shard {
     /// What is looked at once a second: time limits of sessions and connections, expiry, blocked domains and pairs.
     fn sweep(&mut self, now: Now) {
         if self.pools.next_timeout().is_some_and(|until| until <= now.monotonic) {
-            self.pools.tick(now, &mut |below| self.random.u64(0..below));
+            self.pools.unblock(now, &mut |below| self.random.u64(0..below));
         }
         if now.monotonic < self.next_sweep {
             return;
@@ -259,7 +296,8 @@ impl Shard {
         self.time_out_deliveries(now);
         self.home.unblock_domains(now.wall_ms);
         self.expire(now);
-        self.pools.tick(now, &mut |below| self.random.u64(0..below));
+        self.home.forget_idle();
+        self.pools.tick(now);
         self.update_gauges();
     }
 
@@ -293,8 +331,14 @@ impl Shard {
         self.metrics.messages.set(sum(|log| log.live_messages));
         self.metrics.spool_used_bytes.set(sum(|log| log.used_bytes));
         self.metrics.spool_segments.set(sum(|log| log.segments_in_use));
-        let closed = self.logs.first().is_some_and(|home| home.log.is_open_for_mail().is_err());
-        self.metrics.spool_closed.set(u64::from(closed));
+        let closed = self.logs.first().and_then(|home| home.log.is_open_for_mail().err());
+        let was_closed = self.metrics.spool_closed.get() > 0;
+        match &closed {
+            Some(reason) if !was_closed => tracing::warn!(shard = self.id, "the spool takes no mail: {reason}"),
+            None if was_closed => tracing::info!(shard = self.id, "the spool takes mail again"),
+            _ => {}
+        }
+        self.metrics.spool_closed.set(u64::from(closed.is_some()));
     }
 
     fn log_index(&self, log: LogId) -> usize {

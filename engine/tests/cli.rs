@@ -83,8 +83,8 @@ fn every_configuration_error_is_told_with_its_place_and_ends_with_2() {
     let text = "hostnam = \"mta.example.com\"\nspool.allow_filesystem = true\n\n[retry]\nmax_age = 5\n";
     fs::write(directory.path().join("bad.toml"), text).unwrap();
     let expected = "\
-bad.toml:1:1: hostnam: is not a known key; did you mean \"hostname\"?
-bad.toml:5:11: retry.max_age: 5 has no unit; write \"5d\"
+bad.toml:1:1: hostnam: is not a known key; did you mean hostname?
+bad.toml:5:11: retry.max_age: 5 has no unit; write for example max_age = \"5d\"
 ";
     for command in ["check", "serve"] {
         let (code, stdout, stderr) = run(directory.path(), &[command, "--config", "bad.toml"]);

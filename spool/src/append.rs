@@ -1,7 +1,7 @@
 //! Appending: records are serialised straight into the frame that gathers, and their checksums made there.
 //!
-//! A frame knows its place from the start, because checksums are seeded with the segment's generation; one that finds the
-//! segment full moves to the next one. At most one frame gathers; closed ones wait in order.
+//! A frame knows its place from the start, because checksums are seeded with the segment's generation; one that finds
+//! the segment full moves to the next one. At most one frame gathers; closed ones wait in order.
 
 use rkyv::api::high::to_bytes_in;
 use rkyv::rancor::Failure;
@@ -37,6 +37,8 @@ pub(crate) struct Frame {
     pub(crate) begins_segment: bool,
     /// Written even without a record: it begins a segment for its own sake.
     pub(crate) is_forced: bool,
+    /// Holds copies only, which nobody waits for.
+    pub(crate) is_patient: bool,
     record_count: u32,
     first_sequence: u64,
     pub(crate) last_sequence: u64,
@@ -57,8 +59,10 @@ pub(crate) enum Change {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RoomFor {
     Mail,
-    /// Outcomes and copies: what empties the spool may take the last spare.
-    Upkeep,
+    /// A copy wins room back only when its whole segment is copied, so it leaves the last spare, too.
+    Copy,
+    /// What empties the spool, and what reopens a log, may take the last spare.
+    Outcome,
 }
 
 impl Frame {
@@ -95,8 +99,8 @@ impl Frame {
 }
 
 impl Log {
-    /// Appends a message; it is durable when [`Log::durable`] reaches the commit. `prefix` and `body` together are what is
-    /// sent.
+    /// Appends a message; it is durable when [`Log::durable`] reaches the commit. `prefix` and `body` together are what
+    /// is sent.
     pub fn append_message(
         &mut self,
         envelope: &Envelope,
@@ -109,6 +113,7 @@ impl Log {
         })?;
         let content = prefix.len() as u64 + body.len() as u64;
         if !self.directory.budget().has_room_for_mail(self.pending_bytes + content) {
+            self.short_of = self.short_of.max(content);
             return Err(AppendError::Full(Closed::MaxSize));
         }
         if self.pending_bytes + content > PENDING_MAIL_BYTES_MAX {
@@ -130,8 +135,8 @@ impl Log {
         Ok((MessageId::new(self.id(), Sequence(written.sequence)), written.commit))
     }
 
-    /// Appends what became of some recipients. The message is gone, as soon as this is durable, when it has no recipient
-    /// left without a final fate.
+    /// Appends what became of some recipients. The message is gone, as soon as this is durable, when it has no
+    /// recipient left without a final fate.
     pub fn append_outcome(&mut self, outcome: &Outcome) -> Result<(Sequence, CommitNumber), AppendError> {
         if !matches!(self.state, State::Open) {
             return Err(AppendError::Failed);
@@ -152,7 +157,7 @@ impl Log {
             header.previous_offset16 = previous.offset16;
             header.previous_segment = self.segments.get(previous.slot).number;
         }
-        let written = self.append_record(RoomFor::Upkeep, header, outcome, None, [&[], &[]])?;
+        let written = self.append_record(RoomFor::Outcome, header, outcome, None, [&[], &[]])?;
         let finished = outcome.results.iter().filter(|result| result.fate.is_final()).map(|result| result.index);
         if let Some((before, gone)) = self.index.settle(id.sequence().0, written.place, finished) {
             if gone {
@@ -192,6 +197,7 @@ impl Log {
                 frame.record_count += 1;
                 frame.last_sequence = header.sequence;
                 if header.kind != RecordKind::Copy as u8 {
+                    frame.is_patient = false;
                     frame.last_event = header.sequence;
                 }
                 let place = Place::new(frame.slot, frame.offset + start as u64, record.len());
@@ -234,6 +240,9 @@ impl Log {
         let Some(mut frame) = self.open.take_if(|frame| frame.is_wanted()) else {
             return;
         };
+        if frame.is_patient {
+            self.copy_forward.gathers_until = None;
+        }
         let segment = self.segments.get(frame.slot);
         frame.close(self.directory.id(), segment.number, segment.generation);
         self.tail = Some(Tail { slot: frame.slot, offset: frame.offset + frame.buffer.len() as u64 });
@@ -244,7 +253,7 @@ impl Log {
     pub(crate) fn force_segment(&mut self) -> bool {
         assert!(self.open.is_none());
         self.tail = None;
-        if self.ensure_open_frame(RoomFor::Upkeep).is_err() {
+        if self.ensure_open_frame(RoomFor::Outcome).is_err() {
             return false;
         }
         self.open.as_mut().expect("a frame was just made sure of").is_forced = true;
@@ -269,8 +278,8 @@ impl Log {
 
     fn may_take_spare(&self, room_for: RoomFor) -> bool {
         match room_for {
-            RoomFor::Mail => self.spares_ready() > SPARES_RESERVED,
-            RoomFor::Upkeep => self.spares_ready() > 0,
+            RoomFor::Mail | RoomFor::Copy => self.spares_ready() > SPARES_RESERVED,
+            RoomFor::Outcome => self.spares_ready() > 0,
         }
     }
 
@@ -302,6 +311,7 @@ impl Log {
             buffer,
             begins_segment,
             is_forced: false,
+            is_patient: true,
             record_count: 0,
             first_sequence: self.next_sequence,
             last_sequence: 0,

@@ -1,8 +1,8 @@
 //! Committing: frames go to the medium one at a time, and what comes of each operation is taken in here.
 //!
-//! A commit is one write that is durable when it completes. A short one is continued before anything is reported. After a
-//! failed one the pages in the cache are clean and may lie, so the log stops: everything above the last durable commit is
-//! taken back, and reopening goes on in another segment, whose header says where the one before ends.
+//! A commit is one write that is durable when it completes. A short one is continued before anything is reported. After
+//! a failed one the pages in the cache are clean and may lie, so the log stops: everything above the last durable
+//! commit is taken back, and reopening goes on in another segment, whose header says where the one before ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +27,12 @@ pub(crate) struct Flight {
     tail: u64,
     /// What a short write left over, to be written next.
     rest: Option<(Vec<u8>, usize)>,
+}
+
+impl Flight {
+    pub(crate) fn frame(&self) -> &Frame {
+        &self.frame
+    }
 }
 
 /// What an operation was for.
@@ -64,7 +70,7 @@ pub(crate) enum Purpose {
 impl Log {
     /// What to do next, until there is nothing. Operations may complete in any order.
     pub fn poll_operation(&mut self, now: Duration) -> Option<Operation> {
-        self.poll_commit().or_else(|| self.poll_retire(now))
+        self.poll_commit(now).or_else(|| self.poll_retire(now))
     }
 
     /// Takes in what came of an operation of this log.
@@ -108,7 +114,7 @@ impl Log {
         }
     }
 
-    fn poll_commit(&mut self) -> Option<Operation> {
+    fn poll_commit(&mut self, now: Duration) -> Option<Operation> {
         match &mut self.state {
             State::Failed { .. } => return None,
             State::DroppingCache { file } => {
@@ -123,10 +129,11 @@ impl Log {
             State::Open => {}
         }
         if self.flight.is_none() {
-            if self.closed.is_empty() {
+            if self.closed.is_empty() && self.patience().is_none_or(|until| until <= now) {
                 self.close_frame();
             }
-            // A step of zeroing may still be under way in a spare that was needed early; it must not come after the frame.
+            // A step of zeroing may still be under way in a spare that was needed early; it must not come after the
+            // frame.
             let slot = self.closed.front()?.slot;
             if self.preallocation.zeroing == Some(slot) {
                 return None;

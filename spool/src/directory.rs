@@ -38,8 +38,8 @@ pub enum Durability {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpoolOptions {
     pub durability: Durability,
-    /// What all segments in use may hold before mail is refused, less a reserve for outcomes. Files are allocated ahead, so
-    /// a few segments more may be taken on disk.
+    /// What all segments in use may hold before mail is refused, less a reserve for outcomes. Files are allocated
+    /// ahead, so a few segments more may be taken on disk.
     pub max_bytes: u64,
     /// Size of new segment files: a multiple of 4 KiB. It bounds a message.
     pub segment_bytes: u64,
@@ -108,8 +108,8 @@ impl Spool {
         Ok(Self { shared: Arc::new(shared), meta })
     }
 
-    /// Shares the logs out: for each shard its own active log, made where there is none, then those that it drains. Log i
-    /// belongs to shard i mod `shards`.
+    /// Shares the logs out: for each shard its own active log, made where there is none, then those that it drains. Log
+    /// i belongs to shard i mod `shards`.
     pub fn assign(&mut self, shards: usize) -> Result<Vec<Vec<LogDirectory>>, OpenError> {
         let shards = u32::try_from(shards)
             .ok()
@@ -248,7 +248,8 @@ fn check_options(options: &SpoolOptions) -> Result<(), OpenError> {
     let fits = (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&options.segment_bytes);
     if !fits || !options.segment_bytes.is_multiple_of(BLOCK_BYTES) {
         let reason = format!(
-            "a segment of {} bytes; it can have {SEGMENT_BYTES_MIN} to {SEGMENT_BYTES_MAX}, a multiple of {BLOCK_BYTES}",
+            "a segment of {} bytes; it can have {SEGMENT_BYTES_MIN} to {SEGMENT_BYTES_MAX}, a multiple of \
+             {BLOCK_BYTES}",
             options.segment_bytes
         );
         return Err(OpenError::Option { reason });
@@ -258,7 +259,9 @@ fn check_options(options: &SpoolOptions) -> Result<(), OpenError> {
 
 fn take_lock(storage: &dyn Storage, path: &Path) -> Result<Box<dyn LockGuard>, OpenError> {
     storage.lock(path).map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => OpenError::Locked { path: path.to_owned() },
+        io::ErrorKind::WouldBlock => {
+            OpenError::Locked { path: path.to_owned(), holder: error.get_ref().map(ToString::to_string) }
+        }
         _ => OpenError::Io { path: path.to_owned(), error },
     })
 }

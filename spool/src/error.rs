@@ -11,6 +11,8 @@ pub enum OpenError {
     /// Another process holds the lock at this path.
     Locked {
         path: PathBuf,
+        /// Who, as far as it is known.
+        holder: Option<String>,
     },
     /// Written by a newer version of this program.
     NewerVersion {
@@ -38,7 +40,10 @@ pub enum OpenError {
 impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Locked { path } => write!(f, "{}: in use by another process", path.display()),
+            Self::Locked { path, holder } => {
+                let holder = holder.as_deref().unwrap_or("another process");
+                write!(f, "{}: in use by {holder}; stop it, or choose another spool.path", path.display())
+            }
             Self::NewerVersion { path, found, known } => write!(
                 f,
                 "{}: format version {found} is newer than {known}, the newest that this program knows; \

@@ -1,8 +1,8 @@
 //! Real files: plain positioned I/O, read-only maps, and the ring. The crate's only `unsafe` code is here.
 //!
-//! Durable writes carry `RWF_DSYNC`: the write and what is needed to read it back are on the medium when it completes, in
-//! one call. A separate `fdatasync` linked behind a write is never used: tokio-uring may split a link when its submission
-//! queue is full, and the sync could finish before its write.
+//! Durable writes carry `RWF_DSYNC`: the write and what is needed to read it back are on the medium when it completes,
+//! in one call. A separate `fdatasync` linked behind a write is never used: tokio-uring may split a link when its
+//! submission queue is full, and the sync could finish before its write.
 //!
 //! See also `storage.rs` for the traits.
 
@@ -57,8 +57,19 @@ impl Storage for FileStorage {
     fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
         let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
         match file.try_lock() {
-            Ok(()) => Ok(Box::new(FileLock { _file: file })),
-            Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+            Ok(()) => {
+                // Only for whoever finds it locked; a disk too full for it must not keep a spool from being opened.
+                let holder = format!("{}\n", std::process::id());
+                let _ = file.set_len(0).and_then(|()| file.write_all_at(holder.as_bytes(), 0));
+                Ok(Box::new(FileLock { _file: file }))
+            }
+            Err(TryLockError::WouldBlock) => {
+                let holder = fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u32>().ok());
+                Err(match holder {
+                    Some(holder) => io::Error::new(io::ErrorKind::WouldBlock, format!("process {holder}")),
+                    None => io::ErrorKind::WouldBlock.into(),
+                })
+            }
             Err(TryLockError::Error(error)) => Err(error),
         }
     }
@@ -105,8 +116,8 @@ impl Storage for FileStorage {
     }
 }
 
-/// A read-only map of a file that only grows in meaning: the log asks for ranges that were written and acknowledged, and
-/// writes them again only when nobody holds the map (see `retire.rs`).
+/// A read-only map of a file that only grows in meaning: the log asks for ranges that were written and acknowledged,
+/// and writes them again only when nobody holds the map (see `retire.rs`).
 pub struct Map {
     raw: MmapRaw,
 }
@@ -117,9 +128,9 @@ impl Map {
         let end = start.checked_add(length).expect("a range inside a segment");
         assert!(end <= self.raw.len());
         // SAFETY: the range lies inside the map (asserted), which lives as long as the borrow. Its bytes do not change
-        // meanwhile: a log writes each block of a segment once per use, hands out only blocks whose write has completed,
-        // and uses a segment again only after every clone of the `Arc` of this map is gone. Files of a spool are locked
-        // against other processes of ours and are never shortened while open.
+        // meanwhile: a log writes each block of a segment once per use, hands out only blocks whose write has
+        // completed, and uses a segment again only after every clone of the `Arc` of this map is gone. Files of a spool
+        // are locked against other processes of ours and are never shortened while open.
         unsafe { slice::from_raw_parts(self.raw.as_ptr().add(start), length) }
     }
 }
@@ -180,6 +191,9 @@ impl StorageFile for PlainFile {
 
     fn sync_and_drop_cache(&self, range: Range<u64>) -> io::Result<()> {
         let synced = self.file.sync_data();
+        if range.is_empty() {
+            return synced;
+        }
         let start = libc::off_t::try_from(range.start).map_err(|_| io::ErrorKind::InvalidInput)?;
         // A length of 0 means up to the end.
         let length = libc::off_t::try_from(range.end.saturating_sub(range.start)).unwrap_or(0);
@@ -224,10 +238,10 @@ pub use ring::execute_on_ring;
 
 /// Operations on the current tokio-uring ring.
 ///
-/// tokio-uring queues an entry and submits it when the runtime next parks, so each operation's stable data owns what the
-/// entry names: the file (hence its descriptor) and the buffer, whose heap memory does not move with it. None of it touches
-/// the ring when dropped. Every operation completes once and none is linked to another. The caller must let all operations
-/// complete before it drops the runtime, because tokio-uring 0.5 frees stable data before it cancels.
+/// tokio-uring queues an entry and submits it when the runtime next parks, so each operation's stable data owns what
+/// the entry names: the file (hence its descriptor) and the buffer, whose heap memory does not move with it. None of it
+/// touches the ring when dropped. Every operation completes once and none is linked to another. The caller must let all
+/// operations complete before it drops the runtime, because tokio-uring 0.5 frees stable data before it cancels.
 #[cfg(feature = "uring")]
 mod ring {
     use std::future::poll_fn;
@@ -244,8 +258,8 @@ mod ring {
 
     /// Executes an operation on the ring of the current thread.
     ///
-    /// What has no entry of its own in a ring, or would block the submitting thread (creating and removing files, which sync
-    /// their directory), runs on a thread made for it: it is rare.
+    /// What has no entry of its own in a ring, or would block the submitting thread (creating and removing files, which
+    /// sync their directory), runs on a thread made for it: it is rare.
     pub async fn execute_on_ring(operation: Operation) -> Completion {
         let Operation { token, work } = operation;
         let done = match work {

@@ -1,8 +1,8 @@
 //! The bytes on disk: encoding and decoding of every header, and the checksums. `FORMAT.md` is the description; the
 //! constants below are asserted against it at compile time, and golden bytes pin it (`tests/format_golden.rs`).
 //!
-//! All integers are little-endian. Nothing here does I/O, and nothing trusts what it decodes: lengths are checked against
-//! the bytes at hand before they are used.
+//! All integers are little-endian. Nothing here does I/O, and nothing trusts what it decodes: lengths are checked
+//! against the bytes at hand before they are used.
 
 use std::ops::Range;
 
@@ -136,12 +136,14 @@ impl FrameHeader {
         bytes[frame::CRC].copy_from_slice(&crc.to_le_bytes());
     }
 
-    /// `None` where there is no frame's magic. Whether its checksum is right shows only with the record headers.
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
-        if bytes.len() < FRAME_HEADER_BYTES || bytes[frame::MAGIC] != FRAME_MAGIC {
-            return None;
-        }
-        Some(Self {
+    pub fn has_magic(bytes: &[u8]) -> bool {
+        bytes.starts_with(&FRAME_MAGIC)
+    }
+
+    /// Reads the fields, whatever they are. Whether the checksum is right shows only with the record headers.
+    pub fn decode(bytes: &[u8]) -> Self {
+        assert!(bytes.len() >= FRAME_HEADER_BYTES);
+        Self {
             log: LogId(u16_at(bytes, frame::LOG)),
             segment: u64_at(bytes, frame::SEGMENT),
             generation: u64_at(bytes, frame::GENERATION),
@@ -150,7 +152,7 @@ impl FrameHeader {
             record_count: u32_at(bytes, frame::RECORD_COUNT),
             length: u32_at(bytes, frame::LENGTH),
             crc: u32_at(bytes, frame::CRC),
-        })
+        }
     }
 
     /// Bytes that the frame takes in the segment.
@@ -204,7 +206,8 @@ pub struct RecordHeader {
     pub prefix_length: u32,
     pub body_length: u32,
     /// Where the outcome record before this one about the same message is: its length in units of 16 bytes (0: there is
-    /// none since the message or its last copy was written), its segment's number, its offset there in units of 16 bytes.
+    /// none since the message or its last copy was written), its segment's number, its offset there in units of 16
+    /// bytes.
     pub previous_length16: u32,
     pub sequence: u64,
     /// The message that it is, or is about.
@@ -465,11 +468,36 @@ mod meta {
 }
 
 const _: () = assert!(SEGMENT_HEADER_BYTES as u64 == BLOCK_BYTES);
-const _: () = assert!(FRAME_HEADER_BYTES as u64 % ALIGN_BYTES == 0);
-const _: () = assert!(RECORD_HEADER_BYTES as u64 % ALIGN_BYTES == 0);
+const _: () = assert!((FRAME_HEADER_BYTES as u64).is_multiple_of(ALIGN_BYTES));
+const _: () = assert!((RECORD_HEADER_BYTES as u64).is_multiple_of(ALIGN_BYTES));
 const _: () = assert!(segment::CAPACITY.end == 96);
 const _: () = assert!(frame::_RESERVED.end == FRAME_HEADER_BYTES);
 const _: () = assert!(frame::LENGTH.end == frame::_RESERVED.start);
 const _: () = assert!(record::CONTENT_CRC.end == RECORD_HEADER_BYTES);
 const _: () = assert!(record::PREVIOUS_OFFSET.end + 4 == record::HEAD_CRC.start);
 const _: () = assert!(meta::NEXT_LOG.end <= META_BYTES);
+
+#[cfg(test)]
+mod tests {
+    use super::{RECORD_HEADER_BYTES, RecordHeader};
+
+    /// A record counts only in the use of the segment, and at the sequence, that it was written for.
+    #[test]
+    fn checksums_are_seeded() {
+        let header = RecordHeader { kind: 1, body_length: 5, sequence: 7, message: 7, ..RecordHeader::default() };
+        let mut bytes = vec![0; header.checked_length().unwrap()];
+        header.encode_unsealed(&mut bytes[..RECORD_HEADER_BYTES]);
+        bytes[header.body_range()].copy_from_slice(b"hello");
+        header.seal(99, &mut bytes);
+        let sealed = RecordHeader::decode(&bytes[..RECORD_HEADER_BYTES]);
+        let matches = |header: &RecordHeader, generation| {
+            let head = header.head_matches(generation, &bytes[..header.head_bytes()]);
+            let content = header.content_matches(generation, &bytes[header.content_range()]);
+            assert_eq!(head, content);
+            head
+        };
+        assert!(matches(&sealed, 99));
+        assert!(!matches(&sealed, 98));
+        assert!(!matches(&RecordHeader { sequence: 8, ..sealed }, 99));
+    }
+}

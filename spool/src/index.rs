@@ -1,7 +1,8 @@
-//! Where each live message is, and which of its recipients have no final fate yet. In memory only; recovery rebuilds it.
+//! Where each live message is, and which of its recipients have no final fate yet. In memory only; recovery rebuilds
+//! it.
 //!
-//! Entries are 32 bytes, sorted by sequence in chunks: appending is a push, looking up two binary searches, and removing
-//! moves at most one chunk's entries. A table hashed by sequence would need about half as much again.
+//! Entries are 32 bytes, sorted by sequence in chunks: appending is a push, looking up two binary searches, and
+//! removing moves at most one chunk's entries. A table hashed by sequence would need about half as much again.
 
 use std::collections::{HashMap, VecDeque};
 use std::mem::size_of;
@@ -316,8 +317,9 @@ const _: () = assert!((1_u64 << INLINE_RECIPIENTS_MAX) - 1 < WIDE as u64);
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::collections::btree_map::Entry;
 
-    use super::*;
+    use super::{Index, Place};
 
     fn place(number: u32) -> Place {
         Place { slot: 1, offset16: number, length16: 1 }
@@ -343,9 +345,9 @@ mod tests {
                 }
                 5 => {
                     let sequence = draw(next);
-                    if !model.contains_key(&sequence) {
+                    if let Entry::Vacant(vacant) = model.entry(sequence) {
                         index.insert(sequence, place(step), 2, &[1]);
-                        model.insert(sequence, step);
+                        vacant.insert(step);
                     }
                 }
                 6..9 => {
@@ -367,8 +369,12 @@ mod tests {
         assert!(index.iter().map(|entry| (entry.sequence, entry.record_offset16)).eq(model.clone()));
         let range: Vec<u64> = index.range(100..=3000).map(|entry| entry.sequence).collect();
         assert_eq!(range, model.range(100..=3000).map(|(sequence, _)| *sequence).collect::<Vec<_>>());
-        let allocated: usize = index.chunks.iter().map(|chunk| chunk.capacity() * size_of::<Entry>()).sum();
-        assert!(allocated <= 4 * size_of::<Entry>() * index.len(), "{allocated} bytes for {} entries", index.len());
+        let allocated: usize = index.chunks.iter().map(|chunk| chunk.capacity() * size_of::<super::Entry>()).sum();
+        assert!(
+            allocated <= 4 * size_of::<super::Entry>() * index.len(),
+            "{allocated} bytes for {} entries",
+            index.len()
+        );
     }
 
     #[test]

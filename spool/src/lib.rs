@@ -1,9 +1,9 @@
 //! A durable, append-only mail spool of zero-copy records.
 //!
-//! A [`Spool`] is a directory of logs, one or more for each shard of an engine. A [`Log`] takes messages and what becomes
-//! of their recipients, makes them durable in group commits, and gives messages back in place. While it runs it does no
-//! I/O: it yields [`Operation`]s and is told what came of them, so that it runs on io_uring, on plain files and on a
-//! simulated disk alike.
+//! A [`Spool`] is a directory of logs, one or more for each shard of an engine. A [`Log`] takes messages and what
+//! becomes of their recipients, makes them durable in group commits, and gives messages back in place. While it runs it
+//! does no I/O: it yields [`Operation`]s and is told what came of them, so that it runs on io_uring, on plain files and
+//! on a simulated disk alike.
 //!
 //! ```
 //! use std::time::Duration;

@@ -9,8 +9,8 @@ pub const SEGMENT_BYTES_MIN: u64 = 8 * BLOCK_BYTES;
 /// The size of a segment unless told otherwise. It bounds a message: 50 MiB fit with room to spare.
 pub const SEGMENT_BYTES_DEFAULT: u64 = 64 << 20;
 
-/// The largest segment: an offset inside one is kept as a 32-bit number of [`ALIGN_BYTES`] units, and a frame's length as
-/// a 32-bit number of bytes.
+/// The largest segment: an offset inside one is kept as a 32-bit number of [`ALIGN_BYTES`] units, and a frame's length
+/// as a 32-bit number of bytes.
 pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
 /// Archives and records begin at multiples of this in the file.
@@ -66,6 +66,10 @@ pub const COPY_FORWARD_PRESSED_PERCENT_MAX: u64 = 90;
 
 /// Bytes that copy-forward may read in a second while nothing presses.
 pub const COPY_FORWARD_BYTES_PER_S: u64 = 16 << 20;
+
+/// A frame with nothing but copies waits for more until it has this many bytes, but no longer than this.
+pub const COPY_FORWARD_GATHER_BYTES: usize = 256 << 10;
+pub const COPY_FORWARD_GATHER_MS: u64 = 20;
 
 /// How long copy-forward rests when it found nothing that can be copied just then.
 pub const COPY_FORWARD_PAUSE_MS: u64 = 100;

@@ -19,7 +19,7 @@ use crate::commit::{Flight, Purpose};
 use crate::directory::LogDirectory;
 use crate::error::{Closed, ReadError};
 use crate::format::{RECORD_HEADER_BYTES, RecordHeader, SEGMENT_HEADER_BYTES};
-use crate::index::{Index, Place};
+use crate::index::{Entry, Index, Place};
 use crate::limits::{PENDING_MAIL_BYTES_MAX, READS_MAX, SPARES_RESERVED};
 use crate::message::{Memory, Message};
 use crate::record::{CommitNumber, LogId, MessageId, Sequence};
@@ -46,6 +46,8 @@ pub struct Log {
     pub(crate) flight: Option<Flight>,
     /// Bytes in all of these.
     pub(crate) pending_bytes: u64,
+    /// The largest content that was refused because the spool is too large, since there was room for it.
+    pub(crate) short_of: u64,
     /// Where the next frame goes; `None` when it needs a new segment.
     pub(crate) tail: Option<Tail>,
     /// Memory of frames that are done, for the next ones.
@@ -171,6 +173,7 @@ impl Log {
             open: None,
             flight: None,
             pending_bytes: 0,
+            short_of: 0,
             tail: None,
             buffers: Vec::new(),
             change_lists: Vec::new(),
@@ -193,8 +196,8 @@ impl Log {
         self.directory.id()
     }
 
-    /// Every commit up to this one is durable. After [`Progress::Failed`] those above it are void, also when this number
-    /// passes theirs later.
+    /// Every commit up to this one is durable. After [`Progress::Failed`] those above it are void, also when this
+    /// number passes theirs later.
     pub fn durable(&self) -> CommitNumber {
         self.durable
     }
@@ -202,6 +205,12 @@ impl Log {
     /// Whether anything appended is not durable yet.
     pub fn has_uncommitted(&self) -> bool {
         self.flight.is_some() || !self.closed.is_empty() || self.open.as_ref().is_some_and(Frame::is_wanted)
+    }
+
+    /// Whether a commit is under way; what was appended meanwhile goes with the next, and its completion wakes the
+    /// caller.
+    pub fn is_committing(&self) -> bool {
+        self.flight.is_some()
     }
 
     /// Whether operations are out whose completions have not come back. Before a ring goes away this must be false.
@@ -220,11 +229,11 @@ impl Log {
         if self.pending_bytes >= PENDING_MAIL_BYTES_MAX {
             return Err(Closed::Backlog);
         }
-        if !self.directory.budget().has_room_for_mail(self.pending_bytes) {
+        let room = self.directory.options().segment_bytes / ROOM_SHARE;
+        if !self.directory.budget().has_room_for_mail(self.pending_bytes + room) {
             return Err(Closed::MaxSize);
         }
-        let has_room = self.tail_room() > self.directory.options().segment_bytes / ROOM_SHARE;
-        if !has_room && self.spares_ready() <= SPARES_RESERVED {
+        if self.tail_room() < room && self.spares_ready() <= SPARES_RESERVED {
             return Err(Closed::NoSpace);
         }
         Ok(())
@@ -235,11 +244,9 @@ impl Log {
         if id.log() != self.id() {
             return Err(ReadError::Unknown);
         }
-        let place = self.index.get(id.sequence().0).ok_or(ReadError::Unknown)?.record();
+        let entry = self.index.get(id.sequence().0).ok_or(ReadError::Unknown)?;
+        let place = self.durable_place(entry).ok_or(ReadError::NotDurable)?;
         let segment = self.segments.get(place.slot);
-        if place.offset() >= segment.end {
-            return Err(ReadError::NotDurable);
-        }
         if let Some(map) = segment.map() {
             let start = place.offset() as usize;
             let header = RecordHeader::decode(map.bytes(start, RECORD_HEADER_BYTES));
@@ -259,13 +266,13 @@ impl Log {
         id.log() == self.id() && self.index.get(id.sequence().0).is_some()
     }
 
-    /// Keeps the segment that holds the message from being used again until [`Log::unpin`] was called as often, whatever
-    /// becomes of the message meanwhile. Does nothing when the message is not live.
+    /// Keeps the segment that holds the message from being used again until [`Log::unpin`] was called as often,
+    /// whatever becomes of the message meanwhile. Does nothing when the message is not live, or not durable yet.
     pub fn pin(&mut self, id: MessageId) {
-        let Some(entry) = self.index.get(id.sequence().0).filter(|_| id.log() == self.directory.id()) else {
+        let entry = self.index.get(id.sequence().0).filter(|_| id.log() == self.directory.id());
+        let Some(slot) = entry.and_then(|entry| self.durable_place(entry)).map(|place| place.slot) else {
             return;
         };
-        let slot = entry.record().slot;
         self.segments.get_mut(slot).pins += 1;
         let pins = self.pins.entry(id.sequence().0).or_default();
         match pins.iter_mut().find(|pin| pin.slot == slot) {
@@ -297,8 +304,8 @@ impl Log {
         self.event_cursor = self.event_cursor.max(cursor.0);
     }
 
-    /// Begins to reopen the log after [`Progress::Failed`]: drops cached pages, goes on behind the last durable commit in
-    /// another segment, and voids there what failed. False when the log has not failed.
+    /// Begins to reopen the log after [`Progress::Failed`]: drops cached pages, goes on behind the last durable commit
+    /// in another segment, and voids there what failed. False when the log has not failed.
     pub fn begin_reopen(&mut self) -> bool {
         let State::Failed { file } = &self.state else {
             return false;
@@ -348,9 +355,25 @@ impl Log {
         }
     }
 
-    /// When [`Log::poll_operation`] should be called even if nothing happens before; on the clock that `now` is read from.
+    /// When [`Log::poll_operation`] should be called even if nothing happens before; on the clock that `now` is read
+    /// from.
     pub fn next_timeout(&self) -> Option<Duration> {
-        self.preallocation_timeout().into_iter().chain(self.copy_timeout()).min()
+        self.preallocation_timeout().into_iter().chain(self.copy_timeout()).chain(self.patience()).min()
+    }
+
+    /// Where the message can be read now. While a copy of it is on its way, that is where it was before.
+    fn durable_place(&self, entry: &Entry) -> Option<Place> {
+        let is_durable = |place: &Place| place.offset() < self.segments.get(place.slot).end;
+        if is_durable(&entry.record()) {
+            return Some(entry.record());
+        }
+        let frames = self.flight.iter().map(Flight::frame).chain(&self.closed).chain(&self.open);
+        let changes = frames.flat_map(|frame| &frame.changes);
+        let befores = changes.filter_map(|change| match change {
+            Change::Replaced(before) if before.entry.sequence == entry.sequence => Some(before.entry.record()),
+            Change::Replaced(_) | Change::Inserted { .. } => None,
+        });
+        befores.into_iter().find(is_durable)
     }
 
     pub(crate) fn read(&mut self, place: Place, purpose: Purpose) -> Operation {
@@ -402,7 +425,8 @@ impl Log {
     }
 }
 
-/// Whether a record header that was read at `place` can be that of message `id`. Its checksum is checked with the envelope.
+/// Whether a record header that was read at `place` can be that of message `id`. Its checksum is checked with the
+/// envelope.
 pub(crate) fn check_header(header: &RecordHeader, id: MessageId, place: Place) -> Result<(), ReadError> {
     if header.message != id.to_raw() {
         return Err(ReadError::Damaged { what: "another record is in its place" });
@@ -413,5 +437,5 @@ pub(crate) fn check_header(header: &RecordHeader, id: MessageId, place: Place) -
     Ok(())
 }
 
-/// A log with less room than this part of a segment left in the present one counts as full when it has no spare for mail.
+/// Less room than this part of a segment counts as none.
 const ROOM_SHARE: u64 = 64;

@@ -86,8 +86,8 @@ impl fmt::Debug for Message {
     }
 }
 
-/// A part of a message's content that keeps its memory alive and in place, so that it may be named in a vector of a ring
-/// operation.
+/// A part of a message's content that keeps its memory alive and in place, so that it may be named in a vector of a
+/// ring operation.
 #[derive(Clone)]
 pub struct Piece {
     inner: Arc<Inner>,

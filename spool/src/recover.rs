@@ -1,10 +1,10 @@
 //! Recovery: from the files of a log to its live messages, without trusting a byte that is not checked.
 //!
-//! Segments are read in order, with reads and not through a map, so that a bad sector is an error and not a signal. What
-//! becomes of the bytes at each 4-KiB boundary is one table ([`TABLE`]). As one commit is in flight at a time, only the last
-//! frame of a log may be unfinished: it is cut, and its bytes are kept in a side file. Anything wrong before a later whole
-//! frame is damage: it is quarantined (kept and reported), and reading goes on behind it. Nothing is ever appended to a
-//! segment that was found at the start: the next segment's header says where it ends.
+//! Segments are read in order, with reads and not through a map, so that a bad sector is an error and not a signal.
+//! What becomes of the bytes at each 4-KiB boundary is one table ([`TABLE`]). As one commit is in flight at a time,
+//! only the last frame of a log may be unfinished: it is cut, and its bytes are kept in a side file. Anything wrong
+//! before a later whole frame is damage: it is quarantined (kept and reported), and reading goes on behind it. Nothing
+//! is ever appended to a segment that was found at the start: the next segment's header says where it ends.
 //!
 //! See also `survey.rs`, which finds the segments and their order, and `FORMAT.md` for the case analysis.
 
@@ -89,6 +89,9 @@ pub struct Quarantine {
 /// A commit that was never finished, hence never acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cut {
+    /// Not so in the oldest segment when nothing live is in it: then it is most probably the begin of the segment's
+    /// next use, but damage looks the same.
+    pub is_certain: bool,
     pub log: LogId,
     pub file: PathBuf,
     pub offset: u64,
@@ -156,8 +159,9 @@ impl fmt::Display for Quarantine {
 
 impl fmt::Display for Cut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { file, offset, bytes, kept, .. } = self;
-        write!(f, "{}: unfinished commit: {bytes} bytes at {offset} cut, {kept}", file.display())
+        let Self { file, offset, bytes, kept, is_certain, .. } = self;
+        let doubt = if *is_certain { "" } else { " (or damage to a segment that holds nothing live)" };
+        write!(f, "{}: unfinished commit{doubt}: {bytes} bytes at {offset} cut, {kept}", file.display())
     }
 }
 
@@ -179,11 +183,19 @@ impl Log {
         Ok(log)
     }
 
-    /// Makes sure that there is something to append to at once. The first segment is filled with zeros here (50 ms measured
-    /// for 64 MiB), later ones by and by; without that each commit would also have to convert its extents.
+    /// Makes sure that there is something to append to at once. The first segment is filled with zeros here (50 ms
+    /// measured for 64 MiB), later ones by and by; without that each commit would also have to convert its extents.
     fn prepare_spares(&mut self) {
         let storage = self.directory.storage();
         let bytes = self.directory.options().segment_bytes;
+        for slot in self.segments.spares.clone() {
+            // Segments were smaller once.
+            let path = self.segment_path(slot);
+            let segment = self.segments.get_mut(slot);
+            if segment.capacity < bytes && storage.create(&path, bytes).is_ok() {
+                segment.capacity = bytes;
+            }
+        }
         while self.segments.spares.len() < SPARES_WANTED {
             let Some(slot) = self.segments.vacant(SEGMENTS_MAX) else { return };
             // Without room now, the log opens closed for mail and tries again while it runs.
@@ -210,7 +222,8 @@ fn fill_with_zeros(file: &dyn StorageFile, from: u64, to: u64) -> u64 {
             _ => break,
         }
     }
-    match file.sync_and_drop_cache(from..to) {
+    // The pages stay cached, so that commits need not make new ones.
+    match file.sync_and_drop_cache(0..0) {
         Ok(()) => at,
         Err(_) => from,
     }
@@ -255,7 +268,8 @@ impl Recovery<'_> {
         for (position, used) in used.into_iter().enumerate() {
             let is_last = position + 1 == count;
             if is_last && used.sealed_end.is_none() {
-                // Pages of a write that failed may still be cached, as if they had been written. An error shows in reads.
+                // Pages of a write that failed may still be cached, as if they had been written. An error shows in
+                // reads.
                 let _ = used.file.sync_and_drop_cache(0..used.capacity);
             }
             bytes.begin(Arc::clone(&used.file), used.capacity);
@@ -279,7 +293,7 @@ impl Recovery<'_> {
             }
             for (region, reason) in held {
                 if is_dead {
-                    self.cut(&used, &mut bytes, region);
+                    self.cut_at(used.slot, used.number, &mut bytes, region, false);
                 } else {
                     self.quarantine(&used, &mut bytes, region, reason);
                 }
@@ -305,7 +319,7 @@ impl Recovery<'_> {
         self.log.next_sequence = self.log.next_sequence.max(used.first_sequence);
         self.log.next_commit = self.log.next_commit.max(used.first_commit);
         if used.is_truncated {
-            self.quarantine(used, bytes, used.capacity..used.capacity, Reason::Truncated);
+            self.quarantine_at(slot, used.number, bytes, used.capacity..used.capacity, Reason::Truncated);
         }
         let (end, frames) = self.read_frames(used, bytes, is_last);
         let segment = self.log.segments.get_mut(slot);
@@ -328,9 +342,10 @@ impl Recovery<'_> {
         let mut last_commit = used.first_commit.saturating_sub(1);
         let mut frames = 0;
         while at < limit {
-            let frame = bytes.frame(used, self.log.directory.id(), at);
+            let frame = bytes.presumed_frame(used, self.log.directory.id(), at, last_commit + 1);
             let mut seen = Seen {
                 place: if used.sealed_end.is_some() { SurveyPlace::Sealed } else { SurveyPlace::Open },
+                is_first: at == SEGMENT_HEADER_BYTES as u64,
                 is_ours: frame.is_some(),
                 is_whole: false,
                 is_in_order: false,
@@ -338,15 +353,15 @@ impl Recovery<'_> {
                 is_followed: false,
             };
             let mut records = Vec::new();
-            if let Some(header) = &frame {
-                if let Some(found) = bytes.records(header, at) {
-                    seen.is_whole = true;
-                    seen.is_in_order = header.commit > last_commit;
-                    seen.has_whole_records = found.iter().all(|(position, record)| {
-                        bytes.is_record_whole(used.generation, at + *position as u64, record)
-                    });
-                    records = found;
-                }
+            if let Some(header) = &frame
+                && let Some(found) = bytes.records(header, at)
+            {
+                seen.is_whole = true;
+                seen.is_in_order = header.commit > last_commit;
+                seen.has_whole_records = found
+                    .iter()
+                    .all(|(position, record)| bytes.is_record_whole(used.generation, at + *position as u64, record));
+                records = found;
             }
             let mut next_whole = None;
             if seen.needs_successor() {
@@ -540,7 +555,7 @@ impl Recovery<'_> {
         bytes.begin(Arc::clone(&found.file), found.capacity);
         let region = 0..(SEGMENT_HEADER_BYTES as u64).min(found.capacity);
         if is_unfinished && found.reason == Reason::SegmentHeader {
-            self.cut_at(found.slot, found.number, &mut bytes, region);
+            self.cut_at(found.slot, found.number, &mut bytes, region, true);
         } else {
             self.quarantine_at(found.slot, found.number, &mut bytes, region, found.reason);
         }
@@ -559,7 +574,7 @@ impl Recovery<'_> {
     }
 
     fn cut(&mut self, used: &Used, bytes: &mut SegmentBytes, region: Range<u64>) {
-        self.cut_at(used.slot, used.number, bytes, region);
+        self.cut_at(used.slot, used.number, bytes, region, true);
     }
 
     fn quarantine_at(&mut self, slot: u16, number: u64, bytes: &mut SegmentBytes, region: Range<u64>, reason: Reason) {
@@ -575,9 +590,10 @@ impl Recovery<'_> {
         self.report(quarantine);
     }
 
-    fn cut_at(&mut self, slot: u16, number: u64, bytes: &mut SegmentBytes, region: Range<u64>) {
+    fn cut_at(&mut self, slot: u16, number: u64, bytes: &mut SegmentBytes, region: Range<u64>, is_certain: bool) {
         let kept = self.keep("cut", number, bytes, region.clone());
         let cut = Cut {
+            is_certain,
             log: self.log.id(),
             file: self.log.segment_path(slot),
             offset: region.start,
@@ -616,7 +632,9 @@ impl Recovery<'_> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub(crate) place: SurveyPlace,
-    /// A frame header of this segment's present use.
+    /// The segment's first frame, which its header was written with.
+    pub(crate) is_first: bool,
+    /// A frame header of this segment's present use, perhaps with one field damaged.
     pub(crate) is_ours: bool,
     /// The header and all record headers are as they were written.
     pub(crate) is_whole: bool,
@@ -652,6 +670,7 @@ pub(crate) enum Verdict {
 /// A row of the table; `None` means that it does not matter.
 pub(crate) struct Row {
     place: Option<SurveyPlace>,
+    is_first: Option<bool>,
     is_ours: Option<bool>,
     is_whole: Option<bool>,
     is_in_order: Option<bool>,
@@ -666,6 +685,7 @@ impl Row {
             wanted.is_none_or(|wanted| wanted == found)
         }
         fits(self.place, seen.place)
+            && fits(self.is_first, seen.is_first)
             && fits(self.is_ours, seen.is_ours)
             && fits(self.is_whole, seen.is_whole)
             && fits(self.is_in_order, seen.is_in_order)
@@ -680,10 +700,10 @@ fn decide(seen: &Seen) -> Verdict {
 
 const fn row(
     place: Option<SurveyPlace>,
-    [is_ours, is_whole, is_in_order, has_whole_records, is_followed]: [Option<bool>; 5],
+    [is_first, is_ours, is_whole, is_in_order, has_whole_records, is_followed]: [Option<bool>; 6],
     verdict: Verdict,
 ) -> Row {
-    Row { place, is_ours, is_whole, is_in_order, has_whole_records, is_followed, verdict }
+    Row { place, is_first, is_ours, is_whole, is_in_order, has_whole_records, is_followed, verdict }
 }
 
 const ANY: Option<bool> = None;
@@ -693,22 +713,24 @@ const SEALED: Option<SurveyPlace> = Some(SurveyPlace::Sealed);
 const OPEN: Option<SurveyPlace> = Some(SurveyPlace::Open);
 
 /// From what was found to what is done; exactly one row fits anything that can be found.
-pub(crate) const TABLE: [Row; 12] = [
-    //           ours whole order records followed
-    row(None, [YES, YES, YES, YES, ANY], Verdict::Keep),
+#[rustfmt::skip]
+pub(crate) const TABLE: [Row; 13] = [
+    //           first ours whole order records followed
+    row(None,   [ANY, YES, YES, YES, YES, ANY], Verdict::Keep),
     // Below the end that the next segment's header tells, whatever is wrong is damage.
-    row(SEALED, [NO, ANY, ANY, ANY, ANY], Verdict::Probe),
-    row(SEALED, [YES, NO, ANY, ANY, ANY], Verdict::Probe),
-    row(SEALED, [YES, YES, NO, ANY, ANY], Verdict::Probe),
-    row(SEALED, [YES, YES, YES, NO, ANY], Verdict::KeepWholeRecords),
+    row(SEALED, [ANY, NO,  ANY, ANY, ANY, ANY], Verdict::Probe),
+    row(SEALED, [ANY, YES, NO,  ANY, ANY, ANY], Verdict::Probe),
+    row(SEALED, [ANY, YES, YES, NO,  ANY, ANY], Verdict::Probe),
+    row(SEALED, [ANY, YES, YES, YES, NO,  ANY], Verdict::KeepWholeRecords),
     // In the last segment, it is damage when a whole frame comes later, and else the end of what was written.
-    row(OPEN, [NO, ANY, ANY, ANY, YES], Verdict::Probe),
-    row(OPEN, [NO, ANY, ANY, ANY, NO], Verdict::End),
-    row(OPEN, [YES, NO, ANY, ANY, YES], Verdict::Probe),
-    row(OPEN, [YES, NO, ANY, ANY, NO], Verdict::Cut),
-    row(OPEN, [YES, YES, NO, ANY, ANY], Verdict::Probe),
-    row(OPEN, [YES, YES, YES, NO, YES], Verdict::KeepWholeRecords),
-    row(OPEN, [YES, YES, YES, NO, NO], Verdict::Cut),
+    row(OPEN,   [ANY, NO,  ANY, ANY, ANY, YES], Verdict::Probe),
+    row(OPEN,   [NO,  NO,  ANY, ANY, ANY, NO],  Verdict::End),
+    row(OPEN,   [YES, NO,  ANY, ANY, ANY, NO],  Verdict::Cut),
+    row(OPEN,   [ANY, YES, NO,  ANY, ANY, YES], Verdict::Probe),
+    row(OPEN,   [ANY, YES, NO,  ANY, ANY, NO],  Verdict::Cut),
+    row(OPEN,   [ANY, YES, YES, NO,  ANY, ANY], Verdict::Probe),
+    row(OPEN,   [ANY, YES, YES, YES, NO,  YES], Verdict::KeepWholeRecords),
+    row(OPEN,   [ANY, YES, YES, YES, NO,  NO],  Verdict::Cut),
 ];
 
 /// A segment's bytes, read as far as they were asked for.
@@ -736,7 +758,7 @@ impl SegmentBytes {
 
     fn fill(&mut self, end: usize) {
         if self.buffer.len() < end {
-            self.buffer.resize(end.next_multiple_of(RECOVERY_READ_BYTES), 0);
+            self.buffer.resize(end.next_multiple_of(RECOVERY_READ_BYTES).min(self.length.max(end)), 0);
         }
         while self.filled < end {
             let start = self.filled;
@@ -758,6 +780,21 @@ impl SegmentBytes {
         }
     }
 
+    /// The frame header that was written at `at` in this use of the segment, perhaps damaged: three of its four marks
+    /// are right. What earlier uses left behind has one or two.
+    fn presumed_frame(&mut self, used: &Used, log: LogId, at: u64, commit: u64) -> Option<FrameHeader> {
+        let block = self.slice(at, BLOCK_BYTES as usize);
+        let has_magic = FrameHeader::has_magic(block);
+        let header = FrameHeader::decode(block);
+        let marks = [
+            has_magic,
+            header.log == log && header.segment == used.number,
+            header.generation == used.generation,
+            header.commit == commit,
+        ];
+        (marks.into_iter().filter(|mark| *mark).count() >= 3).then_some(header)
+    }
+
     /// The frame header at `at`, if it is one of this log and of this use of the segment.
     fn frame(&mut self, used: &Used, log: LogId, at: u64) -> Option<FrameHeader> {
         let header = self.any_frame(log, at)?;
@@ -767,7 +804,7 @@ impl SegmentBytes {
     /// The frame header at `at`, if it is one of this log.
     pub(crate) fn any_frame(&mut self, log: LogId, at: u64) -> Option<FrameHeader> {
         let block = self.slice(at, BLOCK_BYTES as usize);
-        FrameHeader::decode(block).filter(|header| header.log == log)
+        FrameHeader::has_magic(block).then(|| FrameHeader::decode(block)).filter(|header| header.log == log)
     }
 
     /// The frame's record headers with their positions in it, if the frame is whole.
@@ -844,7 +881,7 @@ mod tests {
     /// Every combination that can be found fits exactly one row.
     #[test]
     fn the_table_covers_everything_once() {
-        for bits in 0..64_u32 {
+        for bits in 0..128_u32 {
             let bit = |number: u32| bits >> number & 1 == 1;
             let seen = Seen {
                 place: if bit(0) { SurveyPlace::Sealed } else { SurveyPlace::Open },
@@ -853,6 +890,7 @@ mod tests {
                 is_in_order: bit(3),
                 has_whole_records: bit(4),
                 is_followed: bit(5),
+                is_first: bit(6),
             };
             assert_eq!(TABLE.iter().filter(|row| row.matches(&seen)).count(), 1, "{seen:?}");
         }
@@ -862,7 +900,7 @@ mod tests {
     /// header vouches for. And nothing is applied that is not whole.
     #[test]
     fn the_table_keeps_the_promises() {
-        for bits in 0..64_u32 {
+        for bits in 0..128_u32 {
             let bit = |number: u32| bits >> number & 1 == 1;
             let seen = Seen {
                 place: if bit(0) { SurveyPlace::Sealed } else { SurveyPlace::Open },
@@ -871,6 +909,7 @@ mod tests {
                 is_in_order: bit(3),
                 has_whole_records: bit(4),
                 is_followed: bit(5),
+                is_first: bit(6),
             };
             let verdict = decide(&seen);
             if seen.place == SurveyPlace::Sealed || seen.is_followed {

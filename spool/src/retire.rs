@@ -1,9 +1,9 @@
 //! Winning back space: retiring dead segments, copying live messages out of mostly dead ones, and preallocation.
 //!
-//! Segments are retired strictly in order, the oldest first, when nothing in them is live, pinned, borrowed or being read,
-//! every change that made it so is durable, and the event cursor has passed them. So a record that later ones depend on
-//! (an outcome that finished a message in an older segment) never goes before what depends on it. Fuzzy checkpoints will
-//! relax the order; see `FORMAT.md`.
+//! Segments are retired strictly in order, the oldest first, when nothing in them is live, pinned, borrowed or being
+//! read, every change that made it so is durable, and the event cursor has passed them. So a record that later ones
+//! depend on (an outcome that finished a message in an older segment) never goes before what depends on it. Fuzzy
+//! checkpoints will relax the order; see `FORMAT.md`.
 //!
 //! The newest segment with acknowledged frames is never retired: it carries the log's numbers.
 
@@ -15,12 +15,13 @@ use crate::append::{Change, RoomFor, Verbatim};
 use crate::commit::{Purpose, read_message};
 use crate::directory::Durability;
 use crate::error::Closed;
-use crate::format::{COPY_SCHEMA, RECORD_HEADER_BYTES, RecordHeader, RecordKind};
+use crate::format::{COPY_SCHEMA, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEGMENT_HEADER_BYTES};
 use crate::index::{Entry, Place};
 use crate::limits::{
-    COPY_FORWARD_BYTES_PER_S, COPY_FORWARD_LIVE_PERCENT_MAX, COPY_FORWARD_PAUSE_MS, COPY_FORWARD_PRESSED_PERCENT_MAX,
-    COPY_FORWARD_RETRY_MS, COPY_FORWARD_SEGMENTS_MIN, PREALLOCATION_RETRY_MS, SEGMENTS_MAX, SPARES_KEPT_MAX,
-    SPARES_WANTED, ZERO_STEP_BYTES, ZERO_STEP_INTERVAL_MS,
+    BLOCK_BYTES, COPY_FORWARD_BYTES_PER_S, COPY_FORWARD_GATHER_BYTES, COPY_FORWARD_GATHER_MS,
+    COPY_FORWARD_LIVE_PERCENT_MAX, COPY_FORWARD_PAUSE_MS, COPY_FORWARD_PRESSED_PERCENT_MAX, COPY_FORWARD_RETRY_MS,
+    COPY_FORWARD_SEGMENTS_MIN, PREALLOCATION_RETRY_MS, SEGMENTS_MAX, SPARES_KEPT_MAX, SPARES_RESERVED, SPARES_WANTED,
+    ZERO_STEP_BYTES, ZERO_STEP_INTERVAL_MS,
 };
 use crate::log::{Log, State};
 use crate::message::Message;
@@ -51,6 +52,8 @@ pub(crate) struct CopyForward {
     current: Option<Current>,
     /// Nothing is read before: the rate is bounded.
     next_read: Duration,
+    /// Copies wait this long for company, since each commit is padded to a block.
+    pub(crate) gathers_until: Option<Duration>,
     /// After a message could not be read or written, or none was left to copy, nothing is begun before.
     retry_at: Option<Duration>,
 }
@@ -74,6 +77,7 @@ impl CopyForward {
         self.left.clear();
         self.segment = 0;
         self.current = None;
+        self.gathers_until = None;
     }
 }
 
@@ -112,8 +116,8 @@ impl Log {
         true
     }
 
-    /// Gives a file back when there are too many. Only one that no recovery could take for live, should the others survive
-    /// it: its number is below a durable header's tail.
+    /// Gives a file back when there are too many. Only one that no recovery could take for live, should the others
+    /// survive it: its number is below a durable header's tail.
     fn poll_remove(&mut self) -> Option<Operation> {
         if self.preallocation.removing || self.segments.spares.len() <= SPARES_KEPT_MAX {
             return None;
@@ -218,7 +222,13 @@ impl Log {
 
     /// Whether mail is refused for want of space, so that copying is worth nearly anything.
     fn is_pressed(&self) -> bool {
-        matches!(self.is_open_for_mail(), Err(Closed::MaxSize | Closed::NoSpace))
+        let is_short =
+            || self.short_of > 0 && !self.directory.budget().has_room_for_mail(self.pending_bytes + self.short_of);
+        match self.is_open_for_mail() {
+            Err(Closed::MaxSize | Closed::NoSpace) => true,
+            Ok(()) => is_short(),
+            Err(_) => false,
+        }
     }
 
     /// The oldest segment, if its live messages should be copied out of it.
@@ -231,15 +241,33 @@ impl Log {
             return None;
         }
         let segment = self.segments.get(slot);
-        let pressed = self.is_pressed();
-        let percent_max = if pressed { COPY_FORWARD_PRESSED_PERCENT_MAX } else { COPY_FORWARD_LIVE_PERCENT_MAX };
+        let is_worth_it = if self.is_pressed() {
+            // Any real gain counts. What was packed by copying is never worth it again, or this would go on for ever.
+            let written = segment.charged.saturating_sub(SEGMENT_HEADER_BYTES as u64);
+            segment.live_bytes * 100 <= written * COPY_FORWARD_PRESSED_PERCENT_MAX
+        } else {
+            // Of segments that were filled one record after the other, each is more than half full. So this ends, too.
+            let is_sparse = |live: u64, capacity: u64| live * 100 <= capacity * COPY_FORWARD_LIVE_PERCENT_MAX;
+            let whole_log = || {
+                let in_use = self.segments.in_use.iter().map(|slot| self.segments.get(*slot));
+                in_use
+                    .fold((0, 0), |(live, capacity), segment| (live + segment.live_bytes, capacity + segment.capacity))
+            };
+            self.segments.in_use.len() > COPY_FORWARD_SEGMENTS_MIN
+                && is_sparse(segment.live_bytes, segment.capacity)
+                && {
+                    let (live, capacity) = whole_log();
+                    is_sparse(live, capacity)
+                }
+        };
         let wanted = segment.live > 0
-            && (pressed || self.segments.in_use.len() > COPY_FORWARD_SEGMENTS_MIN)
-            && segment.live_bytes * 100 <= segment.capacity * percent_max
+            && is_worth_it
             // What holds it back otherwise would hold it back afterwards as well.
             && segment.pins == 0
             && segment.last_event <= self.event_cursor;
-        let has_room = self.tail_room() > segment.live_bytes + segment.live_bytes / 8 || self.spares_ready() > 0;
+        // All of it must fit, or nothing is won.
+        let needed = segment.live_bytes + segment.live_bytes / 8 + 2 * BLOCK_BYTES;
+        let has_room = self.tail_room() >= needed || self.spares_ready() > SPARES_RESERVED;
         (wanted && has_room).then_some(slot)
     }
 
@@ -417,12 +445,12 @@ impl Log {
                 current.deferred.push(result);
             }
         }
-        if self.append_copy(&current, &pending).is_none() {
+        if self.append_copy(now, &current, &pending).is_none() {
             self.pause_copy(now, COPY_FORWARD_PAUSE_MS);
         }
     }
 
-    fn append_copy(&mut self, current: &Current, pending: &[u32]) -> Option<()> {
+    fn append_copy(&mut self, now: Duration, current: &Current, pending: &[u32]) -> Option<()> {
         let message = current.message.as_ref()?;
         let recipients = message.envelope().ok()?.recipients.len() as u32;
         let archive = Verbatim(message.bytes(message.header().archive_range()));
@@ -438,7 +466,9 @@ impl Log {
             ..RecordHeader::default()
         };
         let content = [message.prefix(), message.body()];
-        let written = self.append_record(RoomFor::Upkeep, header, &archive, Some(&state), content).ok()?;
+        let written = self.append_record(RoomFor::Copy, header, &archive, Some(&state), content).ok()?;
+        let until = now + Duration::from_millis(COPY_FORWARD_GATHER_MS);
+        self.copy_forward.gathers_until.get_or_insert(until);
         let old = current.entry.record();
         let before = self.index.relocate(current.entry.sequence, written.place)?;
         self.segments.get_mut(old.slot).remove_live(old.length(), written.commit);
@@ -458,6 +488,14 @@ impl Log {
 
     fn pause_copy(&mut self, now: Duration, ms: u64) {
         self.copy_forward.retry_at = Some(now + Duration::from_millis(ms));
+    }
+
+    /// Until when the frame that gathers may wait, because it holds copies only and more are coming.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        let frame = self.open.as_ref().filter(|frame| frame.is_patient && !frame.is_forced && frame.is_wanted())?;
+        let more = self.copy_forward.current.is_some() || !self.copy_forward.left.is_empty();
+        let is_small = frame.buffer.len() < COPY_FORWARD_GATHER_BYTES;
+        self.copy_forward.gathers_until.filter(|_| more && is_small)
     }
 
     pub(crate) fn copy_timeout(&self) -> Option<Duration> {

@@ -1,4 +1,5 @@
-//! The segments of one log in memory: which file each slot is, what it is used for, and what keeps it from being used again.
+//! The segments of one log in memory: which file each slot is, what it is used for, and what keeps it from being used
+//! again.
 //!
 //! | from | to | when |
 //! |---|---|---|

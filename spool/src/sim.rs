@@ -1,9 +1,9 @@
 //! A disk in memory whose crashes can be looked at: it keeps what is durable apart from what is only cached.
 //!
-//! The medium promises what `FORMAT.md` assumes: a write that was synced is whole; one that was not may have reached the
-//! medium in any subset of its 512-octet sectors, and of one sector possibly a part only. After a failed sync the cache shows
-//! what was written as clean, although it may not be on the medium. Changes of directories are durable when their call
-//! returns, as [`Storage`] demands.
+//! The medium promises what `FORMAT.md` assumes: a write that was synced is whole; one that was not may have reached
+//! the medium in any subset of its 512-octet sectors, and of one sector possibly a part only. After a failed sync the
+//! cache shows what was written as clean, although it may not be on the medium. Changes of directories are durable when
+//! their call returns, as [`Storage`] demands.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -70,8 +70,8 @@ impl SimDisk {
         self.state().faults = faults;
     }
 
-    /// While this is on, syncs return at once and leave sectors unsynced: a crash image then shows the moment before they
-    /// would have returned. Turning it off makes them durable.
+    /// While this is on, syncs return at once and leave sectors unsynced: a crash image then shows the moment before
+    /// they would have returned. Turning it off makes them durable.
     pub fn hold_syncs(&self, holds: bool) {
         let mut state = self.state();
         state.holds_syncs = holds;
@@ -87,8 +87,8 @@ impl SimDisk {
         self.state().operations
     }
 
-    /// A disk as it may be found after the power went: durable bytes, and of each unsynced sector the old, the new, or the
-    /// begin of the new and the end of the old. Locks are free.
+    /// A disk as it may be found after the power went: durable bytes, and of each unsynced sector the old, the new, or
+    /// the begin of the new and the end of the old. Locks are free.
     pub fn crash(&self, seed: u64) -> Self {
         let state = self.state();
         let mut random = seed | 1;
@@ -116,7 +116,8 @@ impl SimDisk {
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
-    /// The same disk after the process died and the operating system lived: all that was written is there. Locks are free.
+    /// The same disk after the process died and the operating system lived: all that was written is there. Locks are
+    /// free.
     pub fn restart(&self) -> Self {
         let state = self.state();
         let files =

@@ -1,8 +1,9 @@
 //! The seam between the log and the medium: what a log asks for, and what it is told.
 //!
-//! While it runs, a log is a core without I/O: [`crate::Log::poll_operation`] yields an [`Operation`], which owns all that
-//! it names (its file, its buffers), and [`crate::Log::handle_completion`] takes the [`Completion`]. [`execute`] runs one
-//! by plain positioned I/O; with the feature `uring`, `execute_on_ring` runs it on the current tokio-uring ring.
+//! While it runs, a log is a core without I/O: [`crate::Log::poll_operation`] yields an [`Operation`], which owns all
+//! that it names (its file, its buffers), and [`crate::Log::handle_completion`] takes the [`Completion`]. [`execute`]
+//! runs one by plain positioned I/O; with the feature `uring`, `execute_on_ring` runs it on the current tokio-uring
+//! ring.
 //!
 //! [`Storage`] and [`StorageFile`] are plain and synchronous: opening and recovery use them directly.
 //! [`crate::FileStorage`] is the real one; the simulated disk (feature `sim`) keeps unsynced sectors apart.
@@ -50,7 +51,7 @@ pub trait StorageFile: fmt::Debug + Send + Sync {
     /// Up to where the file's blocks were written, as opposed to allocated only.
     fn written_prefix(&self) -> io::Result<u64>;
     /// Makes everything written so far durable, then drops clean pages of the range, so that later reads of it see the
-    /// medium.
+    /// medium. With an empty range it only syncs.
     fn sync_and_drop_cache(&self, range: Range<u64>) -> io::Result<()>;
     /// A read-only map of the whole file, where the storage has such a thing.
     fn map(&self) -> io::Result<Option<Map>>;

@@ -9,8 +9,9 @@
 //! | damaged, but whole frames of this log are behind it | in use, as the frames tell |
 //! | damaged, with none | a spare; its first block is kept and reported |
 //!
-//! A damaged first block is most often no damage but the begin of a use that was never acknowledged: the log went to take a
-//! dead or a blank file for its next segment, and the power went. `recover.rs` tells the two apart once all is read.
+//! A damaged first block is most often no damage but the begin of a use that was never acknowledged: the log went to
+//! take a dead or a blank file for its next segment, and the power went. `recover.rs` tells the two apart once all is
+//! read.
 
 use std::sync::Arc;
 
@@ -231,8 +232,8 @@ impl Survey {
     }
 }
 
-/// Looks for whole frames behind a damaged first block. Those of the file's latest use count; what is left of earlier uses
-/// is dead.
+/// Looks for whole frames behind a damaged first block. Those of the file's latest use count; what is left of earlier
+/// uses is dead.
 fn salvage(file: &Arc<dyn StorageFile>, capacity: u64, log: LogId) -> Option<SegmentHeader> {
     let mut bytes = SegmentBytes::default();
     bytes.begin(Arc::clone(file), capacity);

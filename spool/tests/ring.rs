@@ -1,5 +1,6 @@
 //! Operations on a real ring: the same results as by plain I/O.
 
+#![cfg_attr(feature = "uring", expect(clippy::unwrap_used, reason = "a test stops at the first surprise"))]
 #![cfg(feature = "uring")]
 
 use std::time::Duration;

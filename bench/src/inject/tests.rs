@@ -1,3 +1,5 @@
+//! Tests of the injector.
+
 use std::sync::Arc;
 
 use socket2::{Domain, Socket, Type};
@@ -142,4 +144,22 @@ fn stopping_ends_an_endless_run_with_every_acknowledged_message_at_the_sink() {
     for sequence in acknowledged {
         assert_eq!(sink.ledger().times_seen(BenchId { run: injected.run, sequence }), 1);
     }
+}
+
+#[test]
+fn a_server_that_never_answers_can_be_left() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let options = InjectOptions { persist: true, ..InjectOptions::to(silent.local_addr().unwrap()) };
+    let injector = Injector::start(options.clone()).unwrap();
+    let mut connections = Vec::new();
+    for _ in 0..options.sessions {
+        connections.push(silent.accept().unwrap());
+    }
+    injector.stop();
+    assert!(!injector.is_finished());
+    injector.abandon();
+    let (injected, acknowledged) = injector.finish().unwrap();
+    assert_eq!((injected.accepted, injected.unanswered, acknowledged.len()), (0, 0, 0));
+    // Dropping one does the same.
+    drop(Injector::start(options).unwrap());
 }

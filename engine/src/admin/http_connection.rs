@@ -198,7 +198,10 @@ mod tests {
         in_virtual_time(async {
             let (mut peer, stream) = duplex(64);
             tokio::spawn(async move {
-                while peer.write_u8(b'x').await.is_ok() {
+                for _ in 0..100 {
+                    if peer.write_u8(b'x').await.is_err() {
+                        break;
+                    }
                     sleep(Duration::from_secs(1)).await;
                 }
             });

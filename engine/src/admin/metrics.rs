@@ -218,10 +218,10 @@ impl Metrics {
     #[rustfmt::skip]
     fn families(&self) -> Vec<Family> {
         use Kind::{Counter as C, Gauge as G};
-        let one = |name, help, kind, of: fn(&ShardMetrics) -> u64| Family {
+        let one = |name, help, kind, of: Read| Family {
             name, help, kind, label: None, samples: vec![("", Sample::Number(self.sum(of)))],
         };
-        let some = |name, help, kind, label, parts: &[(&'static str, fn(&ShardMetrics) -> u64)]| Family {
+        let some = |name, help, kind, label, parts: &[(&'static str, Read)]| Family {
             name, help, kind, label: Some(label),
             samples: parts.iter().map(|&(value, of)| (value, Sample::Number(self.sum(of)))).collect(),
         };
@@ -302,6 +302,9 @@ impl Metrics {
         Sample::Histogram { sum, buckets }
     }
 }
+
+/// Takes one number from a shard.
+type Read = fn(&ShardMetrics) -> u64;
 
 /// One metric with all its label values.
 #[derive(Debug)]

@@ -125,6 +125,7 @@ impl Default for Shaping {
             max_recipients_per_batch: 100,
             idle_timeout: MINUTE,
             pipelining: true,
+            riding: true,
             tls: TlsMode::Opportunistic,
             timeouts: Timeouts::default(),
         }

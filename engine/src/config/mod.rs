@@ -231,6 +231,8 @@ pub struct Shaping {
     pub max_recipients_per_batch: u32,
     pub idle_timeout: Duration,
     pub pipelining: bool,
+    /// The next envelope rides behind the present content (`chunking = "on"`).
+    pub riding: bool,
     pub tls: TlsMode,
     pub timeouts: Timeouts,
 }

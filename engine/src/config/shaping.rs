@@ -45,6 +45,8 @@ fn read_default(section: Section<'_>) -> Shaping {
     let idle = section.duration("idle_timeout", "60s", TIMEOUT_MIN..=TIMEOUT_MAX);
     shaping.idle_timeout = idle.map_or(shaping.idle_timeout, |found| found.value);
     shaping.pipelining = section.boolean("pipelining").unwrap_or(shaping.pipelining);
+    shaping.riding =
+        section.choice("chunking", &[("on", true), ("off", false)], &["back_to_back"]).unwrap_or(shaping.riding);
     shaping.tls = section.choice("tls", &TLS_MODES, &[]).unwrap_or(shaping.tls);
     if let Some(timeouts) = section.table("timeouts", "timeouts = { connect = \"30s\" }") {
         shaping.timeouts = read_timeouts(timeouts);
@@ -52,7 +54,6 @@ fn read_default(section: Section<'_>) -> Shaping {
     section.not_yet(&[
         ("max_message_rate", Some("\"unlimited\"")),
         ("max_connection_rate", Some("\"unlimited\"")),
-        ("chunking", Some("\"off\"")),
         ("max_in_flight", None),
         ("mta_sts", Some("false")),
         ("dane", Some("false")),

@@ -52,7 +52,6 @@ fn the_interface_example_has_known_keys_only() {
         " warmup: is not available yet; leave it out",
         " tenant: is not available yet; leave it out",
         " return_path: is not available yet; leave it out",
-        " shaping.default.chunking: is not available yet; write chunking = \"off\" or leave it out",
         " shaping.default.max_in_flight: is not available yet; leave it out",
         " shaping.default.mta_sts: is not available yet; write mta_sts = false or leave it out",
         " shaping.default.dane: is not available yet; write dane = false or leave it out",
@@ -88,14 +87,14 @@ fn the_defaults_are_those_of_the_reference() {
     assert_eq!((config.spool.durability, config.spool.max_size_bytes), (Durability::Fsync, 50 << 30));
     assert!(!config.spool.allow_filesystem);
     let [smtp] = config.smtp_listeners.as_slice() else { panic!("one SMTP listener") };
-    assert_eq!(smtp.address, "127.0.0.1:2525".parse().unwrap());
+    assert_eq!(smtp.address, "127.0.0.1:2525".parse::<SocketAddr>().unwrap());
     assert!(smtp.may_relay("127.0.0.9".parse().unwrap()) && smtp.may_relay("::1".parse().unwrap()));
     assert!(smtp.may_relay("::ffff:127.0.0.1".parse().unwrap()), "IPv4 inside IPv6");
     assert!(!smtp.may_relay("192.0.2.1".parse().unwrap()) && !smtp.trusts("192.0.2.1".parse().unwrap()));
     assert_eq!((smtp.max_message_bytes, smtp.line_endings), (50 << 20, LineEndings::Fix));
     assert!(smtp.tls.is_none() && smtp.received == ReceivedDetail::Full);
     let [http] = config.http_listeners.as_slice() else { panic!("one HTTP listener") };
-    assert_eq!(http.address, "127.0.0.1:8025".parse().unwrap());
+    assert_eq!(http.address, "127.0.0.1:8025".parse::<SocketAddr>().unwrap());
     assert!(config.dns.servers.is_empty());
     for prohibited in ["127.0.0.1", "0.0.0.0", "::", "::1", "169.254.1.1", "fe80::1", "224.0.0.1", "::ffff:127.0.0.1"] {
         assert!(config.dns.prohibits(prohibited.parse().unwrap()), "{prohibited}");
@@ -137,7 +136,10 @@ fn everything_available_is_read() {
     assert!(smtp.may_relay("192.0.2.9".parse().unwrap()) && !smtp.trusts("192.0.2.9".parse().unwrap()));
     assert!(smtp.tls.as_ref().unwrap().key_pem.starts_with(b"-----BEGIN"));
     assert_eq!(config.http_listeners[0].admin_token_sha256, ["ab".repeat(32)]);
-    assert_eq!(config.dns.servers, ["127.0.0.1:5300".parse().unwrap(), "9.9.9.9:53".parse().unwrap()]);
+    assert_eq!(
+        config.dns.servers,
+        ["127.0.0.1:5300", "9.9.9.9:53"].map(|server| server.parse::<SocketAddr>().unwrap())
+    );
     assert!(!config.dns.prohibits("127.0.0.1".parse().unwrap()));
     let targets = |domain| config.route_for(domain).map(|route| (route.to.clone(), route.tls));
     let address = RouteTarget::Address("[::1]:2526".parse().unwrap());

@@ -359,10 +359,10 @@ mod tests {
         };
         let hosts = vec![host("a", 5, 1), host("b", 10, 3), host("c", 10, 5)];
         let site = Site { name: "a,b,c".to_owned(), hosts, expires: Duration::ZERO };
-        let mut random = crate::runtime::random::Random::seeded(3);
+        let mut random = fastrand::Rng::with_seed(3);
         let mut second = [0; 3];
         for _ in 0..400 {
-            let order = site.attempt_order(&mut |bound| random.below(bound));
+            let order = site.attempt_order(&mut |bound| random.u64(0..bound));
             assert_eq!(order.len(), 6);
             assert_eq!((order[0].0, order[1].0), (0, 0), "the best host first, with all its addresses");
             second[order[2].0] += 1;

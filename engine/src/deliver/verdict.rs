@@ -302,17 +302,18 @@ pub const SESSION_RULES: &[SessionRule] = &[
         fault: Fault::Peer,
     },
     SessionRule {
-        // Octets in the clear behind the reply to STARTTLS (RFC 3207 §6): somebody meddles, so no retry in the clear.
-        name: "tls_injection",
-        applies: |stage, happened, _| stage == Stage::StartTls && matches!(happened, Happened::Garbled(_)),
-        action: HostAction::BackOff,
-        fault: Fault::Route,
-    },
-    SessionRule {
         name: "tls_failed_in_clear_instead",
         applies: |stage, _, tls| stage.is_tls() && tls == TlsMode::Opportunistic,
         action: HostAction::RetryInClear,
         fault: Fault::Peer,
+    },
+    SessionRule {
+        // Octets in the clear behind the reply to STARTTLS (RFC 3207 §6): somebody meddles. Where TLS is opportunistic
+        // it is one more broken handshake: who can inject can as well hide STARTTLS, and nothing of it is believed.
+        name: "tls_injection",
+        applies: |stage, happened, _| stage == Stage::StartTls && matches!(happened, Happened::Garbled(_)),
+        action: HostAction::BackOff,
+        fault: Fault::Route,
     },
     SessionRule {
         name: "tls_required",
@@ -683,8 +684,11 @@ mod tests {
             assert_eq!(judge_session(Stage::Handshake, &trouble, tls, "STARTTLS").action, action);
         }
         let injected = Happened::Garbled("octets in the clear".to_owned());
-        let failure = judge_session(Stage::StartTls, &injected, TlsMode::Opportunistic, "STARTTLS");
+        let failure = judge_session(Stage::StartTls, &injected, TlsMode::Required, "STARTTLS");
         assert_eq!((failure.rule, failure.action), ("tls_injection", HostAction::BackOff));
+        // Whether the octets behind the 220 arrive with it or a moment later must not decide whether mail goes at all.
+        let failure = judge_session(Stage::StartTls, &injected, TlsMode::Opportunistic, "STARTTLS");
+        assert_eq!(failure.action, HostAction::RetryInClear);
     }
 
     #[test]

@@ -91,7 +91,7 @@ impl Generator {
             2 => "Subject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=\r\n".to_owned(),
             _ => format!("SUBJECT:{}\r\n", "x".repeat(200)),
         });
-        if number % 5 == 0 {
+        if number.is_multiple_of(5) {
             generated
                 .removed_field(&format!("Bcc: hidden{number}@{RECIPIENT_DOMAIN},\r\n hidden@{RECIPIENT_DOMAIN}\r\n"));
         }

@@ -1,7 +1,8 @@
 //! `postrider demo`: the engine, generated senders and a sink in one process, on loopback.
 //!
-//! It is a program that embeds the engine as any other would, not a part of the data path; so its senders, sink and files
-//! are plain tokio and std. Everything that is sent is generated again where it arrives, and compared; see [`verify`].
+//! It is a program that embeds the engine as any other would, not a part of the data path; so its senders, sink and
+//! files are plain tokio and std. Everything that is sent is generated again where it arrives, and compared; see
+//! [`verify`].
 //!
 //! The spool is a new directory for each run, on a real file system where one is writable, synced as in production, and
 //! removed at the end. A run without progress for [`PATIENCE`] is broken off, so that it ends in bounded time.
@@ -38,7 +39,7 @@ pub use self::report::Report;
 use self::report::{Latency, Stage};
 use self::sender::Senders;
 use self::sink::Sink;
-use self::usage::CpuReading;
+use self::usage::{CpuReading, CpuUse};
 use self::verify::{Arrival, Progress, Tally, Verifier};
 use crate::config::{
     Config, DkimAlgorithm, DkimIdentity, DkimKeyPem, DomainPattern, Durability, RetrySchedule, Route, RouteTarget,
@@ -112,9 +113,12 @@ pub fn run(options: &Options) -> Result<Report, DemoError> {
     let senders = Worker::start(SENDERS_THREAD, move || senders.run(sessions))?;
     let watch = Watch { clock, tally: &tally, senders: &senders, interrupted: &interrupted };
     let broken_off = watch.until_settled(&mut events, options.messages);
-    let ended = clock.now().monotonic;
-    let cpu = CpuReading::now().zip(before).map(|(after, before)| after.since(&before));
-    let commits = engine.addresses().http.first().and_then(|address| read_commits(*address));
+    let measured = Measured {
+        started,
+        ended: clock.now().monotonic,
+        cpu: CpuReading::now().zip(before).map(|(after, before)| after.since(&before)),
+        commits: engine.addresses().http.first().and_then(|address| read_commits(*address)),
+    };
 
     // What is still on its way arrives before the engine is down; only then it shows whether anything came twice.
     senders.stop();
@@ -130,28 +134,49 @@ pub fn run(options: &Options) -> Result<Report, DemoError> {
     if let Err(error) = end {
         tally.note(format!("the engine did not end cleanly: {error}"));
     }
+    let spool = format!("{} ({filesystem}, fsync)", directory.path.display());
+    Ok(report(options, spool, describe_keys(&identities), measured, broken_off, &tally))
+}
+
+/// What is read at the end of the sending, before anything is shut down.
+struct Measured {
+    started: Duration,
+    ended: Duration,
+    cpu: Option<CpuUse>,
+    commits: Option<u64>,
+}
+
+fn report(
+    options: &Options,
+    spool: String,
+    signatures: String,
+    measured: Measured,
+    broken_off: Option<String>,
+    tally: &Tally,
+) -> Report {
     let (acceptance, end_to_end) = tally.latencies();
-    Ok(Report {
+    let after = |at: Duration| at.saturating_sub(measured.started);
+    Report {
         messages: options.messages,
         content_bytes: tally.content_bytes,
         sessions: options.sessions.min(options.messages),
         shards: options.shards.unwrap_or_else(|| allowed_cpus().len()),
-        spool: format!("{} ({filesystem}, fsync)", directory.path.display()),
-        signatures: describe_keys(&identities),
-        accepted: Stage { count: tally.accepted, after: tally.accepted_at.saturating_sub(started) },
-        delivered: Stage { count: tally.arrived, after: tally.arrived_at.saturating_sub(started) },
-        verified: Stage { count: tally.verified(), after: ended.saturating_sub(started) },
+        spool,
+        signatures,
+        accepted: Stage { count: tally.accepted, after: after(tally.accepted_at) },
+        delivered: Stage { count: tally.arrived, after: after(tally.arrived_at) },
+        verified: Stage { count: tally.verified(), after: after(measured.ended) },
         acceptance: Latency::of(&acceptance),
         end_to_end: Latency::of(&end_to_end),
-        cpu,
-        commits,
+        cpu: measured.cpu,
+        commits: measured.commits,
         receptions: tally.receptions,
         deliveries: tally.deliveries,
         transient_failures: tally.transient_failures,
         postponed: tally.postponed,
         broken_off,
         problems: tally.problems(),
-    })
+    }
 }
 
 fn failed(what: &str, error: &dyn fmt::Display) -> DemoError {
@@ -255,10 +280,14 @@ async fn note_interrupt(interrupted: Arc<AtomicBool>) {
     interrupted.store(true, Ordering::Relaxed);
 }
 
-/// A thread with an ordinary runtime that runs one future, and can be stopped.
+/// A thread with an ordinary runtime that runs one future.
+///
+/// It lives until it is stopped, also when the future has ended before: the CPU time of a thread that is gone can't be
+/// told from the engine's.
 #[derive(Debug)]
 struct Worker {
     stop: oneshot::Sender<()>,
+    finished: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
@@ -266,25 +295,31 @@ impl Worker {
     fn start<F: Future<Output = ()>>(name: &str, make: impl FnOnce() -> F + Send + 'static) -> Result<Self, DemoError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| failed(name, &error))?;
-        let (stop, stopped) = oneshot::channel();
+        let (stop, mut stopped) = oneshot::channel();
+        let finished = Arc::new(AtomicBool::new(false));
+        let is_finished = Arc::clone(&finished);
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    () = make() => {}
-                    _ = stopped => {}
+                    () = make() => {
+                        is_finished.store(true, Ordering::Release);
+                        // An error says that the worker was dropped, which stops it as well.
+                        let _ = stopped.await;
+                    }
+                    _ = &mut stopped => {}
                 }
             });
         });
-        Ok(Self { stop, thread: thread.map_err(|error| failed(name, &error))? })
+        Ok(Self { stop, finished, thread: thread.map_err(|error| failed(name, &error))? })
     }
 
     fn is_finished(&self) -> bool {
-        self.thread.is_finished()
+        self.finished.load(Ordering::Acquire)
     }
 
     /// Drops the future, and all tasks that it spawned, wherever they are.
     fn stop(self) {
-        // It may have finished.
+        // The thread waits for it.
         let _ = self.stop.send(());
         let _ = self.thread.join();
     }
@@ -458,6 +493,11 @@ mod tests {
     fn a_worker_can_be_stopped() {
         let worker = Worker::start("endless", std::future::pending).unwrap();
         assert!(!worker.is_finished());
+        worker.stop();
+        let (done, is_done) = std::sync::mpsc::channel();
+        let worker = Worker::start("short", || async move { done.send(()).unwrap() }).unwrap();
+        is_done.recv().unwrap();
+        assert!(!worker.thread.is_finished(), "it waits to be stopped");
         worker.stop();
     }
 }

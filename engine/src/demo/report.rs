@@ -144,7 +144,8 @@ impl Report {
         if self.is_success() {
             return writeln!(
                 f,
-                "\n{verified} of {messages} messages verified: each arrived once, octet for octet, with valid signatures."
+                "\n{verified} of {messages} messages verified: each arrived once, octet for octet, with valid \
+                 signatures."
             );
         }
         writeln!(f)?;

@@ -1,7 +1,7 @@
 //! The demo's sink: takes every message and hands it to the verifiers.
 //!
-//! Its protocol is the engine's own server core, on an ordinary tokio runtime; it refuses bare CR and LF, so that whatever
-//! else the engine's client would write comes to light.
+//! Its protocol is the engine's own server core, on an ordinary tokio runtime; it refuses bare CR and LF, so that
+//! whatever else the engine's client would write comes to light.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -46,12 +46,9 @@ impl Sink {
         loop {
             // The semaphore is never closed.
             let place = Arc::clone(&places).acquire_owned().await;
-            let (stream, client) = match listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(_) => {
-                    clock::sleep(PAUSE).await;
-                    continue;
-                }
+            let Ok((stream, client)) = listener.accept().await else {
+                clock::sleep(PAUSE).await;
+                continue;
             };
             sessions += 1;
             let session = Session { clock: self.clock, arrivals: self.arrivals.clone(), number: sessions };

@@ -1,7 +1,7 @@
 //! Whether what arrived is what was sent, and how often: the demo's judge.
 //!
-//! A [`Verifier`] looks at one message: envelope, octets, added fields, both signatures. A [`Tally`] keeps the books over
-//! all of them, and at the end names everything that is missing, doubled or wrong.
+//! A [`Verifier`] looks at one message: envelope, octets, added fields, both signatures. A [`Tally`] keeps the books
+//! over all of them, and at the end names everything that is missing, doubled or wrong.
 
 use std::borrow::Borrow;
 use std::collections::{HashMap, HashSet};
@@ -414,6 +414,9 @@ impl Tally {
                 }
             }
             (None, Some(refusal)) => what.push(format!("not accepted: {refusal}")),
+            (None, None) if entry.sent_at.is_some() => {
+                what.push("not accepted: it was not answered in time".to_owned())
+            }
             (None, None) => what.push("not accepted: it was not sent in time".to_owned()),
         }
         if entry.accepted.is_none() && entry.arrivals > 0 {

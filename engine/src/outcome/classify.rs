@@ -209,9 +209,11 @@ const REPLY_CODES: &[(std::ops::RangeInclusive<u16>, BounceClass)] = &[
 mod tests {
     use super::*;
 
+    type Case = (u16, Option<(u8, u16, u16)>, &'static str, BounceClass);
+
     /// Answers as receivers really word them.
     #[rustfmt::skip]
-    const CASES: &[(u16, Option<(u8, u16, u16)>, &str, BounceClass)] = &[
+    const CASES: &[Case] = &[
         (550, Some((5, 1, 1)), "The email account that you tried to reach does not exist.", InvalidRecipient),
         (550, Some((5, 1, 1)), "spam", InvalidRecipient), // RFC 3463 §3.2 tells more than a word
         (550, Some((5, 1, 10)), "example.net takes no mail (null MX)", BadDomain),

@@ -8,6 +8,7 @@
 //! | `Closing` | the peer's FIN is seen: the slot is free. Until then the connection counts. |
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::TlsMode;
@@ -23,7 +24,7 @@ pub struct Slot {
     pub host_name: String,
     pub address: SocketAddr,
     /// The site whose host it is: a transaction rides only with its own site's hosts.
-    pub site: std::sync::Arc<str>,
+    pub site: Arc<str>,
     /// What was asked for, and so what the connection proved at least.
     pub tls: TlsMode,
     pub deliveries: u32,
@@ -52,7 +53,7 @@ impl Slots {
         pair: u32,
         host_name: String,
         address: SocketAddr,
-        site: std::sync::Arc<str>,
+        site: Arc<str>,
         tls: TlsMode,
     ) -> ConnectionKey {
         let slot = Slot { pair, host_name, address, site, tls, deliveries: 0, state: SlotState::Opening };
@@ -94,6 +95,13 @@ impl Slots {
             slot.deliveries += 1;
         }
         slot.state = next;
+    }
+
+    /// A transaction rides behind the present one.
+    pub fn count_delivery(&mut self, key: ConnectionKey) {
+        let slot = self.slots[key.0 as usize].as_mut().expect("the connection has a slot");
+        assert_eq!(slot.state, SlotState::Busy, "a transaction rides behind another");
+        slot.deliveries += 1;
     }
 
     pub fn free(&mut self, key: ConnectionKey) -> Slot {

@@ -7,7 +7,7 @@
 //! A pair none of whose hosts can be tried now is *blocked*: it holds no ticket and no credit, and each home knows why
 //! and until when.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use super::connection::{ConnectionKey, Slot, SlotState, Slots};
 use super::site::{BackOff, Choice, Hosts};
 use crate::config::TlsMode;
 use crate::handover::{Attempt, Blocked, PairKey, Route};
-use crate::limits::STANDING_CREDITS;
+use crate::limits::{PAIRS_KEPT, STANDING_CREDITS};
 use crate::mail::time::Now;
 
 /// Limits of every pair.
@@ -33,13 +33,34 @@ pub struct PoolOptions {
 /// What the owner decided.
 #[derive(Debug)]
 pub enum Order {
-    Connect { connection: ConnectionKey, source: usize, host_name: String, to: SocketAddr, tls: TlsMode },
-    Start { connection: ConnectionKey, attempt: Box<Attempt> },
-    Quit { connection: ConnectionKey },
-    Credits { home: usize, pair: PairKey, credits: u32 },
-    Block { home: usize, pair: PairKey, blocked: Blocked },
+    Connect {
+        connection: ConnectionKey,
+        source: usize,
+        host_name: String,
+        to: SocketAddr,
+        tls: TlsMode,
+    },
+    Start {
+        connection: ConnectionKey,
+        attempt: Box<Attempt>,
+    },
+    Quit {
+        connection: ConnectionKey,
+    },
+    Credits {
+        home: usize,
+        pair: PairKey,
+        credits: u32,
+    },
+    Block {
+        home: usize,
+        pair: PairKey,
+        blocked: Blocked,
+    },
     /// No attempt was made; the ticket goes home.
-    Return { attempt: Box<Attempt> },
+    Return {
+        attempt: Box<Attempt>,
+    },
 }
 
 /// What the end of a session means for its host.
@@ -59,7 +80,11 @@ pub enum HostFate {
 pub struct Pools {
     options: PoolOptions,
     pairs: Vec<Pair>,
+    /// Places in `pairs` whose pair was forgotten.
+    free: Vec<u32>,
     keys: HashMap<PairKey, u32>,
+    /// When blocked pairs are tried again.
+    blocked: BTreeSet<(Duration, u32)>,
     slots: Slots,
     orders: VecDeque<Order>,
     stopping: bool,
@@ -92,7 +117,9 @@ impl Pools {
         Self {
             options,
             pairs: Vec::new(),
+            free: Vec::new(),
             keys: HashMap::new(),
+            blocked: BTreeSet::new(),
             slots: Slots::default(),
             orders: VecDeque::new(),
             stopping: false,
@@ -161,8 +188,8 @@ impl Pools {
         self.advance(now, slot.pair, random);
     }
 
-    /// Dismisses connections that were idle too long, and tries blocked pairs again.
-    pub fn tick(&mut self, now: Now, random: &mut dyn FnMut(u64) -> u64) {
+    /// Dismisses connections that were idle too long, and forgets pairs that hold nothing.
+    pub fn tick(&mut self, now: Now) {
         for place in 0..self.pairs.len() {
             for connection in self.pairs[place].open.clone() {
                 if let SlotState::Idle { since } = self.slots.state(connection)
@@ -171,18 +198,42 @@ impl Pools {
                     self.quit(connection);
                 }
             }
-            let pair = &mut self.pairs[place];
-            if pair.blocked_until.is_some_and(|until| until <= now.monotonic) {
-                pair.blocked_until = None;
-                self.advance(now, place as u32, random);
-                self.grant(now, place as u32);
-            }
+        }
+        self.forget_idle_pairs(now);
+    }
+
+    /// Tries again the pairs whose block is over.
+    pub fn unblock(&mut self, now: Now, random: &mut dyn FnMut(u64) -> u64) {
+        while let Some(&(until, place)) = self.blocked.first()
+            && until <= now.monotonic
+        {
+            self.blocked.pop_first();
+            self.pairs[place as usize].blocked_until = None;
+            self.advance(now, place, random);
+            self.grant(now, place);
         }
     }
 
-    /// When [`Self::tick`] has something to do because a block ends.
+    /// A ticket that may ride behind the content that is just being sent on a connection.
+    pub fn take_riding(&mut self, now: Now, connection: ConnectionKey) -> Option<Box<Attempt>> {
+        let slot = self.slots.get(connection);
+        if self.stopping || slot.deliveries >= self.options.max_deliveries_per_connection {
+            return None;
+        }
+        let place = slot.pair;
+        let next = self.pairs[place as usize].tickets.front()?;
+        if next.route.tls != slot.tls || *next.route.site.name != *slot.site {
+            return None;
+        }
+        let attempt = self.pairs[place as usize].tickets.pop_front();
+        self.slots.count_delivery(connection);
+        self.grant(now, place);
+        attempt
+    }
+
+    /// When [`Self::unblock`] has something to do.
     pub fn next_timeout(&self) -> Option<Duration> {
-        self.pairs.iter().filter_map(|pair| pair.blocked_until).min()
+        self.blocked.first().map(|&(until, _)| until)
     }
 
     /// What an attempt at a connection's host is to be told of it.
@@ -200,7 +251,7 @@ impl Pools {
         for place in 0..self.pairs.len() {
             self.advance(now, place as u32, random);
         }
-        self.tick(now, random);
+        self.tick(now);
     }
 
     /// The source's address is gone: its tickets go home, where another source is chosen.
@@ -223,17 +274,17 @@ impl Pools {
         let place = match self.keys.get(key) {
             Some(&place) => place,
             None => {
-                let place = self.pairs.len() as u32;
-                self.pairs.push(Pair {
-                    key: key.clone(),
-                    hosts: Hosts::default(),
-                    tickets: VecDeque::new(),
-                    homes: vec![HomeDemand::default(); self.options.homes],
-                    open: Vec::new(),
-                    opening: 0,
-                    busy: 0,
-                    blocked_until: None,
-                });
+                let pair = Pair::new(key.clone(), self.options.homes);
+                let place = match self.free.pop() {
+                    Some(place) => {
+                        self.pairs[place as usize] = pair;
+                        place
+                    }
+                    None => {
+                        self.pairs.push(pair);
+                        self.pairs.len() as u32 - 1
+                    }
+                };
                 self.keys.insert(key.clone(), place);
                 place
             }
@@ -361,7 +412,10 @@ impl Pools {
         if pair.busy > 0 || pair.opening > 0 {
             return;
         }
-        pair.blocked_until = Some(until);
+        if let Some(earlier) = pair.blocked_until.replace(until) {
+            self.blocked.remove(&(earlier, place));
+        }
+        self.blocked.insert((until, place));
         self.orders.extend(pair.tickets.drain(..).map(|attempt| Order::Return { attempt }));
         let wait_ms = until.saturating_sub(now.monotonic).as_millis() as u64;
         let blocked = Blocked { until_ms: now.wall_ms + wait_ms, reason };
@@ -371,7 +425,8 @@ impl Pools {
         }
     }
 
-    /// Asks homes for tickets: enough for every connection to have the next one waiting, and a standing few.
+    /// Asks homes for tickets: enough for every connection to have one under way, one riding and one waiting, and a
+    /// standing few.
     fn grant(&mut self, now: Now, place: u32) {
         let pair = &mut self.pairs[place as usize];
         if self.stopping || pair.blocked_until.is_some_and(|until| until > now.monotonic) {
@@ -379,7 +434,7 @@ impl Pools {
         }
         let limit = self.options.connection_limit as usize;
         let asked: usize = pair.homes.iter().map(|demand| (demand.granted as usize).min(demand.ready)).sum();
-        let mut room = (2 * limit).saturating_sub(pair.busy as usize + pair.tickets.len() + asked);
+        let mut room = (3 * limit).saturating_sub(pair.busy as usize + pair.tickets.len() + asked);
         let hungry = pair.homes.iter().filter(|demand| demand.ready > demand.granted as usize).count();
         let share = room.div_ceil(hungry.max(1));
         for (home, demand) in pair.homes.iter_mut().enumerate().filter(|(_, demand)| demand.known) {
@@ -394,9 +449,46 @@ impl Pools {
         }
     }
 
+    /// A pair without connections, tickets and back-off is nothing but its name; a home's standing credits survive it,
+    /// because a new acquaintance begins with them.
+    fn forget_idle_pairs(&mut self, now: Now) {
+        if self.keys.len() <= PAIRS_KEPT {
+            return;
+        }
+        let (pairs, free) = (&mut self.pairs, &mut self.free);
+        self.keys.retain(|key, place| {
+            let pair = &mut pairs[*place as usize];
+            let idle = pair.open.is_empty()
+                && pair.tickets.is_empty()
+                && pair.blocked_until.is_none()
+                && pair.homes.iter().all(|demand| demand.ready == 0)
+                && !pair.hosts.remembers(now.monotonic);
+            if idle {
+                *pair = Pair::new(key.clone(), 0);
+                free.push(*place);
+            }
+            !idle
+        });
+    }
+
     fn quit(&mut self, connection: ConnectionKey) {
         self.slots.set_state(connection, SlotState::Closing);
         self.orders.push_back(Order::Quit { connection });
+    }
+}
+
+impl Pair {
+    fn new(key: PairKey, homes: usize) -> Self {
+        Self {
+            key,
+            hosts: Hosts::default(),
+            tickets: VecDeque::new(),
+            homes: vec![HomeDemand::default(); homes],
+            open: Vec::new(),
+            opening: 0,
+            busy: 0,
+            blocked_until: None,
+        }
     }
 }
 

@@ -35,8 +35,14 @@ pub struct BackOff {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Choice {
     /// Index into the site's hosts, and the address.
-    Connect { host: usize, to: SocketAddr },
-    Wait { until: Duration, reason: Arc<str> },
+    Connect {
+        host: usize,
+        to: SocketAddr,
+    },
+    Wait {
+        until: Duration,
+        reason: Arc<str>,
+    },
     /// The site has no address at all.
     Nowhere,
 }
@@ -87,6 +93,11 @@ impl Hosts {
     pub fn tls_mode(&self, now: Duration, address: SocketAddr, asked: TlsMode) -> TlsMode {
         let clear = self.memories.get(&address).is_some_and(|memory| memory.clear_until > now);
         if clear && asked == TlsMode::Opportunistic { TlsMode::Disabled } else { asked }
+    }
+
+    /// Whether there is anything worth keeping.
+    pub fn remembers(&self, now: Duration) -> bool {
+        self.memories.values().any(|memory| memory.until > now || memory.clear_until > now)
     }
 
     fn memory(&mut self, address: SocketAddr) -> &mut Memory {

@@ -161,19 +161,6 @@ impl EventLogHandle {
         self.sender.shared.subscribers.subscribe()
     }
 
-    pub(crate) fn is_blocked(&self) -> bool {
-        self.sender.is_blocked()
-    }
-
-    /// What the disk said, while it fails.
-    pub(crate) fn blocked_reason(&self) -> Option<String> {
-        self.sender.blocked_reason()
-    }
-
-    pub(crate) fn statistics(&self) -> EventLogStatistics {
-        self.sender.statistics()
-    }
-
     /// Writes and syncs all that was sent before, reports the cursors, and ends. On a failing disk it tries once more
     /// and then leaves the rest to the next start.
     pub(crate) fn shutdown(self) -> Result<(), EventLogError> {
@@ -493,7 +480,7 @@ impl EventWriter {
 impl EventLogOptions {
     fn create(&self, number: u64) -> Result<ActiveFile, EventLogError> {
         let started_ms = wall_ms();
-        let path = self.path.join(EventFileName::new(number, started_ms));
+        let path = self.path.join(EventFileName::compose(number, started_ms));
         let failed = || EventLogError::io("create the event file", &path);
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o640).open(&path);
         let file = file.map_err(failed())?;

@@ -123,7 +123,9 @@ impl Link {
     /// A connection to a peer, from its SYN to the peer's FIN.
     pub(super) async fn run_connection(self: Rc<Self>, shard_loop: Rc<ShardLoop>, connection: ConnectionKey) {
         let made = match self.socket.connect().await {
-            Ok(()) => self.socket.local_addr().and_then(|local| Ok(Connected { local, peer: self.socket.peer_addr()? })),
+            Ok(()) => {
+                self.socket.local_addr().and_then(|local| Ok(Connected { local, peer: self.socket.peer_addr()? }))
+            }
             Err(error) => Err(error),
         };
         let now = shard_loop.clock.now();

@@ -110,6 +110,7 @@ impl<T: Send> Sender<T> {
     }
 
     /// How many values would fit now; other senders may take the room.
+    #[cfg(test)]
     pub(crate) fn free_slots(&self) -> usize {
         self.0.queue.capacity() - self.0.queue.len()
     }
@@ -202,6 +203,7 @@ impl<T> ShardReceiver<T> {
     }
 
     /// Appends at most `max` values that are there now.
+    #[cfg(test)]
     pub(crate) fn try_recv_batch(&mut self, into: &mut Vec<T>, max: usize) -> usize {
         self.inbox.0.take(into, max)
     }
@@ -237,11 +239,6 @@ impl<T> ControlReceiver<T> {
                 return 0;
             }
         }
-    }
-
-    /// As [`ShardReceiver::try_recv_batch`].
-    pub(crate) fn try_recv_batch(&mut self, into: &mut Vec<T>, max: usize) -> usize {
-        self.inbox.0.take(into, max)
     }
 
     async fn woken(&mut self) -> io::Result<()> {
@@ -433,7 +430,7 @@ mod tests {
         on_control(async {
             let mut receiver = receiver.on_control().unwrap();
             let mut values = Vec::new();
-            assert_eq!(receiver.try_recv_batch(&mut values, 1), 1);
+            assert_eq!(receiver.inbox.0.take(&mut values, 1), 1);
             sender.send(4).unwrap();
             assert_eq!(receiver.recv_batch(&mut values, 8).await, 2);
             assert_eq!(values, [1, 2, 4]);

@@ -192,13 +192,6 @@ pub(crate) fn is_local_address(address: IpAddr) -> bool {
         .is_ok()
 }
 
-/// The name that the kernel knows this machine by.
-pub(crate) fn system_hostname() -> Option<String> {
-    let name = fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
-    let name = name.trim();
-    (!name.is_empty() && name != "(none)").then(|| name.to_owned())
-}
-
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

@@ -30,7 +30,8 @@ use crate::accept::Admitted;
 use crate::config::{Config, SmtpListener};
 use crate::handover::{AcceptAnswer, ControlMessage, ShardMessage};
 use crate::limits::{
-    EVENTS_WAITING_MAX, LISTENER_PAUSE, MAILBOX_BATCH, SESSIONS_ABOVE_SHARE, SHARE_PAUSE, SHUTDOWN_COMMIT_GRACE,
+    EVENTS_WAITING_MAX, LISTENER_COMPLAINT_INTERVAL, LISTENER_PAUSE, MAILBOX_BATCH, OVERDUE_PAUSE,
+    SESSIONS_ABOVE_SHARE, SHARE_PAUSE, SHUTDOWN_COMMIT_GRACE,
 };
 use crate::outcome::event::LoggedRecord;
 use crate::pool::connection::ConnectionKey;
@@ -40,7 +41,10 @@ use crate::shard::{Action, ConnectError, SessionKey, Shard, ShardOptions};
 #[derive(Debug)]
 pub(crate) enum Mail {
     Core(ShardMessage),
-    Inject { admitted: Box<Admitted>, reply: oneshot::Sender<AcceptAnswer> },
+    Inject {
+        admitted: Box<Admitted>,
+        reply: oneshot::Sender<AcceptAnswer>,
+    },
     /// The thread ends.
     Exit,
 }
@@ -99,6 +103,14 @@ async fn start(setup: ShardSetup) {
             return;
         }
     }
+    let listeners = setup.listeners.into_iter().map(|listener| Ok((Listener::new(&listener.socket)?, listener)));
+    let listeners = match listeners.collect::<io::Result<Vec<_>>>() {
+        Ok(listeners) => listeners,
+        Err(error) => {
+            let _ = started.send(Err(format!("listener: {error}")));
+            return;
+        }
+    };
     let mailbox = match mailbox.on_shard() {
         Ok(mailbox) => mailbox,
         Err(error) => {
@@ -128,8 +140,8 @@ async fn start(setup: ShardSetup) {
         is_stopping: Cell::new(false),
         progress: Notify::new(),
     });
-    for listener in setup.listeners {
-        uring::spawn(Rc::clone(&shard_loop).accept(listener));
+    for (listener, setup) in listeners {
+        uring::spawn(Rc::clone(&shard_loop).accept(listener, setup));
     }
     uring::spawn(Rc::clone(&shard_loop).take_turns());
     uring::spawn(Rc::clone(&shard_loop).report_sent());
@@ -178,6 +190,7 @@ impl ShardLoop {
     async fn take_turns(self: Rc<Self>) {
         let mut timer = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
         let mut armed = Duration::ZERO;
+        let mut was_overdue = false;
         loop {
             let now = self.clock.now();
             self.shard.borrow_mut().turn(now);
@@ -189,7 +202,18 @@ impl ShardLoop {
                 uring::breathe().await;
                 continue;
             }
-            let deadline = self.next_turn(now.monotonic);
+            let mut deadline = self.next_turn(now.monotonic);
+            if deadline > now.monotonic {
+                was_overdue = false;
+            } else if was_overdue {
+                // What is overdue after a turn waits for something else, and mostly for an operation.
+                deadline = now.monotonic + OVERDUE_PAUSE;
+            } else {
+                // A timer that is always over would keep the thread from parking, and so its operations in the queue.
+                was_overdue = true;
+                uring::breathe().await;
+                continue;
+            }
             if deadline != armed {
                 armed = deadline;
                 let wait = deadline.saturating_sub(self.clock.now().monotonic);
@@ -216,9 +240,12 @@ impl ShardLoop {
         loop {
             let Some(action) = self.shard.borrow_mut().poll_action() else { return };
             match action {
-                Action::SessionSend { session, bytes } => self.link(Side::Session(session), |link| link.send_bytes(bytes)),
+                Action::SessionSend { session, bytes } => {
+                    self.link(Side::Session(session), |link| link.send_bytes(bytes))
+                }
                 Action::SessionStartTls { session } => self.link(Side::Session(session), Link::start_tls_server),
                 Action::SessionClose { session } => self.link(Side::Session(session), Link::close),
+                Action::SessionAbort { session } => self.link(Side::Session(session), Link::abort),
                 Action::SessionResume { session } => self.link(Side::Session(session), Link::wake),
                 Action::ConnectionSend { connection, chunks } => {
                     self.link(Side::Connection(connection), |link| link.send(chunks));
@@ -287,15 +314,9 @@ impl ShardLoop {
         uring::spawn(link.run_connection(Rc::clone(self), connection));
     }
 
-    async fn accept(self: Rc<Self>, setup: ListenerSetup) {
-        let ListenerSetup { socket, config, tls } = setup;
-        let listener = match Listener::new(&socket) {
-            Ok(listener) => listener,
-            Err(error) => {
-                tracing::error!(%error, address = %config.address, "the shard can not accept");
-                return;
-            }
-        };
+    async fn accept(self: Rc<Self>, listener: Listener, setup: ListenerSetup) {
+        let ListenerSetup { config, tls, .. } = setup;
+        let mut complain_again = Duration::ZERO;
         loop {
             if self.is_stopping.get() {
                 break;
@@ -310,8 +331,16 @@ impl ShardLoop {
                 accepted = listener.accept() => match accepted {
                     Ok((socket, client)) => self.open_session(socket, client, &config, tls.clone()),
                     Err(error) => {
-                        if !is_out_of_descriptors(&error) {
-                            tracing::warn!(%error, address = %config.address, "accept failed");
+                        let now = self.clock.now().monotonic;
+                        if now >= complain_again {
+                            complain_again = now + LISTENER_COMPLAINT_INTERVAL;
+                            let address = config.address;
+                            if is_out_of_descriptors(&error) {
+                                let advice = "clients wait until connections end; raise `ulimit -n`";
+                                tracing::warn!(%error, %address, "{advice}");
+                            } else {
+                                tracing::warn!(%error, %address, "accept failed");
+                            }
                         }
                         clock::sleep(LISTENER_PAUSE).await;
                     }

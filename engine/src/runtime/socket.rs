@@ -205,6 +205,7 @@ impl Socket {
         self.0.bytes_sent.get()
     }
 
+    #[cfg(test)]
     pub(crate) fn bytes_received(&self) -> u64 {
         self.0.bytes_received.get()
     }
@@ -316,6 +317,7 @@ impl Listener {
         Ok((Socket::new(descriptor, Stage::Connected), peer))
     }
 
+    #[cfg(test)]
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
         ip_address(SockRef::from(&*self.descriptor).local_addr()?)
     }

@@ -332,7 +332,8 @@ impl SendScratch {
 
 /// The parts of a send, and what is needed to send more of them.
 pub(crate) struct Sending<T> {
-    descriptor: Descriptor,
+    /// Open until the operation has ended.
+    _descriptor: Descriptor,
     pub(crate) parts: Vec<T>,
     pub(crate) scratch: SendScratch,
 }
@@ -379,7 +380,7 @@ pub(crate) fn send<T: AsRef<[u8]> + 'static>(
     // SAFETY: the SQE names the descriptor, the boxed header, the vectors on the heap, and the octets of the parts. The
     // data owns all of them. The parts lie in a `Vec` whose memory is not touched, hence not moved or changed, until
     // the data comes back, so the slices that they lent here stay valid even if a part holds its octets inline.
-    Ok(unsafe { submit(Sending { descriptor, parts, scratch }, sqe) })
+    Ok(unsafe { submit(Sending { _descriptor: descriptor, parts, scratch }, sqe) })
 }
 
 /// Room for a peer's address, on the heap as the kernel writes it.

@@ -21,7 +21,7 @@ use postrider_spool::record::MessageId;
 use super::due::DueTimes;
 use super::fair::{FairQueue, FlowId};
 use crate::handover::{Blocked, PairKey, Spooled};
-use crate::limits::{EXPIRY_SWEEP_ENTRIES, STANDING_CREDITS};
+use crate::limits::{EXPIRY_SWEEP_ENTRIES, PAIRS_KEPT, QUEUES_KEPT, STANDING_CREDITS};
 
 /// An entry's place in its home; reused after the entry is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,8 +48,12 @@ pub struct Entry {
 enum State {
     Due,
     Unrouted,
-    Ready { pair: u32 },
-    Out { pair: u32 },
+    Ready {
+        pair: u32,
+    },
+    Out {
+        pair: u32,
+    },
     /// Taken from its place, about to be removed.
     Withdrawn,
 }
@@ -125,11 +129,14 @@ pub struct Home {
     free: Vec<u32>,
     len: usize,
     due: DueTimes,
-    queues: Vec<Queue>,
+    queues: Vec<Option<Queue>>,
+    free_queues: Vec<u32>,
     queue_names: HashMap<QueueName, QueueKey>,
     flows: HashMap<(Arc<str>, Arc<str>), FlowId>,
+    next_flow: u32,
     domains: HashMap<Arc<str>, Domain>,
-    pairs: Vec<Pair>,
+    pairs: Vec<Option<Pair>>,
+    free_pairs: Vec<u32>,
     pair_keys: HashMap<PairKey, u32>,
     needs: VecDeque<Need>,
     /// Where the next expiry sweep goes on.
@@ -142,7 +149,7 @@ impl Home {
     pub fn insert(&mut self, spooled: &Spooled) {
         for group in &spooled.groups {
             let queue = self.queue(spooled, &group.domain);
-            self.queues[queue.0 as usize].depth += 1;
+            self.queue_mut(queue).depth += 1;
             self.insert_entry(Entry {
                 message: spooled.message,
                 recipients: group.recipients.clone(),
@@ -226,30 +233,32 @@ impl Home {
         let entry = self.entry_mut(key);
         entry.state = State::Ready { pair };
         let (queue, recipients) = (entry.queue, entry.recipients.len() as u32);
-        let Queue { priority, flow, .. } = self.queues[queue.0 as usize];
-        self.pairs[pair as usize].ready.push(priority, flow, key, recipients);
+        let &mut Queue { priority, flow, .. } = self.queue_mut(queue);
+        self.pair_mut(pair).ready.push(priority, flow, key, recipients);
         self.serve(pair);
     }
 
     pub fn set_owner(&mut self, pair_key: &PairKey, owner: usize) {
         let pair = self.pair(pair_key);
-        self.pairs[pair as usize].owner = Owner::Shard(owner);
-        self.pairs[pair as usize].credits = STANDING_CREDITS;
+        let known = self.pair_mut(pair);
+        known.owner = Owner::Shard(owner);
+        known.credits = STANDING_CREDITS;
         self.serve(pair);
     }
 
     /// The owner takes `credits` more tickets, and is not blocked.
     pub fn add_credits(&mut self, pair_key: &PairKey, credits: u32) {
         let pair = self.pair(pair_key);
-        self.pairs[pair as usize].blocked = None;
-        self.pairs[pair as usize].credits += credits;
+        let known = self.pair_mut(pair);
+        known.blocked = None;
+        known.credits += credits;
         self.serve(pair);
     }
 
     /// The owner takes nothing until it gives credits again.
     pub fn block_pair(&mut self, pair_key: &PairKey, blocked: Blocked) {
         let pair = self.pair(pair_key);
-        let pair = &mut self.pairs[pair as usize];
+        let pair = self.pair_mut(pair);
         pair.credits = 0;
         pair.blocked = Some(blocked);
     }
@@ -257,7 +266,7 @@ impl Home {
     /// Takes what is ready for a source away from its pairs, so that it can go by another.
     pub fn withdraw_source(&mut self, source: usize) -> Vec<EntryKey> {
         let mut withdrawn = Vec::new();
-        for pair in self.pairs.iter_mut().filter(|pair| pair.key.source == source) {
+        for pair in self.pairs.iter_mut().flatten().filter(|pair| pair.key.source == source) {
             withdrawn.extend(pair.ready.drain());
             pair.told = 0;
         }
@@ -313,7 +322,7 @@ impl Home {
             last_answer: entry.last_answer.clone(),
             state: State::Due,
         };
-        self.queues[part.queue.0 as usize].depth += 1;
+        self.queue_mut(part.queue).depth += 1;
         self.insert_entry(part)
     }
 
@@ -323,16 +332,16 @@ impl Home {
         let entry = self.entries[key.0 as usize].take().expect("the entry exists");
         self.free.push(key.0);
         self.len -= 1;
-        self.queues[entry.queue.0 as usize].depth -= 1;
+        self.queue_mut(entry.queue).depth -= 1;
         if entry.state == State::Due {
             self.due.remove(entry.due_ms, key);
         }
         entry
     }
 
-    /// Entries past their expiry that are not with an owner, looking at no more than a bounded number; each must be
-    /// given to [`Self::remove`].
-    pub fn sweep_expired(&mut self, wall_ms: u64) -> Vec<EntryKey> {
+    /// Entries past their expiry that are not with an owner, with what held them, looking at no more than a bounded
+    /// number; each must be given to [`Self::remove`].
+    pub fn sweep_expired(&mut self, wall_ms: u64) -> Vec<(EntryKey, Option<Arc<str>>)> {
         let mut expired = Vec::new();
         for _ in 0..self.entries.len().min(EXPIRY_SWEEP_ENTRIES) {
             self.sweep = if self.sweep + 1 < self.entries.len() { self.sweep + 1 } else { 0 };
@@ -341,8 +350,10 @@ impl Home {
                 expired.push(EntryKey(self.sweep as u32));
             }
         }
+        let reason = |&key: &EntryKey| self.blocked_by(key).map(|blocked| Arc::clone(&blocked.reason));
+        let reasons: Vec<Option<Arc<str>>> = expired.iter().map(reason).collect();
         self.withdraw(&expired);
-        expired
+        expired.into_iter().zip(reasons).collect()
     }
 
     /// What is needed next; the caller looks until there is nothing.
@@ -368,7 +379,7 @@ impl Home {
     }
 
     pub fn queue_of(&self, key: EntryKey) -> &Queue {
-        &self.queues[self.entry(key).queue.0 as usize]
+        self.queues[self.entry(key).queue.0 as usize].as_ref().expect("an entry's queue exists")
     }
 
     pub fn len(&self) -> usize {
@@ -381,12 +392,12 @@ impl Home {
 
     /// Tickets that owners hold.
     pub fn out(&self) -> u64 {
-        self.pairs.iter().map(|pair| pair.out).sum()
+        self.pairs.iter().flatten().map(|pair| pair.out).sum()
     }
 
     /// Entries that wait for a route or for a pair's owner.
     pub fn ready(&self) -> usize {
-        self.pairs.iter().map(|pair| pair.ready.len()).sum::<usize>()
+        self.pairs.iter().flatten().map(|pair| pair.ready.len()).sum::<usize>()
             + self.domains.values().map(|domain| domain.unrouted.len()).sum::<usize>()
     }
 
@@ -406,10 +417,11 @@ impl Home {
             return key;
         }
         let (tenant, campaign) = (Arc::<str>::from(&*name.tenant), Arc::<str>::from(&*name.campaign));
-        let next_flow = FlowId(self.flows.len() as u32);
-        let flow = *self.flows.entry((Arc::clone(&tenant), Arc::clone(&campaign))).or_insert(next_flow);
-        let key = QueueKey(self.queues.len() as u32);
-        self.queues.push(Queue {
+        let flow = *self.flows.entry((Arc::clone(&tenant), Arc::clone(&campaign))).or_insert_with(|| {
+            self.next_flow += 1;
+            FlowId(self.next_flow)
+        });
+        let queue = Queue {
             name: queue_name(domain, &tenant, &campaign).into(),
             domain: Arc::clone(domain),
             tenant,
@@ -419,7 +431,17 @@ impl Home {
             depth: 0,
             last_answer: None,
             flow,
-        });
+        };
+        let key = match self.free_queues.pop() {
+            Some(place) => {
+                self.queues[place as usize] = Some(queue);
+                QueueKey(place)
+            }
+            None => {
+                self.queues.push(Some(queue));
+                QueueKey(self.queues.len() as u32 - 1)
+            }
+        };
         self.queue_names.insert(name, key);
         key
     }
@@ -429,7 +451,7 @@ impl Home {
         match self.entry(key).state {
             State::Due | State::Out { .. } | State::Withdrawn => None,
             State::Unrouted => self.domains.get(&self.queue_of(key).domain)?.blocked.as_ref(),
-            State::Ready { pair } => self.pairs[pair as usize].blocked.as_ref(),
+            State::Ready { pair } => self.known_pair(pair).blocked.as_ref(),
         }
     }
 
@@ -437,7 +459,7 @@ impl Home {
     pub fn pair_of(&self, key: EntryKey) -> Option<&PairKey> {
         match self.entry(key).state {
             State::Due | State::Unrouted | State::Withdrawn => None,
-            State::Ready { pair } | State::Out { pair } => Some(&self.pairs[pair as usize].key),
+            State::Ready { pair } | State::Out { pair } => Some(&self.known_pair(pair).key),
         }
     }
 
@@ -450,8 +472,39 @@ impl Home {
         }
     }
 
-    pub fn queues(&self) -> &[Queue] {
-        &self.queues
+    /// One more than the highest [`QueueKey`] in use.
+    pub fn queue_places(&self) -> usize {
+        self.queues.len()
+    }
+
+    /// Forgets queues and pairs that hold nothing, once there are many.
+    pub fn forget_idle(&mut self) {
+        if self.queue_names.len() > QUEUES_KEPT {
+            let (queues, free) = (&mut self.queues, &mut self.free_queues);
+            self.queue_names.retain(|_, key| {
+                let place = &mut queues[key.0 as usize];
+                let idle = place.as_ref().is_none_or(|queue| queue.depth == 0);
+                if idle {
+                    *place = None;
+                    free.push(key.0);
+                }
+                !idle
+            });
+            let used: HashSet<FlowId> = self.queues.iter().flatten().map(|queue| queue.flow).collect();
+            self.flows.retain(|_, flow| used.contains(flow));
+        }
+        if self.pair_keys.len() > PAIRS_KEPT {
+            let (pairs, free) = (&mut self.pairs, &mut self.free_pairs);
+            self.pair_keys.retain(|_, place| {
+                let pair = &mut pairs[*place as usize];
+                let idle = pair.as_ref().is_none_or(|pair| pair.ready.is_empty() && pair.out == 0);
+                if idle {
+                    *pair = None;
+                    free.push(*place);
+                }
+                !idle
+            });
+        }
     }
 
     fn insert_entry(&mut self, entry: Entry) -> EntryKey {
@@ -476,8 +529,7 @@ impl Home {
         if let Some(&pair) = self.pair_keys.get(key) {
             return pair;
         }
-        let pair = self.pairs.len() as u32;
-        self.pairs.push(Pair {
+        let pair = Some(Pair {
             key: key.clone(),
             ready: FairQueue::default(),
             owner: Owner::Unknown,
@@ -486,13 +538,35 @@ impl Home {
             blocked: None,
             out: 0,
         });
-        self.pair_keys.insert(key.clone(), pair);
-        pair
+        let place = match self.free_pairs.pop() {
+            Some(place) => {
+                self.pairs[place as usize] = pair;
+                place
+            }
+            None => {
+                self.pairs.push(pair);
+                self.pairs.len() as u32 - 1
+            }
+        };
+        self.pair_keys.insert(key.clone(), place);
+        place
+    }
+
+    fn known_pair(&self, place: u32) -> &Pair {
+        self.pairs[place as usize].as_ref().expect("an entry's pair exists")
+    }
+
+    fn pair_mut(&mut self, place: u32) -> &mut Pair {
+        self.pairs[place as usize].as_mut().expect("a pair that holds something exists")
+    }
+
+    fn queue_mut(&mut self, key: QueueKey) -> &mut Queue {
+        self.queues[key.0 as usize].as_mut().expect("an entry's queue exists")
     }
 
     /// Spends the pair's credits, and tells its owner of a queue that has grown from nothing or doubled.
     fn serve(&mut self, place: u32) {
-        let pair = &mut self.pairs[place as usize];
+        let pair = self.pairs[place as usize].as_mut().expect("a pair that holds something exists");
         let owner = match pair.owner {
             Owner::Shard(owner) => owner,
             Owner::Asked => return,
@@ -519,7 +593,7 @@ impl Home {
 
     fn leave_out(&mut self, key: EntryKey) {
         if let State::Out { pair } = self.entry(key).state {
-            self.pairs[pair as usize].out -= 1;
+            self.pair_mut(pair).out -= 1;
         }
     }
 
@@ -544,12 +618,12 @@ impl Home {
             domain.unrouted.retain(|key| entries[key.0 as usize].as_ref().is_some_and(|e| e.state == State::Unrouted));
         }
         for pair in pairs {
-            for key in self.pairs[pair as usize].ready.drain() {
+            for key in self.pair_mut(pair).ready.drain() {
                 let Entry { queue, recipients, state, .. } = self.entry(key);
                 if matches!(state, State::Ready { .. }) {
                     let (queue, cost) = (*queue, recipients.len() as u32);
-                    let Queue { priority, flow, .. } = self.queues[queue.0 as usize];
-                    self.pairs[pair as usize].ready.push(priority, flow, key, cost);
+                    let &mut Queue { priority, flow, .. } = self.queue_mut(queue);
+                    self.pair_mut(pair).ready.push(priority, flow, key, cost);
                 }
             }
         }
@@ -557,7 +631,7 @@ impl Home {
 
     fn remember_answer(&mut self, key: EntryKey, answer: &str) -> Arc<str> {
         let queue = self.entry(key).queue;
-        let last = &mut self.queues[queue.0 as usize].last_answer;
+        let last = &mut self.queue_mut(queue).last_answer;
         match last {
             Some(last) if **last == *answer => Arc::clone(last),
             _ => Arc::clone(last.insert(Arc::from(answer))),

@@ -48,7 +48,8 @@ mod tests {
     fn doubling_stays_within_an_eighth_and_below_its_maximum() {
         let schedule = RetrySchedule::Doubling { first: Duration::from_secs(1200), max: Duration::from_secs(14_400) };
         let retry = retry(schedule);
-        for (attempts, plain_ms) in [(1, 1_200_000), (2, 2_400_000), (4, 9_600_000), (5, 14_400_000), (400, 14_400_000)] {
+        for (attempts, plain_ms) in [(1, 1_200_000), (2, 2_400_000), (4, 9_600_000), (5, 14_400_000), (400, 14_400_000)]
+        {
             let mut seen = (u64::MAX, 0);
             for jitter in (0..1000).map(|i| i * 0x9e37_79b9_7f4a) {
                 let due = next_attempt_ms(&retry, attempts, 0, jitter);

@@ -2,6 +2,7 @@
 
 use std::collections::hash_map;
 use std::sync::Arc;
+use std::time::Duration;
 
 use postrider_spool::AppendError;
 
@@ -12,7 +13,7 @@ use crate::accept::smtp_server::ServerEvent;
 use crate::accept::{Admitted, Received, SessionOptions, SmtpServer};
 use crate::config::SmtpListener;
 use crate::handover::AcceptAnswer;
-use crate::limits::{RSA_SIGNATURES_PER_TURN, SIGNING_QUEUE_MAX};
+use crate::limits::{RSA_SIGNATURES_PER_TURN, SESSION_CLOSE_MAX, SIGNING_QUEUE_MAX};
 use crate::mail::time::Now;
 
 /// A client's session.
@@ -21,7 +22,8 @@ pub(super) struct Session {
     server: SmtpServer,
     /// Input that the server didn't take yet, because it waits for an answer.
     pending: Vec<u8>,
-    closing: bool,
+    /// Once it is to be closed: until when what waits to be sent may take its time.
+    closing: Option<Duration>,
 }
 
 /// An admitted message whose signatures wait for their turn.
@@ -49,7 +51,7 @@ impl Shard {
         let mut greeting = Vec::new();
         let session_id = (self.id as u64) << 48 | key.0;
         let server = SmtpServer::new(now, options, session_id, &mut greeting);
-        self.sessions.insert(key, Session { server, pending: Vec::new(), closing: false });
+        self.sessions.insert(key, Session { server, pending: Vec::new(), closing: None });
         self.metrics.connections_in_accepted.inc();
         self.metrics.connections_in.set(self.sessions.len() as u64);
         self.actions.push_back(Action::SessionSend { session: key, bytes: greeting });
@@ -90,7 +92,7 @@ impl Shard {
 
     /// Whether the session takes input now; one that waits for an answer doesn't.
     pub fn session_wants_input(&self, key: SessionKey) -> bool {
-        self.sessions.get(&key).is_some_and(|session| !session.server.is_waiting() && !session.closing)
+        self.sessions.get(&key).is_some_and(|session| !session.server.is_waiting() && session.closing.is_none())
     }
 
     /// No message is taken while the event log can't be written and its records pile up.
@@ -143,14 +145,20 @@ impl Shard {
 
     pub(super) fn time_out_sessions(&mut self, now: Now) {
         let late = |(key, session): (&SessionKey, &mut Session)| {
-            (session.server.next_timeout() <= now.monotonic && !session.closing).then_some(*key)
+            let deadline = session.closing.unwrap_or_else(|| session.server.next_timeout());
+            (deadline <= now.monotonic).then_some(*key)
         };
         let late: Vec<SessionKey> = self.sessions.iter_mut().filter_map(late).collect();
         for key in late {
             let Some(session) = self.sessions.get_mut(&key) else { continue };
+            if session.closing.is_some() {
+                // A client that reads nothing would keep its socket, and its place among the sessions, for ever.
+                self.actions.push_back(Action::SessionAbort { session: key });
+                continue;
+            }
             let mut out = Vec::new();
             session.server.handle_timeout(now, &mut out);
-            self.close_session(key, out);
+            self.close_session(now, key, out);
         }
     }
 
@@ -160,16 +168,16 @@ impl Shard {
             let Some(session) = self.sessions.get_mut(&key) else { continue };
             let mut out = Vec::new();
             if session.server.handle_shutdown(now, &mut out) {
-                self.close_session(key, out);
+                self.close_session(now, key, out);
             } else if !out.is_empty() {
                 self.actions.push_back(Action::SessionSend { session: key, bytes: out });
             }
         }
     }
 
-    fn close_session(&mut self, key: SessionKey, out: Vec<u8>) {
+    fn close_session(&mut self, now: Now, key: SessionKey, out: Vec<u8>) {
         if let hash_map::Entry::Occupied(mut session) = self.sessions.entry(key) {
-            session.get_mut().closing = true;
+            session.get_mut().closing = Some(now.monotonic + SESSION_CLOSE_MAX);
             self.actions.push_back(Action::SessionSend { session: key, bytes: out });
             self.actions.push_back(Action::SessionClose { session: key });
         }
@@ -191,7 +199,7 @@ impl Shard {
         let mut taken = 0;
         loop {
             let Some(session) = self.sessions.get_mut(&key) else { return taken };
-            if session.closing {
+            if session.closing.is_some() {
                 return input.len();
             }
             let mut out = Vec::new();
@@ -210,7 +218,7 @@ impl Shard {
                     }
                 }
                 Some(ServerEvent::Close) => {
-                    self.close_session(key, Vec::new());
+                    self.close_session(now, key, Vec::new());
                     return input.len();
                 }
                 None if handled.consumed == 0 => return taken,
@@ -269,9 +277,7 @@ impl Shard {
             Err(AppendError::TooLarge { bytes, bytes_max }) => {
                 Refusal::new(552, (5, 3, 4), format!("Message of {bytes} octets exceeds the spool's {bytes_max}"))
             }
-            Err(AppendError::Failed) => {
-                Refusal::new(451, (4, 3, 0), "Spool failed, try again later")
-            }
+            Err(AppendError::Failed) => Refusal::new(451, (4, 3, 0), "Spool failed, try again later"),
         };
         self.answer_sender(now, answer_to, Err(refusal));
     }

@@ -31,7 +31,7 @@ impl Shard {
     }
 
     fn queue_rows(&self, limit: usize) -> Told {
-        let mut rows: Vec<Option<QueueRow>> = vec![None; self.home.queues().len()];
+        let mut rows: Vec<Option<QueueRow>> = vec![None; self.home.queue_places()];
         let mut total = 0;
         for (key, entry) in self.home.entries() {
             let queue = self.home.queue_of(key);
@@ -132,7 +132,13 @@ impl Shard {
         }
     }
 
-    fn message_row(&self, key: EntryKey, recipient: String, envelope: Option<&ArchivedEnvelope>, size: u64) -> MessageRow {
+    fn message_row(
+        &self,
+        key: EntryKey,
+        recipient: String,
+        envelope: Option<&ArchivedEnvelope>,
+        size: u64,
+    ) -> MessageRow {
         let entry = self.home.entry(key);
         let queue = self.home.queue_of(key);
         let pair = self.home.pair_of(key);

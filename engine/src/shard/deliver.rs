@@ -32,7 +32,9 @@ pub(super) struct Delivery {
 }
 
 enum DeliveryState {
-    Connecting { deadline: Duration },
+    Connecting {
+        deadline: Duration,
+    },
     Up(Box<SmtpClient<postrider_spool::Message>>),
     /// The driver closes it.
     Over,
@@ -192,16 +194,7 @@ impl Shard {
         let delivery = self.deliveries.get_mut(&connection).expect("an idle connection is up");
         assert_eq!(*self.pools.slot(connection).site, *attempt.route.site.name, "a transaction stays with its site");
         assert_eq!(delivery.source, attempt.pair.source, "a message leaves from a source of its own pool");
-        let transaction = Transaction {
-            ticket: u64::from(attempt.ticket.entry.0),
-            reverse_path: attempt.reverse_path.clone(),
-            recipients: attempt.recipients.clone(),
-            size: attempt.message.size(),
-            eight_bit: attempt.eight_bit,
-            smtputf8: attempt.smtputf8,
-            dot_lines: attempt.dot_lines,
-            content: attempt.message.clone(),
-        };
+        let transaction = transaction(&attempt);
         delivery.attempts.push_back((now.monotonic, attempt));
         self.with_client(now, connection, |client, out| client.start(now, transaction, out));
     }
@@ -221,6 +214,14 @@ impl Shard {
         let DeliveryState::Up(client) = &mut delivery.state else { return };
         let mut chunks = Vec::new();
         act(client, &mut chunks);
+        if self.config.shaping.riding
+            && client.can_ride()
+            && let Some(attempt) = self.pools.take_riding(now, connection)
+        {
+            assert_eq!(delivery.source, attempt.pair.source, "a message leaves from a source of its own pool");
+            client.ride(transaction(&attempt), &mut chunks);
+            delivery.attempts.push_back((now.monotonic, *attempt));
+        }
         let mut events = Vec::new();
         while let Some(event) = client.poll_event() {
             events.push(event);
@@ -276,6 +277,20 @@ impl Shard {
             }
         };
         self.pools.handle_closing(now, connection, fate);
+    }
+}
+
+/// What the client needs of an attempt.
+fn transaction(attempt: &Attempt) -> Transaction<postrider_spool::Message> {
+    Transaction {
+        ticket: u64::from(attempt.ticket.entry.0),
+        reverse_path: attempt.reverse_path.clone(),
+        recipients: attempt.recipients.clone(),
+        size: attempt.message.size(),
+        eight_bit: attempt.eight_bit,
+        smtputf8: attempt.smtputf8,
+        dot_lines: attempt.dot_lines,
+        content: attempt.message.clone(),
     }
 }
 

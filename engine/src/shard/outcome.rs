@@ -95,12 +95,7 @@ impl Shard {
         self.home.remove(ending.entry);
     }
 
-    fn dispose(
-        &mut self,
-        now: Now,
-        attempt: &Attempt,
-        verdicts: Vec<(u32, verdict::RecipientVerdict)>,
-    ) -> Disposition {
+    fn dispose(&mut self, now: Now, attempt: &Attempt, verdicts: Vec<(u32, verdict::RecipientVerdict)>) -> Disposition {
         let entry = self.home.entry(attempt.ticket.entry);
         let (attempts, expires_ms) = (entry.attempts + 1, entry.expires_ms);
         let queue = Arc::clone(&self.home.queue_of(attempt.ticket.entry).name);
@@ -124,7 +119,8 @@ impl Shard {
                         (Fate::Deferred { due_ms }, answer)
                     } else {
                         let last = answer_text(answer.code, answer.enhanced, &answer.text);
-                        (Fate::Expired, expired(format!("Message would expire before its next attempt; last answer: {last}")))
+                        let why = format!("Message would expire before its next attempt; last answer: {last}");
+                        (Fate::Expired, expired(why))
                     }
                 }
                 // It may have gone out under another envelope: it waits for the operator, or for its expiry.

@@ -220,16 +220,15 @@ impl Shard {
 
     /// Ends what is past its time and not on the wire.
     pub(super) fn expire(&mut self, now: Now) {
-        for entry in self.home.sweep_expired(now.wall_ms) {
-            let answer = self.expiry_answer(entry);
+        for (entry, held_by) in self.home.sweep_expired(now.wall_ms) {
+            let answer = self.expiry_answer(entry, held_by.as_deref());
             self.end_entry(now, Ending { entry, fate: Fate::Expired, answer });
         }
     }
 
-    fn expiry_answer(&self, entry: EntryKey) -> Answer {
+    fn expiry_answer(&self, entry: EntryKey, held_by: Option<&str>) -> Answer {
         let last = self.home.entry(entry).last_answer.as_deref();
-        let blocked = self.home.blocked_by(entry).map(|blocked| &*blocked.reason);
-        let text = match last.or(blocked) {
+        let text = match held_by.or(last) {
             Some(last) => format!("Message expired; last answer: {last}"),
             None => "Message expired before an attempt could be made".to_owned(),
         };

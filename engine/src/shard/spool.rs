@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use postrider_spool::record::{Envelope, LogId, MessageId, Outcome, RecipientResult, Sequence};
 use postrider_spool::{
-    CommitNumber, Completion, Log, LogDirectory, Message, Operation, Progress, ReadError, RecordRef, RecoverError, RecoverOptions,
-    Recovered,
+    CommitNumber, Completion, Log, LogDirectory, Message, Operation, Progress, ReadError, RecordRef, RecoverError,
+    RecoverOptions, Recovered,
 };
 
 use super::schedule::PendingRead;
@@ -65,7 +65,8 @@ impl HomeLog {
     }
 
     pub(super) fn next_timeout(&self) -> Duration {
-        let commit = if self.log.has_uncommitted() { self.commit_at } else { Duration::MAX };
+        let may_commit = self.log.has_uncommitted() && !self.log.is_committing();
+        let commit = if may_commit { self.commit_at } else { Duration::MAX };
         commit.min(self.log.next_timeout().unwrap_or(Duration::MAX))
     }
 
@@ -237,7 +238,9 @@ impl Shard {
             match (pending, &result) {
                 (PendingRead::Ticket(ticket), Ok(message)) => self.send_ticket(now, ticket, message.clone()),
                 (PendingRead::Ticket(ticket), Err(error)) => self.hold_unreadable(now, ticket.entry, error),
-                (PendingRead::Ask { question, entry }, result) => self.ask_read(question, entry, id, result.as_ref().ok()),
+                (PendingRead::Ask { question, entry }, result) => {
+                    self.ask_read(question, entry, id, result.as_ref().ok())
+                }
                 (PendingRead::End(ending), result) => self.end_entry_of(now, &ending, result.as_ref()),
             }
         }

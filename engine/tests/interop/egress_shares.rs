@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use crate::support::client::Client;
 use crate::support::process::{Postrider, to_sink};
 use crate::support::sink::Sink;
-use crate::support::{http, message};
+use crate::support::{http, message, poll};
 use crate::tools;
 
 const CLIENTS: usize = 4;
@@ -57,7 +57,8 @@ fn shares(addresses: [&str; 3], expected: [usize; 3]) {
         let wanted = weight as f64 / total as f64;
         assert!((got - wanted).abs() <= 0.02, "{address}: {got:.3} of the mail, {wanted:.3} by weight; {seen:?}");
     }
-    assert!(http::messages(postrider.http(), "recipient=a@sink.test").is_empty(), "nothing is left");
+    let left = || http::messages(postrider.http(), "recipient=a@sink.test");
+    poll("nothing is left", || left().is_empty().then_some(()));
     postrider.terminate();
     assert!(sink.taken_so_far().is_empty(), "each message arrived once");
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::support::client::Client;
 use crate::support::process::{Postrider, to_sink};
 use crate::support::sink::{Delivered, Sink};
-use crate::support::{event_log, http, message, poll, token};
+use crate::support::{event_log, http, message, poll_for, token};
 use crate::tools;
 
 const KILLS: usize = 5;
@@ -44,7 +44,7 @@ fn nothing_acknowledged_is_lost() {
     }
 
     let postrider = Postrider::start(directory.path(), &config);
-    poll("the queue is empty", || {
+    poll_for(tools::patience(), "the queue is empty", || {
         let status = http::json(postrider.http(), "/api/admin/status/v1");
         (status["recipients"] == 0).then_some(())
     });

@@ -3,7 +3,8 @@
 //! scripted sink of `support/`.
 //!
 //! A test whose tool is missing skips with a printed reason; with `CI=true` in the environment it fails instead.
-//! `.ci/run` installs the tools. `INTEROP_MESSAGES` sets how many messages the larger tests send (default 1,000).
+//! `.ci/run` installs the tools. `INTEROP_MESSAGES` sets how many messages the larger tests send (1,000 unless set),
+//! and `INTEROP_HALF_OPEN` how many connections are left half-open (2,000).
 
 #[path = "../support/mod.rs"]
 mod support;

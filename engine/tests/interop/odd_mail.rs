@@ -134,8 +134,13 @@ fn compare(sent: &[u8], arrived: &[u8]) -> Result<(), String> {
     let has = |wanted: &str| fields.iter().any(|field| name(field) == wanted);
     let mut wanted = vec!["received", "x-postrider-ref"];
     wanted.extend(["date", "message-id"].into_iter().filter(|field| !has(field)));
-    if added.first().is_none_or(|first| first != "received") || !behind.is_empty() {
+    if added.first().is_none_or(|first| first != "received") {
         return Err(format!("Received is not on top: {added:?}"));
+    }
+    // What has no header gets one, and so the empty line that ends it.
+    let expected_behind: &[u8] = if fields.is_empty() && !body.starts_with(b"\r\n") { b"\r\n" } else { b"" };
+    if behind != expected_behind {
+        return Err(format!("between header and body: {:?}", String::from_utf8_lossy(behind)));
     }
     added.sort();
     wanted.sort_unstable();
@@ -150,7 +155,8 @@ fn fields(content: &[u8]) -> (Vec<&[u8]>, &[u8]) {
         let folded = line.starts_with(b" ") || line.starts_with(b"\t");
         match fields.last_mut() {
             Some(field) if folded => field.1 += line.len(),
-            _ if is_field(line) => fields.push((at, at + line.len())),
+            // The separator line of a mailbox file is none, but what follows it is the header all the same.
+            _ if is_field(line) || at == 0 && line.starts_with(b"From ") => fields.push((at, at + line.len())),
             _ => break,
         }
         at += line.len();

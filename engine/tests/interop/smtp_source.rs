@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use postrider::config::DkimKeyPem;
 
 use crate::support::process::{Postrider, to_sink};
-use crate::support::{event_log, http, poll};
+use crate::support::{event_log, http, poll_for};
 use crate::tools;
 
 const SESSIONS: usize = 20;
@@ -55,7 +55,7 @@ fn relay(options: &[&str]) {
     command.args(["-s", &SESSIONS.to_string(), "-m", &count.to_string(), "-l", "2048", "-N"]).args(options);
     command.args(["-f", &format!("s@{DOMAIN}"), "-t", "r@sink.test", &postrider.smtp().to_string()]);
     tools::run(&mut command);
-    let status = poll("all messages are delivered", || {
+    let status = poll_for(tools::patience(), "all messages are delivered", || {
         let status = http::json(postrider.http(), "/api/admin/status/v1");
         (status["delivered"].as_u64() >= Some(count as u64) && status["recipients"] == 0).then_some(status)
     });

@@ -2,13 +2,27 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
-use crate::support::poll;
+use crate::support::{PATIENCE, poll};
 
 /// How many messages the larger tests send.
 pub(crate) fn messages() -> usize {
-    let given = std::env::var("INTEROP_MESSAGES").ok();
-    given.map_or(1_000, |count| count.parse().expect("INTEROP_MESSAGES is a number"))
+    size("INTEROP_MESSAGES", 1_000)
+}
+
+/// How long all those messages may take.
+pub(crate) fn patience() -> Duration {
+    PATIENCE + Duration::from_millis(20) * messages() as u32
+}
+
+/// How many connections are left half-open.
+pub(crate) fn half_open() -> usize {
+    size("INTEROP_HALF_OPEN", 2_000)
+}
+
+fn size(variable: &str, usual: usize) -> usize {
+    std::env::var(variable).map_or(usual, |count| count.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
 }
 
 /// The program, or None with the reason printed; fails when `CI=true`.

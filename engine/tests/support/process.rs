@@ -37,7 +37,12 @@ impl Postrider {
 
     /// With a configuration file that says it all.
     pub(crate) fn start_file(config: &Path) -> Self {
-        let mut child = command(&["serve", "--config", &config.to_string_lossy()])
+        Self::start_under(&[], config)
+    }
+
+    /// Through a program that sets something up and then becomes postrider.
+    pub(crate) fn start_under(program: &[&str], config: &Path) -> Self {
+        let mut child = command(program, &["serve", "--config", &config.to_string_lossy()])
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -141,7 +146,12 @@ impl Drop for Postrider {
 
 /// Runs the binary to its end.
 pub(crate) fn run(arguments: &[&str]) -> Ended {
-    let output = command(arguments).stdin(Stdio::null()).output().expect("the binary starts");
+    run_under(&[], arguments)
+}
+
+/// Through a program that sets something up and then becomes postrider.
+pub(crate) fn run_under(program: &[&str], arguments: &[&str]) -> Ended {
+    let output = command(program, arguments).stdin(Stdio::null()).output().expect("the binary starts");
     Ended {
         code: output.status.code(),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -149,6 +159,7 @@ pub(crate) fn run(arguments: &[&str]) -> Ended {
     }
 }
 
+/// A file for `--config`.
 pub(crate) fn write_config(directory: &Path, text: &str) -> PathBuf {
     let path = directory.join("postrider.toml");
     std::fs::write(&path, text).expect("a temporary directory is writable");
@@ -163,20 +174,22 @@ pub(crate) fn to_sink(sink: SocketAddr) -> String {
 const BASE: &str = "hostname = \"mta.test\"\nshards = 2\nshutdown_grace = \"10s\"\n\
                     [spool]\npath = \"spool\"\nallow_filesystem = true\n";
 
-const LISTENERS: &str = "[[listener]]\nprotocol = \"smtp\"\naddress = \"127.0.0.1:0\"\n\
+pub(crate) const LISTENERS: &str = "[[listener]]\nprotocol = \"smtp\"\naddress = \"127.0.0.1:0\"\n\
                          [[listener]]\nprotocol = \"http\"\naddress = \"127.0.0.1:0\"\n";
 
-fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_postrider"));
-    command.args(arguments).env("NO_COLOR", "1").env_remove("POSTRIDER_LOG").env_remove("RUST_LOG");
+fn command(program: &[&str], arguments: &[&str]) -> Command {
+    let words: Vec<&str> = [program, &[env!("CARGO_BIN_EXE_postrider")], arguments].concat();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).env("NO_COLOR", "1").env_remove("POSTRIDER_LOG").env_remove("RUST_LOG");
     command
 }
 
-/// The address in a line such as `… listening protocol=smtp address=127.0.0.1:40001`.
+/// The address in a line such as `… listening protocol="smtp" address=127.0.0.1:40001`.
 fn listening(line: &str, protocol: &str) -> Option<SocketAddr> {
+    let line = line.replace('"', "");
     if !line.contains("listening") || !line.contains(&format!("protocol={protocol}")) {
         return None;
     }
     let address = line.split("address=").nth(1)?;
-    address.split_whitespace().next()?.trim_matches('"').parse().ok()
+    address.split_whitespace().next()?.parse().ok()
 }

@@ -1,7 +1,8 @@
 //! A log on a simulated disk beside a model of what it must hold.
 //!
-//! The model is a list of what was appended, by commit. What is recovered from a disk must be what one of few prefixes of
-//! it says: everything up to the last durable commit, and either nothing or all of the one commit that was in flight.
+//! The model is a list of what was appended, by commit. What is recovered from a disk must be what one of few prefixes
+//! of it says: everything up to the last durable commit, and either nothing or all of the one commit that was in
+//! flight.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -248,7 +249,8 @@ impl World {
         }
     }
 
-    /// Executes one of the operations that are out. With `images`, crash images are looked at just before a write returns.
+    /// Executes one of the operations that are out. With `images`, crash images are looked at just before a write
+    /// returns.
     pub(crate) fn step(&mut self, images: u64) {
         self.poll();
         if self.operations.is_empty() {
@@ -342,8 +344,7 @@ impl World {
                 self.reads.insert(id);
                 self.operations.push(operation);
             }
-            // A copy of it may be on its way.
-            Err(error) => assert!(gone || !self.pending.is_empty() || self.log().has_uncommitted(), "{id}: {error}"),
+            Err(error) => assert!(gone, "{id}: {error}"),
         }
     }
 

@@ -1,3 +1,5 @@
+//! Tests of the sink's sessions.
+
 use std::net::Ipv4Addr;
 
 use super::*;
@@ -134,4 +136,20 @@ fn disorder_is_answered() {
     let (replies, _, flow) = run(FaultPlan::none(), &[b'x'; LINE_BYTES_MAX + 2], 10_000);
     assert_eq!(codes(&replies).join(" "), "220 500");
     assert_eq!(flow, Flow::Close);
+}
+
+/// RFC 5321 §4.1.1.4: no bare CR or LF may take part in the end, or one message can be smuggled inside another.
+#[test]
+fn only_crlf_dot_crlf_ends_the_content() {
+    let content = b"a\n.\r\nb\r.\r\nc\n.\nd\r\n.\ne\r\n.\rf\r\n";
+    let mut input = b"HELO a\r\nMAIL FROM:<s@a>\r\nRCPT TO:<r@b>\r\nDATA\r\n".to_vec();
+    input.extend_from_slice(content);
+    input.extend_from_slice(b".\r\n");
+    for piece in 1..input.len() {
+        let (replies, kept, _) = run(FaultPlan::none(), &input, piece);
+        assert_eq!(codes(&replies).join(" "), "220 250 250 250 354 250", "in pieces of {piece}");
+        // Without the dots that began a line.
+        assert_eq!(kept.messages[0].content, b"a\n.\r\nb\r.\r\nc\n.\nd\r\n\ne\r\n\rf\r\n");
+        assert_eq!(kept.messages[0].wire_bytes, content.len() as u64);
+    }
 }

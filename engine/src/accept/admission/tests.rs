@@ -1,3 +1,5 @@
+//! Tests of the policy at acceptance: what is taken out, what is added, and that all else stays byte for byte.
+
 use std::time::Duration;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Tests of signing: mail-auth verifies what was signed.
+
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::Hash;

@@ -1,3 +1,5 @@
+//! Tests of DNS lookups against a server on loopback.
+
 use super::dns_server::{DnsServer, Entry};
 use super::*;
 

@@ -44,7 +44,7 @@ pub(super) struct EventFileName {
 }
 
 impl EventFileName {
-    pub(super) fn new(number: u64, started_ms: u64) -> String {
+    pub(super) fn compose(number: u64, started_ms: u64) -> String {
         let digits: String = WallTime(started_ms).to_string().chars().filter(char::is_ascii_alphanumeric).collect();
         // 20261118T090640123Z, without the milliseconds.
         format!("events-{number:08}-{}Z.jsonl.zst", &digits[..15])

@@ -1,3 +1,5 @@
+//! Tests of sockets on a ring, against plain ones of the standard library.
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::sync::mpsc;

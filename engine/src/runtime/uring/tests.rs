@@ -1,3 +1,5 @@
+//! Tests of the ring and of operations that end early.
+
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::thread;

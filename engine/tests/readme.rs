@@ -1,0 +1,43 @@
+//! Every configuration that README.md shows passes `postrider check`.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+#[test]
+fn its_configurations_pass_the_check() {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
+    let examples: Vec<&str> = readme.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(examples.len() >= 5, "only {} examples were found", examples.len());
+    let directory = tempfile::tempdir().unwrap();
+    write_keys(directory.path());
+    for example in examples {
+        // The test may run on a tmpfs, where no spool belongs.
+        let tolerant = match example.contains("[spool]\n") {
+            true => example.replacen("[spool]\n", "[spool]\nallow_filesystem = true\n", 1),
+            false => format!("{example}\n[spool]\nallow_filesystem = true\n"),
+        };
+        fs::write(directory.path().join("example.toml"), tolerant).unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_postrider"))
+            .args(["check", "--config", "example.toml"])
+            .current_dir(directory.path())
+            .output()
+            .unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{example}\n{errors}");
+    }
+}
+
+/// The files that the examples name.
+fn write_keys(directory: &Path) {
+    let write = |name: &str, text: String| fs::write(directory.join(name), text).unwrap();
+    let certificate = rcgen::generate_simple_self_signed(["mta.example.com".to_owned()]).unwrap();
+    write("mta.pem", certificate.cert.pem());
+    write("mta.key", certificate.signing_key.serialize_pem());
+    fs::create_dir(directory.join("keys")).unwrap();
+    let key = |algorithm| rcgen::KeyPair::generate_for(algorithm).unwrap().serialize_pem();
+    for name in ["acme.example-ed1", "example.com-ed1"] {
+        write(&format!("keys/{name}.pem"), key(&rcgen::PKCS_ED25519));
+    }
+    write("keys/example.com-s1.pem", key(&rcgen::PKCS_RSA_SHA256));
+}

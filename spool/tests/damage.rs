@@ -1,0 +1,172 @@
+//! Damage: any flipped bit, any truncation costs at most the records that it hits, is reported, and stops nothing else.
+//!
+//! `SPOOL_DAMAGE_STEP` sets how many bytes are passed over between two that are damaged (1: every byte).
+
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use postrider_spool::record::Answer;
+use postrider_spool::sim::SimDisk;
+use postrider_spool::{
+    Envelope, Fate, Log, MessageId, Outcome, Recipient, RecipientResult, RecoverOptions, Recovered, Sequence, Spool,
+    SpoolOptions, execute,
+};
+
+const SEGMENT_BYTES: u64 = 32 << 10;
+
+fn open(disk: &SimDisk, visit: &mut dyn FnMut(Recovered<'_>)) -> (Spool, Log) {
+    let options = SpoolOptions { segment_bytes: SEGMENT_BYTES, ..SpoolOptions::default() };
+    let mut spool = Spool::open_on(Arc::new(disk.clone()), Path::new("/spool"), options).unwrap();
+    let directory = spool.assign(1).unwrap().remove(0).remove(0);
+    let log = Log::recover(directory, RecoverOptions { seed: 3, event_cursor: Sequence(0) }, visit).unwrap();
+    (spool, log)
+}
+
+fn commit(log: &mut Log) {
+    while let Some(operation) = log.poll_operation(Duration::ZERO) {
+        log.handle_completion(Duration::ZERO, execute(operation));
+    }
+}
+
+fn body(number: usize) -> Vec<u8> {
+    vec![number as u8; 300 + number * 40]
+}
+
+/// What a disk with damage gave back: the bodies by message, and whether anything was reported.
+#[derive(Debug, Default)]
+struct Found {
+    bodies: BTreeMap<MessageId, (Vec<u8>, Option<u32>)>,
+    cuts: usize,
+    quarantines: usize,
+}
+
+fn recover(disk: &SimDisk) -> Found {
+    let mut found = Found::default();
+    open(disk, &mut |recovered| match recovered {
+        Recovered::Message { id, message, results, .. } => {
+            assert_eq!(message.envelope().unwrap().recipients.len(), 1);
+            let attempts = results.first().map(|result| result.attempts);
+            assert!(found.bodies.insert(id, (message.body().to_vec(), attempts)).is_none());
+        }
+        Recovered::Cut(_) => found.cuts += 1,
+        Recovered::Quarantined(_) => found.quarantines += 1,
+        Recovered::Record { .. } => {}
+    });
+    found
+}
+
+/// Two segments: in the first five commits of two messages and one of outcomes, in the second one more commit.
+fn prepare() -> (SimDisk, Vec<Vec<MessageId>>) {
+    let disk = SimDisk::new(1);
+    let (mut commits, mut all) = (Vec::new(), Vec::<MessageId>::new());
+    for part in 0..2 {
+        let (_spool, mut log) = open(&disk, &mut |_| {});
+        for _ in 0..[5, 1][part] {
+            let mut ids = Vec::new();
+            for _ in 0..2 {
+                let recipients = vec![Recipient { address: "b@example.net".into() }];
+                let envelope = Envelope { recipients, ..Envelope::default() };
+                ids.push(log.append_message(&envelope, b"P", &body(all.len())).unwrap().0);
+                all.extend(ids.last());
+            }
+            commit(&mut log);
+            commits.push(ids);
+        }
+        if part == 0 {
+            for id in &all {
+                let result = RecipientResult {
+                    index: 0,
+                    recipient: "b@example.net".into(),
+                    queue: "example.net".into(),
+                    fate: Fate::Deferred { due_ms: 5 },
+                    attempts: 1,
+                    answer: Answer::default(),
+                };
+                log.append_outcome(&Outcome { message: id.to_raw(), results: vec![result], ..Outcome::default() })
+                    .unwrap();
+            }
+            commit(&mut log);
+        }
+    }
+    (disk, commits)
+}
+
+fn check(found: &Found, commits: &[Vec<MessageId>], what: &str) {
+    let all: Vec<MessageId> = commits.iter().flatten().copied().collect();
+    for (id, (bytes, _)) in &found.bodies {
+        let number = all.iter().position(|other| other == id).unwrap_or_else(|| panic!("{what}: {id} out of nothing"));
+        assert_eq!(*bytes, body(number), "{what}");
+    }
+    let hit: Vec<usize> =
+        (0..commits.len()).filter(|commit| commits[*commit].iter().any(|id| !found.bodies.contains_key(id))).collect();
+    assert!(hit.len() <= 1, "{what}: commits {hit:?} lost messages");
+    if !hit.is_empty() {
+        assert!(found.cuts + found.quarantines > 0, "{what}: lost without a word");
+    }
+}
+
+#[test]
+fn a_flipped_bit_costs_what_it_hits() {
+    let step = std::env::var("SPOOL_DAMAGE_STEP").map_or(31, |step| step.parse().unwrap());
+    let (disk, commits) = prepare();
+    let whole = recover(&disk);
+    assert_eq!((whole.bodies.len(), whole.cuts, whole.quarantines), (12, 0, 0));
+    let (mut lost, mut reported) = (0, 0);
+    for (name, used) in [("segment-0000", 7 * 4096), ("segment-0001", 2 * 4096)] {
+        let path = Path::new("/spool/log-0000").join(name);
+        let good = disk.bytes(&path);
+        for position in (0..used + 4096).step_by(step) {
+            // The version is the one field that may refuse the whole: another one is not ours to judge.
+            if (12..14).contains(&position) {
+                continue;
+            }
+            let copy = disk.restart();
+            let mut bytes = good.clone();
+            bytes[position] ^= 1 << (position % 8);
+            copy.set_bytes(&path, bytes);
+            let found = recover(&copy);
+            check(&found, &commits, &format!("{name} at {position}"));
+            lost += usize::from(found.bodies.len() < 12);
+            reported += found.cuts + found.quarantines;
+            // Retry state is lost only with the record that held it.
+            let stateless = found.bodies.values().filter(|(_, attempts)| attempts.is_none()).count();
+            assert!(stateless <= 2 + 10 * usize::from(position / 4096 == 6), "{name} at {position}");
+        }
+    }
+    assert!(lost > 0);
+    assert!(reported >= lost);
+}
+
+#[test]
+fn a_truncated_segment_costs_what_is_gone() {
+    let (disk, commits) = prepare();
+    let path = Path::new("/spool/log-0000/segment-0000");
+    let good = disk.bytes(path);
+    for length in (0..good.len()).step_by(512) {
+        let copy = disk.restart();
+        copy.set_bytes(path, good[..length].to_vec());
+        let found = recover(&copy);
+        // Frames begin at the second block, one a block.
+        let whole = (length / 4096).saturating_sub(1).min(5);
+        let expected: Vec<MessageId> = commits[..whole].iter().chain(&commits[5..]).flatten().copied().collect();
+        assert_eq!(found.bodies.keys().copied().collect::<Vec<_>>(), expected, "{length}");
+        assert!(found.quarantines > 0, "{length}");
+    }
+}
+
+/// A whole segment that is gone is noticed.
+#[test]
+fn a_missing_segment_is_reported() {
+    let (disk, commits) = prepare();
+    let found = {
+        let copy = disk.restart();
+        copy.set_bytes(Path::new("/spool/log-0000/segment-0000"), vec![0; SEGMENT_BYTES as usize]);
+        recover(&copy)
+    };
+    assert_eq!(found.bodies.keys().copied().collect::<Vec<_>>(), commits[5]);
+    assert_eq!(found.quarantines, 1);
+}

@@ -1,0 +1,165 @@
+//! The bytes on disk, pinned: the meta file, a segment with a message and an outcome, and a copy.
+//!
+//! A change here is a new format version. `UPDATE_GOLDEN=1` writes the files anew.
+
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use postrider_spool::format::{
+    FrameHeader, Meta, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEGMENT_HEADER_BYTES, SegmentBlock, SegmentHeader,
+};
+use postrider_spool::record::Answer;
+use postrider_spool::sim::SimDisk;
+use postrider_spool::{
+    Envelope, Fate, Log, LogId, MessageId, Outcome, Recipient, RecipientResult, RecoverOptions, Sequence, Spool,
+    SpoolOptions, execute,
+};
+
+fn open(disk: &SimDisk) -> (Spool, Log) {
+    let options = SpoolOptions { segment_bytes: 32 << 10, ..SpoolOptions::default() };
+    let mut spool = Spool::open_on(Arc::new(disk.clone()), Path::new("/spool"), options).unwrap();
+    let directory = spool.assign(1).unwrap().remove(0).remove(0);
+    let recover = RecoverOptions { seed: 42, event_cursor: Sequence(u64::MAX) };
+    let log = Log::recover(directory, recover, &mut |_| {}).unwrap();
+    (spool, log)
+}
+
+fn settle(log: &mut Log, now: Duration) {
+    while let Some(operation) = log.poll_operation(now) {
+        log.handle_completion(now, execute(operation));
+    }
+}
+
+fn envelope() -> Envelope {
+    Envelope {
+        reverse_path: "sender@example.com".into(),
+        recipients: vec![
+            Recipient { address: "first@example.net".into() },
+            Recipient { address: "second@example.net".into() },
+        ],
+        tenant: "acme".into(),
+        campaign: "autumn".into(),
+        egress_pool: "shared".into(),
+        priority: 1,
+        created_ms: 1_700_000_000_000,
+        first_attempt_ms: 1_700_000_000_000,
+        expires_ms: 1_700_432_000_000,
+        dot_lines: true,
+        reception_protocol: "ESMTP".into(),
+        client_address: "192.0.2.1:4321".into(),
+        client_name: "client.example.com".into(),
+        session_id: 9,
+        headers: vec![("Subject".into(), "Golden".into())],
+        ..Envelope::default()
+    }
+}
+
+fn outcome(id: MessageId, index: u32, fate: Fate) -> Outcome {
+    let result = RecipientResult {
+        index,
+        recipient: "first@example.net".into(),
+        queue: "example.net".into(),
+        fate,
+        attempts: 3,
+        answer: Answer {
+            code: 451,
+            enhanced: Some((4, 7, 1)),
+            text: "try again".into(),
+            command: "RCPT TO:<first@example.net>".into(),
+        },
+    };
+    Outcome { message: id.to_raw(), at_ms: 1_700_000_001_000, results: vec![result], ..Outcome::default() }
+}
+
+/// Sixteen bytes a line; lines of zeros are left out.
+fn dump(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for (line, bytes) in bytes.chunks(16).enumerate().filter(|(_, bytes)| bytes.iter().any(|byte| *byte != 0)) {
+        write!(text, "{:06x} ", line * 16).unwrap();
+        bytes.iter().for_each(|byte| write!(text, " {byte:02x}").unwrap());
+        let shown = bytes.iter().map(|byte| if byte.is_ascii_graphic() { char::from(*byte) } else { '.' });
+        writeln!(text, "  {}", shown.collect::<String>()).unwrap();
+    }
+    text
+}
+
+fn compare(name: &str, bytes: &[u8]) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let found = dump(bytes);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, &found).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap();
+    assert!(golden == found, "{name} differs; expected\n{golden}\nfound\n{found}");
+}
+
+#[test]
+fn the_bytes_are_these() {
+    let disk = SimDisk::new(1);
+    let (_spool, mut log) = open(&disk);
+    let (id, _) = log.append_message(&envelope(), b"Received: here\r\n", b"Subject: Golden\r\n\r\n.dot\r\n").unwrap();
+    settle(&mut log, Duration::ZERO);
+    log.append_outcome(&outcome(id, 0, Fate::Deferred { due_ms: 1_700_000_300_000 })).unwrap();
+    settle(&mut log, Duration::ZERO);
+    let segment = disk.bytes(Path::new("/spool/log-0000/segment-0000"));
+    compare("segment-v1.txt", &segment);
+    compare("meta-v1.txt", &disk.bytes(Path::new("/spool/SPOOL")));
+
+    // And they say what FORMAT.md says.
+    let SegmentBlock::Header(header) = SegmentHeader::decode(&segment[..SEGMENT_HEADER_BYTES]) else { panic!() };
+    assert_eq!((header.log, header.number, header.first_sequence, header.first_commit), (LogId(0), 1, 1, 1));
+    assert_eq!((header.previous_number, header.tail, header.capacity), (0, 1, 32 << 10));
+    let frame = FrameHeader::decode(&segment[4096..]);
+    assert_eq!((frame.segment, frame.commit, frame.first_sequence, frame.record_count), (1, 1, 1, 1));
+    assert_eq!(frame.generation, header.generation);
+    let records = frame.records(&segment[4096..]).unwrap();
+    assert_eq!(records[0].1.kind, RecordKind::Message as u8);
+    let second = FrameHeader::decode(&segment[8192..]);
+    let (position, record) = second.records(&segment[8192..]).unwrap()[0];
+    assert_eq!((second.commit, record.kind, record.message), (2, RecordKind::Outcome as u8, id.to_raw()));
+    assert_eq!(position, 64);
+    assert_eq!(Meta::decode(&disk.bytes(Path::new("/spool/SPOOL"))).unwrap(), Meta { next_log: 1 });
+}
+
+#[test]
+fn a_copy_is_this() {
+    let disk = SimDisk::new(1);
+    let (_spool, mut log) = open(&disk);
+    let (id, _) = log.append_message(&envelope(), b"Received: here\r\n", b"Subject: Golden\r\n\r\n.dot\r\n").unwrap();
+    log.append_outcome(&outcome(id, 0, Fate::Deferred { due_ms: 1_700_000_300_000 })).unwrap();
+    log.append_outcome(&outcome(id, 1, Fate::Delivered)).unwrap();
+    let mut now = Duration::ZERO;
+    let recipients = || vec![Recipient::default()];
+    while log.statistics().messages_copied == 0 {
+        let filler = Envelope { recipients: recipients(), ..Envelope::default() };
+        let (filler, _) = log.append_message(&filler, b"", &[0; 20_000]).unwrap();
+        log.append_outcome(&outcome(filler, 0, Fate::Delivered)).unwrap();
+        settle(&mut log, now);
+        now += Duration::from_millis(100);
+        settle(&mut log, now);
+    }
+    settle(&mut log, now + Duration::from_secs(1));
+    let mut copies = Vec::new();
+    for path in disk.paths().iter().filter(|path| path.to_str().unwrap().contains("segment-")) {
+        let bytes = disk.bytes(path);
+        for at in (4096..bytes.len()).step_by(4096).filter(|at| FrameHeader::has_magic(&bytes[*at..])) {
+            for (position, record) in FrameHeader::decode(&bytes[at..]).records(&bytes[at..]).unwrap() {
+                if record.kind == RecordKind::Copy as u8 {
+                    let length = record.checked_length().unwrap();
+                    copies.push((record, bytes[at + position..at + position + length].to_vec()));
+                }
+            }
+        }
+    }
+    assert_eq!(copies.len(), 1);
+    let (record, bytes): &(RecordHeader, Vec<u8>) = &copies[0];
+    assert_eq!(record.message, id.to_raw());
+    assert_eq!(&bytes[record.body_range()], b"Subject: Golden\r\n\r\n.dot\r\n");
+    assert_eq!(record.archive_range().start, RECORD_HEADER_BYTES);
+    compare("copy-v1.txt", bytes);
+}

@@ -1,0 +1,233 @@
+//! Space: a full spool refuses mail, takes outcomes, empties and opens again; nothing that somebody holds is written
+//! over.
+
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use postrider_spool::record::Answer;
+use postrider_spool::sim::{Faults, SimDisk};
+use postrider_spool::{
+    AppendError, Closed, Envelope, Fate, Fetch, FileStorage, Log, MessageId, Outcome, Progress, Recipient,
+    RecipientResult, RecoverOptions, Recovered, Sequence, Spool, SpoolOptions, Storage, execute,
+};
+
+const SEGMENT_BYTES: u64 = 64 << 10;
+
+fn options() -> SpoolOptions {
+    SpoolOptions { segment_bytes: SEGMENT_BYTES, ..SpoolOptions::default() }
+}
+
+fn open(storage: Arc<dyn Storage>, path: &Path, options: SpoolOptions) -> (Spool, Log) {
+    let mut spool = Spool::open_on(storage, path, options).unwrap();
+    let directory = spool.assign(1).unwrap().remove(0).remove(0);
+    let recover = RecoverOptions { seed: 1, event_cursor: Sequence(u64::MAX) };
+    let log = Log::recover(directory, recover, &mut |_| {}).unwrap();
+    (spool, log)
+}
+
+fn envelope() -> Envelope {
+    Envelope { recipients: vec![Recipient { address: "b@example.net".into() }], ..Envelope::default() }
+}
+
+fn outcome(id: MessageId, fate: Fate, attempts: u32) -> Outcome {
+    let result = RecipientResult {
+        index: 0,
+        recipient: "b@example.net".into(),
+        queue: "example.net".into(),
+        fate,
+        attempts,
+        answer: Answer::default(),
+    };
+    Outcome { message: id.to_raw(), results: vec![result], ..Outcome::default() }
+}
+
+/// Runs what there is to do at `now`.
+fn settle(log: &mut Log, now: Duration) {
+    while let Some(operation) = log.poll_operation(now) {
+        let progress = log.handle_completion(now, execute(operation));
+        assert!(!matches!(progress, Progress::Failed { .. }));
+    }
+}
+
+fn fill(log: &mut Log, now: Duration, ids: &mut VecDeque<MessageId>) -> Closed {
+    for _ in 0..10_000 {
+        match log.append_message(&envelope(), b"", &[b'x'; 3_000]) {
+            Ok((id, _)) => ids.push_back(id),
+            Err(AppendError::Full(closed)) => {
+                settle(log, now);
+                return closed;
+            }
+            Err(error) => panic!("{error}"),
+        }
+        settle(log, now);
+    }
+    panic!("it never filled");
+}
+
+#[test]
+fn at_its_maximum_size_it_refuses_mail_and_empties() {
+    for max_bytes in [100_000, 300_000, 1_000_000] {
+        let (_spool, mut log) =
+            open(Arc::new(SimDisk::new(1)), Path::new("/spool"), SpoolOptions { max_bytes, ..options() });
+        let (mut ids, mut now) = (VecDeque::new(), Duration::ZERO);
+        for round in 0..5 {
+            assert_eq!(fill(&mut log, now, &mut ids), Closed::MaxSize, "round {round}");
+            assert!(log.statistics().used_bytes <= max_bytes);
+            assert!(ids.len() as u64 * 4_096 > max_bytes / 2, "{} messages in {max_bytes}", ids.len());
+            while let Some(id) = ids.pop_front() {
+                log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
+                settle(&mut log, now);
+            }
+            now += Duration::from_secs(10);
+            settle(&mut log, now);
+            assert_eq!(log.is_open_for_mail(), Ok(()), "round {round}");
+        }
+    }
+}
+
+#[test]
+fn without_space_on_the_device_it_refuses_mail_takes_outcomes_and_recovers() {
+    let disk = SimDisk::new(1);
+    let (_spool, mut log) = open(Arc::new(disk.clone()), Path::new("/spool"), options());
+    let (mut ids, mut now) = (VecDeque::new(), Duration::ZERO);
+    disk.set_faults(Faults { capacity: Some(6 * SEGMENT_BYTES), ..Faults::default() });
+    assert_eq!(fill(&mut log, now, &mut ids), Closed::NoSpace);
+    assert!(log.next_timeout().is_some(), "it tries again by itself");
+    for id in ids.drain(..) {
+        log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
+        settle(&mut log, now);
+    }
+    assert_eq!(log.is_open_for_mail(), Ok(()));
+    assert_eq!(fill(&mut log, now, &mut ids), Closed::NoSpace);
+    disk.set_faults(Faults::default());
+    now = log.next_timeout().unwrap().max(now);
+    settle(&mut log, now);
+    assert_eq!(log.is_open_for_mail(), Ok(()));
+}
+
+/// A message that is deferred for long is copied out of the way, with its attempts and its due time.
+#[test]
+fn a_message_that_stays_does_not_hold_the_log_back() {
+    let disk = SimDisk::new(1);
+    let (spool, mut log) = open(Arc::new(disk.clone()), Path::new("/spool"), options());
+    let mut now = Duration::ZERO;
+    let (stays, _) = log.append_message(&envelope(), b"P", b"stays").unwrap();
+    log.append_outcome(&outcome(stays, Fate::Deferred { due_ms: 77 }, 3)).unwrap();
+    for _ in 0..1_000 {
+        let (id, _) = log.append_message(&envelope(), b"", &[b'x'; 3_000]).unwrap();
+        settle(&mut log, now);
+        log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
+        now += Duration::from_millis(50);
+        settle(&mut log, now);
+        assert!(log.statistics().segments_in_use <= 8);
+    }
+    assert!(log.statistics().messages_copied > 10);
+    assert!(log.statistics().allocated_bytes <= 12 * SEGMENT_BYTES);
+    drop((spool, log));
+    let mut spool = Spool::open_on(Arc::new(disk), Path::new("/spool"), options()).unwrap();
+    let directory = spool.assign(1).unwrap().remove(0).remove(0);
+    let mut found = Vec::new();
+    let recover = RecoverOptions { seed: 2, event_cursor: Sequence(u64::MAX) };
+    Log::recover(directory, recover, &mut |recovered| match recovered {
+        Recovered::Message { id, message, pending, results } => {
+            assert_eq!((message.prefix(), message.body()), (&b"P"[..], &b"stays"[..]));
+            found.push((id, pending.to_vec(), results[0].attempts, results[0].fate));
+        }
+        other => panic!("{other:?}"),
+    })
+    .unwrap();
+    assert_eq!(found, [(stays, vec![0], 3, Fate::Deferred { due_ms: 77 })]);
+}
+
+/// Messages that somebody holds point into the map of a segment, so that one is not used again before they are gone;
+/// nor is one with a pin, nor one that the event cursor has not passed.
+#[test]
+fn what_is_held_is_not_written_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_spool, mut log) = open(Arc::new(FileStorage), directory.path(), options());
+    let mut now = Duration::ZERO;
+    let mut append = |log: &mut Log, fill: u8| {
+        let (id, _) = log.append_message(&envelope(), b"", &[fill; 20_000]).unwrap();
+        settle(log, now);
+        now += Duration::from_millis(100);
+        settle(log, now);
+        id
+    };
+    let first = append(&mut log, 1);
+    let Ok(Fetch::Ready(message)) = log.message(first) else { panic!() };
+    let piece = message.body_piece();
+    drop(message);
+    log.append_outcome(&outcome(first, Fate::Delivered, 1)).unwrap();
+    for round in 0..100 {
+        let id = append(&mut log, round);
+        log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
+    }
+    assert_eq!(log.statistics().segments_retired, 0);
+    assert_eq!(piece.as_ref(), [1; 20_000]);
+    drop(piece);
+    append(&mut log, 0);
+    assert!(log.statistics().segments_retired > 20);
+
+    let pinned = append(&mut log, 2);
+    log.pin(pinned);
+    log.pin(pinned);
+    log.append_outcome(&outcome(pinned, Fate::Bounced, 1)).unwrap();
+    for round in 0..20 {
+        let id = append(&mut log, round);
+        log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
+    }
+    let retired = log.statistics().segments_retired;
+    log.unpin(pinned);
+    append(&mut log, 3);
+    assert_eq!(log.statistics().segments_retired, retired);
+    log.unpin(pinned);
+    append(&mut log, 3);
+    assert!(log.statistics().segments_retired > retired);
+}
+
+#[test]
+fn segments_wait_for_the_event_cursor() {
+    let mut spool = Spool::open_on(Arc::new(SimDisk::new(1)), Path::new("/spool"), options()).unwrap();
+    let directory = spool.assign(1).unwrap().remove(0).remove(0);
+    let recover = RecoverOptions { seed: 1, event_cursor: Sequence(0) };
+    let mut log = Log::recover(directory, recover, &mut |_| {}).unwrap();
+    let mut last = Sequence(0);
+    for _ in 0..50 {
+        let (id, _) = log.append_message(&envelope(), b"", &[0; 20_000]).unwrap();
+        last = log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap().0;
+        settle(&mut log, Duration::ZERO);
+    }
+    assert_eq!(log.statistics().segments_retired, 0);
+    log.set_event_cursor(last);
+    settle(&mut log, Duration::ZERO);
+    assert_eq!(log.statistics().segments_in_use, 1);
+}
+
+/// Any message up to what a segment holds goes in, one octet more does not, and the log goes on after that.
+#[test]
+fn the_largest_message_fills_a_segment() {
+    let (_spool, mut log) = open(Arc::new(SimDisk::new(1)), Path::new("/spool"), options());
+    let mut length = SEGMENT_BYTES as usize;
+    let largest = loop {
+        match log.append_message(&envelope(), b"", &vec![1; length]) {
+            Ok((id, _)) => {
+                settle(&mut log, Duration::ZERO);
+                break id;
+            }
+            Err(AppendError::TooLarge { .. }) => length -= 1,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert!(length as u64 > SEGMENT_BYTES - 4096 - 64 - 64 - 300);
+    let (small, _) = log.append_message(&envelope(), b"", b"small").unwrap();
+    settle(&mut log, Duration::ZERO);
+    for (id, bytes) in [(largest, vec![1; length]), (small, b"small".to_vec())] {
+        let Ok(Fetch::Read(operation)) = log.message(id) else { panic!() };
+        let Progress::Read { result, .. } = log.handle_completion(Duration::ZERO, execute(operation)) else { panic!() };
+        assert_eq!(result.unwrap().body(), bytes);
+    }
+}
