@@ -654,6 +654,7 @@ fn mailboxes(shards: usize) -> std::io::Result<Mailboxes> {
 }
 
 /// Runs on the event log's thread. A cursor must not be lost: the next may come only with the next event.
+#[expect(clippy::disallowed_methods, reason = "it may wait: only events come behind it")]
 fn send_cursors(shards: &[Sender<Mail>], cursors: &[(LogId, postrider_spool::record::Sequence)]) {
     for &(log, sequence) in cursors {
         let shard = &shards[usize::from(log.0) % shards.len()];

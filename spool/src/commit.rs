@@ -59,11 +59,13 @@ pub(crate) enum Purpose {
     CopyRecord {
         place: Place,
         generation: u64,
+        attempt: u64,
     },
     /// An outcome record about it.
     CopyOutcome {
         place: Place,
         generation: u64,
+        attempt: u64,
     },
 }
 
@@ -84,14 +86,18 @@ impl Log {
                 self.segments.get_mut(place.slot).reads -= 1;
                 Progress::Read { id, result: read_message(id, place, generation, buffer, result) }
             }
-            (Purpose::CopyRecord { place, generation }, Done::Read { buffer, result }) => {
+            (Purpose::CopyRecord { place, generation, attempt }, Done::Read { buffer, result }) => {
                 self.segments.get_mut(place.slot).reads -= 1;
-                self.handle_copy_record(now, place, generation, buffer, result);
+                if let Some(current) = self.take_copy(attempt) {
+                    self.handle_copy_record(now, current, place, generation, buffer, result);
+                }
                 Progress::Nothing
             }
-            (Purpose::CopyOutcome { place, generation }, Done::Read { buffer, result }) => {
+            (Purpose::CopyOutcome { place, generation, attempt }, Done::Read { buffer, result }) => {
                 self.segments.get_mut(place.slot).reads -= 1;
-                self.handle_copy_outcome(now, place, generation, &buffer, result);
+                if let Some(current) = self.take_copy(attempt) {
+                    self.handle_copy_outcome(now, current, generation, &buffer, result);
+                }
                 Progress::Nothing
             }
             (Purpose::Zero { slot, bytes }, Done::Zero { result }) => {

@@ -50,6 +50,7 @@ pub(crate) struct CopyForward {
     segment: u64,
     left: Vec<u64>,
     current: Option<Current>,
+    attempts: u64,
     /// Nothing is read before: the rate is bounded.
     next_read: Duration,
     /// Copies wait this long for company, since each commit is padded to a block.
@@ -60,7 +61,9 @@ pub(crate) struct CopyForward {
 
 /// One message on its way: its record is read, then the outcomes about it from the newest to the oldest.
 #[derive(Debug)]
-struct Current {
+pub(crate) struct Current {
+    /// What is read for an earlier attempt, which ended when the log failed, is not taken for this one's.
+    attempt: u64,
     /// As it was at the begin; the message is given up for now when it has changed meanwhile.
     entry: Entry,
     message: Option<Message>,
@@ -300,7 +303,9 @@ impl Log {
                 continue; // Its newest outcome is not durable yet; the next round finds it again.
             }
             let outcome = entry.outcome();
+            self.copy_forward.attempts += 1;
             self.copy_forward.current = Some(Current {
+                attempt: self.copy_forward.attempts,
                 entry,
                 message: None,
                 deferred: Vec::new(),
@@ -355,18 +360,25 @@ impl Log {
             (Some(_), Some(outcome)) => (outcome, false),
             (Some(_), None) => unreachable!("a message with all its outcomes is copied at once"),
         };
+        let attempt = current.attempt;
         let generation = self.segments.get(place.slot).generation;
         let purpose = if is_record {
-            Purpose::CopyRecord { place, generation }
+            Purpose::CopyRecord { place, generation, attempt }
         } else {
-            Purpose::CopyOutcome { place, generation }
+            Purpose::CopyOutcome { place, generation, attempt }
         };
         Some(self.read(place, purpose))
+    }
+
+    /// The message that is being copied, if what was read is for this attempt.
+    pub(crate) fn take_copy(&mut self, attempt: u64) -> Option<Current> {
+        self.copy_forward.current.take_if(|current| current.attempt == attempt)
     }
 
     pub(crate) fn handle_copy_record(
         &mut self,
         now: Duration,
+        mut current: Current,
         place: Place,
         generation: u64,
         buffer: ReadBuffer,
@@ -374,9 +386,6 @@ impl Log {
     ) {
         let pause = Duration::from_nanos(place.length() * 1_000_000_000 / COPY_FORWARD_BYTES_PER_S);
         self.copy_forward.next_read = self.copy_forward.next_read.max(now) + pause;
-        let Some(mut current) = self.copy_forward.current.take() else {
-            return; // The log failed meanwhile.
-        };
         let id = MessageId::new(self.id(), Sequence(current.entry.sequence));
         match read_message(id, place, generation, buffer, result) {
             Ok(message) => {
@@ -399,14 +408,11 @@ impl Log {
     pub(crate) fn handle_copy_outcome(
         &mut self,
         now: Duration,
-        _place: Place,
+        mut current: Current,
         generation: u64,
         buffer: &ReadBuffer,
         result: io::Result<()>,
     ) {
-        let Some(mut current) = self.copy_forward.current.take() else {
-            return;
-        };
         let id = MessageId::new(self.id(), Sequence(current.entry.sequence));
         let Some((header, outcome)) = result.ok().and_then(|()| read_outcome(id, generation, buffer)) else {
             return self.give_up_copy(now);

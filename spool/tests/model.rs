@@ -113,3 +113,26 @@ fn a_log_behaves_like_its_model() {
         })
         .unwrap();
 }
+
+/// After two failed commits and a restart of the process, a segment header may be in the cache and not on the medium.
+/// Once recovery believed it, and so took a frame for void that was there after the next crash.
+#[test]
+fn a_header_that_is_only_cached_is_not_believed() {
+    let options = SpoolOptions { segment_bytes: 32 << 10, ..SpoolOptions::default() };
+    for (seed, sectors_written) in (0..20).flat_map(|seed| [8, 60].map(|sectors| (seed, sectors))) {
+        let mut world = World::new(seed, options);
+        world.append_message(1, 24_000);
+        world.settle();
+        // The first commit of another segment fails, though most of it gets there.
+        assert!(world.append_message(1, 5_000));
+        let faults = Faults { operations_left: Some(0), is_permanent: true, ..Faults::default() };
+        world.set_faults(Faults { sectors_written, ..faults });
+        world.settle();
+        // So does the commit that would void it, and nothing of that gets there.
+        world.log().begin_reopen();
+        world.set_faults(faults);
+        world.settle();
+        world.set_faults(Faults::default());
+        world.restart();
+    }
+}

@@ -143,6 +143,72 @@ fn a_message_that_stays_does_not_hold_the_log_back() {
     assert_eq!(found, [(stays, vec![0], 3, Fate::Deferred { due_ms: 77 })]);
 }
 
+/// A read for a copy that was begun before the log failed comes back after it was begun anew. Once the state that it brought
+/// was taken for the newest.
+#[test]
+fn a_copy_takes_no_reads_of_an_earlier_attempt() {
+    let disk = SimDisk::new(1);
+    let (spool, mut log) = open(Arc::new(disk.clone()), Path::new("/spool"), options());
+    let mut now = Duration::ZERO;
+    let three = Envelope { recipients: vec![Recipient::default(); 3], ..Envelope::default() };
+    let (stays, _) = log.append_message(&three, b"", b"stays").unwrap();
+    for (attempts, recipients) in [(1, 3), (2, 2), (3, 1)] {
+        let mut deferred = outcome(stays, Fate::Deferred { due_ms: 1 }, attempts);
+        let result = deferred.results.remove(0);
+        deferred.results.extend((0..recipients).map(|index| RecipientResult { index, ..result.clone() }));
+        log.append_outcome(&deferred).unwrap();
+    }
+    // Until copying begins; then up to its third read, which is for the second outcome, and is kept back.
+    let mut reads = 0;
+    let late = 'late: loop {
+        let (id, _) = log.append_message(&envelope(), b"", &[b'x'; 3_000]).unwrap();
+        log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
+        now += Duration::from_millis(50);
+        while let Some(operation) = log.poll_operation(now) {
+            reads += u32::from(operation.describe().0 == "read");
+            if reads == 3 {
+                break 'late operation;
+            }
+            log.handle_completion(now, execute(operation));
+        }
+    };
+    settle(&mut log, now);
+    log.append_message(&envelope(), b"", b"fails").unwrap();
+    disk.set_faults(Faults { operations_left: Some(0), ..Faults::default() });
+    let operation = log.poll_operation(now).unwrap();
+    assert!(matches!(log.handle_completion(now, execute(operation)), Progress::Failed { .. }));
+    assert!(log.begin_reopen());
+    let record = loop {
+        let operation = log.poll_operation(now).unwrap();
+        if operation.describe().0 == "read" {
+            break operation;
+        }
+        log.handle_completion(now, execute(operation));
+        now += Duration::from_secs(1);
+    };
+    log.handle_completion(now, execute(late));
+    log.handle_completion(now, execute(record));
+    for _ in 0..5 {
+        now += Duration::from_secs(1);
+        settle(&mut log, now);
+    }
+    assert!(log.statistics().messages_copied > 0);
+    drop((spool, log));
+    let mut found = Vec::new();
+    let mut spool = Spool::open_on(Arc::new(disk), Path::new("/spool"), options()).unwrap();
+    let directory = spool.assign(1).unwrap().remove(0).remove(0);
+    let recover = RecoverOptions { seed: 2, event_cursor: Sequence(u64::MAX) };
+    Log::recover(directory, recover, &mut |recovered| {
+        if let Recovered::Message { id, results, .. } = recovered
+            && id == stays
+        {
+            found.extend(results.iter().map(|result| (result.index, result.attempts)));
+        }
+    })
+    .unwrap();
+    assert_eq!(found, [(0, 3), (1, 2), (2, 1)]);
+}
+
 /// Messages that somebody holds point into the map of a segment, so that one is not used again before they are gone;
 /// nor is one with a pin, nor one that the event cursor has not passed.
 #[test]

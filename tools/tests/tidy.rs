@@ -3,6 +3,8 @@
 //! Sources are read as text: line comments are left out where code is looked at, and so are unit tests, which stand at
 //! a file's foot (`#[cfg(test)] mod tests {`) or in a sibling `tests.rs`.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;

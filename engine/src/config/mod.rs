@@ -1,6 +1,7 @@
 //! Configuration: text → checked [`Config`], once, at start.
 //!
 //! [`Config`] is what the rest of the engine sees: every default filled in, every name resolved, every file read.
+#![expect(clippy::disallowed_methods, reason = "reads its files once, before anything runs")]
 
 mod default;
 mod describe;

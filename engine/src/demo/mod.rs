@@ -6,6 +6,7 @@
 //!
 //! The spool is a new directory for each run, on a real file system where one is writable, synced as in production, and
 //! removed at the end. A run without progress for [`PATIENCE`] is broken off, so that it ends in bounded time.
+#![expect(clippy::disallowed_methods, reason = "a program on top of the engine, with senders and a sink of its own")]
 
 mod message;
 mod report;

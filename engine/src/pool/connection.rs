@@ -85,11 +85,11 @@ impl Slots {
     /// Moves a connection on; a move that the table at the top doesn't have is a bug.
     pub fn set_state(&mut self, key: ConnectionKey, next: SlotState) {
         let slot = self.slots[key.0 as usize].as_mut().expect("the connection has a slot");
-        let legal = match (slot.state, next) {
-            (SlotState::Opening | SlotState::Busy, SlotState::Idle { .. } | SlotState::Closing) => true,
-            (SlotState::Idle { .. }, SlotState::Busy | SlotState::Closing) => true,
-            _ => false,
-        };
+        let legal = matches!(
+            (slot.state, next),
+            (SlotState::Opening | SlotState::Busy, SlotState::Idle { .. } | SlotState::Closing)
+                | (SlotState::Idle { .. }, SlotState::Busy | SlotState::Closing)
+        );
         assert!(legal, "{:?} → {next:?}", slot.state);
         if next == SlotState::Busy {
             slot.deliveries += 1;

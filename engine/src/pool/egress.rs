@@ -67,7 +67,8 @@ mod tests {
     fn the_share_of_a_missing_source_goes_to_the_others_by_weight() {
         let mut turns = turns();
         shares(&mut turns, 1003, |_| true);
-        assert_eq!(shares(&mut turns, 3000, |source| source != 2), [1000, 2000, 0]);
+        let [a, b, c] = shares(&mut turns, 3000, |source| source != 2);
+        assert!(a.abs_diff(1000) <= 2 && b.abs_diff(2000) <= 2 && c == 0, "{a} {b} {c}");
         let [a, b, c] = shares(&mut turns, 8000, |_| true);
         assert!(a.abs_diff(1000) <= 8 && b.abs_diff(2000) <= 8 && c.abs_diff(5000) <= 8, "{a} {b} {c}");
     }

@@ -135,7 +135,7 @@ impl EventLog {
         let (stop_in, stop) = bounded(1);
         let path = self.writer.options.path.clone();
         let shared = Arc::clone(&self.writer.shared);
-        let loop_ = WriterLoop { writer: self.writer, batches, stop, on_synced };
+        let loop_ = WriterLoop { writer: self.writer, batches, stop, stopping: false, on_synced };
         let thread = thread::Builder::new()
             .name("events".into())
             .spawn(move || loop_.run())
@@ -240,6 +240,8 @@ struct WriterLoop<F> {
     writer: EventWriter,
     batches: Receiver<Vec<LoggedRecord>>,
     stop: Receiver<()>,
+    /// The stop was received: a failing disk gets one more try.
+    stopping: bool,
     on_synced: F,
 }
 
@@ -261,7 +263,10 @@ impl<F: FnMut(&[(LogId, Sequence)])> WriterLoop<F> {
                     Ok(batch) => self.take(&batch)?,
                     Err(_) => break,
                 },
-                recv(self.stop) -> _ => break,
+                recv(self.stop) -> _ => {
+                    self.stopping = true;
+                    break;
+                }
                 default(patience) => {}
             }
             if self.writer.deadline().is_some_and(|deadline| deadline <= Instant::now()) {
@@ -288,7 +293,6 @@ impl<F: FnMut(&[(LogId, Sequence)])> WriterLoop<F> {
     /// Returns an error only when told to stop while the disk fails.
     fn flush(&mut self) -> Result<(), EventLogError> {
         let mut pause = RETRY_PAUSE_FIRST;
-        let mut last_try = false;
         loop {
             match self.writer.try_flush() {
                 Ok(moved) => {
@@ -297,11 +301,11 @@ impl<F: FnMut(&[(LogId, Sequence)])> WriterLoop<F> {
                     }
                     return Ok(());
                 }
-                Err(error) if last_try => return Err(error),
+                Err(error) if self.stopping => return Err(error),
                 Err(_) => {
                     // A message and a handle that is gone mean the same.
                     let waited = self.stop.recv_timeout(pause);
-                    last_try = !matches!(waited, Err(crossbeam::channel::RecvTimeoutError::Timeout));
+                    self.stopping = !matches!(waited, Err(crossbeam::channel::RecvTimeoutError::Timeout));
                     pause = (2 * pause).min(EVENT_RETRY_PAUSE_MAX);
                 }
             }

@@ -202,12 +202,6 @@ impl<T> ShardReceiver<T> {
         }
     }
 
-    /// Appends at most `max` values that are there now.
-    #[cfg(test)]
-    pub(crate) fn try_recv_batch(&mut self, into: &mut Vec<T>, max: usize) -> usize {
-        self.inbox.0.take(into, max)
-    }
-
     /// A read that ends early only leads to one more look into the queue.
     async fn woken(&mut self) -> io::Result<()> {
         let operation = self.read.get_or_insert_with(|| uring::read_counter(self.eventfd.clone()));

@@ -220,7 +220,7 @@ fn an_unreadable_key() {
         |path| fs::write(path, "-----BEGIN PRIVATE KEY-----\nbm8ga2V5\n-----END PRIVATE KEY-----\n").unwrap();
     let forbidden: fn(&Path) = |path| {
         fs::write(path, "").unwrap();
-        fs::set_permissions(path, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o000)).unwrap();
     };
     for make in [missing, directory_instead, no_key, forbidden] {
         let directory = tempfile::tempdir().unwrap();

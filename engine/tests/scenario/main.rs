@@ -1,5 +1,12 @@
 //! One behaviour per file, through the embedding API, between a client and a sink that does as it is told.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    reason = "tests fail where they stand, and tell what they skipped"
+)]
+
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -7,6 +7,8 @@
 //! wait (`300s`); `X:` the server closes; `O:` options at the top: `no-relay`, `starttls`, `reject`, `max=N`, `whole`
 //! (not to be split); `#` a comment.
 
+#![expect(clippy::disallowed_methods, reason = "reads dialogs")]
+
 use std::fs;
 use std::path::Path;
 

@@ -14,6 +14,8 @@
 //! ```
 //! Every dialog runs whole and cut into pieces of 1 to 7 octets.
 
+#![expect(clippy::disallowed_methods, reason = "reads dialogs")]
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
