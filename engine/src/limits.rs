@@ -201,6 +201,8 @@ pub(crate) const RECEIVE_BYTES_MAX: usize = 65_536;
 pub(crate) const TLS_WRITE_BYTES: usize = 131_072;
 /// How long a closed connection waits for the peer's FIN.
 pub(crate) const LINGER: std::time::Duration = std::time::Duration::from_secs(2);
+/// The same while the engine stops.
+pub(crate) const LINGER_STOPPING: std::time::Duration = std::time::Duration::from_millis(100);
 
 // runtime: control
 

@@ -17,6 +17,8 @@ mod deliver;
 mod outcome;
 mod schedule;
 mod spool;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -24,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postrider_spool::record::{LogId, MessageId};
-use postrider_spool::{Operation, Statistics};
+use postrider_spool::{Log, Operation, Statistics};
 
 use self::accept::{Session, Signing};
 use self::ask::Asked;
@@ -78,6 +80,8 @@ pub enum Action {
         log: LogId,
         operation: Operation,
     },
+    /// The log of a shard that is no more has drained: its directory is to be removed.
+    RemoveLog(Box<Log>),
     /// Connect from the source's address; answer with [`Shard::connected`] or [`Shard::connection_closed`].
     Connect {
         connection: ConnectionKey,
@@ -297,6 +301,7 @@ impl Shard {
         self.home.unblock_domains(now.wall_ms);
         self.expire(now);
         self.home.forget_idle();
+        self.give_up_drained_logs();
         self.pools.tick(now);
         self.update_gauges();
     }
@@ -331,6 +336,8 @@ impl Shard {
         self.metrics.messages.set(sum(|log| log.live_messages));
         self.metrics.spool_used_bytes.set(sum(|log| log.used_bytes));
         self.metrics.spool_segments.set(sum(|log| log.segments_in_use));
+        let written = sum(|log| log.bytes_written);
+        self.metrics.spool_commit_bytes.add(written.saturating_sub(self.metrics.spool_commit_bytes.get()));
         let closed = self.logs.first().and_then(|home| home.log.is_open_for_mail().err());
         let was_closed = self.metrics.spool_closed.get() > 0;
         match &closed {

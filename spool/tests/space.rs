@@ -143,8 +143,8 @@ fn a_message_that_stays_does_not_hold_the_log_back() {
     assert_eq!(found, [(stays, vec![0], 3, Fate::Deferred { due_ms: 77 })]);
 }
 
-/// A read for a copy that was begun before the log failed comes back after it was begun anew. Once the state that it brought
-/// was taken for the newest.
+/// A read for a copy that was begun before the log failed comes back after it was begun anew. Once the state that it
+/// brought was taken for the newest.
 #[test]
 fn a_copy_takes_no_reads_of_an_earlier_attempt() {
     let disk = SimDisk::new(1);

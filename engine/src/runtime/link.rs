@@ -16,7 +16,7 @@ use super::socket::Socket;
 use super::tls::TlsSession;
 use crate::config::TlsMode;
 use crate::deliver::content::Chunk;
-use crate::limits::{LINGER, RECEIVE_BYTES_MAX, RECEIVE_BYTES_MIN, TLS_WRITE_BYTES};
+use crate::limits::{LINGER, LINGER_STOPPING, RECEIVE_BYTES_MAX, RECEIVE_BYTES_MIN, TLS_WRITE_BYTES};
 use crate::pool::connection::ConnectionKey;
 use crate::shard::{ConnectError, Connected, SessionKey};
 
@@ -226,7 +226,8 @@ impl<'a> LinkTask<'a> {
             receive.set(socket.recv(Vec::with_capacity(RECEIVE_BYTES_MIN)));
             runs = true;
         }
-        let deadline = self.shard_loop.clock.now().monotonic + LINGER;
+        let linger = if self.shard_loop.is_stopping.get() { LINGER_STOPPING } else { LINGER };
+        let deadline = self.shard_loop.clock.now().monotonic + linger;
         while runs {
             // Input that is left unread would turn our close into a reset, which may overtake our last words.
             let ended = tokio::select! {

@@ -63,7 +63,7 @@ pub(crate) struct ShardSetup {
     pub(crate) verifiers: Verifiers,
     /// Sessions of every shard, so that each can keep to its share.
     pub(crate) session_counts: Arc<Vec<AtomicUsize>>,
-    /// Bumped at every turn; a shard whose number stands still is stuck.
+    /// Bumped every second while the shard takes turns and its ring completes operations.
     pub(crate) heartbeat: Arc<AtomicU64>,
     pub(crate) started: std::sync::mpsc::Sender<Result<usize, String>>,
 }
@@ -136,6 +136,7 @@ async fn start(setup: ShardSetup) {
         running_operations: Cell::new(0),
         session_counts: setup.session_counts,
         heartbeat: setup.heartbeat,
+        turns: Cell::new(0),
         stopping: Notify::new(),
         is_stopping: Cell::new(false),
         progress: Notify::new(),
@@ -144,7 +145,7 @@ async fn start(setup: ShardSetup) {
         uring::spawn(Rc::clone(&shard_loop).accept(listener, setup));
     }
     uring::spawn(Rc::clone(&shard_loop).take_turns());
-    uring::spawn(Rc::clone(&shard_loop).report_sent());
+    uring::spawn(Rc::clone(&shard_loop).each_second());
     let id = shard_loop.shard.borrow().id();
     let _ = started.send(Ok(id));
     shard_loop.turn.notify_one();
@@ -172,8 +173,9 @@ pub(super) struct ShardLoop {
     running_operations: Cell<usize>,
     session_counts: Arc<Vec<AtomicUsize>>,
     heartbeat: Arc<AtomicU64>,
+    turns: Cell<u64>,
     stopping: Notify,
-    is_stopping: Cell<bool>,
+    pub(super) is_stopping: Cell<bool>,
     /// An operation of the spool has ended.
     progress: Notify,
 }
@@ -194,7 +196,7 @@ impl ShardLoop {
         loop {
             let now = self.clock.now();
             self.shard.borrow_mut().turn(now);
-            self.heartbeat.fetch_add(1, Ordering::Relaxed);
+            self.turns.set(self.turns.get() + 1);
             self.carry_out();
             self.send_waiting();
             if self.shard.borrow().has_more() {
@@ -260,6 +262,12 @@ impl ShardLoop {
                     // Counted here, so that the thread can't end between this and the task's first turn.
                     self.running_operations.set(self.running_operations.get() + 1);
                     uring::spawn(Rc::clone(self).execute(log, operation));
+                }
+                Action::RemoveLog(log) => {
+                    let id = log.id();
+                    if let Err(error) = log.remove() {
+                        tracing::warn!(log = id.0, %error, "the drained log can not be removed now; the next start tries again");
+                    }
                 }
                 Action::Shard { to, message } => self.send_mail(to, message),
                 Action::Control(message) => self.send_control(message),
@@ -477,10 +485,18 @@ impl ShardLoop {
         self.shard.borrow_mut().set_events_blocked(blocked);
     }
 
-    /// Tells the shard how far large sends have come, so that a slow peer isn't taken for a dead one.
-    async fn report_sent(self: Rc<Self>) {
+    /// Once a second: shows that the shard lives, and tells it how far large sends have come, so that a slow peer isn't
+    /// taken for a dead one.
+    async fn each_second(self: Rc<Self>) {
+        let mut turns = 0;
         loop {
             clock::sleep(Duration::from_secs(1)).await;
+            // A thread that turns without its ring, or whose ring goes without turns, is as good as dead.
+            uring::breathe().await;
+            if turns != self.turns.get() {
+                turns = self.turns.get();
+                self.heartbeat.fetch_add(1, Ordering::Relaxed);
+            }
             let links: Vec<Rc<Link>> = self.links.borrow().values().cloned().collect();
             for link in links {
                 link.report_sent(&self);

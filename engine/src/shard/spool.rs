@@ -109,6 +109,16 @@ impl Shard {
         Ok(())
     }
 
+    /// A log without a shard of its own takes no mail; once it is empty, nothing is left to serve.
+    pub(super) fn give_up_drained_logs(&mut self) {
+        let drained = |home: &HomeLog| home.log.is_drained() && home.is_quiet() && home.running_operations == 0;
+        while let Some(place) = self.logs.iter().skip(1).position(drained) {
+            let home = self.logs.remove(place + 1);
+            tracing::info!(log = home.log.id().0, "the log has drained and is removed");
+            self.actions.push_back(Action::RemoveLog(Box::new(home.log)));
+        }
+    }
+
     /// An operation of a log has ended.
     pub fn spool_completed(&mut self, now: Now, log: LogId, completion: Completion) {
         let place = self.log_index(log);

@@ -1,0 +1,268 @@
+//! A whole shard in memory: the test is its clock, its clients, its peers and the executor of its spool's operations.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use postrider_spool::record::{LogId, Sequence};
+use postrider_spool::{Operation, Spool, SpoolOptions};
+use tempfile::TempDir;
+
+use super::{Action, Connected, SessionKey, Shard, ShardOptions};
+use crate::accept::Policy;
+use crate::config::{Config, DomainPattern, Route, RouteTarget, SmtpListener, TlsMode};
+use crate::handover::{ControlMessage, ShardMessage};
+use crate::mail::time::Now;
+use crate::outcome::event::{Logged, LoggedRecord};
+use crate::pool::connection::ConnectionKey;
+
+const CLIENT: &str = "EHLO client.example\r\nMAIL FROM:<a@client.example>\r\nRCPT TO:<b@peer.example>\r\nDATA\r\n";
+const CONTENT: &str = "Subject: x\r\n\r\nHello\r\n.\r\n";
+
+struct World {
+    shard: Shard,
+    now: Now,
+    /// Operations that the test has not executed yet.
+    operations: Vec<(LogId, Operation)>,
+    /// What clients and peers were sent.
+    to_client: String,
+    to_peer: String,
+    connects: Vec<(ConnectionKey, SocketAddr)>,
+    closed: Vec<ConnectionKey>,
+    events: Vec<LoggedRecord>,
+    directory: TempDir,
+    // Holds the lock of the spool's directory.
+    _spool: Spool,
+}
+
+impl World {
+    fn new() -> Self {
+        Self::open(TempDir::new().unwrap(), Now { monotonic: Duration::from_secs(1), wall_ms: 1_800_000_000_000 })
+    }
+
+    fn open(directory: TempDir, now: Now) -> Self {
+        let mut config = Config::new("mta.example");
+        let to = vec![RouteTarget::Address("127.0.0.1:25".parse().unwrap())];
+        config.routes = vec![Route { domain: DomainPattern::Any, to, tls: TlsMode::Disabled }];
+        let config = Arc::new(config);
+        let policy = Arc::new(Policy::new(&config).unwrap());
+        let options = SpoolOptions { segment_bytes: 1 << 20, ..SpoolOptions::default() };
+        let mut spool = Spool::open(directory.path(), options).unwrap();
+        let logs = spool.assign(1).unwrap().remove(0);
+        let metrics = Arc::default();
+        let options = ShardOptions { id: 0, shards: 1, config, policy, metrics, seed: 7, sessions_max: 10 };
+        let mut shard = Shard::new(options);
+        for log in logs {
+            shard.recover(log, Sequence(0), 7).unwrap();
+        }
+        Self {
+            shard,
+            now,
+            operations: Vec::new(),
+            to_client: String::new(),
+            to_peer: String::new(),
+            connects: Vec::new(),
+            closed: Vec::new(),
+            events: Vec::new(),
+            directory,
+            _spool: spool,
+        }
+    }
+
+    /// Turns until nothing more happens by itself.
+    fn settle(&mut self) {
+        loop {
+            self.shard.turn(self.now);
+            let mut acted = false;
+            while let Some(action) = self.shard.poll_action() {
+                acted = true;
+                self.carry_out(action);
+            }
+            if !acted && !self.shard.has_more() {
+                return;
+            }
+        }
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        match action {
+            Action::SessionSend { bytes, .. } => self.to_client.push_str(std::str::from_utf8(&bytes).unwrap()),
+            Action::Spool { log, operation } => self.operations.push((log, operation)),
+            Action::Connect { connection, to, .. } => self.connects.push((connection, to)),
+            Action::ConnectionSend { connection, chunks } => {
+                let octets: usize = chunks.iter().map(|chunk| chunk.as_ref().len()).sum();
+                for chunk in &chunks {
+                    self.to_peer.push_str(std::str::from_utf8(chunk.as_ref()).unwrap());
+                }
+                self.shard.connection_sent(self.now, connection, octets);
+            }
+            Action::ConnectionClose { connection } => self.closed.push(connection),
+            Action::Control(ControlMessage::FindOwner { pair, .. }) => {
+                self.shard.handle_message(ShardMessage::Owner { pair, owner: 0 });
+            }
+            Action::Events(mut records) => self.events.append(&mut records),
+            _ => {}
+        }
+    }
+
+    /// Executes what the spool wants done, and all that follows from it.
+    fn sync(&mut self) {
+        self.settle();
+        while !self.operations.is_empty() {
+            for (log, operation) in std::mem::take(&mut self.operations) {
+                let completion = postrider_spool::execute(operation);
+                self.shard.spool_completed(self.now, log, completion);
+            }
+            self.settle();
+        }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now.monotonic += time;
+        self.now.wall_ms += time.as_millis() as u64;
+        self.sync();
+    }
+
+    fn connect_client(&mut self) -> SessionKey {
+        let client = "127.0.0.1:4000".parse().unwrap();
+        let session = self.shard.open_session(self.now, &SmtpListener::default(), client).unwrap();
+        self.settle();
+        session
+    }
+
+    fn client_says(&mut self, session: SessionKey, text: &str) -> String {
+        self.to_client.clear();
+        self.shard.session_received(self.now, session, text.as_bytes());
+        self.settle();
+        std::mem::take(&mut self.to_client)
+    }
+
+    fn peer_says(&mut self, connection: ConnectionKey, text: &str) -> String {
+        self.to_peer.clear();
+        self.shard.connection_received(self.now, connection, text.as_bytes());
+        self.settle();
+        std::mem::take(&mut self.to_peer)
+    }
+
+    /// Accepts the connection that the shard wants to make, up to the end of its EHLO.
+    fn accept_connection(&mut self) -> ConnectionKey {
+        let (connection, peer) = self.connects.pop().expect("a connection is wanted");
+        let made = Connected { local: "127.0.0.1:5000".parse().unwrap(), peer };
+        self.shard.connected(self.now, connection, made);
+        assert_eq!(self.peer_says(connection, "220 peer.example\r\n"), "EHLO mta.example\r\n");
+        connection
+    }
+
+    fn outcomes(&self) -> usize {
+        self.events.iter().filter(|event| matches!(event.record, Logged::Outcome(_))).count()
+    }
+}
+
+fn accepted(world: &mut World) {
+    let session = world.connect_client();
+    world.client_says(session, CLIENT);
+    world.client_says(session, CONTENT);
+    world.sync();
+    assert!(world.to_client.starts_with("250 2.0.0 OK id="), "{}", world.to_client);
+}
+
+/// ACK-AFTER-SYNC: neither the answer, nor an attempt, nor an event comes before the commit's completion.
+#[test]
+fn nothing_is_said_or_done_before_the_commit() {
+    let mut world = World::new();
+    let session = world.connect_client();
+    assert!(world.client_says(session, CLIENT).ends_with("\r\n"));
+    assert_eq!(world.client_says(session, CONTENT), "");
+    assert!(!world.operations.is_empty(), "the commit was begun");
+    assert!(world.connects.is_empty() && world.events.is_empty());
+    world.sync();
+    assert!(world.to_client.starts_with("250 2.0.0 OK id="), "{}", world.to_client);
+    assert_eq!((world.connects.len(), world.events.len()), (1, 1));
+}
+
+/// A deadline that is over while an operation runs would keep the thread from parking, and the ring from submitting.
+#[test]
+fn nothing_is_overdue_while_a_commit_runs() {
+    let mut world = World::new();
+    let session = world.connect_client();
+    world.client_says(session, CLIENT);
+    world.client_says(session, CONTENT);
+    let other = world.connect_client();
+    world.client_says(other, CLIENT);
+    world.client_says(other, CONTENT);
+    for _ in 0..1_000 {
+        world.now.monotonic += Duration::from_millis(100);
+        world.now.wall_ms += 100;
+        world.settle();
+        let next = world.shard.next_timeout(world.now);
+        assert!(next > world.now.monotonic, "{next:?} is over at {:?}", world.now.monotonic);
+    }
+}
+
+#[test]
+fn a_message_is_delivered_and_recorded_once() {
+    let mut world = World::new();
+    accepted(&mut world);
+    let peer = world.accept_connection();
+    let envelope = world.peer_says(peer, "250-peer.example\r\n250-PIPELINING\r\n250 8BITMIME\r\n");
+    assert!(envelope.starts_with("MAIL FROM:<a@client.example>"), "{envelope}");
+    assert!(envelope.ends_with("RCPT TO:<b@peer.example>\r\nDATA\r\n"), "{envelope}");
+    let content = world.peer_says(peer, "250 ok\r\n250 ok\r\n354 go\r\n");
+    assert!(content.starts_with("Received: ") && content.ends_with("\r\n\r\nHello\r\n.\r\n"), "{content}");
+    world.peer_says(peer, "250 taken\r\n");
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.outcomes(), 1);
+    assert_eq!(world.shard.home.len(), 0);
+    world.pass(Duration::from_secs(3600));
+    assert_eq!(world.outcomes(), 1, "and it stays at one");
+}
+
+/// EXACT-RETRY-STATE: attempts and due time are the same after a restart, to the millisecond.
+#[test]
+fn a_deferred_message_is_due_at_the_same_time_after_a_restart() {
+    let mut world = World::new();
+    accepted(&mut world);
+    let peer = world.accept_connection();
+    world.peer_says(peer, "250 peer.example\r\n");
+    world.peer_says(peer, "250 ok\r\n");
+    world.peer_says(peer, "451 4.2.1 not now\r\n");
+    world.pass(Duration::from_secs(1));
+    let state = |shard: &Shard| {
+        let (_, entry) = shard.home.entries().next().expect("it waits");
+        (entry.message, entry.attempts, entry.due_ms, entry.last_answer.clone())
+    };
+    let before = state(&world.shard);
+    assert_eq!((before.1, before.3.as_deref()), (1, Some("451 4.2.1 not now")));
+    assert!(before.2 > world.now.wall_ms);
+
+    let World { directory, now, shard, _spool, .. } = world;
+    drop((shard, _spool));
+    let mut world = World::open(directory, now);
+    assert_eq!(state(&world.shard), before);
+    world.settle();
+    assert!(world.connects.is_empty(), "not before its time");
+    let wait = Duration::from_millis(before.2 - now.wall_ms);
+    world.pass(wait - Duration::from_millis(1));
+    assert!(world.connects.is_empty(), "not a millisecond before its time");
+    world.pass(Duration::from_millis(1));
+    assert_eq!(world.connects.len(), 1);
+    assert!(world.directory.path().exists());
+}
+
+/// A host that can't be connected to costs no attempt; the message keeps its due time and says what holds it.
+#[test]
+fn a_refused_connection_counts_no_attempt() {
+    let mut world = World::new();
+    accepted(&mut world);
+    let (connection, _) = world.connects.pop().expect("a connection is wanted");
+    let refused = super::ConnectError::Failed(std::io::ErrorKind::ConnectionRefused.into());
+    world.shard.connect_failed(world.now, connection, &refused);
+    world.settle();
+    let (key, entry) = world.shard.home.entries().next().expect("it waits");
+    assert_eq!(entry.attempts, 0);
+    let blocked = world.shard.home.blocked_by(key).expect("it is blocked").clone();
+    assert!(blocked.reason.contains("127.0.0.1:25"), "{blocked:?}");
+    assert!(world.connects.is_empty() && world.outcomes() == 0);
+    world.pass(Duration::from_millis(blocked.until_ms - world.now.wall_ms));
+    assert_eq!(world.connects.len(), 1, "and it is tried again at that time");
+}
