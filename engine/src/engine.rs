@@ -1,4 +1,6 @@
 //! The engine as a value: start, inject, watch, shut down. Several live in one process.
+//!
+//! Over 500 lines, because the one list of what is started, in which order, and what each part is given stands here.
 
 use std::fmt;
 use std::net::TcpListener;

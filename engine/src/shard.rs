@@ -300,6 +300,7 @@ impl Shard {
         self.time_out_deliveries(now);
         self.home.unblock_domains(now.wall_ms);
         self.expire(now);
+        self.home.update_rates();
         self.home.forget_idle();
         self.give_up_drained_logs();
         self.pools.tick(now);

@@ -7,6 +7,8 @@
 //! is ever appended to a segment that was found at the start: the next segment's header says where it ends.
 //!
 //! See also `survey.rs`, which finds the segments and their order, and `FORMAT.md` for the case analysis.
+//!
+//! Over 500 lines: the table, and what each of its rows does.
 
 use std::ops::Range;
 use std::path::PathBuf;

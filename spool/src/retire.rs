@@ -6,6 +6,8 @@
 //! checkpoints will relax the order; see `FORMAT.md`.
 //!
 //! The newest segment with acknowledged frames is never retired: it carries the log's numbers.
+//!
+//! Over 500 lines: retiring, copying forward and preallocating take turns on one budget.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -6,7 +6,7 @@
 //! * its header writer may fold between the end of `b=` and the final semicolon, which some verifiers (dkimpy) don't
 //!   take for a part of the signature; ours never ends a tag with white space.
 //! * its body canonicalization keeps an empty line where the body ends with lines of white space only. RFC 6376 §3.4.4
-//!   drops white space first and then the empty lines; so does [`body_hash`].
+//!   drops white space first and then the empty lines; so does `body_hash`.
 //!
 //! A signature can fail only by a fault of the cryptographic library.
 

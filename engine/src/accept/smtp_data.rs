@@ -6,7 +6,7 @@
 //! smuggling").
 //!
 //! Octets are looked at with SIMD search for CR, LF and NUL, and are copied once, in runs as long as the input allows.
-//! All state between two inputs is one [`Place`]; a split anywhere changes nothing.
+//! All state between two inputs is one `Place`; a split anywhere changes nothing.
 
 use memchr::memchr3;
 

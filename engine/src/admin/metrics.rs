@@ -6,6 +6,8 @@
 //!
 //! Names are KumoMTA's where the meaning is the same, with its values of the label `service`. KumoMTA's counters have
 //! no `_total` at their end, so neither have ours.
+//!
+//! Over 500 lines: one table of all metrics.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -121,7 +121,7 @@ pub struct MxRecord {
 }
 
 /// The hosts of an MX answer, in lower case and without final dots, each once with its lowest preference, sorted by
-/// preference and name, at most [`MX_HOSTS_MAX`]. No record at all means the domain itself (RFC 5321 §5.1).
+/// preference and name, at most `MX_HOSTS_MAX`. No record at all means the domain itself (RFC 5321 §5.1).
 pub fn mail_hosts(domain: &str, records: &[MxRecord]) -> Result<Vec<(u16, String)>, RouteFailure> {
     let name_of = |exchange: &str| exchange.trim_end_matches('.').to_ascii_lowercase();
     let named = records.iter().map(|record| (record.preference, name_of(&record.exchange)));

@@ -9,6 +9,8 @@
 //! repeating it always gets somewhere; only a loss after the last octet of the content is in doubt.
 //!
 //! See also: `attempt.rs` for the stages and their texts, INTERFACE.md "An attempt".
+//!
+//! Over 500 lines: one table decides what a failure means.
 
 use postrider_spool::record::Answer;
 

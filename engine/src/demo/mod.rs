@@ -2,11 +2,13 @@
 //!
 //! It is a program that embeds the engine as any other would, not a part of the data path; so its senders, sink and
 //! files are plain tokio and std. Everything that is sent is generated again where it arrives, and compared; see
-//! [`verify`].
+//! `verify`.
 //!
 //! The spool is a new directory for each run, on a real file system where one is writable, synced as in production, and
-//! removed at the end. A run without progress for [`PATIENCE`] is broken off, so that it ends in bounded time.
+//! removed at the end. A run without progress for `PATIENCE` is broken off, so that it ends in bounded time.
 #![expect(clippy::disallowed_methods, reason = "a program on top of the engine, with senders and a sink of its own")]
+//!
+//! Over 500 lines: what the demo starts, waits for and ends, in one order.
 
 mod message;
 mod report;

@@ -3,5 +3,6 @@
 pub mod address;
 pub mod header;
 pub mod message_id;
+pub mod queue_name;
 pub mod reply;
 pub mod time;

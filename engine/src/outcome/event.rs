@@ -9,11 +9,15 @@
 //! always known, and a peer's port is told unless it is 25.
 //!
 //! See also: `event_log.rs` for how lines get to disk, `classify.rs` for `bounce_classification`.
+//!
+//! Over 500 lines: every field of every event, and where it comes from.
 
 use std::fmt;
 use std::net::SocketAddr;
 
 use postrider_spool::record::{Answer, Envelope, Fate, LogId, MessageId, Outcome, RecipientResult, Sequence};
+
+use crate::mail::queue_name::QueueName;
 use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
 
@@ -183,11 +187,11 @@ fn reception<'a>(event_id: EventId, envelope: &'a Envelope, place: usize, size: 
         event_id,
         sender: &envelope.reverse_path,
         recipient,
-        queue: Queue::Parts {
+        queue: Queue::Parts(QueueName {
             campaign: &envelope.campaign,
             tenant: &envelope.tenant,
             domain: recipient.rsplit_once('@').map_or("", |(_, domain)| domain),
-        },
+        }),
         site: "",
         size,
         response: Response { code: 250, enhanced_code: None, content: "", command: None },
@@ -264,12 +268,6 @@ pub fn write_line(event: &Event<'_>, out: &mut Vec<u8>) {
     out.push(b'\n');
 }
 
-/// The name of a scheduled queue in KumoMTA's form: `domain`, `tenant@domain`, `campaign:tenant@domain` or
-/// `campaign:@domain`.
-pub fn queue_name(campaign: &str, tenant: &str, domain: &str) -> String {
-    Queue::Parts { campaign, tenant, domain }.to_string()
-}
-
 /// An event that owns what it tells: what subscribers get.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventRecord {
@@ -338,16 +336,14 @@ impl EventRecord {
 #[derive(Debug, Clone, Copy)]
 enum Queue<'a> {
     Named(&'a str),
-    Parts { campaign: &'a str, tenant: &'a str, domain: &'a str },
+    Parts(QueueName<'a>),
 }
 
 impl fmt::Display for Queue<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Named(name) => f.write_str(name),
-            Self::Parts { campaign: "", tenant: "", domain } => f.write_str(domain),
-            Self::Parts { campaign: "", tenant, domain } => write!(f, "{tenant}@{domain}"),
-            Self::Parts { campaign, tenant, domain } => write!(f, "{campaign}:{tenant}@{domain}"),
+            Self::Parts(name) => name.fmt(f),
         }
     }
 }
@@ -643,13 +639,5 @@ pub(crate) mod tests {
         assert_eq!(told("[2001:db8::1]:25"), ["2001:db8::1", "2001:db8::1"]);
         assert_eq!(told("/run/lmtp.sock"), ["/run/lmtp.sock", "/run/lmtp.sock"]);
         assert!(PeerAddress::server("", "").is_none());
-    }
-
-    #[test]
-    fn queue_names_have_kumomtas_form() {
-        assert_eq!(queue_name("", "", "example.net"), "example.net");
-        assert_eq!(queue_name("", "acme", "example.net"), "acme@example.net");
-        assert_eq!(queue_name("spring", "acme", "example.net"), "spring:acme@example.net");
-        assert_eq!(queue_name("spring", "", "example.net"), "spring:@example.net");
     }
 }

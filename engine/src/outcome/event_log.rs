@@ -23,6 +23,8 @@
 //! Invariants: a record is encoded in the frame whose seal passes its sequence and in no other. A data frame without
 //! its seal does not count: it is cut at the next start and derived again. A seal counts only where it was written
 //! (its own offset), after the bytes it was written for (their CRC).
+//!
+//! Over 500 lines: frames, cursors and subscriptions share their numbers.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
@@ -287,7 +289,7 @@ impl Subscribers {
 
 /// The events of an engine from the moment of subscription on, as they happen.
 ///
-/// It holds at most [`EVENT_STREAM_EVENTS_MAX`] events; a reader that lags further loses the newer ones and finds
+/// It holds at most `EVENT_STREAM_EVENTS_MAX` events; a reader that lags further loses the newer ones and finds
 /// [`EventItem::Lagged`] in their place. What was missed is in the event files. After a crash some events may come a
 /// second time, with the same `event_id`.
 pub struct EventStream {

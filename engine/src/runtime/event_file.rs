@@ -11,6 +11,8 @@
 //! What can fail: the disk. Then the frame is kept and written again, from the same place, until it succeeds;
 //! meanwhile nothing more is taken, the queue fills, and [`EventSender::is_blocked`] closes admission. Nothing is
 //! lost, since the cursor stays where it was.
+//!
+//! Over 500 lines: the writer's loop and the one file that it keeps whole belong together.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

@@ -4,6 +4,8 @@
 //! one takes what other threads send; one gives the shard its turns. Whoever feeds the shard wakes the turn, which runs
 //! behind everything that is ready just then: so one commit, one batch of signatures and one wake-up of another shard
 //! serve all that happened in the meantime.
+//!
+//! Over 500 lines: everything that a shard's thread waits for meets here.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};

@@ -12,6 +12,8 @@
 //!
 //! The home knows neither sockets nor DNS: it is told the site of a domain, the owner of a pair and the owner's
 //! credits, and says what it needs through [`Home::poll_need`].
+//!
+//! Over 500 lines, because every place that an entry can be in, and each way between two of them, is kept true here.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -22,6 +24,7 @@ use super::due::DueTimes;
 use super::fair::{FairQueue, FlowId};
 use crate::handover::{Blocked, PairKey, Spooled};
 use crate::limits::{EXPIRY_SWEEP_ENTRIES, PAIRS_KEPT, QUEUES_KEPT, STANDING_CREDITS};
+use crate::mail::queue_name::QueueName;
 
 /// An entry's place in its home; reused after the entry is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -70,11 +73,15 @@ pub struct Queue {
     pub priority: u8,
     pub depth: u64,
     pub last_answer: Option<Arc<str>>,
+    /// Recipients delivered a second, averaged over about ten.
+    pub rate_per_s: f64,
+    /// Recipients delivered since the average was last brought up to date.
+    delivered: u32,
     flow: FlowId,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct QueueName {
+struct QueueParts {
     domain: Arc<str>,
     tenant: String,
     campaign: String,
@@ -131,7 +138,7 @@ pub struct Home {
     due: DueTimes,
     queues: Vec<Option<Queue>>,
     free_queues: Vec<u32>,
-    queue_names: HashMap<QueueName, QueueKey>,
+    queue_names: HashMap<QueueParts, QueueKey>,
     flows: HashMap<(Arc<str>, Arc<str>), FlowId>,
     next_flow: u32,
     domains: HashMap<Arc<str>, Domain>,
@@ -163,7 +170,8 @@ impl Home {
         }
     }
 
-    /// The next entry whose time has come; it must be given to [`Self::route`] or [`Self::remove`].
+    /// The next entry whose time has come; it must be given to [`Self::make_ready`], [`Self::wait_for_route`] or
+    /// [`Self::remove`].
     pub fn pop_due(&mut self, wall_ms: u64) -> Option<EntryKey> {
         if self.stopping {
             return None;
@@ -406,7 +414,7 @@ impl Home {
     }
 
     pub fn queue(&mut self, spooled: &Spooled, domain: &Arc<str>) -> QueueKey {
-        let name = QueueName {
+        let name = QueueParts {
             domain: Arc::clone(domain),
             tenant: spooled.tenant.clone(),
             campaign: spooled.campaign.clone(),
@@ -422,7 +430,7 @@ impl Home {
             FlowId(self.next_flow)
         });
         let queue = Queue {
-            name: queue_name(domain, &tenant, &campaign).into(),
+            name: QueueName { campaign: &campaign, tenant: &tenant, domain }.to_string().into(),
             domain: Arc::clone(domain),
             tenant,
             campaign,
@@ -430,6 +438,8 @@ impl Home {
             priority: name.priority,
             depth: 0,
             last_answer: None,
+            rate_per_s: 0.0,
+            delivered: 0,
             flow,
         };
         let key = match self.free_queues.pop() {
@@ -469,6 +479,23 @@ impl Home {
             State::Unrouted | State::Withdrawn => "routing",
             State::Ready { .. } => "ready",
             State::Out { .. } => "in delivery",
+        }
+    }
+
+    pub fn queues(&self) -> impl Iterator<Item = &Queue> {
+        self.queues.iter().flatten()
+    }
+
+    pub fn count_delivered(&mut self, key: EntryKey, recipients: u32) {
+        let queue = self.entry(key).queue;
+        self.queue_mut(queue).delivered += recipients;
+    }
+
+    /// Brings the queues' rates up to date; called once a second.
+    pub fn update_rates(&mut self) {
+        for queue in self.queues.iter_mut().flatten() {
+            let delivered = f64::from(std::mem::take(&mut queue.delivered));
+            queue.rate_per_s += (delivered - queue.rate_per_s) / RATE_SECONDS;
         }
     }
 
@@ -639,12 +666,5 @@ impl Home {
     }
 }
 
-/// KumoMTA's name of a scheduled queue: `campaign:tenant@domain`, `campaign:@domain`, `tenant@domain` or `domain`.
-pub fn queue_name(domain: &str, tenant: &str, campaign: &str) -> String {
-    match (campaign, tenant) {
-        ("", "") => domain.to_owned(),
-        ("", tenant) => format!("{tenant}@{domain}"),
-        (campaign, "") => format!("{campaign}:@{domain}"),
-        (campaign, tenant) => format!("{campaign}:{tenant}@{domain}"),
-    }
-}
+/// Over how many seconds a queue's rate is averaged.
+const RATE_SECONDS: f64 = 10.0;

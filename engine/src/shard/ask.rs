@@ -45,7 +45,7 @@ impl Shard {
                 egress_source: None,
                 depth: 0,
                 ready: 0,
-                rate_per_s: 0.0,
+                rate_per_s: (queue.rate_per_s * 10.0).round() / 10.0,
                 next_due: None,
                 last_answer: queue.last_answer.as_deref().map(str::to_owned),
             });

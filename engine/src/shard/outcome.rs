@@ -32,6 +32,8 @@ impl Shard {
         self.unpin(attempt.message.id());
         let disposition = self.dispose(now, &attempt, result.results);
         let Disposition { results, deferred, at_once, due_ms, attempts, last_answer } = disposition;
+        let delivered = results.iter().filter(|result| result.fate == Fate::Delivered).count();
+        self.home.count_delivered(key, delivered as u32);
         if !results.is_empty() {
             self.record(now, &attempt, context, results);
         }

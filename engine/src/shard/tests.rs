@@ -212,6 +212,8 @@ fn a_message_is_delivered_and_recorded_once() {
     world.peer_says(peer, "250 taken\r\n");
     world.pass(Duration::from_secs(1));
     assert_eq!(world.outcomes(), 1);
+    let rates: Vec<f64> = world.shard.home.queues().map(|queue| queue.rate_per_s).collect();
+    assert!(rates.len() == 1 && rates[0] > 0.0, "{rates:?}");
     assert_eq!(world.shard.home.len(), 0);
     world.pass(Duration::from_secs(3600));
     assert_eq!(world.outcomes(), 1, "and it stays at one");
