@@ -268,7 +268,7 @@ impl ShardLoop {
                 Action::RemoveLog(log) => {
                     let id = log.id();
                     if let Err(error) = log.remove() {
-                        tracing::warn!(log = id.0, %error, "the drained log can not be removed now; the next start tries again");
+                        tracing::warn!(log = id.0, %error, "the drained log is left for the next start to remove");
                     }
                 }
                 Action::Shard { to, message } => self.send_mail(to, message),
