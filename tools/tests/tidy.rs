@@ -173,6 +173,17 @@ fn lines_are_not_too_long() {
     wrong.report();
 }
 
+/// tokio ends only the task that panics, and its shard would limp on without it.
+#[test]
+fn a_panic_ends_the_process() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("the workspace has a manifest");
+    for profile in ["[profile.dev]", "[profile.release]"] {
+        let (_, section) = manifest.split_once(profile).expect("the profile is configured");
+        let section = section.split("\n[").next().unwrap_or_default();
+        assert!(section.contains("panic = \"abort\""), "{profile} needs panic = \"abort\"");
+    }
+}
+
 #[test]
 fn links_in_documents_lead_somewhere() {
     let mut wrong = Findings::new("a link leads to no file or heading");

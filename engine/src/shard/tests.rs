@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::{Action, Connected, SessionKey, Shard, ShardOptions};
 use crate::accept::Policy;
-use crate::config::{Config, DomainPattern, Route, RouteTarget, SmtpListener, TlsMode};
+use crate::config::{Config, DkimIdentity, DkimKeyPem, DomainPattern, Route, RouteTarget, SmtpListener, TlsMode};
 use crate::handover::{ControlMessage, ShardMessage};
 use crate::mail::time::Now;
 use crate::outcome::event::{Logged, LoggedRecord};
@@ -18,6 +18,8 @@ use crate::pool::connection::ConnectionKey;
 
 const CLIENT: &str = "EHLO client.example\r\nMAIL FROM:<a@client.example>\r\nRCPT TO:<b@peer.example>\r\nDATA\r\n";
 const CONTENT: &str = "Subject: x\r\n\r\nHello\r\n.\r\n";
+
+const START: Now = Now { monotonic: Duration::from_secs(1), wall_ms: 1_800_000_000_000 };
 
 struct World {
     shard: Shard,
@@ -37,11 +39,10 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        Self::open(TempDir::new().unwrap(), Now { monotonic: Duration::from_secs(1), wall_ms: 1_800_000_000_000 })
+        Self::open(TempDir::new().unwrap(), START, Config::new("mta.example"))
     }
 
-    fn open(directory: TempDir, now: Now) -> Self {
-        let mut config = Config::new("mta.example");
+    fn open(directory: TempDir, now: Now, mut config: Config) -> Self {
         let to = vec![RouteTarget::Address("127.0.0.1:25".parse().unwrap())];
         config.routes = vec![Route { domain: DomainPattern::Any, to, tls: TlsMode::Disabled }];
         let config = Arc::new(config);
@@ -239,7 +240,7 @@ fn a_deferred_message_is_due_at_the_same_time_after_a_restart() {
 
     let World { directory, now, shard, _spool, .. } = world;
     drop((shard, _spool));
-    let mut world = World::open(directory, now);
+    let mut world = World::open(directory, now, Config::new("mta.example"));
     assert_eq!(state(&world.shard), before);
     world.settle();
     assert!(world.connects.is_empty(), "not before its time");
@@ -249,6 +250,35 @@ fn a_deferred_message_is_due_at_the_same_time_after_a_restart() {
     world.pass(Duration::from_millis(1));
     assert_eq!(world.connects.len(), 1);
     assert!(world.directory.path().exists());
+}
+
+/// Ready RSA signatures in a row would hold up commits and replies: a turn makes a few, and the rest wait.
+#[test]
+fn a_turn_signs_a_few_messages_only() {
+    let key = aws_lc_rs::rsa::KeyPair::generate(aws_lc_rs::rsa::KeySize::Rsa2048).unwrap();
+    let der = aws_lc_rs::encoding::AsDer::<aws_lc_rs::encoding::Pkcs8V1Der<'_>>::as_der(&key).unwrap();
+    let text = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, der.as_ref());
+    let pem = format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n");
+    let key = Arc::new(DkimKeyPem::from_pem("rsa.pem".into(), pem).unwrap());
+    let (domain, selector) = ("client.example".to_owned(), "s1".to_owned());
+    let mut config = Config::new("mta.example");
+    config.dkim = vec![DkimIdentity { domain, selector, key, sign_for: vec!["*".to_owned()], headers: Vec::new() }];
+    let mut world = World::open(TempDir::new().unwrap(), START, config);
+    let sessions: Vec<SessionKey> = (0..10).map(|_| world.connect_client()).collect();
+    for &session in &sessions {
+        world.client_says(session, CLIENT);
+    }
+    for &session in &sessions {
+        world.shard.session_received(world.now, session, CONTENT.as_bytes());
+    }
+    let mut waiting = vec![world.shard.signing.len()];
+    while world.shard.has_more() {
+        world.shard.turn(world.now);
+        waiting.push(world.shard.signing.len());
+    }
+    assert_eq!(waiting, [10, 6, 2, 0]);
+    world.sync();
+    assert_eq!(world.to_client.matches("250 2.0.0 OK id=").count(), 10);
 }
 
 /// A host that can't be connected to costs no attempt; the message keeps its due time and says what holds it.
