@@ -281,6 +281,28 @@ fn a_turn_signs_a_few_messages_only() {
     assert_eq!(world.to_client.matches("250 2.0.0 OK id=").count(), 10);
 }
 
+/// LIMITS-HOLD: a connection counts from its SYN until the peer's FIN was seen, whatever became of it.
+#[test]
+fn connections_never_exceed_their_limit() {
+    let mut config = Config::new("mta.example");
+    config.shaping.connection_limit = 2;
+    let mut world = World::open(TempDir::new().unwrap(), START, config);
+    for _ in 0..10 {
+        accepted(&mut world);
+    }
+    assert_eq!(world.connects.len(), 2, "ten messages wait, two connections are begun");
+    let first = world.accept_connection();
+    world.peer_says(first, "250 peer.example\r\n");
+    assert_eq!(world.connects.len(), 1);
+    world.shard.connection_closed(world.now, first, "reset");
+    world.settle();
+    assert_eq!(world.closed, [first]);
+    assert_eq!(world.connects.len(), 1, "the peer may still count the closed one");
+    world.shard.connection_gone(world.now, first);
+    world.pass(Duration::from_secs(60));
+    assert_eq!(world.connects.len(), 2, "now there is room for one");
+}
+
 /// A host that can't be connected to costs no attempt; the message keeps its due time and says what holds it.
 #[test]
 fn a_refused_connection_counts_no_attempt() {
