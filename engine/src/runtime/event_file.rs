@@ -188,7 +188,12 @@ impl EventSender {
         })
     }
 
-    /// The event disk fails or can't keep up: take no more mail.
+    /// The event disk fails: what is sent now waits for it.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.shared.failing.load(Ordering::Relaxed)
+    }
+
+    /// The event disk fails or can't keep up.
     pub(crate) fn is_blocked(&self) -> bool {
         self.shared.failing.load(Ordering::Relaxed) || self.batches.is_full()
     }

@@ -483,7 +483,8 @@ impl ShardLoop {
         {
             *events = back;
         }
-        let blocked = events.len() > EVENTS_WAITING_MAX || self.events.is_blocked();
+        // A queue that is full for a moment is what `waiting_events` is for; only what piles up there stops the mail.
+        let blocked = events.len() > EVENTS_WAITING_MAX || self.events.is_failing();
         self.shard.borrow_mut().set_events_blocked(blocked);
     }
 
