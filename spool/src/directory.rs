@@ -103,9 +103,20 @@ impl Spool {
             let gone = path.join(name);
             storage.remove_directory(&gone).map_err(|error| failed(&gone, error))?;
         }
+        Ok(Self::locked(storage, path, options, lock, meta))
+    }
+
+    /// A spool whose lock is taken and whose meta file is read.
+    pub(crate) fn locked(
+        storage: Arc<dyn Storage>,
+        path: &Path,
+        options: SpoolOptions,
+        lock: Box<dyn LockGuard>,
+        meta: Meta,
+    ) -> Self {
         let budget = Budget::new(options.max_bytes, options.segment_bytes);
         let shared = Shared { storage, path: path.to_owned(), options, budget, _lock: lock };
-        Ok(Self { shared: Arc::new(shared), meta })
+        Self { shared: Arc::new(shared), meta }
     }
 
     /// Shares the logs out: for each shard its own active log, made where there is none, then those that it drains. Log
@@ -162,7 +173,7 @@ impl Spool {
         self.log_directory(log, true)
     }
 
-    fn log_directory(&self, id: LogId, is_active: bool) -> Result<LogDirectory, OpenError> {
+    pub(crate) fn log_directory(&self, id: LogId, is_active: bool) -> Result<LogDirectory, OpenError> {
         let path = self.shared.path.join(log_name(id));
         let lock = take_lock(self.shared.storage.as_ref(), &path.join(LOCK_FILE))?;
         Ok(LogDirectory { id, is_active, path, shared: Arc::clone(&self.shared), _lock: lock })
@@ -231,7 +242,7 @@ pub(crate) fn parse_segment_name(name: &str) -> Option<u16> {
     parse_number(name.strip_prefix(SEGMENT_PREFIX)?)
 }
 
-fn parse_log_name(name: &str) -> Option<LogId> {
+pub(crate) fn parse_log_name(name: &str) -> Option<LogId> {
     parse_number(name.strip_prefix(LOG_PREFIX)?).map(LogId)
 }
 
@@ -257,7 +268,7 @@ fn check_options(options: &SpoolOptions) -> Result<(), OpenError> {
     Ok(())
 }
 
-fn take_lock(storage: &dyn Storage, path: &Path) -> Result<Box<dyn LockGuard>, OpenError> {
+pub(crate) fn take_lock(storage: &dyn Storage, path: &Path) -> Result<Box<dyn LockGuard>, OpenError> {
     storage.lock(path).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock => {
             OpenError::Locked { path: path.to_owned(), holder: error.get_ref().map(ToString::to_string) }
@@ -266,7 +277,7 @@ fn take_lock(storage: &dyn Storage, path: &Path) -> Result<Box<dyn LockGuard>, O
     })
 }
 
-fn read_meta(storage: &dyn Storage, path: &Path) -> Result<Meta, OpenError> {
+pub(crate) fn read_meta(storage: &dyn Storage, path: &Path) -> Result<Meta, OpenError> {
     let failed = |error| OpenError::Io { path: path.to_owned(), error };
     let file = storage.open(path).map_err(failed)?;
     let mut bytes = [0; META_BYTES];
@@ -283,8 +294,8 @@ fn read_meta(storage: &dyn Storage, path: &Path) -> Result<Meta, OpenError> {
     })
 }
 
-const META_FILE: &str = "SPOOL";
-const LOCK_FILE: &str = "LOCK";
+pub(crate) const META_FILE: &str = "SPOOL";
+pub(crate) const LOCK_FILE: &str = "LOCK";
 const LOG_PREFIX: &str = "log-";
 const GONE_PREFIX: &str = "gone-";
 const SEGMENT_PREFIX: &str = "segment-";

@@ -25,6 +25,15 @@ pub enum OpenError {
         path: PathBuf,
         reason: &'static str,
     },
+    /// There is nothing to inspect in this place.
+    NothingThere {
+        path: PathBuf,
+        reason: &'static str,
+    },
+    /// Somebody opened the spool while it was inspected, so that what was found may be wrong.
+    Disturbed {
+        path: PathBuf,
+    },
     /// An option makes no sense.
     Option {
         reason: String,
@@ -50,7 +59,15 @@ impl fmt::Display for OpenError {
                  use the program that wrote it",
                 path.display()
             ),
-            Self::Meta { path, reason } => write!(f, "{}: {reason}", path.display()),
+            Self::Meta { path, reason } | Self::NothingThere { path, reason } => {
+                write!(f, "{}: {reason}", path.display())
+            }
+            Self::Disturbed { path } => write!(
+                f,
+                "{}: opened by another process meanwhile; what was found may be wrong, so look again while nobody \
+                 uses the spool",
+                path.display()
+            ),
             Self::Option { reason } => f.write_str(reason),
             Self::LogIdsExhausted => f.write_str("all 65536 log ids of this spool have been used; start a new spool"),
             Self::Io { path, error } => write!(f, "{}: {error}", path.display()),

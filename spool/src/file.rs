@@ -63,13 +63,7 @@ impl Storage for FileStorage {
                 let _ = file.set_len(0).and_then(|()| file.write_all_at(holder.as_bytes(), 0));
                 Ok(Box::new(FileLock { _file: file }))
             }
-            Err(TryLockError::WouldBlock) => {
-                let holder = fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u32>().ok());
-                Err(match holder {
-                    Some(holder) => io::Error::new(io::ErrorKind::WouldBlock, format!("process {holder}")),
-                    None => io::ErrorKind::WouldBlock.into(),
-                })
-            }
+            Err(TryLockError::WouldBlock) => Err(held_by(path)),
             Err(TryLockError::Error(error)) => Err(error),
         }
     }
@@ -116,6 +110,15 @@ impl Storage for FileStorage {
     }
 }
 
+/// The error that a lock which somebody has gets, and whom the file names.
+pub(crate) fn held_by(path: &Path) -> io::Error {
+    let holder = fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u32>().ok());
+    match holder {
+        Some(holder) => io::Error::new(io::ErrorKind::WouldBlock, format!("process {holder}")),
+        None => io::ErrorKind::WouldBlock.into(),
+    }
+}
+
 /// A read-only map of a file that only grows in meaning: the log asks for ranges that were written and acknowledged,
 /// and writes them again only when nobody holds the map (see `retire.rs`).
 pub struct Map {
@@ -149,8 +152,14 @@ struct FileLock {
 impl LockGuard for FileLock {}
 
 #[derive(Debug)]
-struct PlainFile {
+pub(crate) struct PlainFile {
     file: File,
+}
+
+impl PlainFile {
+    pub(crate) fn open_read_only(path: &Path) -> io::Result<Self> {
+        Ok(Self { file: File::open(path)? })
+    }
 }
 
 impl StorageFile for PlainFile {

@@ -43,9 +43,11 @@ mod error;
 mod file;
 pub mod format;
 mod index;
+mod inspect;
 pub mod limits;
 mod log;
 mod message;
+mod read_only;
 pub mod record;
 mod recover;
 mod retire;
@@ -60,8 +62,10 @@ pub use error::{AppendError, Closed, OpenError, ReadError, RecoverError};
 #[cfg(feature = "uring")]
 pub use file::execute_on_ring;
 pub use file::{FileStorage, Map};
+pub use inspect::Inspection;
 pub use log::{Fetch, Log, Progress, Statistics};
 pub use message::{Message, Piece};
+pub use read_only::ReadOnlyStorage;
 pub use record::{
     ArchivedEnvelope, ArchivedOutcome, CommitNumber, Envelope, Fate, LogId, MessageId, Outcome, Recipient,
     RecipientResult, Sequence,

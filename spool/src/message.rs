@@ -66,7 +66,8 @@ impl Message {
         &self.inner.header
     }
 
-    pub(crate) fn content_matches(&self) -> bool {
+    /// Whether prefix and body have their checksum.
+    pub fn content_matches(&self) -> bool {
         self.inner.header.content_matches(self.inner.generation, self.bytes(self.inner.header.content_range()))
     }
 

@@ -13,6 +13,7 @@
 //! take a dead or a blank file for its next segment, and the power went. `recover.rs` tells the two apart once all is
 //! read.
 
+use std::io;
 use std::sync::Arc;
 
 use crate::directory::{LogDirectory, parse_segment_name};
@@ -217,10 +218,11 @@ impl Survey {
         let path = directory.segment_path(found.slot);
         let kept = directory.kept_path();
         let aside = kept.join(format!("duplicate-{:08x}-{:04x}", found.header.number, found.slot));
-        storage
-            .create_directory(&kept)
-            .and_then(|()| storage.rename(&path, &aside))
-            .map_err(|error| RecoverError::Io { path, error })?;
+        match storage.create_directory(&kept).and_then(|()| storage.rename(&path, &aside)) {
+            // Whoever only looks leaves it where it is.
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {}
+            moved => moved.map_err(|error| RecoverError::Io { path, error })?,
+        }
         self.damaged_headers.push(DamagedHeader {
             slot: found.slot,
             file: found.file,
