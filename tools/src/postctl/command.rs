@@ -6,7 +6,8 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::client::{Client, Failure};
+use crate::client::Client;
+use crate::failure::Failure;
 use crate::render::{Cell, Table, bytes, count, duration, printable, write_pairs};
 use crate::row::{Message, Messages, Queue, Queues, Status};
 

@@ -4,6 +4,7 @@
 
 mod client;
 mod command;
+mod failure;
 mod render;
 mod row;
 

@@ -1,0 +1,68 @@
+//! What can go wrong, each with what to check next.
+
+use std::{fmt, io};
+
+/// Why a command did not do what it was asked. Displayed with what to check next.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    Url(String),
+    Unreachable {
+        url: String,
+        cause: ureq::Error,
+    },
+    Refused {
+        status: u16,
+        message: String,
+    },
+    /// Something answers there, but not as Postrider does.
+    Strange {
+        url: String,
+        status: u16,
+    },
+    NoSuchQueue(String),
+    Write(io::Error),
+}
+
+impl Failure {
+    pub(crate) fn is_usage(&self) -> bool {
+        matches!(self, Self::Url(_))
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Url(url) => write!(f, "--url {url}: write http://HOST:PORT, as in http://127.0.0.1:8025"),
+            Self::Unreachable { url, cause } => write!(
+                f,
+                "no engine answers at {url}: {cause}\n  \
+                 Is it running? (`systemctl status postrider`, or start `postrider serve`)\n  \
+                 Does its [[listener]] with protocol = \"http\" have this address? Give another with --url or \
+                 POSTRIDER_URL."
+            ),
+            Self::Refused { status: 401, message } => {
+                write!(f, "{message}\n  Give the token with --token or POSTRIDER_TOKEN.")
+            }
+            Self::Refused { status: 403, message } => {
+                write!(f, "{message}\n  Run postctl on the engine's machine, or give the listener admin_tokens.")
+            }
+            Self::Refused { message, .. } => f.write_str(message),
+            Self::Strange { url, status } => write!(
+                f,
+                "{url} answered {status} with something that postctl can't read\n  \
+                 Is it a Postrider engine, and as new as this postctl ({})?",
+                env!("CARGO_PKG_VERSION")
+            ),
+            Self::NoSuchQueue(queue) => {
+                write!(f, "no mail is in a queue named {queue}; `postctl queue list` shows all")
+            }
+            Self::Write(error) => write!(f, "can't write: {error}"),
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Write(error)
+    }
+}
