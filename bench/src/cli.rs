@@ -15,7 +15,8 @@ use postrider_bench::peers::{Dkim, Durability, EngineOptions, SENDER_DOMAIN};
 use postrider_bench::relay::{RelayOptions, is_single};
 use postrider_bench::sink::SinkOptions;
 use postrider_bench::sink::faults::{FaultPlan, Stage};
-use postrider_bench::units::parse_duration;
+use postrider_bench::spool::{Part, SpoolOptions};
+use postrider_bench::units::{parse_bytes, parse_duration};
 
 /// Load generator, sink and measurements for mail systems.
 ///
@@ -39,6 +40,8 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     /// kill -9 an engine under load, again and again; then hold the acknowledged messages against the delivered ones.
     Kill(KillArgs),
+    /// Measure the spool alone, each figure beside its bare counterpart.
+    Spool(SpoolArgs),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -358,6 +361,80 @@ impl KillArgs {
             quiet: self.quiet,
             seed: self.load.seed,
         })
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SpoolArgs {
+    /// Default: all.
+    #[arg(value_enum)]
+    parts: Vec<Part>,
+    #[arg(long, default_value_t = 1)]
+    rounds: usize,
+    /// Writers of `append`, one measurement each.
+    #[arg(long, value_delimiter = ',', default_value = "1,64,512")]
+    writers: Vec<usize>,
+    /// Octets of a message, its signature included.
+    #[arg(long, value_parser = parse_bytes, default_value = "2k", value_name = "BYTES")]
+    size: usize,
+    /// How long a phase lasts, but for `amplification`.
+    #[arg(long, value_parser = parse_duration, default_value = "5s", value_name = "DURATION")]
+    duration: Duration,
+    /// End a phase after so many messages, if that is earlier.
+    #[arg(long)]
+    messages: Option<u64>,
+    /// Open loop: messages a second; default: closed loop, and 20,000 for `maintenance`. Not for `append`.
+    #[arg(long, value_name = "PER_SECOND")]
+    rate: Option<f64>,
+    /// Deferred messages in the spool at any time.
+    #[arg(long, default_value_t = 200_000, value_name = "MESSAGES")]
+    live: u64,
+    /// Of all messages, so many are deferred.
+    #[arg(long, default_value_t = 5.0, value_name = "PERCENT")]
+    deferred: f64,
+    /// How often each of them is.
+    #[arg(long, default_value_t = 5, value_name = "TIMES")]
+    deferrals: u32,
+    /// `amplification` accepts so many times the deferred messages.
+    #[arg(long, default_value_t = 5, value_name = "TIMES")]
+    live_sizes: u64,
+    /// Outcomes come apart from what `append` measures, or along with it.
+    #[arg(long, value_enum, default_value = "apart")]
+    outcomes: Outcomes,
+    /// Bytes of a segment.
+    #[arg(long, value_parser = parse_bytes, default_value = "64MiB", value_name = "BYTES")]
+    segment: usize,
+    /// Where spools are made; default: the system's temporary directory, if on disk.
+    #[arg(long, value_name = "DIR")]
+    spool_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Outcomes {
+    Apart,
+    Along,
+}
+
+impl SpoolArgs {
+    pub(crate) fn options(&self) -> SpoolOptions {
+        SpoolOptions {
+            parts: if self.parts.is_empty() { Part::value_variants().to_vec() } else { self.parts.clone() },
+            rounds: self.rounds,
+            writers: self.writers.clone(),
+            message_bytes: self.size,
+            messages: self.messages.unwrap_or(u64::MAX),
+            duration: self.duration,
+            rate: self.rate,
+            live: self.live,
+            deferred_share: self.deferred / 100.0,
+            deferrals: self.deferrals,
+            live_sizes: self.live_sizes,
+            outcomes_along: self.outcomes == Outcomes::Along,
+            segment_bytes: self.segment as u64,
+            parent: self.spool_dir.clone(),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The bench: load generator, sink, and measurements of a mail system between the two.
 //!
-//! Independent of the engine's crates: the engine is started as a process, as any rival would be.
+//! Independent of the engine: it is started as a process, as any rival would be. Only [`spool`] links what it measures,
+//! the spool's crate, beside bare writes to the same disk.
 
 pub mod bare;
 pub mod inject;
@@ -13,4 +14,5 @@ pub mod peers;
 pub mod relay;
 pub mod report;
 pub mod sink;
+pub mod spool;
 pub mod units;

@@ -16,10 +16,11 @@ use postrider_bench::relay::relay;
 use postrider_bench::report::{Figures, note, print, table};
 use postrider_bench::sink::Sink;
 use postrider_bench::sink::ledger::{Ledger, Totals};
+use postrider_bench::spool::spool;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::{Cli, Command, InjectArgs, KillArgs, OutputArgs, RelayArgs, SinkArgs};
+use crate::cli::{Cli, Command, InjectArgs, KillArgs, OutputArgs, RelayArgs, SinkArgs, SpoolArgs};
 
 mod cli;
 
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         Command::Relay(args) => run_relay(&args),
         Command::Serve(args) => serve(&args.config).map(|()| true),
         Command::Kill(args) => run_kill(&args),
+        Command::Spool(args) => run_spool(&args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -188,6 +190,13 @@ fn run_kill(args: &KillArgs) -> Result<bool> {
     let report = kill(&args.options().context(Usage)?, &interrupt)?;
     show(&args.output, &serde_json::to_value(&report)?, &report.to_text())?;
     Ok(report.holds())
+}
+
+fn run_spool(args: &SpoolArgs) -> Result<bool> {
+    let interrupt = Interrupt::watch()?;
+    let report = spool(&args.options(), &interrupt)?;
+    show(&args.output, &report.to_json(), &report.to_text())?;
+    Ok(true)
 }
 
 const LINGER_LOOK: Duration = Duration::from_millis(5);

@@ -241,7 +241,7 @@ impl Places {
 }
 
 /// `bytes` octets (0, or at least 2) of CRLF lines of 64 octets; the last one is longer or shorter.
-fn plain_body(bytes: usize, dotted: bool) -> Vec<u8> {
+pub(crate) fn plain_body(bytes: usize, dotted: bool) -> Vec<u8> {
     let mut body = Vec::with_capacity(bytes);
     let mut line_number = 0;
     while body.len() + 2 <= bytes {

@@ -383,7 +383,7 @@ fn free_port() -> Result<SocketAddr> {
 }
 
 /// The system's directory for temporary files, unless that is in memory.
-fn disk_directory() -> Result<PathBuf> {
+pub(crate) fn disk_directory() -> Result<PathBuf> {
     let usual = std::env::temp_dir();
     Ok(if measure::filesystem_of(&usual)? == "tmpfs" { PathBuf::from("/var/tmp") } else { usual })
 }

@@ -1,0 +1,88 @@
+//! Durable appends beside the same bytes written bare.
+//!
+//! Writers append in bursts that fit into segments which were used before; between bursts, all messages get their
+//! outcomes and their segments are retired, which isn't counted unless [`SpoolOptions::outcomes_along`] asks for it.
+//! After each burst as many bare writes follow, each as long as the burst's commits were on average. So both see the
+//! same minutes of a machine that has other work.
+
+use anyhow::Result;
+
+use super::SpoolOptions;
+use super::bare_write::BareFile;
+use super::driver::{Driver, Setup};
+use super::mail::Mail;
+use super::traffic::{Bench, Found, Load, Plan, Traffic, Until};
+use crate::interrupt::Interrupt;
+use crate::report::Figures;
+
+pub(super) async fn append(
+    options: &SpoolOptions,
+    setup: &Setup<'_>,
+    writers: usize,
+    interrupt: &Interrupt,
+) -> Result<Figures> {
+    let mail = Mail::new(options.message_bytes)?;
+    let driver = Driver::open(setup).await?;
+    let mut bench = Bench { driver, traffic: Traffic::new(Plan::NONE_DEFERRED), mail, interrupt };
+    let mut bare_file = BareFile::create(setup.parent, BURST_SEGMENTS * setup.segment_bytes)?;
+    let result = bursts(options, setup, writers, &mut bench, &mut bare_file).await;
+    bench.driver.close().await;
+    let (spool, bare) = result?;
+    Ok(figures(writers, &spool, &bare))
+}
+
+async fn bursts(
+    options: &SpoolOptions,
+    setup: &Setup<'_>,
+    writers: usize,
+    bench: &mut Bench<'_>,
+    bare_file: &mut BareFile,
+) -> Result<(Found, Found)> {
+    // Envelope, headers and padding to blocks take up to so much more.
+    let burst_bytes = BURST_SEGMENTS * setup.segment_bytes;
+    let burst = (burst_bytes / (bench.mail.message_bytes() + RECORD_OVERHEAD_MAX)).max(1);
+    let mut until = Until { messages: burst.min(options.messages), time: options.duration, ..Until::NEVER };
+    let load = |until| Load { writers, rate: None, with_outcomes: options.outcomes_along, until };
+    // The first makes the segments that the others use again.
+    bench.run(&load(Until { messages: burst, ..until })).await?;
+    bench.settle().await?;
+    let (mut spool, mut bare) = (Found::default(), Found::default());
+    while spool.messages < options.messages && spool.elapsed < options.duration {
+        until.messages = burst.min(options.messages - spool.messages);
+        until.time = options.duration - spool.elapsed;
+        let found = bench.run(&load(until)).await?;
+        bench.settle().await?;
+        let commits = found.counters.commits.max(1);
+        let commit_bytes = found.counters.written_bytes.div_ceil(commits).next_multiple_of(BLOCK_BYTES);
+        let buffer = vec![b'x'; commit_bytes as usize];
+        bare.add(&bare_file.run(&buffer, commits, found.messages.div_ceil(commits))?);
+        spool.add(&found);
+    }
+    Ok((spool, bare))
+}
+
+fn figures(writers: usize, spool: &Found, bare: &Found) -> Figures {
+    let mut figures = Figures::default();
+    let messages = spool.messages.max(1) as f64;
+    figures.push("messages", "messages", spool.messages as f64);
+    figures.push("messages_per_commit", "", messages / spool.counters.commits.max(1) as f64);
+    figures.push("written_bytes_per_message", "bytes", spool.counters.written_bytes as f64 / messages);
+    figures.push("records_per_second", "records/s", spool.per_second());
+    figures.push("bare_records_per_second", "records/s", bare.per_second());
+    // A lone writer's rate is its latency; no rate is asked of it.
+    let goal = if writers > 1 { "≥ 0.80" } else { "" };
+    figures.push("records_ratio", goal, spool.per_second() / bare.per_second());
+    let goal = if writers == 64 { "µs, ≤ 3" } else { "µs" };
+    figures.push("cpu_us_per_record", goal, spool.cpu_us_each());
+    figures.push("bare_cpu_us_per_record", "µs", bare.cpu_us_each());
+    figures.push_latencies(["commit_p50_ms", "commit_p99_ms", "commit_p999_ms"], &spool.latencies);
+    figures.push_latencies(["bare_p50_ms", "bare_p99_ms", "bare_p999_ms"], &bare.latencies);
+    let goal = if writers == 1 { "≤ 1.30" } else { "" };
+    figures.push("latency_ratio", goal, spool.latencies.quantile_ms(0.5) / bare.latencies.quantile_ms(0.5));
+    figures
+}
+
+/// A log keeps six free segments and gives others back, so that a burst of more would write into new ones.
+const BURST_SEGMENTS: u64 = 4;
+const RECORD_OVERHEAD_MAX: u64 = 512;
+const BLOCK_BYTES: u64 = 4096;
