@@ -10,8 +10,9 @@ use crate::client::Client;
 use crate::failure::Failure;
 use crate::render::{Cell, Table, bytes, count, duration, printable, write_pairs};
 use crate::row::{Message, Messages, Queue, Queues, Status};
+use crate::spool::{self, SpoolCommand};
 
-/// Operates a running Postrider engine over its HTTP service.
+/// Operates a running Postrider engine over its HTTP service, and reads a spool at rest
 #[derive(Parser)]
 #[command(name = "postctl", version, disable_help_subcommand = true)]
 pub(crate) struct Arguments {
@@ -21,7 +22,7 @@ pub(crate) struct Arguments {
     /// The admin token, where the engine has admin_tokens [default: $POSTRIDER_TOKEN]
     #[arg(long, global = true, value_name = "TOKEN")]
     token: Option<String>,
-    /// Prints the engine's answer as JSON
+    /// Prints JSON
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -43,6 +44,9 @@ enum Command {
     },
     /// The engine at a glance
     Status,
+    /// A spool that no engine has open; it is only read
+    #[command(subcommand)]
+    Spool(SpoolCommand),
     /// Prints a completion script for a shell
     Completions { shell: clap_complete::Shell },
 }
@@ -94,13 +98,20 @@ struct MessageChoice {
 pub(crate) fn execute(
     arguments: Arguments,
     environment: impl Fn(&str) -> Option<String>,
-    out: &mut Vec<u8>,
+    out: &mut impl Write,
 ) -> Result<(), Failure> {
     let Arguments { url, token, json, command } = arguments;
-    if let Command::Completions { shell } = command {
-        clap_complete::generate(shell, &mut Arguments::command(), "postctl", out);
-        return Ok(());
-    }
+    let command = match command {
+        Command::Completions { shell } => {
+            // Its generator panics when it can't write.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "postctl", &mut script);
+            out.write_all(&script)?;
+            return Ok(());
+        }
+        Command::Spool(command) => return spool::execute(command, json, out),
+        command => command,
+    };
     let url = url.or_else(|| environment("POSTRIDER_URL")).unwrap_or_else(|| DEFAULT_URL.into());
     let token = token.or_else(|| environment("POSTRIDER_TOKEN"));
     let session = Session { client: Client::new(&url, token)?, json };
@@ -110,7 +121,7 @@ pub(crate) fn execute(
         Command::Message(MessageCommand::Show { choice, limit }) => session.message_show(&choice, limit, out),
         Command::Why { id } => session.why(&id, out),
         Command::Status => session.status(out),
-        Command::Completions { .. } => unreachable!("answered above, without an engine"),
+        Command::Spool(_) | Command::Completions { .. } => unreachable!("answered above, without an engine"),
     }
 }
 
@@ -120,7 +131,7 @@ struct Session {
 }
 
 impl Session {
-    fn queue_list(&self, limit: Option<u32>, out: &mut Vec<u8>) -> Result<(), Failure> {
+    fn queue_list(&self, limit: Option<u32>, out: &mut impl Write) -> Result<(), Failure> {
         let limit = limit.map(|limit| limit.to_string());
         let query: Vec<_> = limit.iter().map(|limit| ("limit", limit.as_str())).collect();
         let answer = self.client.get(QUEUES, &query)?;
@@ -151,7 +162,7 @@ impl Session {
         Ok(())
     }
 
-    fn queue_show(&self, name: &str, out: &mut Vec<u8>) -> Result<(), Failure> {
+    fn queue_show(&self, name: &str, out: &mut impl Write) -> Result<(), Failure> {
         let mut answer = self.client.get(QUEUES, &[])?;
         let rows = answer["queues"].as_array_mut().ok_or_else(|| self.client.strange())?;
         rows.retain(|row| row["queue"] == name);
@@ -172,7 +183,7 @@ impl Session {
         Ok(())
     }
 
-    fn message_show(&self, choice: &MessageChoice, limit: Option<u32>, out: &mut Vec<u8>) -> Result<(), Failure> {
+    fn message_show(&self, choice: &MessageChoice, limit: Option<u32>, out: &mut impl Write) -> Result<(), Failure> {
         let limit = limit.map(|limit| limit.to_string());
         let query = [
             ("recipient", choice.recipient.as_deref()),
@@ -205,7 +216,7 @@ impl Session {
         Ok(())
     }
 
-    fn why(&self, id: &str, out: &mut Vec<u8>) -> Result<(), Failure> {
+    fn why(&self, id: &str, out: &mut impl Write) -> Result<(), Failure> {
         let answer = self.client.get(&message_path(id), &[])?;
         if self.json {
             return write_json(&answer, out);
@@ -221,7 +232,7 @@ impl Session {
         Ok(())
     }
 
-    fn status(&self, out: &mut Vec<u8>) -> Result<(), Failure> {
+    fn status(&self, out: &mut impl Write) -> Result<(), Failure> {
         let answer = self.client.get(STATUS, &[])?;
         if self.json {
             return write_json(&answer, out);
@@ -332,7 +343,7 @@ fn status_pairs(status: &Status) -> Vec<(&'static str, String)> {
     ]
 }
 
-fn write_json(answer: &Value, out: &mut Vec<u8>) -> Result<(), Failure> {
+fn write_json(answer: &Value, out: &mut impl Write) -> Result<(), Failure> {
     writeln!(out, "{answer:#}")?;
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! What can go wrong, each with what to check next.
 
+use std::path::PathBuf;
 use std::{fmt, io};
+
+use postrider_spool::{MessageId, OpenError};
 
 /// Why a command did not do what it was asked. Displayed with what to check next.
 #[derive(Debug)]
@@ -20,12 +23,27 @@ pub(crate) enum Failure {
         status: u16,
     },
     NoSuchQueue(String),
+    /// Arguments that don't go together.
+    Usage(String),
+    /// The spool can't be read at all.
+    Spool(OpenError),
+    /// The spool was read, but not all of it is there.
+    Damage {
+        what: String,
+        next: &'static str,
+    },
+    NoSuchMessages(Vec<MessageId>),
+    /// A file that was to be written.
+    File {
+        path: PathBuf,
+        error: io::Error,
+    },
     Write(io::Error),
 }
 
 impl Failure {
     pub(crate) fn is_usage(&self) -> bool {
-        matches!(self, Self::Url(_))
+        matches!(self, Self::Url(_) | Self::Usage(_))
     }
 }
 
@@ -56,6 +74,25 @@ impl fmt::Display for Failure {
             Self::NoSuchQueue(queue) => {
                 write!(f, "no mail is in a queue named {queue}; `postctl queue list` shows all")
             }
+            Self::Usage(text) => f.write_str(text),
+            Self::Spool(OpenError::Locked { path, holder }) => write!(
+                f,
+                "{}: in use by {}\n  \
+                 Ask a running engine by `postctl message show` or `why`; this command reads a spool at rest.",
+                path.display(),
+                holder.as_deref().unwrap_or("another process")
+            ),
+            Self::Spool(error) => write!(f, "{error}"),
+            Self::Damage { what, next } => write!(f, "damage was found: {what}\n  {next}"),
+            Self::NoSuchMessages(ids) => {
+                let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+                write!(
+                    f,
+                    "no recipient of {} waits in the spool; if one did, the event log has the outcome",
+                    ids.join(", ")
+                )
+            }
+            Self::File { path, error } => write!(f, "{}: {error}", path.display()),
             Self::Write(error) => write!(f, "can't write: {error}"),
         }
     }

@@ -1,12 +1,14 @@
-//! postctl: asks a running engine over its HTTP service.
+//! postctl: asks a running engine over its HTTP service, and reads a spool that no engine uses.
 //!
-//! Exit codes: 0 done; 1 the engine can't be reached, refused, or has no such thing; 2 the command line is wrong.
+//! Exit codes: 0 done; 1 the engine can't be reached, refused, or has no such thing, or the spool is damaged, in use or
+//! has no such message; 2 the command line is wrong.
 
 mod client;
 mod command;
 mod failure;
 mod render;
 mod row;
+mod spool;
 
 #[cfg(test)]
 mod tests;
@@ -16,6 +18,8 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser as _;
+
+use crate::failure::Failure;
 
 fn main() -> ExitCode {
     let environment = |name: &str| std::env::var(name).ok();
@@ -40,17 +44,14 @@ fn run(
             return if asked_for { DONE } else { USAGE };
         }
     };
-    let mut text = Vec::new();
-    match command::execute(arguments, environment, &mut text) {
-        Ok(()) => match out.write_all(&text).and_then(|()| out.flush()) {
-            Ok(()) => DONE,
-            // Whoever read our output has seen enough (`postctl … | head`).
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => DONE,
-            Err(error) => {
-                let _ = writeln!(err, "postctl: can't write: {error}");
-                FAILED
-            }
-        },
+    let mut out = io::BufWriter::new(out);
+    let executed = command::execute(arguments, environment, &mut out);
+    // Also what was shown before it failed.
+    let flushed = out.flush().map_err(Failure::Write);
+    match executed.and(flushed) {
+        Ok(()) => DONE,
+        // Whoever read our output has seen enough (`postctl … | head`).
+        Err(Failure::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => DONE,
         Err(failure) => {
             let _ = writeln!(err, "postctl: {failure}");
             if failure.is_usage() { USAGE } else { FAILED }

@@ -7,7 +7,10 @@ use std::io::{self, Write};
 /// Columns as wide as their widest cell; numbers to the right; no trailing blanks.
 pub(crate) struct Table {
     heads: Vec<&'static str>,
+    /// Not written yet.
     rows: Vec<Vec<Cell>>,
+    /// Of the columns, as far as rows have been written.
+    widths: Vec<usize>,
 }
 
 pub(crate) enum Cell {
@@ -37,7 +40,7 @@ impl Cell {
 
 impl Table {
     pub(crate) fn new(heads: &[&'static str]) -> Self {
-        Self { heads: heads.to_vec(), rows: Vec::new() }
+        Self { heads: heads.to_vec(), rows: Vec::new(), widths: Vec::new() }
     }
 
     pub(crate) fn push(&mut self, row: Vec<Cell>) {
@@ -45,17 +48,24 @@ impl Table {
         self.rows.push(row);
     }
 
-    pub(crate) fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        let width = |column: usize| {
-            let cells = self.rows.iter().map(|row| row[column].content().chars().count());
-            cells.chain([self.heads[column].chars().count()]).max().unwrap_or_default()
-        };
-        let widths: Vec<usize> = (0..self.heads.len()).map(width).collect();
-        let is_number = |column: usize| matches!(self.rows.first().map(|row| &row[column]), Some(Cell::Number(_)));
-        let heads = self.heads.iter().zip(&widths).enumerate();
-        write_line(out, heads.map(|(column, (head, &width))| (*head, width, is_number(column))))?;
+    /// Writes the rows so far, below the heads the first time. A long table is written in parts; its columns only grow.
+    pub(crate) fn write(&mut self, out: &mut impl Write) -> io::Result<()> {
+        let is_begun = !self.widths.is_empty();
+        if !is_begun {
+            self.widths = self.heads.iter().map(|head| head.chars().count()).collect();
+        }
         for row in &self.rows {
-            let cells = row.iter().zip(&widths);
+            for (width, cell) in self.widths.iter_mut().zip(row) {
+                *width = (*width).max(cell.content().chars().count());
+            }
+        }
+        if !is_begun {
+            let is_number = |column: usize| matches!(self.rows.first().map(|row| &row[column]), Some(Cell::Number(_)));
+            let heads = self.heads.iter().zip(&self.widths).enumerate();
+            write_line(out, heads.map(|(column, (head, &width))| (*head, width, is_number(column))))?;
+        }
+        for row in self.rows.drain(..) {
+            let cells = row.iter().zip(&self.widths);
             write_line(out, cells.map(|(cell, &width)| (cell.content(), width, matches!(cell, Cell::Number(_)))))?;
         }
         Ok(())
