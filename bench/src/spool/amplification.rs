@@ -43,7 +43,7 @@ async fn phase(options: &SpoolOptions, bench: &mut Bench<'_>) -> Result<Found> {
         with_outcomes: true,
         until: Until { messages, ..Until::NEVER },
     };
-    bench.fill(options.live).await?;
+    bench.fill(options.live, FILL_SHARE).await?;
     bench.run(&load(options.live.min(options.messages))).await?;
     bench.run(&load((options.live * options.live_sizes).min(options.messages))).await
 }
@@ -67,3 +67,5 @@ fn mib(bytes: u64) -> f64 {
 }
 
 const WRITERS: usize = 64;
+/// Of what fills the spool, the deferred part: it must fit before anything is copied.
+const FILL_SHARE: f64 = 0.8;

@@ -47,7 +47,7 @@ async fn measured(
 async fn phase(options: &SpoolOptions, bench: &mut Bench<'_>, plan: Plan) -> Result<Found> {
     let load = |until| Load { writers: WRITERS, rate: options.rate, with_outcomes: true, until };
     if plan != Plan::NONE_DEFERRED {
-        bench.fill(options.live).await?;
+        bench.fill(options.live, FILL_SHARE).await?;
     }
     // Until the log has gone round.
     let warm_up = Until { messages: options.live.min(options.messages), ..Until::NEVER };
@@ -56,3 +56,5 @@ async fn phase(options: &SpoolOptions, bench: &mut Bench<'_>, plan: Plan) -> Res
 }
 
 const WRITERS: usize = 64;
+/// Of what fills the spool, the deferred part: it must fit before anything is copied.
+const FILL_SHARE: f64 = 0.8;

@@ -62,7 +62,7 @@ async fn phase(options: &SpoolOptions, bench: &mut Bench<'_>, plan: Plan, load: 
         bench.run(&Load { until, ..*load }).await?;
         bench.settle().await?;
     } else {
-        bench.fill(options.live).await?;
+        bench.fill(options.live, FILL_SHARE).await?;
     }
     bench.run(load).await
 }
@@ -75,3 +75,5 @@ const WRITERS: usize = 64;
 /// More than zeroing keeps up with, less than a tenth of what 64 writers reach.
 const RATE: f64 = 20_000.0;
 const WARM_UP: u64 = 20_000;
+/// Of what fills the spool, the deferred part: less than half, so that copying is worth it at once.
+const FILL_SHARE: f64 = 0.45;

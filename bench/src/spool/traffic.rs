@@ -10,11 +10,11 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use postrider_spool::{CommitNumber, MessageId};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::driver::{Counters, Driver};
+use super::driver::{Counters, Driver, Holdings};
 use super::mail::{Mail, Turnout};
 use crate::interrupt::Interrupt;
 use crate::message::Random;
@@ -56,8 +56,9 @@ pub(super) struct Traffic {
     /// When a deferred one is tried again, and how often it will be deferred yet.
     deferred: BinaryHeap<Reverse<(u64, MessageId, u32)>>,
     random: Random,
-    /// Deferred messages come with a part of their time behind them, as after hours of the same.
-    is_filling: bool,
+    /// While the spool is filled, the share that is deferred. These come with a part of their time behind them, as after
+    /// hours of the same.
+    fill_share: Option<f64>,
 }
 
 impl Traffic {
@@ -68,7 +69,7 @@ impl Traffic {
             prompt: VecDeque::new(),
             deferred: BinaryHeap::new(),
             random: Random::new(SEED),
-            is_filling: false,
+            fill_share: None,
         }
     }
 
@@ -82,13 +83,12 @@ impl Traffic {
 
     /// A message is durable.
     fn enter(&mut self, id: MessageId) {
-        let share = if self.is_filling { FILL_SHARE } else { self.plan.deferred_share };
-        if self.random.unit() >= share {
+        if self.random.unit() >= self.fill_share.unwrap_or(self.plan.deferred_share) {
             self.prompt.push_back((self.clock + PROMPT_DELAY, id));
             return;
         }
         let interval = self.plan.interval();
-        let (due, left) = if self.is_filling {
+        let (due, left) = if self.fill_share.is_some() {
             let left = (self.random.unit() * self.plan.kept as f64) as u64;
             (left % interval, (left / interval) as u32)
         } else {
@@ -225,6 +225,7 @@ impl Bench<'_> {
                         self.traffic.clock += left + 1;
                         writers.refused_since.get_or_insert(now);
                         retry_at = now + RETRY_PAUSE;
+                        self.check_stall(&writers, now)?;
                         break;
                     };
                     writers.wait(id, commit, now);
@@ -250,12 +251,13 @@ impl Bench<'_> {
         Ok(found)
     }
 
-    /// Fills the spool until so many deferred messages are in it, as after hours of the planned traffic.
-    pub(super) async fn fill(&mut self, live: u64) -> Result<()> {
-        self.traffic.is_filling = true;
+    /// Fills the spool until so many deferred messages are in it, as after hours of the planned traffic. They are
+    /// `share` of all that is appended, the rest being dead soon.
+    pub(super) async fn fill(&mut self, live: u64, share: f64) -> Result<()> {
+        self.traffic.fill_share = Some(share);
         let until = Until { deferred: live, ..Until::NEVER };
         self.run(&Load { writers: FILL_WRITERS, rate: None, with_outcomes: true, until }).await?;
-        self.traffic.is_filling = false;
+        self.traffic.fill_share = None;
         Ok(())
     }
 
@@ -268,6 +270,18 @@ impl Bench<'_> {
             self.driver.turn(Some(Instant::now() + RETRY_PAUSE)).await?;
         }
         self.driver.rest().await
+    }
+
+    /// A spool that is too small for what lives in it never takes mail again.
+    fn check_stall(&self, writers: &Writers, now: Instant) -> Result<()> {
+        let is_stalled = writers.refused_since.is_some_and(|since| now - since > STALL_PATIENCE);
+        let Holdings { live_messages, live_bytes, used_bytes } = self.driver.holdings();
+        ensure!(
+            !is_stalled,
+            "the spool took no mail for {STALL_PATIENCE:?}: {live_messages} live messages with {live_bytes} bytes keep \
+             {used_bytes} bytes in use"
+        );
+        Ok(())
     }
 
     fn append_outcomes(&mut self) -> Result<()> {
@@ -319,10 +333,9 @@ pub(super) fn process_cpu() -> Duration {
 const SEED: u64 = 1;
 /// An attempt ends so many messages after its message came.
 const PROMPT_DELAY: u64 = 500;
-/// While filling, a little less than half of all: so much that is dead is worth copying the rest.
-const FILL_SHARE: f64 = 0.45;
 const FILL_WRITERS: usize = 512;
 /// Outcomes in one turn: commits must go out between.
 const OUTCOMES_MAX: usize = 4_096;
 /// How long a writer waits after the spool took nothing.
 const RETRY_PAUSE: Duration = Duration::from_millis(1);
+const STALL_PATIENCE: Duration = Duration::from_secs(120);
