@@ -13,6 +13,7 @@ use postrider_bench::kill::KillOptions;
 use postrider_bench::message::Sizes;
 use postrider_bench::peers::{Dkim, Durability, EngineOptions, SENDER_DOMAIN};
 use postrider_bench::relay::{RelayOptions, is_single};
+use postrider_bench::restart::RestartOptions;
 use postrider_bench::sink::SinkOptions;
 use postrider_bench::sink::faults::{FaultPlan, Stage};
 use postrider_bench::spool::{Part, SpoolOptions};
@@ -42,6 +43,8 @@ pub(crate) enum Command {
     Kill(KillArgs),
     /// Measure the spool alone, each figure beside its bare counterpart.
     Spool(SpoolArgs),
+    /// kill -9 an engine with a full spool and start it again: how soon is the first message out, and is all still there?
+    Restart(RestartArgs),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -435,6 +438,50 @@ impl SpoolArgs {
             segment_bytes: self.segment as u64,
             parent: self.spool_dir.clone(),
         }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestartArgs {
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Messages in the spool when the engine is killed.
+    #[arg(long, default_value_t = 1_000_000)]
+    messages: u64,
+    /// Sites that they go to, evenly.
+    #[arg(long, default_value_t = 1_000)]
+    sites: usize,
+    /// Octets of a message: 2k, or sizes with weights: 1k:70,4k:25,100k:5.
+    #[arg(long, default_value = "2k")]
+    size: Sizes,
+    /// Connections that inject at a time.
+    #[arg(long, default_value_t = 50)]
+    sessions: usize,
+    /// Restarts of the same spool, each delivering to another site.
+    #[arg(long, default_value_t = 1)]
+    rounds: usize,
+    /// Drop the page cache before each start; it is the whole machine's where that is permitted.
+    #[arg(long)]
+    cold: bool,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+impl RestartArgs {
+    pub(crate) fn options(&self) -> Result<RestartOptions> {
+        let (sizes, sessions, seed) = (self.size.clone(), self.sessions, self.seed);
+        let sender = format!("bench@{SENDER_DOMAIN}");
+        Ok(RestartOptions {
+            engine: self.engine.options()?,
+            inject: InjectOptions { sender, sizes, sessions, seed, ..InjectOptions::to(NOWHERE) },
+            messages: self.messages,
+            sites: self.sites,
+            rounds: self.rounds,
+            cold: self.cold,
+            seed,
+        })
     }
 }
 

@@ -36,6 +36,8 @@ pub struct InjectOptions {
     pub sender: String,
     pub recipient_domain: String,
     pub domains: usize,
+    /// Of Zipf's law, by which they are drawn; 0 draws them evenly.
+    pub domain_exponent: f64,
     pub sizes: Sizes,
     pub dotted: bool,
     pub sessions: usize,
@@ -63,6 +65,7 @@ impl InjectOptions {
             sender: "bench@sender.test".into(),
             recipient_domain: "bench.test".into(),
             domains: 1,
+            domain_exponent: 1.0,
             sizes: Sizes::fixed(2048),
             dotted: false,
             sessions: 20,
@@ -154,6 +157,7 @@ impl Injector {
             sender: options.sender.clone(),
             recipient_domain: options.recipient_domain.clone(),
             domains: options.domains,
+            domain_exponent: options.domain_exponent,
             sizes: options.sizes.clone(),
             dotted: options.dotted,
         })?;

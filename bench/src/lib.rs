@@ -13,6 +13,7 @@ pub mod message;
 pub mod peers;
 pub mod relay;
 pub mod report;
+pub mod restart;
 pub mod sink;
 pub mod spool;
 pub mod units;

@@ -14,13 +14,14 @@ use postrider_bench::interrupt::Interrupt;
 use postrider_bench::kill::kill;
 use postrider_bench::relay::relay;
 use postrider_bench::report::{Figures, note, print, table};
+use postrider_bench::restart::restart;
 use postrider_bench::sink::Sink;
 use postrider_bench::sink::ledger::{Ledger, Totals};
 use postrider_bench::spool::spool;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::{Cli, Command, InjectArgs, KillArgs, OutputArgs, RelayArgs, SinkArgs, SpoolArgs};
+use crate::cli::{Cli, Command, InjectArgs, KillArgs, OutputArgs, RelayArgs, RestartArgs, SinkArgs, SpoolArgs};
 
 mod cli;
 
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve(&args.config).map(|()| true),
         Command::Kill(args) => run_kill(&args),
         Command::Spool(args) => run_spool(&args),
+        Command::Restart(args) => run_restart(&args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -197,6 +199,13 @@ fn run_spool(args: &SpoolArgs) -> Result<bool> {
     let report = spool(&args.options(), &interrupt)?;
     show(&args.output, &report.to_json(), &report.to_text())?;
     Ok(true)
+}
+
+fn run_restart(args: &RestartArgs) -> Result<bool> {
+    let interrupt = Interrupt::watch()?;
+    let report = restart(&args.options().context(Usage)?, &interrupt)?;
+    show(&args.output, &report.to_json(), &report.to_table())?;
+    Ok(report.holds())
 }
 
 const LINGER_LOOK: Duration = Duration::from_millis(5);

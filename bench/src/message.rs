@@ -38,6 +38,11 @@ impl BenchId {
     }
 }
 
+/// The recipient domain of this number, where there are several.
+pub fn numbered_domain(number: usize, recipient_domain: &str) -> String {
+    format!("d{number:06}.{recipient_domain}")
+}
+
 /// A number that no other run draws.
 pub fn draw_run_id() -> u64 {
     RandomState::new().build_hasher().finish()
@@ -127,6 +132,8 @@ pub struct StockOptions {
     pub recipient_domain: String,
     /// How many recipient domains; above one they are `d000007.<recipient_domain>`, drawn by Zipf's law.
     pub domains: usize,
+    /// Of Zipf's law; 0 draws them evenly.
+    pub domain_exponent: f64,
     pub sizes: Sizes,
     /// Every third body line begins with a dot.
     pub dotted: bool,
@@ -160,7 +167,7 @@ impl Stock {
             run,
             sender: options.sender.clone(),
             recipient_domain: options.recipient_domain.clone(),
-            domains: many.then(|| Zipf::new(options.domains, 1.0)),
+            domains: many.then(|| Zipf::new(options.domains, options.domain_exponent)),
             header: header.into_bytes().into(),
             places,
             bodies,
@@ -374,6 +381,7 @@ mod tests {
             sender: "bench@sender.test".into(),
             recipient_domain: "bench.test".into(),
             domains,
+            domain_exponent: 1.0,
             sizes: sizes.parse().unwrap(),
             dotted,
         };
@@ -423,6 +431,27 @@ mod tests {
         }
         // 1 / H(100) = 19.3 %.
         assert!((1_800..2_060).contains(&first), "{first}");
+    }
+
+    #[test]
+    fn domains_are_named_by_number_and_drawn_evenly() {
+        let options = StockOptions {
+            run: 1,
+            sender: "bench@sender.test".into(),
+            recipient_domain: "bench.test".into(),
+            domains: 4,
+            domain_exponent: 0.0,
+            sizes: Sizes::fixed(1024),
+            dotted: false,
+        };
+        let mut draft = Draft::new(Arc::new(Stock::new(&options).unwrap()), 1);
+        let last = format!("@{}>\r\n", numbered_domain(3, "bench.test"));
+        let mut drawn = 0;
+        for sequence in 0..10_000 {
+            draft.write(sequence, 0, false);
+            drawn += u32::from(draft.rcpt.ends_with(last.as_bytes()));
+        }
+        assert!((2_350..2_650).contains(&drawn), "{drawn}");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::interrupt::Interrupt;
@@ -67,7 +68,12 @@ pub struct EngineSite {
 
 impl EngineSite {
     /// Every domain is routed to `sink`.
-    pub fn prepare(mut options: EngineOptions, sink: SocketAddr) -> Result<Self> {
+    pub fn prepare(options: EngineOptions, sink: SocketAddr) -> Result<Self> {
+        Self::prepare_routed(options, &[("*".to_owned(), sink)])
+    }
+
+    /// Each domain is routed to its address.
+    pub fn prepare_routed(mut options: EngineOptions, routes: &[(String, SocketAddr)]) -> Result<Self> {
         ensure!(
             options.program.is_file(),
             "no engine at {}; build it, or name it by --engine",
@@ -82,7 +88,7 @@ impl EngineSite {
         let mut directory = tempfile::Builder::new().prefix("postbench-").tempdir_in(&parent)?;
         directory.disable_cleanup(options.keep);
         let (smtp, http) = (free_port()?, free_port()?);
-        let config = Self::write_config(&options, directory.path(), smtp, http, sink)?;
+        let config = Self::write_config(&options, directory.path(), smtp, http, routes)?;
         fs::write(directory.path().join("postrider.toml"), &config)?;
         let filesystem = measure::filesystem_of(directory.path())?;
         Ok(Self { directory, options, smtp, http, config, filesystem })
@@ -103,7 +109,7 @@ impl EngineSite {
         directory: &Path,
         smtp: SocketAddr,
         http: SocketAddr,
-        sink: SocketAddr,
+        routes: &[(String, SocketAddr)],
     ) -> Result<String> {
         let mut text = String::from("hostname = \"engine.postbench.test\"\n");
         if let Some(shards) = options.shards {
@@ -117,7 +123,9 @@ impl EngineSite {
         writeln!(text, "\n[events]\npath = {}", quoted(&directory.join("events"))?)?;
         writeln!(text, "\n[[listener]]\nprotocol = \"smtp\"\naddress = \"{smtp}\"")?;
         writeln!(text, "\n[[listener]]\nprotocol = \"http\"\naddress = \"{http}\"")?;
-        writeln!(text, "\n[[route]]\ndomain = \"*\"\nto = [\"{sink}\"]")?;
+        for (domain, to) in routes {
+            writeln!(text, "\n[[route]]\ndomain = \"{domain}\"\nto = [\"{to}\"]")?;
+        }
         let mut dkim_keys = Vec::new();
         if matches!(options.dkim, Dkim::Rsa | Dkim::Both) {
             dkim_keys.push(keys::write_rsa_2048(directory)?);
@@ -148,7 +156,7 @@ impl EngineSite {
             .stderr(log)
             .spawn()
             .with_context(|| format!("cannot start {}", self.options.program.display()))?;
-        let mut engine = Engine { process: Process(child), ready_after: Duration::ZERO };
+        let mut engine = Engine { process: Process(child), started, ready_after: Duration::ZERO };
         let ready = interrupt.wait_until(READY_PATIENCE, || {
             if let Some(status) = engine.process.0.try_wait()? {
                 bail!("the engine ended ({status}) before it was ready:\n{}", self.log_tail());
@@ -158,6 +166,14 @@ impl EngineSite {
         ensure!(ready, "the engine was not ready after {READY_PATIENCE:?}:\n{}", self.log_tail());
         engine.ready_after = started.elapsed();
         Ok(engine)
+    }
+
+    /// Recipients in the running engine's queues, by its own account.
+    pub fn queued(&self) -> Result<u64> {
+        let (code, body) = http_get(self.http, QUEUES).context("the engine's HTTP service does not answer")?;
+        ensure!(code == 200, "{QUEUES} was answered {code}: {body}");
+        let answer: Value = serde_json::from_str(&body)?;
+        answer["total"].as_u64().with_context(|| format!("{QUEUES} was answered without a total: {body}"))
     }
 
     /// The engine's last words.
@@ -172,6 +188,7 @@ impl EngineSite {
 #[derive(Debug)]
 pub struct Engine {
     process: Process,
+    pub started: Instant,
     /// From its start until it answered that it is ready.
     pub ready_after: Duration,
 }
@@ -353,21 +370,24 @@ impl SmtpSourceRun {
 }
 
 fn is_ready(http: SocketAddr) -> bool {
-    let ask = || -> std::io::Result<bool> {
-        let mut stream = TcpStream::connect_timeout(&http, HTTP_PATIENCE)?;
-        stream.set_read_timeout(Some(HTTP_PATIENCE))?;
-        stream
-            .write_all(format!("GET {READINESS} HTTP/1.1\r\nHost: {http}\r\nConnection: close\r\n\r\n").as_bytes())?;
-        let mut head = [0; 12];
-        stream.read_exact(&mut head)?;
-        Ok(head.ends_with(b" 200"))
-    };
-    ask().unwrap_or(false)
+    http_get(http, READINESS).is_ok_and(|(code, _)| code == 200)
+}
+
+/// Status and body.
+fn http_get(http: SocketAddr, path: &str) -> io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect_timeout(&http, HTTP_PATIENCE)?;
+    stream.set_read_timeout(Some(HTTP_PATIENCE))?;
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {http}\r\nConnection: close\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+    Ok((code.ok_or(io::ErrorKind::InvalidData)?, body.to_owned()))
 }
 
 /// A loopback port below the kernel's range for outgoing connections: from inside it, a client that keeps trying a dead
 /// server's port will at some time be given that very port as its own, and is connected to itself.
-fn free_port() -> Result<SocketAddr> {
+pub(crate) fn free_port() -> Result<SocketAddr> {
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let low: u16 = range.split_ascii_whitespace().next().and_then(|low| low.parse().ok()).unwrap_or(32_768);
     let span = u64::from(low.saturating_sub(PORT_MIN)).max(1_000);
@@ -396,10 +416,12 @@ fn quoted(path: &Path) -> Result<String> {
 
 pub const SENDER_DOMAIN: &str = "sender.test";
 const READINESS: &str = "/api/check-readiness/v1";
-const READY_PATIENCE: Duration = Duration::from_secs(60);
+const QUEUES: &str = "/api/admin/queues/v1?limit=1";
+/// A full spool takes its time.
+const READY_PATIENCE: Duration = Duration::from_secs(300);
 const TERMINATE_PATIENCE: Duration = Duration::from_secs(60);
 const SOURCE_PATIENCE: Duration = Duration::from_secs(3600);
-const HTTP_PATIENCE: Duration = Duration::from_secs(2);
+const HTTP_PATIENCE: Duration = Duration::from_secs(6);
 const LOG_TAIL_LINES: usize = 30;
 const SMTP_SINK_BACKLOG: u32 = 1024;
 const PORT_MIN: u16 = 12_000;
