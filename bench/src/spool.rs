@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::{Map, Value, json};
 
+pub use self::bare_write::BareWrites;
 use self::driver::{Setup, on_ring, record_bytes};
 use self::mail::Mail;
 use crate::interrupt::Interrupt;
@@ -61,6 +62,8 @@ pub struct SpoolOptions {
     pub deferrals: u32,
     /// `amplification` goes on until so many times the deferred set has been accepted.
     pub live_sizes: u64,
+    /// How `append` makes the writes that it is held against.
+    pub bare: BareWrites,
     /// Whether `append` counts outcomes in: they come along, not between bursts.
     pub outcomes_along: bool,
     pub segment_bytes: u64,
@@ -153,6 +156,7 @@ pub fn spool(options: &SpoolOptions, interrupt: &Interrupt) -> Result<SpoolRepor
         "deferrals": options.deferrals,
         "rate": options.rate,
         "duration_s": options.duration.as_secs_f64(),
+        "bare": format!("{:?}", options.bare).to_lowercase(),
         "outcomes": if options.outcomes_along { "along" } else { "apart" },
     });
     Ok(SpoolReport { measurements, setup })

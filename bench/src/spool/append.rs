@@ -54,8 +54,8 @@ async fn bursts(
         bench.settle().await?;
         let commits = found.counters.commits.max(1);
         let commit_bytes = found.counters.written_bytes.div_ceil(commits).next_multiple_of(BLOCK_BYTES);
-        let buffer = vec![b'x'; commit_bytes as usize];
-        bare.add(&bare_file.run(&buffer, commits, found.messages.div_ceil(commits))?);
+        let each = found.messages as f64 / commits as f64;
+        bare.add(&bare_file.run(options.bare, commit_bytes as usize, commits, each).await?);
         spool.add(&found);
     }
     Ok((spool, bare))
