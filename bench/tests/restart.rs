@@ -1,7 +1,5 @@
 //! `restart`, small, with a real engine.
 
-#![expect(clippy::unwrap_used, reason = "clippy takes only the test functions themselves for tests")]
-
 use std::path::{Path, PathBuf};
 
 use postrider_bench::inject::InjectOptions;

@@ -1,7 +1,5 @@
 //! The measurements of the spool's crate, small: what they count, and that every ratio is there.
 
-#![expect(clippy::unwrap_used, reason = "clippy takes only the test functions themselves for tests")]
-
 use std::process::Command;
 use std::time::Duration;
 

@@ -38,19 +38,18 @@ async fn bursts(
     bench: &mut Bench<'_>,
     bare_file: &mut BareFile,
 ) -> Result<(Found, Found)> {
-    // Envelope, headers and padding to blocks take up to so much more.
     let burst_bytes = BURST_SEGMENTS * setup.segment_bytes;
-    let burst = (burst_bytes / (bench.mail.message_bytes() + RECORD_OVERHEAD_MAX)).max(1);
-    let mut until = Until { messages: burst.min(options.messages), time: options.duration, ..Until::NEVER };
-    let load = |until| Load { writers, rate: None, with_outcomes: options.outcomes_along, until };
-    // The first makes the segments that the others use again.
-    bench.run(&load(Until { messages: burst, ..until })).await?;
-    bench.settle().await?;
+    // Envelope and headers take up to so much more; then a commit is padded to whole blocks.
+    let record_bytes = bench.mail.message_bytes() + RECORD_OVERHEAD_MAX;
+    let commit_bytes = (writers as u64 * record_bytes).next_multiple_of(BLOCK_BYTES);
+    let burst = (burst_bytes / commit_bytes).max(1) * writers as u64;
+    bench.warm_up(burst_bytes + setup.segment_bytes).await?;
     let (mut spool, mut bare) = (Found::default(), Found::default());
     while spool.messages < options.messages && spool.elapsed < options.duration {
-        until.messages = burst.min(options.messages - spool.messages);
-        until.time = options.duration - spool.elapsed;
-        let found = bench.run(&load(until)).await?;
+        let messages = burst.min(options.messages - spool.messages);
+        let until = Until { messages, time: options.duration - spool.elapsed, ..Until::NEVER };
+        let load = Load { writers, rate: None, with_outcomes: options.outcomes_along, until };
+        let found = bench.run(&load).await?;
         bench.settle().await?;
         let commits = found.counters.commits.max(1);
         let commit_bytes = found.counters.written_bytes.div_ceil(commits).next_multiple_of(BLOCK_BYTES);

@@ -46,15 +46,18 @@ async fn measured(
 
 async fn phase(options: &SpoolOptions, bench: &mut Bench<'_>, plan: Plan) -> Result<Found> {
     let load = |until| Load { writers: WRITERS, rate: options.rate, with_outcomes: true, until };
-    if plan != Plan::NONE_DEFERRED {
+    if plan == Plan::NONE_DEFERRED {
+        bench.warm_up(WARM_UP_SEGMENTS * options.segment_bytes).await?;
+    } else {
         bench.fill(options.live, FILL_SHARE).await?;
+        // Until the log has gone round.
+        bench.run(&load(Until { messages: options.live.min(options.messages), ..Until::NEVER })).await?;
     }
-    // Until the log has gone round.
-    let warm_up = Until { messages: options.live.min(options.messages), ..Until::NEVER };
-    bench.run(&load(warm_up)).await?;
     bench.run(&load(Until { messages: options.messages, time: options.duration, ..Until::NEVER })).await
 }
 
 const WRITERS: usize = 64;
+/// An empty log has one in use, one that is emptied and two in store.
+const WARM_UP_SEGMENTS: u64 = 4;
 /// Of what fills the spool, the deferred part: it must fit before anything is copied.
 const FILL_SHARE: f64 = 0.8;

@@ -57,10 +57,7 @@ async fn measured(
 
 async fn phase(options: &SpoolOptions, bench: &mut Bench<'_>, plan: Plan, load: &Load) -> Result<Found> {
     if plan == Plan::NONE_DEFERRED {
-        // What an empty spool has to do to take mail is done before.
-        let until = Until { messages: WARM_UP.min(options.messages), ..Until::NEVER };
-        bench.run(&Load { until, ..*load }).await?;
-        bench.settle().await?;
+        bench.warm_up(WARM_UP_SEGMENTS * options.segment_bytes).await?;
     } else {
         bench.fill(options.live, FILL_SHARE).await?;
     }
@@ -74,6 +71,7 @@ fn mib_per_second(bytes: u64, found: &Found) -> f64 {
 const WRITERS: usize = 64;
 /// More than zeroing keeps up with, less than a tenth of what 64 writers reach.
 const RATE: f64 = 20_000.0;
-const WARM_UP: u64 = 20_000;
+/// An empty log has one in use, one that is emptied and two in store.
+const WARM_UP_SEGMENTS: u64 = 4;
 /// Of what fills the spool, the deferred part: less than half, so that copying is worth it at once.
 const FILL_SHARE: f64 = 0.45;

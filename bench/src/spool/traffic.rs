@@ -251,6 +251,13 @@ impl Bench<'_> {
         Ok(found)
     }
 
+    /// Fills and empties so many bytes of segments, so that later phases find them used before.
+    pub(super) async fn warm_up(&mut self, bytes: u64) -> Result<()> {
+        let until = Until { messages: bytes / self.mail.message_bytes(), ..Until::NEVER };
+        self.run(&Load { writers: FILL_WRITERS, rate: None, with_outcomes: false, until }).await?;
+        self.settle().await
+    }
+
     /// Fills the spool until so many deferred messages are in it, as after hours of the planned traffic. They are
     /// `share` of all that is appended, the rest being dead soon.
     pub(super) async fn fill(&mut self, live: u64, share: f64) -> Result<()> {
