@@ -43,7 +43,7 @@ pub(crate) enum Command {
     Kill(KillArgs),
     /// Measure the spool alone, each figure beside its bare counterpart.
     Spool(SpoolArgs),
-    /// kill -9 an engine with a full spool and start it again: how soon is the first message out, and is all still there?
+    /// kill -9 an engine with a full spool and start it again: how soon does mail move, and is all still there?
     Restart(RestartArgs),
 }
 

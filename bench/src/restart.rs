@@ -2,9 +2,9 @@
 //! much memory does a queued message take, and is all that was acknowledged still there?
 //!
 //! Every recipient domain is routed to an address of its own, at which nobody listens, so that mail stays queued
-//! without an attempt. Once enough is acknowledged, the engine is killed while more is coming. In each round a sink then
-//! listens at the address of one site, drawn at random: its messages are among all others in the spool, and the first
-//! that arrives is what a restart is for. At the end of a round the engine is killed again.
+//! without an attempt. Once enough is acknowledged, the engine is killed while more is coming. In each round a sink
+//! then listens at the address of one site, drawn at random: its messages are among all others in the spool, and the
+//! first that arrives is what a restart is for. At the end of a round the engine is killed again.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;

@@ -1,5 +1,5 @@
-//! One log of a spool on a ring, driven as the engine drives it: what it asks for runs on tokio-uring, what was appended
-//! goes with the next commit, and the event cursor follows what is durable.
+//! One log of a spool on a ring, driven as the engine drives it: what it asks for runs on tokio-uring, what was
+//! appended goes with the next commit, and the event cursor follows what is durable.
 //!
 //! The only file of the bench that calls [`Log`]; the measurements know this driver.
 

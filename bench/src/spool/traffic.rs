@@ -56,8 +56,8 @@ pub(super) struct Traffic {
     /// When a deferred one is tried again, and how often it will be deferred yet.
     deferred: BinaryHeap<Reverse<(u64, MessageId, u32)>>,
     random: Random,
-    /// While the spool is filled, the share that is deferred. These come with a part of their time behind them, as after
-    /// hours of the same.
+    /// While the spool is filled, the share that is deferred. These come with a part of their time behind them, as
+    /// after hours of the same.
     fill_share: Option<f64>,
 }
 
