@@ -168,12 +168,15 @@ impl EngineSite {
         Ok(engine)
     }
 
-    /// Recipients in the running engine's queues, by its own account.
-    pub fn queued(&self) -> Result<u64> {
+    /// Recipients in the running engine's queues, by its own account: of all, and of one domain.
+    pub fn queued(&self, domain: &str) -> Result<(u64, u64)> {
         let (code, body) = http_get(self.http, QUEUES).context("the engine's HTTP service does not answer")?;
         ensure!(code == 200, "{QUEUES} was answered {code}: {body}");
         let answer: Value = serde_json::from_str(&body)?;
-        answer["total"].as_u64().with_context(|| format!("{QUEUES} was answered without a total: {body}"))
+        let total = answer["total"].as_u64().with_context(|| format!("{QUEUES} was answered without a total"))?;
+        let queues = answer["queues"].as_array().with_context(|| format!("{QUEUES} was answered without queues"))?;
+        let of_domain = queues.iter().filter(|queue| queue["domain"] == domain);
+        Ok((total, of_domain.filter_map(|queue| queue["depth"].as_u64()).sum()))
     }
 
     /// The engine's last words.
@@ -416,7 +419,7 @@ fn quoted(path: &Path) -> Result<String> {
 
 pub const SENDER_DOMAIN: &str = "sender.test";
 const READINESS: &str = "/api/check-readiness/v1";
-const QUEUES: &str = "/api/admin/queues/v1?limit=1";
+const QUEUES: &str = "/api/admin/queues/v1";
 /// A full spool takes its time.
 const READY_PATIENCE: Duration = Duration::from_secs(300);
 const TERMINATE_PATIENCE: Duration = Duration::from_secs(60);

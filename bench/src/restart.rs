@@ -69,14 +69,16 @@ pub fn restart(options: &RestartOptions, interrupt: &Interrupt) -> Result<Restar
     ensure!((1..=options.sites).contains(&options.rounds), "at least one round, and a site for each, are needed");
     ensure!(options.messages > 0, "at least one message is needed");
     let port = free_port()?.port();
-    let addresses: Vec<SocketAddr> = (0..options.sites).map(|site| site_address(site, port)).collect();
-    let mut spool = FullSpool::prepare(options, &addresses, interrupt)?;
+    let domain = &options.inject.recipient_domain;
+    let name = |site| if options.sites == 1 { domain.clone() } else { numbered_domain(site, domain) };
+    let mut routes: Vec<(String, SocketAddr)> =
+        (0..options.sites).map(|site| (name(site), site_address(site, port))).collect();
+    let mut spool = FullSpool::prepare(options, &routes, interrupt)?;
     let mut random = Random::new(options.seed);
-    let mut left = addresses;
     let mut rounds = Vec::new();
     for number in 1..=options.rounds {
-        let address = left.swap_remove((random.next_u64() % left.len() as u64) as usize);
-        let figures = spool.round(options, address, interrupt);
+        let route = routes.swap_remove((random.next_u64() % routes.len() as u64) as usize);
+        let figures = spool.round(options, &route, interrupt);
         let is_whole = |figures: &Figures| figures.get("missing") == Some(0.0);
         if !figures.as_ref().is_ok_and(is_whole) {
             note(&format!("spool and log are left in {}", spool.site.keep().display()));
@@ -112,14 +114,8 @@ struct FullSpool {
 }
 
 impl FullSpool {
-    fn prepare(options: &RestartOptions, addresses: &[SocketAddr], interrupt: &Interrupt) -> Result<Self> {
-        let domain = |site: usize| match addresses.len() {
-            1 => options.inject.recipient_domain.clone(),
-            _ => numbered_domain(site, &options.inject.recipient_domain),
-        };
-        let routes: Vec<(String, SocketAddr)> =
-            addresses.iter().enumerate().map(|(site, address)| (domain(site), *address)).collect();
-        let mut site = EngineSite::prepare_routed(options.engine.clone(), &routes)?;
+    fn prepare(options: &RestartOptions, routes: &[(String, SocketAddr)], interrupt: &Interrupt) -> Result<Self> {
+        let mut site = EngineSite::prepare_routed(options.engine.clone(), routes)?;
         let mut engine = site.start(interrupt)?;
         let empty_bytes = private_bytes(&engine)?;
         let inject = InjectOptions {
@@ -153,9 +149,14 @@ impl FullSpool {
         })
     }
 
-    /// One restart, until the mail of the site at `address` has been delivered.
-    fn round(&mut self, options: &RestartOptions, address: SocketAddr, interrupt: &Interrupt) -> Result<Figures> {
-        let sink = Sink::start(SinkOptions { listen: vec![address], ..SinkOptions::on_loopback() })?;
+    /// One restart, until no more mail comes to the site that now listens.
+    fn round(
+        &mut self,
+        options: &RestartOptions,
+        (domain, address): &(String, SocketAddr),
+        interrupt: &Interrupt,
+    ) -> Result<Figures> {
+        let sink = Sink::start(SinkOptions { listen: vec![*address], ..SinkOptions::on_loopback() })?;
         if options.cold {
             forget_cached(self.site.path())?;
         }
@@ -166,7 +167,7 @@ impl FullSpool {
         let first = wait_for_first(&sink, &mut engine, &self.site, interrupt)?;
         wait_until_still(&sink, interrupt)?;
         engine.check_alive(&self.site)?;
-        let queued = self.site.queued()?;
+        let (queued, left_behind) = self.site.queued(domain)?;
         engine.kill()?;
         let delivered = sink.ledger().totals().distinct();
         sink.stop();
@@ -181,6 +182,7 @@ impl FullSpool {
         figures.push("accepted_per_second", "messages/s", self.accepted_per_second);
         figures.push("queued", "messages", queued as f64);
         figures.push("delivered", "messages", delivered as f64);
+        figures.push("left_behind", "messages", left_behind as f64);
         figures.push("missing", "messages", self.acknowledged.saturating_sub(found) as f64);
         figures.push("ready_after_ms", "ms", ms(ready_after));
         if let Some(first) = first {
@@ -285,7 +287,8 @@ fn mib(bytes: u64) -> f64 {
 }
 
 const SITES_PER_NET: usize = 250;
-const SITES_MAX: usize = 250 * SITES_PER_NET;
+/// The engine lists so many queues.
+const SITES_MAX: usize = 10_000;
 const STALL_PATIENCE: Duration = Duration::from_secs(60);
 /// A stillness so long at the sink: the site's mail is delivered and its outcomes are committed.
 const QUIET: Duration = Duration::from_secs(1);
@@ -299,7 +302,7 @@ mod tests {
     fn each_site_has_an_address_of_its_own() {
         assert_eq!(site_address(0, 25).to_string(), "127.64.0.1:25");
         assert_eq!(site_address(999, 25).to_string(), "127.64.3.250:25");
-        assert_eq!(site_address(SITES_MAX - 1, 25).to_string(), "127.64.249.250:25");
+        assert_eq!(site_address(SITES_MAX - 1, 25).to_string(), "127.64.39.250:25");
     }
 
     #[test]

@@ -19,7 +19,7 @@ fn options(program: PathBuf) -> RestartOptions {
         keep: false,
     };
     let inject = InjectOptions { sessions: 4, ..InjectOptions::to(([127, 0, 0, 1], 1).into()) };
-    RestartOptions { engine, inject, messages: 300, sites: 5, rounds: 2, cold: false, seed: 1 }
+    RestartOptions { engine, inject, messages: 200, sites: 5, rounds: 2, cold: false, seed: 1 }
 }
 
 /// `cargo test --workspace` builds postrider beside postbench; `cargo test -p postrider-bench` alone does not.
@@ -40,9 +40,10 @@ fn a_full_spool_is_whole_after_each_restart() {
     assert_eq!(report.rounds.len(), 2);
     let figure = |round: usize, name: &str| report.rounds[round].get(name).unwrap();
     for round in 0..2 {
-        assert!(figure(round, "acknowledged") >= 300.0);
+        assert!(figure(round, "acknowledged") >= 200.0);
         // One site of five, of messages that are spread evenly.
-        assert!((1.0..250.0).contains(&figure(round, "delivered")), "{}", report.to_table());
+        assert!((1.0..200.0).contains(&figure(round, "delivered")), "{}", report.to_table());
+        assert_eq!(figure(round, "left_behind"), 0.0, "{}", report.to_table());
         for name in ["ready_after_ms", "first_delivery_ms", "anonymous_mib", "empty_anonymous_mib"] {
             assert!(figure(round, name) > 0.0, "{name}");
         }

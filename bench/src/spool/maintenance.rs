@@ -26,6 +26,7 @@ pub(super) async fn maintenance(options: &SpoolOptions, setup: &Setup<'_>, inter
     figures.push("busy_refused", "messages", busy.refused as f64);
     figures.push("copies", "messages", busy.counters.copies as f64);
     figures.push("copied_mib_per_second", "MiB/s", mib_per_second(busy.counters.copy_bytes, &busy));
+    figures.push("idle_zeroed_mib_per_second", "MiB/s", mib_per_second(idle.counters.zeroed_bytes, &idle));
     figures.push("zeroed_mib_per_second", "MiB/s", mib_per_second(busy.counters.zeroed_bytes, &busy));
     figures.push("checkpoint_mib_per_second", "MiB/s", mib_per_second(busy.counters.checkpoint_bytes, &busy));
     figures.push("segments_retired", "", busy.counters.segments_retired as f64);
