@@ -34,6 +34,8 @@
 //! # }
 //! ```
 //!
+//! [`Spool::inspect`] reads a spool and leaves it as it is.
+//!
 //! The bytes on disk are described in `FORMAT.md`.
 
 mod append;
