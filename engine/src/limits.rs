@@ -28,6 +28,10 @@ pub(crate) const CONFIG_SPOOL_BYTES_MIN: u64 = 16 << 20;
 
 // schedule
 
+/// Answers of peers that a home keeps for its entries, each once.
+pub const ANSWERS_KEPT: usize = 65_536;
+/// The same in octets: unlike answers may be long.
+pub const ANSWERS_KEPT_OCTETS: usize = 16 << 20;
 /// Tickets that a home may send to an idle pair's owner without being asked.
 pub const STANDING_CREDITS: u32 = 2;
 /// Queues that a home keeps although they hold nothing.

@@ -20,45 +20,31 @@ use std::sync::Arc;
 
 use postrider_spool::record::MessageId;
 
+use super::answer::{AnswerId, Answers};
 use super::due::DueTimes;
+pub use super::entry::EntryKey;
+use super::entry::{Entries, NewEntry, State};
 use super::fair::{FairQueue, FlowId};
+pub use super::recipients::Recipients;
 use crate::handover::{Blocked, PairKey, Spooled};
 use crate::limits::{EXPIRY_SWEEP_ENTRIES, PAIRS_KEPT, QUEUES_KEPT, STANDING_CREDITS};
 use crate::mail::queue_name::QueueName;
-
-/// An entry's place in its home; reused after the entry is gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct EntryKey(pub u32);
 
 /// A queue's place in its home.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct QueueKey(pub u32);
 
-#[derive(Debug)]
-pub struct Entry {
+/// What is known of an entry.
+#[derive(Debug, Clone)]
+pub struct Entry<'a> {
     pub message: MessageId,
     /// Indices into the envelope's recipients; never empty.
-    pub recipients: Box<[u32]>,
+    pub recipients: Recipients<'a>,
     pub queue: QueueKey,
     pub attempts: u32,
     pub due_ms: u64,
     pub expires_ms: u64,
-    pub last_answer: Option<Arc<str>>,
-    state: State,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Due,
-    Unrouted,
-    Ready {
-        pair: u32,
-    },
-    Out {
-        pair: u32,
-    },
-    /// Taken from its place, about to be removed.
-    Withdrawn,
+    pub last_answer: Option<&'a str>,
 }
 
 /// KumoMTA's scheduled queue: a tenant's campaign to one domain, through one pool.
@@ -80,13 +66,14 @@ pub struct Queue {
     flow: FlowId,
 }
 
+/// What makes a queue.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct QueueParts {
-    domain: Arc<str>,
-    tenant: String,
-    campaign: String,
-    pool: String,
-    priority: u8,
+pub(super) struct QueueParts {
+    pub(super) domain: Arc<str>,
+    pub(super) tenant: String,
+    pub(super) campaign: String,
+    pub(super) pool: String,
+    pub(super) priority: u8,
 }
 
 /// What is known of a recipient domain's route.
@@ -132,10 +119,9 @@ pub enum Need {
 /// A home's scheduled and ready mail.
 #[derive(Debug, Default)]
 pub struct Home {
-    entries: Vec<Option<Entry>>,
-    free: Vec<u32>,
-    len: usize,
+    entries: Entries,
     due: DueTimes,
+    answers: Answers,
     queues: Vec<Option<Queue>>,
     free_queues: Vec<u32>,
     queue_names: HashMap<QueueParts, QueueKey>,
@@ -152,22 +138,31 @@ pub struct Home {
 }
 
 impl Home {
-    /// Takes a durable message; its entries wait for their due times.
-    pub fn insert(&mut self, spooled: &Spooled) {
+    /// Takes a durable message; its entries wait for their due times. Returns the first one.
+    pub fn insert(&mut self, spooled: &Spooled) -> Option<EntryKey> {
+        let (mut first, mut last) = (None, None);
         for group in &spooled.groups {
-            let queue = self.queue(spooled, &group.domain);
-            self.queue_mut(queue).depth += 1;
-            self.insert_entry(Entry {
+            let queue = self.queue(QueueParts {
+                domain: Arc::clone(&group.domain),
+                tenant: spooled.tenant.clone(),
+                campaign: spooled.campaign.clone(),
+                pool: spooled.egress_pool.clone(),
+                priority: spooled.priority,
+            });
+            let answer = group.last_answer.as_deref().map_or(AnswerId::NONE, |answer| self.keep_answer(queue, answer));
+            let entry = NewEntry {
                 message: spooled.message,
-                recipients: group.recipients.clone(),
+                recipients: &group.recipients,
                 queue,
                 attempts: group.attempts,
                 due_ms: group.due_ms,
                 expires_ms: spooled.expires_ms,
-                last_answer: group.last_answer.clone(),
-                state: State::Due,
-            });
+                answer,
+            };
+            last = Some(self.insert_entry(entry, last));
+            first = first.or(last);
         }
+        first
     }
 
     /// The next entry whose time has come; it must be given to [`Self::make_ready`], [`Self::wait_for_route`] or
@@ -176,8 +171,8 @@ impl Home {
         if self.stopping {
             return None;
         }
-        let key = self.due.pop_due(wall_ms)?;
-        self.entry_mut(key).state = State::Unrouted;
+        let key = self.due.pop_due(&mut self.entries, wall_ms)?;
+        self.entries[key].set_state(State::Unrouted);
         Some(key)
     }
 
@@ -186,7 +181,7 @@ impl Home {
         if self.stopping {
             return None;
         }
-        self.due.next_ms()
+        self.due.next_ms(&self.entries)
     }
 
     /// The entry waits until its domain's site is known, which is asked for.
@@ -238,11 +233,8 @@ impl Home {
     /// The entry may go through this pair as soon as the pair's owner gives a credit.
     pub fn make_ready(&mut self, key: EntryKey, pair_key: &PairKey) {
         let pair = self.pair(pair_key);
-        let entry = self.entry_mut(key);
-        entry.state = State::Ready { pair };
-        let (queue, recipients) = (entry.queue, entry.recipients.len() as u32);
-        let &mut Queue { priority, flow, .. } = self.queue_mut(queue);
-        self.pair_mut(pair).ready.push(priority, flow, key, recipients);
+        self.entries[key].set_state(State::Ready { pair });
+        self.push_ready(key, pair);
         self.serve(pair);
     }
 
@@ -282,7 +274,7 @@ impl Home {
             pair.told = 0;
         }
         for &key in &withdrawn {
-            self.entry_mut(key).state = State::Unrouted;
+            self.entries[key].set_state(State::Unrouted);
         }
         withdrawn
     }
@@ -290,75 +282,68 @@ impl Home {
     /// The ticket came back without an attempt: the entry keeps its attempts and due time, and is routed anew.
     pub fn take_back(&mut self, key: EntryKey) {
         self.leave_out(key);
-        self.entry_mut(key).state = State::Unrouted;
+        self.entries[key].set_state(State::Unrouted);
     }
 
     /// Part of the entry's recipients are settled.
-    pub fn keep_only(&mut self, key: EntryKey, recipients: Box<[u32]>) {
-        assert!(!recipients.is_empty(), "an entry without recipients is removed");
-        self.entry_mut(key).recipients = recipients;
+    pub fn keep_only(&mut self, key: EntryKey, recipients: &[u32]) {
+        self.entries.set_recipients(key, recipients);
     }
 
     /// An entry that [`Self::pop_due`], [`Self::take_unrouted`] or [`Self::sweep_expired`] gave out is about to end.
     pub fn withdraw_routed(&mut self, key: EntryKey) {
-        let entry = self.entry_mut(key);
-        assert!(matches!(entry.state, State::Unrouted | State::Withdrawn), "it waits nowhere");
-        entry.state = State::Withdrawn;
+        let entry = &mut self.entries[key];
+        assert!(matches!(entry.state(), State::Unrouted | State::Withdrawn), "it waits nowhere");
+        entry.set_state(State::Withdrawn);
     }
 
     /// The ticket came back with an attempt made: what remains of the entry waits for a new due time.
-    pub fn defer(&mut self, key: EntryKey, recipients: Box<[u32]>, attempts: u32, due_ms: u64, answer: &str) {
-        assert!(!recipients.is_empty(), "an entry without recipients is removed");
-        let answer = self.remember_answer(key, answer);
+    pub fn defer(&mut self, key: EntryKey, recipients: &[u32], attempts: u32, due_ms: u64, answer: &str) {
         self.leave_out(key);
-        let entry = self.entry_mut(key);
-        entry.recipients = recipients;
-        entry.attempts = attempts;
-        entry.due_ms = due_ms;
-        entry.last_answer = Some(answer);
-        entry.state = State::Due;
-        self.due.insert(due_ms, key);
+        self.entries.set_recipients(key, recipients);
+        self.set_answer(key, answer);
+        self.entries[key].set_due(due_ms, attempts);
+        self.due.insert(&mut self.entries, key);
     }
 
     /// Part of an entry's recipients go on by themselves: a new entry beside it, ready to be routed.
-    pub fn split(&mut self, key: EntryKey, recipients: Box<[u32]>, attempts: u32, due_ms: u64) -> EntryKey {
-        let entry = self.entry(key);
-        let part = Entry {
+    pub fn split(&mut self, key: EntryKey, recipients: &[u32], attempts: u32, due_ms: u64) -> EntryKey {
+        let entry = &self.entries[key];
+        let part = NewEntry {
             message: entry.message,
             recipients,
             queue: entry.queue,
             attempts,
             due_ms,
-            expires_ms: entry.expires_ms,
-            last_answer: entry.last_answer.clone(),
-            state: State::Due,
+            expires_ms: entry.expires_ms(),
+            answer: self.answers.share(entry.answer()),
         };
-        self.queue_mut(part.queue).depth += 1;
-        self.insert_entry(part)
+        self.insert_entry(part, Some(key))
     }
 
-    /// The entry's recipients are settled.
-    pub fn remove(&mut self, key: EntryKey) -> Entry {
+    /// The entry's recipients are settled. Returns another entry of its message, if one is left.
+    pub fn remove(&mut self, key: EntryKey) -> Option<EntryKey> {
         self.leave_out(key);
-        let entry = self.entries[key.0 as usize].take().expect("the entry exists");
-        self.free.push(key.0);
-        self.len -= 1;
-        self.queue_mut(entry.queue).depth -= 1;
-        if entry.state == State::Due {
-            self.due.remove(entry.due_ms, key);
+        let entry = &self.entries[key];
+        let (queue, answer, state) = (entry.queue, entry.answer(), entry.state());
+        if matches!(state, State::Due { .. }) {
+            self.due.remove(&mut self.entries, key);
         }
-        entry
+        self.queue_mut(queue).depth -= 1;
+        self.answers.release(answer);
+        self.entries.remove(key)
     }
 
     /// Entries past their expiry that are not with an owner, with what held them, looking at no more than a bounded
     /// number; each must be given to [`Self::remove`].
     pub fn sweep_expired(&mut self, wall_ms: u64) -> Vec<(EntryKey, Option<Arc<str>>)> {
         let mut expired = Vec::new();
-        for _ in 0..self.entries.len().min(EXPIRY_SWEEP_ENTRIES) {
-            self.sweep = if self.sweep + 1 < self.entries.len() { self.sweep + 1 } else { 0 };
-            let Some(entry) = &self.entries[self.sweep] else { continue };
-            if entry.expires_ms <= wall_ms && !matches!(entry.state, State::Out { .. } | State::Withdrawn) {
-                expired.push(EntryKey(self.sweep as u32));
+        for _ in 0..self.entries.places().min(EXPIRY_SWEEP_ENTRIES) {
+            self.sweep = if self.sweep + 1 < self.entries.places() { self.sweep + 1 } else { 0 };
+            let key = EntryKey(self.sweep as u32);
+            let Some(entry) = self.entries.get(key) else { continue };
+            if entry.expires_ms() <= wall_ms && !matches!(entry.state(), State::Out { .. } | State::Withdrawn) {
+                expired.push(key);
             }
         }
         let reason = |&key: &EntryKey| self.blocked_by(key).map(|blocked| Arc::clone(&blocked.reason));
@@ -371,7 +356,10 @@ impl Home {
     pub fn poll_need(&mut self) -> Option<Need> {
         let need = self.needs.pop_front()?;
         if let Need::Ticket { entry, .. } = &need {
-            assert!(matches!(self.entry(*entry).state, State::Out { .. }), "only an entry that is out has a ticket");
+            assert!(
+                matches!(self.entries[*entry].state(), State::Out { .. }),
+                "only an entry that is out has a ticket"
+            );
         }
         Some(need)
     }
@@ -382,23 +370,41 @@ impl Home {
     }
 
     pub fn has_entry(&self, key: EntryKey) -> bool {
-        self.entries.get(key.0 as usize).is_some_and(Option::is_some)
+        self.entries.get(key).is_some()
     }
 
-    pub fn entry(&self, key: EntryKey) -> &Entry {
-        self.entries[key.0 as usize].as_ref().expect("the entry exists")
+    pub fn entry(&self, key: EntryKey) -> Entry<'_> {
+        let entry = &self.entries[key];
+        let last_answer = match entry.answer() {
+            AnswerId::OF_QUEUE => self.queue_of(key).last_answer.as_ref(),
+            own => self.answers.text(own),
+        };
+        Entry {
+            message: entry.message,
+            recipients: self.entries.recipients(key),
+            queue: entry.queue,
+            attempts: entry.attempts(),
+            due_ms: entry.due_ms(),
+            expires_ms: entry.expires_ms(),
+            last_answer: last_answer.map(|answer| &**answer),
+        }
+    }
+
+    /// The entries of a message, from any one of them on.
+    pub fn entries_of(&self, first: EntryKey) -> impl Iterator<Item = EntryKey> {
+        self.entries.ring(first)
     }
 
     pub fn queue_of(&self, key: EntryKey) -> &Queue {
-        self.queues[self.entry(key).queue.0 as usize].as_ref().expect("an entry's queue exists")
+        self.queues[self.entries[key].queue.0 as usize].as_ref().expect("an entry's queue exists")
     }
 
     pub fn len(&self) -> usize {
-        self.len
+        self.entries.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.entries.len() == 0
     }
 
     /// Tickets that owners hold.
@@ -412,18 +418,12 @@ impl Home {
             + self.domains.values().map(|domain| domain.unrouted.len()).sum::<usize>()
     }
 
-    pub fn entries(&self) -> impl Iterator<Item = (EntryKey, &Entry)> {
-        self.entries.iter().enumerate().filter_map(|(place, entry)| Some((EntryKey(place as u32), entry.as_ref()?)))
+    pub fn entries(&self) -> impl Iterator<Item = (EntryKey, Entry<'_>)> {
+        self.entries.keys().map(|key| (key, self.entry(key)))
     }
 
-    pub fn queue(&mut self, spooled: &Spooled, domain: &Arc<str>) -> QueueKey {
-        let name = QueueParts {
-            domain: Arc::clone(domain),
-            tenant: spooled.tenant.clone(),
-            campaign: spooled.campaign.clone(),
-            pool: spooled.egress_pool.clone(),
-            priority: spooled.priority,
-        };
+    /// The queue of this name; a new one where there is none.
+    pub(super) fn queue(&mut self, name: QueueParts) -> QueueKey {
         if let Some(&key) = self.queue_names.get(&name) {
             return key;
         }
@@ -433,8 +433,8 @@ impl Home {
             FlowId(self.next_flow)
         });
         let queue = Queue {
-            name: QueueName { campaign: &campaign, tenant: &tenant, domain }.to_string().into(),
-            domain: Arc::clone(domain),
+            name: QueueName { campaign: &campaign, tenant: &tenant, domain: &name.domain }.to_string().into(),
+            domain: Arc::clone(&name.domain),
             tenant,
             campaign,
             pool: Arc::from(&*name.pool),
@@ -461,8 +461,8 @@ impl Home {
 
     /// Why an entry has not gone, where something holds it.
     pub fn blocked_by(&self, key: EntryKey) -> Option<&Blocked> {
-        match self.entry(key).state {
-            State::Due | State::Out { .. } | State::Withdrawn => None,
+        match self.entries[key].state() {
+            State::Due { .. } | State::Out { .. } | State::Withdrawn => None,
             State::Unrouted => self.domains.get(&self.queue_of(key).domain)?.blocked.as_ref(),
             State::Ready { pair } => self.known_pair(pair).blocked.as_ref(),
         }
@@ -470,15 +470,15 @@ impl Home {
 
     /// The pair that an entry stands at, if it is ready or out.
     pub fn pair_of(&self, key: EntryKey) -> Option<&PairKey> {
-        match self.entry(key).state {
-            State::Due | State::Unrouted | State::Withdrawn => None,
+        match self.entries[key].state() {
+            State::Due { .. } | State::Unrouted | State::Withdrawn => None,
             State::Ready { pair } | State::Out { pair } => Some(&self.known_pair(pair).key),
         }
     }
 
     pub fn state_name(&self, key: EntryKey) -> &'static str {
-        match self.entry(key).state {
-            State::Due => "scheduled",
+        match self.entries[key].state() {
+            State::Due { .. } => "scheduled",
             State::Unrouted | State::Withdrawn => "routing",
             State::Ready { .. } => "ready",
             State::Out { .. } => "in delivery",
@@ -490,7 +490,7 @@ impl Home {
     }
 
     pub fn count_delivered(&mut self, key: EntryKey, recipients: u32) {
-        let queue = self.entry(key).queue;
+        let queue = self.entries[key].queue;
         self.queue_mut(queue).delivered += recipients;
     }
 
@@ -537,22 +537,52 @@ impl Home {
         }
     }
 
-    fn insert_entry(&mut self, entry: Entry) -> EntryKey {
-        let key = match self.free.pop() {
-            Some(place) => EntryKey(place),
-            None => {
-                self.entries.push(None);
-                EntryKey(self.entries.len() as u32 - 1)
-            }
+    /// What entries, due times, answers and queues take of the heap, by the capacity of their tables. Entries that are
+    /// ready stand in their pair's queue besides.
+    pub fn allocated_bytes(&self) -> usize {
+        let texts = |queue: &Queue| {
+            let Queue { name, domain, tenant, campaign, pool, .. } = queue;
+            name.len() + domain.len() + 2 * (tenant.len() + campaign.len() + pool.len()) + TEXTS_OVERHEAD_BYTES
         };
-        self.due.insert(entry.due_ms, key);
-        self.entries[key.0 as usize] = Some(entry);
-        self.len += 1;
+        self.entries.allocated_bytes()
+            + self.due.allocated_bytes()
+            + self.answers.allocated_bytes()
+            + self.queues.capacity() * size_of::<Option<Queue>>()
+            + self.queue_names.capacity() * (size_of::<(QueueParts, QueueKey)>() + 1)
+            + self.queues().map(texts).sum::<usize>()
+    }
+
+    pub(super) fn insert_entry(&mut self, entry: NewEntry<'_>, behind: Option<EntryKey>) -> EntryKey {
+        self.queue_mut(entry.queue).depth += 1;
+        let key = self.entries.insert(entry, behind);
+        self.due.insert(&mut self.entries, key);
         key
     }
 
-    fn entry_mut(&mut self, key: EntryKey) -> &mut Entry {
-        self.entries[key.0 as usize].as_mut().expect("the entry exists")
+    /// Counts one use of an answer for an entry of this queue.
+    pub(super) fn keep_answer(&mut self, queue: QueueKey, answer: &str) -> AnswerId {
+        let id = self.answers.keep(answer);
+        if id == AnswerId::OF_QUEUE {
+            self.queue_mut(queue).last_answer.get_or_insert_with(|| Arc::from(answer));
+        }
+        id
+    }
+
+    /// What a peer said last about the entry, and so about its queue.
+    fn set_answer(&mut self, key: EntryKey, answer: &str) {
+        let id = self.answers.keep(answer);
+        let text = self.answers.text(id).map_or_else(|| Arc::from(answer), Arc::clone);
+        let entry = &mut self.entries[key];
+        let (queue, before) = (entry.queue, entry.answer());
+        entry.set_answer(id);
+        self.answers.release(before);
+        self.queue_mut(queue).last_answer = Some(text);
+    }
+
+    fn push_ready(&mut self, key: EntryKey, pair: u32) {
+        let (queue, recipients) = (self.entries[key].queue, self.entries.recipients(key).len() as u32);
+        let &mut Queue { priority, flow, .. } = self.queue_mut(queue);
+        self.pair_mut(pair).ready.push(priority, flow, key, recipients);
     }
 
     fn pair(&mut self, key: &PairKey) -> u32 {
@@ -612,7 +642,7 @@ impl Home {
             pair.credits -= 1;
             pair.out += 1;
             pair.told = pair.ready.len();
-            self.entries[entry.0 as usize].as_mut().expect("a ready entry exists").state = State::Out { pair: place };
+            self.entries[entry].set_state(State::Out { pair: place });
             self.needs.push_back(Need::Ticket { owner, pair: pair.key.clone(), entry, left: pair.ready.len() });
         }
         let ready = pair.ready.len();
@@ -625,7 +655,7 @@ impl Home {
     }
 
     fn leave_out(&mut self, key: EntryKey) {
-        if let State::Out { pair } = self.entry(key).state {
+        if let State::Out { pair } = self.entries[key].state() {
             self.pair_mut(pair).out -= 1;
         }
     }
@@ -635,171 +665,33 @@ impl Home {
         let mut pairs = HashSet::new();
         let mut domains = HashSet::new();
         for &key in keys {
-            let entry = self.entry(key);
-            let due_ms = entry.due_ms;
-            match entry.state {
-                State::Due => assert!(self.due.remove(due_ms, key), "a due entry has a due time"),
+            match self.entries[key].state() {
+                State::Due { .. } => self.due.remove(&mut self.entries, key),
                 State::Unrouted => _ = domains.insert(Arc::clone(&self.queue_of(key).domain)),
                 State::Ready { pair } => _ = pairs.insert(pair),
                 State::Out { .. } | State::Withdrawn => unreachable!("only what waits is withdrawn, once"),
             }
-            self.entry_mut(key).state = State::Withdrawn;
+            self.entries[key].set_state(State::Withdrawn);
         }
         for name in domains {
             let Some(domain) = self.domains.get_mut(&name) else { continue };
             let entries = &self.entries;
-            domain.unrouted.retain(|key| entries[key.0 as usize].as_ref().is_some_and(|e| e.state == State::Unrouted));
+            domain.unrouted.retain(|&key| entries[key].state() == State::Unrouted);
         }
         for pair in pairs {
             for key in self.pair_mut(pair).ready.drain() {
-                let Entry { queue, recipients, state, .. } = self.entry(key);
-                if matches!(state, State::Ready { .. }) {
-                    let (queue, cost) = (*queue, recipients.len() as u32);
-                    let &mut Queue { priority, flow, .. } = self.queue_mut(queue);
-                    self.pair_mut(pair).ready.push(priority, flow, key, cost);
+                if matches!(self.entries[key].state(), State::Ready { .. }) {
+                    self.push_ready(key, pair);
                 }
             }
         }
     }
-
-    fn remember_answer(&mut self, key: EntryKey, answer: &str) -> Arc<str> {
-        let queue = self.entry(key).queue;
-        let last = &mut self.queue_mut(queue).last_answer;
-        match last {
-            Some(last) if **last == *answer => Arc::clone(last),
-            _ => Arc::clone(last.insert(Arc::from(answer))),
-        }
-    }
 }
 
+/// Reference counts of a queue's texts.
+const TEXTS_OVERHEAD_BYTES: usize = 5 * 2 * size_of::<usize>();
 /// Over how many seconds a queue's rate is averaged.
 const RATE_SECONDS: f64 = 10.0;
 
 #[cfg(test)]
-mod tests {
-    use postrider_spool::record::{LogId, Sequence};
-
-    use super::*;
-    use crate::handover::RecipientGroup;
-
-    fn pair() -> PairKey {
-        PairKey { source: 0, rollup: "mx.example".into() }
-    }
-
-    fn home_with(messages: u64) -> Home {
-        let mut home = Home::default();
-        for sequence in 1..=messages {
-            let group = RecipientGroup {
-                domain: "peer.example".into(),
-                recipients: Box::new([0]),
-                attempts: 0,
-                due_ms: sequence,
-                last_answer: None,
-            };
-            home.insert(&Spooled {
-                message: MessageId::new(LogId(0), Sequence(sequence)),
-                tenant: String::new(),
-                campaign: String::new(),
-                egress_pool: "default".to_owned(),
-                priority: 1,
-                expires_ms: 10_000,
-                groups: vec![group],
-            });
-        }
-        home
-    }
-
-    fn all_ready(home: &mut Home) {
-        while let Some(entry) = home.pop_due(5_000) {
-            home.make_ready(entry, &pair());
-        }
-    }
-
-    fn needs(home: &mut Home) -> Vec<Need> {
-        std::iter::from_fn(|| home.poll_need()).collect()
-    }
-
-    fn tickets(needs: &[Need]) -> Vec<EntryKey> {
-        let ticket = |need: &Need| if let Need::Ticket { entry, .. } = need { Some(*entry) } else { None };
-        needs.iter().filter_map(ticket).collect()
-    }
-
-    fn told(needs: &[Need]) -> Vec<usize> {
-        let told = |need: &Need| if let Need::Tell { ready, .. } = need { Some(*ready) } else { None };
-        needs.iter().filter_map(told).collect()
-    }
-
-    #[test]
-    fn a_new_pair_asks_for_its_owner_once_and_sends_the_standing_tickets() {
-        let mut home = home_with(10);
-        all_ready(&mut home);
-        assert_eq!(needs(&mut home), [Need::Owner { pair: pair() }]);
-        home.set_owner(&pair(), 1);
-        let needs = needs(&mut home);
-        assert_eq!(tickets(&needs).len(), STANDING_CREDITS as usize);
-        assert_eq!((home.out(), home.ready()), (2, 8));
-        assert!(told(&needs).is_empty(), "the tickets say how many are left");
-    }
-
-    #[test]
-    fn credits_are_spent_to_the_last_and_no_further() {
-        let mut home = home_with(10);
-        all_ready(&mut home);
-        home.set_owner(&pair(), 0);
-        needs(&mut home);
-        home.add_credits(&pair(), 3);
-        assert_eq!(tickets(&needs(&mut home)).len(), 3);
-        home.add_credits(&pair(), 100);
-        assert_eq!(tickets(&needs(&mut home)).len(), 5);
-        assert_eq!((home.out(), home.ready()), (10, 0));
-    }
-
-    #[test]
-    fn the_owner_is_told_when_what_it_waits_for_has_gone() {
-        let mut home = home_with(10);
-        all_ready(&mut home);
-        home.set_owner(&pair(), 0);
-        needs(&mut home);
-        for (entry, _) in home.sweep_expired(20_000) {
-            home.remove(entry);
-        }
-        assert_eq!(home.len(), 2, "what is out is waited for");
-        home.add_credits(&pair(), 8);
-        let needs = needs(&mut home);
-        assert_eq!((tickets(&needs).len(), told(&needs)), (0, vec![0]));
-    }
-
-    #[test]
-    fn a_blocked_pair_keeps_attempts_and_due_time_and_says_why() {
-        let mut home = home_with(3);
-        all_ready(&mut home);
-        home.set_owner(&pair(), 0);
-        let out = tickets(&needs(&mut home));
-        for &entry in &out {
-            home.take_back(entry);
-            home.make_ready(entry, &pair());
-        }
-        home.block_pair(&pair(), Blocked { until_ms: 9_000, reason: "refused".into() });
-        assert_eq!((home.out(), home.ready()), (0, 3));
-        for key in [EntryKey(0), EntryKey(1), EntryKey(2)] {
-            assert_eq!(home.blocked_by(key).map(|blocked| blocked.until_ms), Some(9_000));
-            assert_eq!((home.entry(key).attempts, home.entry(key).due_ms), (0, u64::from(key.0) + 1));
-        }
-        needs(&mut home);
-        home.add_credits(&pair(), 3);
-        assert_eq!(tickets(&needs(&mut home)).len(), 3, "credits end the block");
-        assert_eq!(home.blocked_by(EntryKey(0)), None);
-    }
-
-    #[test]
-    fn a_suspended_source_gives_its_entries_back() {
-        let mut home = home_with(6);
-        all_ready(&mut home);
-        home.set_owner(&pair(), 0);
-        needs(&mut home);
-        assert_eq!(home.withdraw_source(1).len(), 0);
-        assert_eq!(home.withdraw_source(0).len(), 4);
-        assert_eq!(told(&needs(&mut home)), [0]);
-        assert_eq!(home.ready(), 0);
-    }
-}
+mod tests;

@@ -9,7 +9,7 @@ use crate::admin::{MessageFilter, MessageRow, MessageState, QueueRow, WallTime};
 use crate::handover::{Ask, ControlMessage, Told};
 use crate::limits::ASK_READS_MAX;
 use crate::mail::address::domain_of;
-use crate::schedule::queue::{Entry, EntryKey};
+use crate::schedule::queue::EntryKey;
 
 /// A question whose answer waits for messages to be read.
 #[derive(Debug)]
@@ -67,13 +67,15 @@ impl Shard {
     /// Messages that are no longer in memory are read first, up to a bound; the answer comes when all are at hand.
     fn ask_messages(&mut self, question: u64, filter: MessageFilter) {
         let domain = filter.recipient.as_deref().map(domain_of);
-        let fits = |(key, entry): &(EntryKey, &Entry)| {
+        let fits = |key: &EntryKey| {
             let queue = self.home.queue_of(*key);
-            filter.id.is_none_or(|id| entry.message == id)
-                && filter.tenant.as_deref().is_none_or(|tenant| *queue.tenant == *tenant)
+            filter.tenant.as_deref().is_none_or(|tenant| *queue.tenant == *tenant)
                 && domain.is_none_or(|domain| *queue.domain == *domain)
         };
-        let keys: Vec<EntryKey> = self.home.entries().filter(fits).map(|(key, _)| key).collect();
+        let keys: Vec<EntryKey> = match filter.id {
+            Some(id) => self.entries_of(id).filter(fits).collect(),
+            None => self.home.entries().map(|(key, _)| key).filter(fits).collect(),
+        };
         let mut asked = Asked { filter, rows: Vec::new(), waiting: 0 };
         for key in keys {
             if asked.rows.len() >= asked.filter.limit || asked.waiting >= ASK_READS_MAX {
@@ -91,6 +93,12 @@ impl Shard {
             }
         }
         self.finish_ask(question, asked);
+    }
+
+    /// A message's entries. It takes a look at every entry to find the first.
+    fn entries_of(&self, id: MessageId) -> impl Iterator<Item = EntryKey> {
+        let first = self.home.entries().find(|(_, entry)| entry.message == id).map(|(key, _)| key);
+        first.into_iter().flat_map(|first| self.home.entries_of(first))
     }
 
     /// A message that a question waits for was read.
@@ -121,7 +129,7 @@ impl Shard {
         {
             return;
         }
-        for &index in &self.home.entry(key).recipients {
+        for index in self.home.entry(key).recipients {
             let recipient = recipient_at(envelope, index);
             let unwanted = asked.filter.recipient.as_deref().is_some_and(|wanted| wanted != recipient);
             if unwanted || asked.rows.len() >= asked.filter.limit {
@@ -149,7 +157,7 @@ impl Shard {
             queue: queue.name.to_string(),
             num_attempts: entry.attempts,
             due: Some(self.due(key)),
-            last_answer: entry.last_answer.as_deref().map(str::to_owned),
+            last_answer: entry.last_answer.map(str::to_owned),
             blocked_by: blocked.map(|blocked| format!("{}; next try {}", blocked.reason, WallTime(blocked.until_ms))),
             state: match self.home.state_name(key) {
                 "scheduled" => MessageState::Scheduled,

@@ -43,13 +43,13 @@ impl Shard {
             (true, true) => _ = self.home.remove(key),
             (true, false) => {
                 self.home.take_back(key);
-                self.home.keep_only(key, at_once.into());
+                self.home.keep_only(key, &at_once);
                 self.route(now, key);
             }
             (false, _) => {
-                self.home.defer(key, deferred.into(), attempts, due_ms, &last_answer);
+                self.home.defer(key, &deferred, attempts, due_ms, &last_answer);
                 if !at_once.is_empty() {
-                    self.home.split(key, at_once.into(), old_attempts, old_due_ms);
+                    self.home.split(key, &at_once, old_attempts, old_due_ms);
                 }
             }
         }
@@ -181,7 +181,7 @@ impl Shard {
     fn decided(&self, ending: &Ending, recipient: impl Fn(u32) -> String) -> Vec<RecipientResult> {
         let entry = self.home.entry(ending.entry);
         let queue = &self.home.queue_of(ending.entry).name;
-        let result = |&index: &u32| RecipientResult {
+        let result = |index: u32| RecipientResult {
             index,
             recipient: recipient(index),
             queue: queue.to_string(),
@@ -189,7 +189,7 @@ impl Shard {
             attempts: entry.attempts,
             answer: ending.answer.clone(),
         };
-        entry.recipients.iter().map(result).collect()
+        entry.recipients.map(result).collect()
     }
 
     fn count(&self, results: &[RecipientResult]) {

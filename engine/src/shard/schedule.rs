@@ -15,7 +15,7 @@ use crate::limits::{DUE_ENTRIES_PER_TURN, ROUTES_CACHED_MAX, SOURCE_RETRY, UNREA
 use crate::mail::address::domain_of;
 use crate::mail::time::Now;
 use crate::pool::egress::EgressTurns;
-use crate::schedule::queue::{EntryKey, Need};
+use crate::schedule::queue::{Entry, EntryKey, Need, Recipients};
 
 /// A ticket whose message is being read from the disk.
 #[derive(Debug)]
@@ -195,7 +195,7 @@ impl Shard {
             return self.route(now, entry);
         };
         let ticket = Ticket { home: self.id, entry };
-        match attempt(&message, ticket, pair, route, &self.home.entry(entry).recipients) {
+        match attempt(&message, ticket, pair, route, self.home.entry(entry).recipients) {
             Ok(attempt) => self.tell(owner, ShardMessage::Ticket { attempt: Box::new(attempt), left }),
             Err(error) => self.hold_unreadable(now, entry, &error),
         }
@@ -204,13 +204,11 @@ impl Shard {
     /// The message can't be read from the spool: it is kept, and tried again later; its expiry ends it.
     pub(super) fn hold_unreadable(&mut self, now: Now, entry: EntryKey, error: &ReadError) {
         let due_ms = now.wall_ms + UNREADABLE_RETRY.as_millis() as u64;
-        let (id, recipients, attempts) = {
-            let entry = self.home.entry(entry);
-            (entry.message, entry.recipients.clone(), entry.attempts)
-        };
+        let Entry { message: id, recipients, attempts, .. } = self.home.entry(entry);
+        let recipients: Vec<u32> = recipients.collect();
         tracing::error!(%id, %error, "a message can not be read from the spool");
         self.unpin(id);
-        self.home.defer(entry, recipients, attempts, due_ms, &format!("the spool can not read it: {error}"));
+        self.home.defer(entry, &recipients, attempts, due_ms, &format!("the spool can not read it: {error}"));
     }
 
     pub(super) fn unpin(&mut self, id: MessageId) {
@@ -227,7 +225,7 @@ impl Shard {
     }
 
     fn expiry_answer(&self, entry: EntryKey, held_by: Option<&str>) -> Answer {
-        let last = self.home.entry(entry).last_answer.as_deref();
+        let last = self.home.entry(entry).last_answer;
         let text = match held_by.or(last) {
             Some(last) => format!("Message expired; last answer: {last}"),
             None => "Message expired before an attempt could be made".to_owned(),
@@ -288,11 +286,11 @@ fn attempt(
     ticket: Ticket,
     pair: PairKey,
     route: Route,
-    recipients: &[u32],
+    recipients: Recipients<'_>,
 ) -> Result<Attempt, ReadError> {
     let envelope = message.envelope()?;
-    let recipient = |&index: &u32| Some((index, envelope.recipients.get(index as usize)?.address.as_str().to_owned()));
-    let recipients: Vec<(u32, String)> = recipients.iter().filter_map(recipient).collect();
+    let recipient = |index: u32| Some((index, envelope.recipients.get(index as usize)?.address.as_str().to_owned()));
+    let recipients: Vec<(u32, String)> = recipients.filter_map(recipient).collect();
     assert!(!recipients.is_empty(), "an entry has recipients of its message");
     let domain = domain_of(&recipients[0].1);
     assert!(recipients.iter().all(|(_, address)| domain_of(address) == domain), "a transaction has one domain");

@@ -87,7 +87,7 @@ impl Shard {
             Recovered::Record { sequence, record } => events.push(logged(log_id, sequence, record)),
             Recovered::Message { id, message, pending, results } => {
                 match recovered_message(id, message, pending, results, batch_max) {
-                    Ok(spooled) => home.insert(&spooled),
+                    Ok(spooled) => _ = home.insert(&spooled),
                     Err(error) => tracing::error!(%id, %error, "a message can not be read; it stays in the spool"),
                 }
             }

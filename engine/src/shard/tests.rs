@@ -232,7 +232,7 @@ fn a_deferred_message_is_due_at_the_same_time_after_a_restart() {
     world.pass(Duration::from_secs(1));
     let state = |shard: &Shard| {
         let (_, entry) = shard.home.entries().next().expect("it waits");
-        (entry.message, entry.attempts, entry.due_ms, entry.last_answer.clone())
+        (entry.message, entry.attempts, entry.due_ms, entry.last_answer.map(str::to_owned))
     };
     let before = state(&world.shard);
     assert_eq!((before.1, before.3.as_deref()), (1, Some("451 4.2.1 not now")));

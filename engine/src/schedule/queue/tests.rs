@@ -1,0 +1,160 @@
+//! A home on its own: what it needs, what it gives out, what stays.
+
+use postrider_spool::record::{LogId, Sequence};
+
+use super::*;
+use crate::handover::RecipientGroup;
+
+fn pair() -> PairKey {
+    PairKey { source: 0, rollup: "mx.example".into() }
+}
+
+fn home_with(messages: u64) -> Home {
+    let mut home = Home::default();
+    for sequence in 1..=messages {
+        let group = RecipientGroup {
+            domain: "peer.example".into(),
+            recipients: Box::new([0]),
+            attempts: 0,
+            due_ms: sequence,
+            last_answer: None,
+        };
+        home.insert(&Spooled {
+            message: MessageId::new(LogId(0), Sequence(sequence)),
+            tenant: String::new(),
+            campaign: String::new(),
+            egress_pool: "default".to_owned(),
+            priority: 1,
+            expires_ms: 10_000,
+            groups: vec![group],
+        });
+    }
+    home
+}
+
+fn all_ready(home: &mut Home) {
+    while let Some(entry) = home.pop_due(5_000) {
+        home.make_ready(entry, &pair());
+    }
+}
+
+fn needs(home: &mut Home) -> Vec<Need> {
+    std::iter::from_fn(|| home.poll_need()).collect()
+}
+
+fn tickets(needs: &[Need]) -> Vec<EntryKey> {
+    let ticket = |need: &Need| if let Need::Ticket { entry, .. } = need { Some(*entry) } else { None };
+    needs.iter().filter_map(ticket).collect()
+}
+
+fn told(needs: &[Need]) -> Vec<usize> {
+    let told = |need: &Need| if let Need::Tell { ready, .. } = need { Some(*ready) } else { None };
+    needs.iter().filter_map(told).collect()
+}
+
+#[test]
+fn a_new_pair_asks_for_its_owner_once_and_sends_the_standing_tickets() {
+    let mut home = home_with(10);
+    all_ready(&mut home);
+    assert_eq!(needs(&mut home), [Need::Owner { pair: pair() }]);
+    home.set_owner(&pair(), 1);
+    let needs = needs(&mut home);
+    assert_eq!(tickets(&needs).len(), STANDING_CREDITS as usize);
+    assert_eq!((home.out(), home.ready()), (2, 8));
+    assert!(told(&needs).is_empty(), "the tickets say how many are left");
+}
+
+#[test]
+fn credits_are_spent_to_the_last_and_no_further() {
+    let mut home = home_with(10);
+    all_ready(&mut home);
+    home.set_owner(&pair(), 0);
+    needs(&mut home);
+    home.add_credits(&pair(), 3);
+    assert_eq!(tickets(&needs(&mut home)).len(), 3);
+    home.add_credits(&pair(), 100);
+    assert_eq!(tickets(&needs(&mut home)).len(), 5);
+    assert_eq!((home.out(), home.ready()), (10, 0));
+}
+
+#[test]
+fn the_owner_is_told_when_what_it_waits_for_has_gone() {
+    let mut home = home_with(10);
+    all_ready(&mut home);
+    home.set_owner(&pair(), 0);
+    needs(&mut home);
+    for (entry, _) in home.sweep_expired(20_000) {
+        home.remove(entry);
+    }
+    assert_eq!(home.len(), 2, "what is out is waited for");
+    home.add_credits(&pair(), 8);
+    let needs = needs(&mut home);
+    assert_eq!((tickets(&needs).len(), told(&needs)), (0, vec![0]));
+}
+
+#[test]
+fn a_blocked_pair_keeps_attempts_and_due_time_and_says_why() {
+    let mut home = home_with(3);
+    all_ready(&mut home);
+    home.set_owner(&pair(), 0);
+    let out = tickets(&needs(&mut home));
+    for &entry in &out {
+        home.take_back(entry);
+        home.make_ready(entry, &pair());
+    }
+    home.block_pair(&pair(), Blocked { until_ms: 9_000, reason: "refused".into() });
+    assert_eq!((home.out(), home.ready()), (0, 3));
+    for key in [EntryKey(0), EntryKey(1), EntryKey(2)] {
+        assert_eq!(home.blocked_by(key).map(|blocked| blocked.until_ms), Some(9_000));
+        assert_eq!((home.entry(key).attempts, home.entry(key).due_ms), (0, u64::from(key.0) + 1));
+    }
+    needs(&mut home);
+    home.add_credits(&pair(), 3);
+    assert_eq!(tickets(&needs(&mut home)).len(), 3, "credits end the block");
+    assert_eq!(home.blocked_by(EntryKey(0)), None);
+}
+
+#[test]
+fn a_suspended_source_gives_its_entries_back() {
+    let mut home = home_with(6);
+    all_ready(&mut home);
+    home.set_owner(&pair(), 0);
+    needs(&mut home);
+    assert_eq!(home.withdraw_source(1).len(), 0);
+    assert_eq!(home.withdraw_source(0).len(), 4);
+    assert_eq!(told(&needs(&mut home)), [0]);
+    assert_eq!(home.ready(), 0);
+}
+
+/// A backlog is bounded by memory before anything else: each entry's bytes count.
+#[test]
+fn an_entry_takes_few_bytes() {
+    const ENTRIES: u64 = 200_000;
+    let domains: Vec<Arc<str>> = (0..1_000).map(|domain| format!("peer{domain}.example").into()).collect();
+    let mut home = Home::default();
+    for number in 0..ENTRIES {
+        let group = RecipientGroup {
+            domain: Arc::clone(&domains[(number % 1_000) as usize]),
+            recipients: Box::new([0]),
+            attempts: (number % 5) as u32,
+            due_ms: 1_800_000_000_000 + number * 7_919 % 14_400_000,
+            last_answer: (!number.is_multiple_of(5)).then(|| format!("451 4.7.{} later", number % 100).into()),
+        };
+        home.insert(&Spooled {
+            message: MessageId::new(LogId(0), Sequence(number + 1)),
+            tenant: "tenant".to_owned(),
+            campaign: String::new(),
+            egress_pool: "default".to_owned(),
+            priority: 1,
+            expires_ms: 1_800_432_000_000,
+            groups: vec![group],
+        });
+    }
+    let bytes = home.allocated_bytes() as f64 / ENTRIES as f64;
+    assert!(bytes <= 50.0, "{bytes:.1} bytes an entry");
+    for key in home.entries().map(|(key, _)| key).collect::<Vec<_>>() {
+        home.remove(key);
+    }
+    let left = home.allocated_bytes();
+    assert!(left < 1 << 20, "{left} bytes are left of what was given back");
+}
