@@ -18,6 +18,7 @@ pub(super) struct Answers {
     vacant: Vec<u32>,
     places: HashMap<Arc<str>, u32>,
     octets: usize,
+    serial: u64,
 }
 
 #[derive(Debug, Default)]
@@ -25,6 +26,15 @@ struct Kept {
     /// None: the place is vacant.
     text: Option<Arc<str>>,
     uses: u32,
+    serial: u64,
+}
+
+/// Tells an answer, a queue or its last answer from all others that there ever were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) place: u32,
+    /// From 1; never used again.
+    pub(super) serial: u64,
 }
 
 impl Answers {
@@ -36,8 +46,9 @@ impl Answers {
         if self.places.len() >= ANSWERS_KEPT || self.octets + text.len() > ANSWERS_KEPT_OCTETS {
             return AnswerId::OF_QUEUE;
         }
+        self.serial += 1;
         let text = Arc::<str>::from(text);
-        let kept = Kept { text: Some(Arc::clone(&text)), uses: 1 };
+        let kept = Kept { text: Some(Arc::clone(&text)), uses: 1, serial: self.serial };
         let place = match self.vacant.pop() {
             Some(place) => {
                 self.kept[place as usize] = kept;
@@ -78,6 +89,18 @@ impl Answers {
     /// None where the entry has no answer of its own.
     pub(super) fn text(&self, id: AnswerId) -> Option<&Arc<str>> {
         self.kept[id.place()? as usize].text.as_ref()
+    }
+
+    pub(super) fn identity(&self, id: AnswerId) -> Option<Identity> {
+        let place = id.place()?;
+        Some(Identity { place, serial: self.kept[place as usize].serial })
+    }
+
+    /// One more use of the answer that was found to have this identity, unless it has been forgotten since.
+    pub(super) fn share_identified(&mut self, identity: Identity) -> Option<AnswerId> {
+        let kept = self.kept.get(identity.place as usize)?;
+        let same = kept.text.is_some() && kept.serial == identity.serial;
+        same.then(|| self.share(AnswerId::at(identity.place)))
     }
 
     pub(super) fn allocated_bytes(&self) -> usize {
@@ -125,9 +148,11 @@ mod tests {
         let other = answers.keep("452 full");
         answers.release(first);
         assert_eq!(answers.text(first).map(|text| &**text), Some("451 later"));
+        let identity = answers.identity(first).expect("it is kept");
         answers.release(first);
         assert_eq!(answers.text(first), None);
         assert_eq!(answers.keep("450 busy"), first, "the place is reused");
+        assert_eq!(answers.share_identified(identity), None, "by another answer");
         assert_eq!(answers.text(other).map(|text| &**text), Some("452 full"));
     }
 

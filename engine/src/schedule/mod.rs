@@ -5,6 +5,7 @@
 //! * `due.rs`: entries that wait for a time.
 //! * `fair.rs`: the order among entries that are ready for one (egress source, roll-up) pair.
 //! * `retry.rs`: when to try again.
+//! * `summary.rs`: entries as a checkpoint keeps them, so that a restart need not read messages.
 
 mod answer;
 mod due;
@@ -13,3 +14,4 @@ pub mod fair;
 pub mod queue;
 mod recipients;
 pub mod retry;
+pub mod summary;

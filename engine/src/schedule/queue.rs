@@ -5,7 +5,7 @@
 //!
 //! | state | where | leaves by |
 //! |---|---|---|
-//! | `Due` | [`DueTimes`] | its time comes |
+//! | `Due` | `DueTimes` | its time comes |
 //! | `Unrouted` | its domain's list | the domain's site is known |
 //! | `Ready` | its pair's [`FairQueue`] | a credit of the pair's owner |
 //! | `Out` | a ticket at the owner (the spool counts a pin) | the ticket comes back |
@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use postrider_spool::record::MessageId;
 
-use super::answer::{AnswerId, Answers};
+use super::answer::{AnswerId, Answers, Identity};
 use super::due::DueTimes;
 pub use super::entry::EntryKey;
 use super::entry::{Entries, NewEntry, State};
@@ -59,11 +59,15 @@ pub struct Queue {
     pub priority: u8,
     pub depth: u64,
     pub last_answer: Option<Arc<str>>,
+    /// Tells the last answer from those before.
+    last_answer_serial: u64,
     /// Recipients delivered a second, averaged over about ten.
     pub rate_per_s: f64,
     /// Recipients delivered since the average was last brought up to date.
     delivered: u32,
     flow: FlowId,
+    /// Tells it from other queues that had its place.
+    serial: u64,
 }
 
 /// What makes a queue.
@@ -121,9 +125,11 @@ pub enum Need {
 pub struct Home {
     entries: Entries,
     due: DueTimes,
-    answers: Answers,
+    pub(super) answers: Answers,
     queues: Vec<Option<Queue>>,
     free_queues: Vec<u32>,
+    queue_serial: u64,
+    queue_answer_serial: u64,
     queue_names: HashMap<QueueParts, QueueKey>,
     flows: HashMap<(Arc<str>, Arc<str>), FlowId>,
     next_flow: u32,
@@ -432,6 +438,7 @@ impl Home {
             self.next_flow += 1;
             FlowId(self.next_flow)
         });
+        self.queue_serial += 1;
         let queue = Queue {
             name: QueueName { campaign: &campaign, tenant: &tenant, domain: &name.domain }.to_string().into(),
             domain: Arc::clone(&name.domain),
@@ -441,9 +448,11 @@ impl Home {
             priority: name.priority,
             depth: 0,
             last_answer: None,
+            last_answer_serial: 0,
             rate_per_s: 0.0,
             delivered: 0,
             flow,
+            serial: self.queue_serial,
         };
         let key = match self.free_queues.pop() {
             Some(place) => {
@@ -559,11 +568,32 @@ impl Home {
         key
     }
 
+    pub(super) fn queue_identity(&self, key: QueueKey) -> Identity {
+        let queue = self.queues[key.0 as usize].as_ref().expect("the queue exists");
+        Identity { place: key.0, serial: queue.serial }
+    }
+
+    /// The queue that was found to have this identity, unless it has been forgotten since.
+    pub(super) fn queue_identified(&self, identity: Identity) -> Option<QueueKey> {
+        let queue = self.queues.get(identity.place as usize)?.as_ref()?;
+        (queue.serial == identity.serial).then_some(QueueKey(identity.place))
+    }
+
+    /// None where the entry's last answer is its queue's.
+    pub(super) fn answer_identity(&self, key: EntryKey) -> Option<Identity> {
+        self.answers.identity(self.entries[key].answer())
+    }
+
+    pub(super) fn queue_answer_identity(&self, key: QueueKey) -> Identity {
+        let queue = self.queues[key.0 as usize].as_ref().expect("the queue exists");
+        Identity { place: key.0, serial: queue.last_answer_serial }
+    }
+
     /// Counts one use of an answer for an entry of this queue.
     pub(super) fn keep_answer(&mut self, queue: QueueKey, answer: &str) -> AnswerId {
         let id = self.answers.keep(answer);
-        if id == AnswerId::OF_QUEUE {
-            self.queue_mut(queue).last_answer.get_or_insert_with(|| Arc::from(answer));
+        if id == AnswerId::OF_QUEUE && self.queue_mut(queue).last_answer.is_none() {
+            self.set_queue_answer(queue, Arc::from(answer));
         }
         id
     }
@@ -576,7 +606,15 @@ impl Home {
         let (queue, before) = (entry.queue, entry.answer());
         entry.set_answer(id);
         self.answers.release(before);
-        self.queue_mut(queue).last_answer = Some(text);
+        self.set_queue_answer(queue, text);
+    }
+
+    fn set_queue_answer(&mut self, queue: QueueKey, answer: Arc<str>) {
+        self.queue_answer_serial += 1;
+        let serial = self.queue_answer_serial;
+        let queue = self.queue_mut(queue);
+        queue.last_answer = Some(answer);
+        queue.last_answer_serial = serial;
     }
 
     fn push_ready(&mut self, key: EntryKey, pair: u32) {
