@@ -161,6 +161,8 @@ pub struct Shard {
     /// Whether each source's address is on this machine.
     plumbed: Vec<bool>,
     reading: HashMap<MessageId, Vec<PendingRead>>,
+    /// Waits for reads that are under way to end.
+    unread: VecDeque<(MessageId, PendingRead)>,
     asked: HashMap<u64, Asked>,
 
     // pool, deliver
@@ -194,6 +196,7 @@ impl Shard {
             egress: HashMap::new(),
             plumbed: vec![true; config.egress_sources.len()],
             reading: HashMap::new(),
+            unread: VecDeque::new(),
             asked: HashMap::new(),
             pools: Pools::new(deliver::pool_options(&config, shards)),
             deliveries: HashMap::new(),

@@ -80,7 +80,7 @@ fn recover(disk: &SimDisk) -> Option<(Spool, Log, BTreeSet<MessageId>)> {
     let mut spool = Spool::open_on(Arc::new(disk.clone()), Path::new("/spool"), OPTIONS).ok()?;
     let directory = spool.assign(1).ok()?.remove(0).remove(0);
     let mut found = BTreeSet::new();
-    let options = RecoverOptions { seed: 7, event_cursor: Sequence(0) };
+    let options = RecoverOptions { seed: 7, event_cursor: Sequence(0), ..RecoverOptions::default() };
     let log = Log::recover(directory, options, &mut |recovered| match recovered {
         Recovered::Message { id, message, pending, .. } => {
             let envelope = message.envelope().expect("what is found can be read");
@@ -90,6 +90,8 @@ fn recover(disk: &SimDisk) -> Option<(Spool, Log, BTreeSet<MessageId>)> {
         }
         Recovered::Quarantined(quarantine) => assert!(!quarantine.to_string().is_empty()),
         Recovered::Cut(cut) => assert!(!cut.to_string().is_empty()),
+        Recovered::Held { id, .. } => assert!(found.insert(id), "it is told once"),
+        Recovered::Summary { .. } => unreachable!("nothing was summarised"),
         Recovered::Record { .. } => {}
     });
     Some((spool, log.ok()?, found))
@@ -111,7 +113,7 @@ fn append(log: &mut Log, recipient: &str, body_bytes: usize) -> Option<MessageId
 fn run_operations(log: &mut Log) {
     for turn in 0..20 {
         let now = Duration::from_millis(turn * 20);
-        while let Some(operation) = log.poll_operation(now) {
+        while let Some(operation) = log.poll_operation(now, &mut ()) {
             if let Progress::Failed { error } = log.handle_completion(now, execute(operation)) {
                 panic!("the disk is sound: {error}");
             }

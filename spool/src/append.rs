@@ -1,22 +1,25 @@
 //! Appending: records are serialised straight into the frame that gathers, and their checksums made there.
 //!
 //! A frame knows its place from the start, because checksums are seeded with the segment's generation; one that finds
-//! the segment full moves to the next one. At most one frame gathers; closed ones wait in order.
+//! the segment full moves to the next one. At most one frame gathers; closed ones wait in order. Copies go into frames,
+//! and segments, of their own, which are filled and closed at once ([`Log::begin_copies`]).
 
 use rkyv::api::high::to_bytes_in;
 use rkyv::rancor::Failure;
 
+use crate::body::Body;
 use crate::error::{AppendError, Closed};
 use crate::format::{
-    FRAME_HEADER_BYTES, FrameHeader, MESSAGE_SCHEMA, OUTCOME_SCHEMA, RECORD_HEADER_BYTES, RecordHeader, RecordKind,
-    SEGMENT_HEADER_BYTES,
+    Chain, FRAME_HEADER_BYTES, FrameHeader, MESSAGE_SCHEMA, OUTCOME_SCHEMA, RECORD_HEADER_BYTES, RecordHeader,
+    RecordKind, SEGMENT_HEADER_BYTES,
 };
-use crate::index::{Before, Entry, Place};
+use crate::index::{Before, Place, Settles};
 use crate::limits::{
     ALIGN_BYTES, BLOCK_BYTES, FRAME_BYTES_TARGET, PENDING_MAIL_BYTES_MAX, PENDING_OUTCOME_BYTES_MAX, SPARES_RESERVED,
+    STATES_MAX,
 };
 use crate::log::{Log, State};
-use crate::record::{CommitNumber, CopiedState, Envelope, MessageId, Outcome, Sequence};
+use crate::record::{BodyId, CommitNumber, CopiedState, Envelope, MessageId, Outcome, Sequence};
 
 /// Where the next frame goes.
 #[derive(Debug, Clone, Copy)]
@@ -37,8 +40,6 @@ pub(crate) struct Frame {
     pub(crate) begins_segment: bool,
     /// Written even without a record: it begins a segment for its own sake.
     pub(crate) is_forced: bool,
-    /// Holds copies only, which nobody waits for.
-    pub(crate) is_patient: bool,
     record_count: u32,
     first_sequence: u64,
     pub(crate) last_sequence: u64,
@@ -53,11 +54,14 @@ pub(crate) struct Frame {
 pub(crate) enum Change {
     Inserted { sequence: u64 },
     Replaced(Before),
+    Body { sequence: u64 },
+    BodyMoved { sequence: u64, from: Place },
 }
 
 /// For whose sake room is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RoomFor {
+    /// Messages and bodies.
     Mail,
     /// A copy wins room back only when its whole segment is copied, so it leaves the last spare, too.
     Copy,
@@ -107,11 +111,58 @@ impl Log {
         prefix: &[u8],
         body: &[u8],
     ) -> Result<(MessageId, CommitNumber), AppendError> {
+        self.append_message_with(envelope, [prefix, body], None)
+    }
+
+    /// The same for a message whose body others share: `prefix` and that body together are what is sent.
+    pub fn append_message_sharing(
+        &mut self,
+        envelope: &Envelope,
+        prefix: &[u8],
+        body: BodyId,
+    ) -> Result<(MessageId, CommitNumber), AppendError> {
+        let sequence = body.message_id().sequence().0;
+        let is_known = body.message_id().log() == self.id() && self.bodies.get(sequence).is_some_and(Body::is_live);
+        if !is_known {
+            return Err(AppendError::UnknownBody);
+        }
+        self.append_message_with(envelope, [prefix, &[]], Some(sequence))
+    }
+
+    fn append_message_with(
+        &mut self,
+        envelope: &Envelope,
+        content: [&[u8]; 2],
+        body: Option<u64>,
+    ) -> Result<(MessageId, CommitNumber), AppendError> {
+        self.check_room_for_mail(content[0].len() as u64 + content[1].len() as u64)?;
+        let header = RecordHeader {
+            kind: RecordKind::Message as u8,
+            schema: MESSAGE_SCHEMA,
+            message: MessageId::new(self.id(), Sequence(self.next_sequence)).to_raw(),
+            shared_body: body.unwrap_or(0),
+            ..RecordHeader::default()
+        };
+        let written = self.append_record(RoomFor::Mail, Chain::Mail, header, Some(envelope), None, content)?;
+        let recipients = u32::try_from(envelope.recipients.len()).unwrap_or(u32::MAX);
+        if self.index.insert(written.sequence, written.place, recipients, &[]) {
+            self.segments.add_live(written.place, written.commit);
+            if let Some(body) = body {
+                self.index.set_body(written.sequence, body);
+                self.bodies.reference(&mut self.segments, body, written.commit);
+            }
+            self.note(Change::Inserted { sequence: written.sequence });
+        }
+        self.counters.messages += 1;
+        self.counters.bytes_messages += written.place.length();
+        Ok((MessageId::new(self.id(), Sequence(written.sequence)), written.commit))
+    }
+
+    pub(crate) fn check_room_for_mail(&mut self, content: u64) -> Result<(), AppendError> {
         self.is_open_for_mail().map_err(|closed| match closed {
             Closed::Failed => AppendError::Failed,
             closed => AppendError::Full(closed),
         })?;
-        let content = prefix.len() as u64 + body.len() as u64;
         if !self.directory.budget().has_room_for_mail(self.pending_bytes + content) {
             self.short_of = self.short_of.max(content);
             return Err(AppendError::Full(Closed::MaxSize));
@@ -119,20 +170,7 @@ impl Log {
         if self.pending_bytes + content > PENDING_MAIL_BYTES_MAX {
             return Err(AppendError::Full(Closed::Backlog));
         }
-        let header = RecordHeader {
-            kind: RecordKind::Message as u8,
-            schema: MESSAGE_SCHEMA,
-            message: MessageId::new(self.id(), Sequence(self.next_sequence)).to_raw(),
-            ..RecordHeader::default()
-        };
-        let written = self.append_record(RoomFor::Mail, header, envelope, None, [prefix, body])?;
-        let recipients = u32::try_from(envelope.recipients.len()).unwrap_or(u32::MAX);
-        if self.index.insert(written.sequence, written.place, recipients, &[]) {
-            self.segments.get_mut(written.place.slot).add_live(written.place.length(), written.commit);
-            self.note(Change::Inserted { sequence: written.sequence });
-        }
-        self.counters.messages += 1;
-        Ok((MessageId::new(self.id(), Sequence(written.sequence)), written.commit))
+        Ok(())
     }
 
     /// Appends what became of some recipients. The message is gone, as soon as this is durable, when it has no
@@ -146,35 +184,55 @@ impl Log {
         }
         let id = MessageId::from_raw(outcome.message);
         assert_eq!(id.log(), self.id(), "an outcome goes into the log that holds its message");
-        let mut header = RecordHeader {
+        let header = RecordHeader {
             kind: RecordKind::Outcome as u8,
             schema: OUTCOME_SCHEMA,
             message: outcome.message,
             ..RecordHeader::default()
         };
-        if let Some(previous) = self.index.get(id.sequence().0).and_then(Entry::outcome) {
-            header.previous_length16 = previous.length16;
-            header.previous_offset16 = previous.offset16;
-            header.previous_segment = self.segments.get(previous.slot).number;
-        }
-        let written = self.append_record(RoomFor::Outcome, header, outcome, None, [&[], &[]])?;
-        let finished = outcome.results.iter().filter(|result| result.fate.is_final()).map(|result| result.index);
-        if let Some((before, gone)) = self.index.settle(id.sequence().0, written.place, finished) {
-            if gone {
-                let record = before.entry.record();
-                self.segments.get_mut(record.slot).remove_live(record.length(), written.commit);
-            }
+        let written = self.append_record(RoomFor::Outcome, Chain::Mail, header, Some(outcome), None, [&[], &[]])?;
+        let results = outcome.results.iter().map(|result| (result.index, Settles::from(result.fate.is_final())));
+        if let Some((before, _)) = self.index.settle(id.sequence().0, written.place, results) {
+            self.recount(&before, written.commit);
             self.note(Change::Replaced(before));
         }
+        if self.index.get(id.sequence().0).is_some_and(|entry| self.index.states_len(entry) > STATES_MAX) {
+            self.copy_forward.restate_soon(id.sequence().0);
+        }
         self.counters.outcomes += 1;
+        self.counters.bytes_outcomes += written.place.length();
         Ok((Sequence(written.sequence), written.commit))
+    }
+
+    /// The records that tell about a message have changed: what counts in the segments follows.
+    pub(crate) fn recount(&mut self, before: &Before, commit: CommitNumber) {
+        let present = self.index.get(before.entry.sequence()).copied();
+        if let Some(entry) = &present {
+            for state in self.index.states(entry) {
+                self.segments.add_live(state, commit);
+            }
+        }
+        let (from, to) = (before.entry.record(), present.map(|entry| entry.record()));
+        if to != Some(from) {
+            if let Some(to) = to {
+                self.segments.add_live(to, commit);
+            }
+            self.segments.remove_live(from, commit);
+        }
+        for state in before.states() {
+            self.segments.remove_live(state, commit);
+        }
+        if let (None, Some(body)) = (present, before.body) {
+            self.bodies.unreference(&mut self.segments, body, commit);
+        }
     }
 
     pub(crate) fn append_record(
         &mut self,
         room_for: RoomFor,
+        chain: Chain,
         header: RecordHeader,
-        archive: &dyn WriteArchive,
+        archive: Option<&dyn WriteArchive>,
         state: Option<&CopiedState>,
         content: [&[u8]; 2],
     ) -> Result<Written, AppendError> {
@@ -184,9 +242,10 @@ impl Log {
             return Err(AppendError::TooLarge { bytes, bytes_max });
         }
         loop {
-            self.ensure_open_frame(room_for)?;
+            self.ensure_open_frame(room_for, chain)?;
             let frame = self.open.as_mut().expect("a frame was just made sure of");
             let segment = self.segments.get(frame.slot);
+            assert_eq!(segment.chain, chain);
             let start = frame.buffer.len();
             let mut header = RecordHeader { sequence: self.next_sequence, ..header };
             write_record(&mut frame.buffer, &mut header, archive, state, content);
@@ -194,10 +253,16 @@ impl Log {
                 let record = &mut frame.buffer[start..];
                 header.seal(segment.generation, record);
                 frame.records_crc = crc32c::crc32c_append(frame.records_crc, &record[..RECORD_HEADER_BYTES]);
+                if frame.record_count == 0 {
+                    frame.first_sequence = header.sequence;
+                    if !frame.is_forced {
+                        frame.commit = CommitNumber(self.next_commit);
+                        self.next_commit += 1;
+                    }
+                }
                 frame.record_count += 1;
                 frame.last_sequence = header.sequence;
-                if header.kind != RecordKind::Copy as u8 {
-                    frame.is_patient = false;
+                if header.is_event() {
                     frame.last_event = header.sequence;
                 }
                 let place = Place::new(frame.slot, frame.offset + start as u64, record.len());
@@ -216,7 +281,7 @@ impl Log {
             if frame.begins_segment && frame.record_count == 0 {
                 return Err(AppendError::TooLarge { bytes, bytes_max });
             }
-            self.leave_segment(room_for)?;
+            self.leave_segment(room_for, chain)?;
         }
     }
 
@@ -240,40 +305,67 @@ impl Log {
         let Some(mut frame) = self.open.take_if(|frame| frame.is_wanted()) else {
             return;
         };
-        if frame.is_patient {
-            self.copy_forward.gathers_until = None;
-        }
         let segment = self.segments.get(frame.slot);
         frame.close(self.directory.id(), segment.number, segment.generation);
-        self.tail = Some(Tail { slot: frame.slot, offset: frame.offset + frame.buffer.len() as u64 });
+        self.tails[segment.chain as usize] =
+            Some(Tail { slot: frame.slot, offset: frame.offset + frame.buffer.len() as u64 });
         self.closed.push_back(frame);
     }
 
-    /// Begins a new segment with a frame that is written even if nothing is appended to it. False without a spare.
+    /// Lets the frame that gathers mail wait, and a frame for copies gather until [`Log::end_copies`]. Nothing else may
+    /// be appended in between.
+    pub(crate) fn begin_copies(&mut self) -> Option<Frame> {
+        self.close_frame();
+        self.open.take()
+    }
+
+    pub(crate) fn end_copies(&mut self, waiting: Option<Frame>) {
+        self.close_frame();
+        // Without a copy its frame is of no use; its segment keeps its place.
+        if let Some(frame) = self.open.take() {
+            self.drop_frame(frame);
+        }
+        self.open = waiting;
+    }
+
+    /// Begins a new segment for mail with a frame that is written even if nothing is appended to it. False without a
+    /// spare.
     pub(crate) fn force_segment(&mut self) -> bool {
         assert!(self.open.is_none());
-        self.tail = None;
-        if self.ensure_open_frame(RoomFor::Outcome).is_err() {
+        if let Some(tail) = self.tails[Chain::Mail as usize].take() {
+            self.segments.note_dead(tail.slot);
+        }
+        if self.ensure_open_frame(RoomFor::Outcome, Chain::Mail).is_err() {
             return false;
         }
-        self.open.as_mut().expect("a frame was just made sure of").is_forced = true;
+        let frame = self.open.as_mut().expect("a frame was just made sure of");
+        frame.is_forced = true;
+        frame.commit = CommitNumber(self.next_commit);
+        frame.first_sequence = self.next_sequence;
+        self.next_commit += 1;
         true
     }
 
     /// The record does not fit into the rest of the segment: the next frame goes to another one.
-    fn leave_segment(&mut self, room_for: RoomFor) -> Result<(), AppendError> {
+    fn leave_segment(&mut self, room_for: RoomFor, chain: Chain) -> Result<(), AppendError> {
         // Checked first, so that what is left of the segment stays usable for smaller records.
         if !self.may_take_spare(room_for) {
             return Err(AppendError::Full(Closed::NoSpace));
         }
         self.close_frame();
         if let Some(frame) = self.open.take() {
-            // Nothing was written under its number, which was the last one given.
-            self.next_commit = frame.commit.0;
-            self.keep_buffers(frame.buffer, frame.changes);
+            self.drop_frame(frame);
         }
-        self.tail = None;
+        if let Some(tail) = self.tails[chain as usize].take() {
+            self.segments.note_dead(tail.slot);
+        }
         Ok(())
+    }
+
+    /// Gives up a frame without a record: nothing was numbered for it.
+    fn drop_frame(&mut self, frame: Frame) {
+        assert!(!frame.is_wanted());
+        self.keep_buffers(frame.buffer, frame.changes);
     }
 
     fn may_take_spare(&self, room_for: RoomFor) -> bool {
@@ -283,45 +375,52 @@ impl Log {
         }
     }
 
-    fn ensure_open_frame(&mut self, room_for: RoomFor) -> Result<(), AppendError> {
+    fn ensure_open_frame(&mut self, room_for: RoomFor, chain: Chain) -> Result<(), AppendError> {
         if self.open.is_some() {
             return Ok(());
         }
-        let tail = match self.tail {
+        let tail = match self.tails[chain as usize] {
             Some(tail) if tail.offset + BLOCK_BYTES <= self.segments.get(tail.slot).capacity => tail,
             _ if !self.may_take_spare(room_for) => return Err(AppendError::Full(Closed::NoSpace)),
-            _ => {
+            full => {
+                if let Some(tail) = full {
+                    self.segments.note_dead(tail.slot);
+                }
                 let slot = self.segments.spares.pop_front().expect("a spare, as was just checked");
                 let generation = self.draw_generation();
-                self.segments.get_mut(slot).begin(self.next_number, generation, self.next_sequence);
+                self.segments.get_mut(slot).begin(chain, self.next_number, generation, self.next_sequence);
                 self.next_number += 1;
                 self.segments.in_use.push_back(slot);
                 Tail { slot, offset: 0 }
             }
         };
-        self.tail = Some(tail);
+        self.tails[chain as usize] = Some(tail);
         let mut buffer = self.buffers.pop().unwrap_or_default();
         let begins_segment = tail.offset == 0;
         let base = if begins_segment { SEGMENT_HEADER_BYTES } else { 0 };
         buffer.resize(base + FRAME_HEADER_BYTES, 0);
         self.open = Some(Frame {
-            commit: CommitNumber(self.next_commit),
+            commit: CommitNumber(0),
             slot: tail.slot,
             offset: tail.offset,
             buffer,
             begins_segment,
             is_forced: false,
-            is_patient: true,
             record_count: 0,
-            first_sequence: self.next_sequence,
+            first_sequence: 0,
             last_sequence: 0,
             last_event: 0,
             records_crc: 0,
             record_bytes: 0,
             changes: self.change_lists.pop().unwrap_or_default(),
         });
-        self.next_commit += 1;
         Ok(())
+    }
+}
+
+impl From<bool> for Settles {
+    fn from(is_final: bool) -> Self {
+        if is_final { Self::Finally } else { Self::ForNow }
     }
 }
 
@@ -364,14 +463,14 @@ impl WriteArchive for Verbatim<'_> {
 fn write_record(
     buffer: &mut Vec<u8>,
     header: &mut RecordHeader,
-    archive: &dyn WriteArchive,
+    archive: Option<&dyn WriteArchive>,
     state: Option<&CopiedState>,
     content: [&[u8]; 2],
 ) {
     let start = buffer.len();
     assert!((start as u64).is_multiple_of(ALIGN_BYTES));
     buffer.resize(start + RECORD_HEADER_BYTES, 0);
-    header.archive_length = write_archive(buffer, archive);
+    header.archive_length = archive.map_or(0, |archive| write_archive(buffer, archive));
     header.state_length = state.map_or(0, |state| write_archive(buffer, state));
     header.prefix_length = content[0].len() as u32;
     header.body_length = content[1].len() as u32;

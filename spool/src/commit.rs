@@ -9,22 +9,22 @@ use std::time::Duration;
 use std::{io, mem};
 
 use crate::append::{Change, Frame};
+use crate::checkpoint::Summarize;
 use crate::directory::Durability;
 use crate::error::ReadError;
-use crate::format::{RECORD_HEADER_BYTES, RecordHeader, SEGMENT_HEADER_BYTES, SegmentHeader};
+use crate::format::{Chain, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEGMENT_HEADER_BYTES, Seal, SegmentHeader};
 use crate::index::Place;
-use crate::limits::{BUFFER_KEPT_BYTES_MAX, BUFFERS_KEPT_MAX};
-use crate::log::{Log, Progress, State, check_header};
+use crate::limits::{BUFFER_KEPT_BYTES_MAX, BUFFERS_KEPT_MAX, READS_MAX};
+use crate::log::{Fetch, Log, Progress, State, check_header};
 use crate::message::{Memory, Message};
 use crate::record::{CommitNumber, MessageId};
+use crate::segment::Segment;
 use crate::storage::{Completion, Done, Operation, ReadBuffer, Work};
 
 /// The frame whose write is under way.
 #[derive(Debug)]
 pub(crate) struct Flight {
     frame: Frame,
-    /// Of the segment header in it, if it begins one.
-    tail: u64,
     /// What a short write left over, to be written next.
     rest: Option<(Vec<u8>, usize)>,
 }
@@ -54,6 +54,8 @@ pub(crate) enum Purpose {
         id: MessageId,
         place: Place,
         generation: u64,
+        /// The body that it shares; held meanwhile.
+        body: Option<u64>,
     },
     /// Of the message that is being copied forward: its record.
     CopyRecord {
@@ -61,18 +63,37 @@ pub(crate) enum Purpose {
         generation: u64,
         attempt: u64,
     },
-    /// An outcome record about it.
-    CopyOutcome {
+    /// An outcome or state record about it.
+    CopyState {
         place: Place,
         generation: u64,
         attempt: u64,
     },
+    /// Of a message that is being read: the body that it shares.
+    ReadBody {
+        place: Place,
+        generation: u64,
+        message: Message,
+    },
+    CreateCheckpoint {
+        slot: usize,
+        bytes: u64,
+    },
+    WriteCheckpoint {
+        slot: usize,
+        offset: u64,
+    },
 }
 
 impl Log {
-    /// What to do next, until there is nothing. Operations may complete in any order.
-    pub fn poll_operation(&mut self, now: Duration) -> Option<Operation> {
-        self.poll_commit(now).or_else(|| self.poll_retire(now))
+    /// What to do next, until there is nothing. Operations may complete in any order. `summaries` is asked while a
+    /// checkpoint is written.
+    pub fn poll_operation(&mut self, now: Duration, summaries: &mut dyn Summarize) -> Option<Operation> {
+        self.poll_commit()
+            .or_else(|| self.poll_body_read())
+            .or_else(|| self.poll_retire(now))
+            .or_else(|| self.poll_copy(now))
+            .or_else(|| self.poll_checkpoint(now, summaries))
     }
 
     /// Takes in what came of an operation of this log.
@@ -81,23 +102,35 @@ impl Log {
         let purpose = self.purposes.remove(&token).expect("a completion of this log, given once");
         match (purpose, done) {
             (Purpose::Commit, Done::Write { buffer, start, result }) => self.handle_commit(buffer, start, result),
-            (Purpose::ReadMessage { id, place, generation }, Done::Read { buffer, result }) => {
-                self.reads -= 1;
-                self.segments.get_mut(place.slot).reads -= 1;
-                Progress::Read { id, result: read_message(id, place, generation, buffer, result) }
+            (Purpose::ReadMessage { id, place, generation, body }, Done::Read { buffer, result }) => {
+                self.end_read(place.slot);
+                let result = read_message(id, place, generation, buffer, result);
+                self.handle_message_read(id, body, result)
+            }
+            (Purpose::ReadBody { place, generation, message }, Done::Read { buffer, result }) => {
+                self.end_read(place.slot);
+                self.handle_body_read(&message, place, generation, buffer, result)
             }
             (Purpose::CopyRecord { place, generation, attempt }, Done::Read { buffer, result }) => {
-                self.segments.get_mut(place.slot).reads -= 1;
+                self.end_read(place.slot);
                 if let Some(current) = self.take_copy(attempt) {
                     self.handle_copy_record(now, current, place, generation, buffer, result);
                 }
                 Progress::Nothing
             }
-            (Purpose::CopyOutcome { place, generation, attempt }, Done::Read { buffer, result }) => {
-                self.segments.get_mut(place.slot).reads -= 1;
+            (Purpose::CopyState { place, generation, attempt }, Done::Read { buffer, result }) => {
+                self.end_read(place.slot);
                 if let Some(current) = self.take_copy(attempt) {
-                    self.handle_copy_outcome(now, current, generation, &buffer, result);
+                    self.handle_copy_state(now, current, place, generation, &buffer, result);
                 }
+                Progress::Nothing
+            }
+            (Purpose::CreateCheckpoint { slot, bytes }, Done::Create { result }) => {
+                self.handle_create_checkpoint(now, slot, bytes, result);
+                Progress::Nothing
+            }
+            (Purpose::WriteCheckpoint { slot, offset }, Done::Write { buffer, start, result }) => {
+                self.handle_write_checkpoint(now, (slot, offset), buffer, start, result);
                 Progress::Nothing
             }
             (Purpose::Zero { slot, bytes }, Done::Zero { result }) => {
@@ -120,7 +153,15 @@ impl Log {
         }
     }
 
-    fn poll_commit(&mut self, now: Duration) -> Option<Operation> {
+    fn end_read(&mut self, slot: u16) {
+        let segment = self.segments.get_mut(slot);
+        segment.reads -= 1;
+        if segment.live == 0 {
+            self.segments.note_dead(slot);
+        }
+    }
+
+    pub(crate) fn poll_commit(&mut self) -> Option<Operation> {
         match &mut self.state {
             State::Failed { .. } => return None,
             State::DroppingCache { file } => {
@@ -135,7 +176,7 @@ impl Log {
             State::Open => {}
         }
         if self.flight.is_none() {
-            if self.closed.is_empty() && self.patience().is_none_or(|until| until <= now) {
+            if self.closed.is_empty() {
                 self.close_frame();
             }
             // A step of zeroing may still be under way in a spare that was needed early; it must not come after the
@@ -155,34 +196,44 @@ impl Log {
         Some(self.operation(Work::Write { file, offset, buffer, start, sync }, Purpose::Commit))
     }
 
-    /// Completes the segment header, which tells what is known only now: where the segment before ends.
+    /// Completes the segment header, which tells what is known only now: where the segments before end.
     fn take_off(&mut self, mut frame: Frame) -> Flight {
         let mut buffer = mem::take(&mut frame.buffer);
         let segment = self.segments.get(frame.slot);
-        let oldest = self.segments.in_use.front().expect("the frame's segment is in use");
-        let tail = self.segments.get(*oldest).number;
         if frame.begins_segment {
             assert_eq!(segment.end, 0);
-            let position = self.segments.in_use.iter().position(|slot| *slot == frame.slot);
-            let before =
-                position.and_then(|position| position.checked_sub(1)).map(|before| self.segments.in_use[before]);
-            let before = before.map(|slot| self.segments.get(slot));
+            let oldest = self.segments.in_use.front().expect("the frame's segment is in use");
+            // Frames are written in the order of their commits, so the segment before has all of its own.
+            let previous = self.segments.newest(segment.chain).map(Segment::seal).unwrap_or_default();
             let header = SegmentHeader {
                 log: self.directory.id(),
                 number: segment.number,
                 generation: segment.generation,
                 first_sequence: segment.first_sequence,
                 first_commit: frame.commit.0,
-                tail,
-                previous_number: before.map_or(0, |before| before.number),
-                previous_generation: before.map_or(0, |before| before.generation),
-                previous_end: before.map_or(0, |before| before.end),
-                previous_commit: before.map_or(0, |before| before.last_commit),
+                tail: self.segments.get(*oldest).number,
+                previous,
                 capacity: segment.capacity,
+                discarded: self.discarded,
+                chain: segment.chain,
+                other: self.seal_of_left(segment.chain.other()),
             };
             header.encode(&mut buffer[..SEGMENT_HEADER_BYTES]);
         }
-        Flight { frame, tail, rest: Some((buffer, 0)) }
+        Flight { frame, rest: Some((buffer, 0)) }
+    }
+
+    /// The end of a chain that nothing more is appended to, for now.
+    fn seal_of_left(&self, chain: Chain) -> Seal {
+        if self.tails[chain as usize].is_some() {
+            return Seal::default();
+        }
+        let newest = self.segments.newest(chain);
+        let waits = |segment: &&Segment| {
+            let frames = self.closed.iter().chain(&self.open);
+            frames.into_iter().any(|frame| self.segments.get(frame.slot).number == segment.number)
+        };
+        newest.filter(|segment| !waits(segment)).map(Segment::seal).unwrap_or_default()
     }
 
     fn handle_commit(&mut self, buffer: Vec<u8>, start: usize, result: io::Result<usize>) -> Progress {
@@ -195,11 +246,12 @@ impl Log {
         };
         assert!(start + written <= buffer.len());
         self.counters.bytes_written += written as u64;
+        self.counters.bytes_frames += written as u64;
         if start + written < buffer.len() {
             flight.rest = Some((buffer, start + written));
             return Progress::Nothing;
         }
-        let Flight { mut frame, tail, .. } = self.flight.take().expect("it was just looked at");
+        let Flight { mut frame, .. } = self.flight.take().expect("it was just looked at");
         let segment = self.segments.get_mut(frame.slot);
         let bytes = buffer.len() as u64;
         segment.end = frame.offset + bytes;
@@ -213,10 +265,10 @@ impl Log {
         self.pending_bytes -= frame.record_bytes;
         self.counters.commits += 1;
         if frame.begins_segment {
-            self.durable_tail = self.durable_tail.max(tail);
             self.segments.get_mut(frame.slot).heat();
             self.cool_segments();
         }
+        self.bodies.forget_dead(self.durable);
         frame.changes.clear();
         self.keep_buffers(buffer, frame.changes);
         if matches!(self.state, State::Voiding) {
@@ -242,13 +294,17 @@ impl Log {
             self.keep_buffers(frame.buffer, frame.changes);
         }
         self.pending_bytes = 0;
-        self.tail = None;
+        self.tails = [None; 2];
         self.copy_forward.forget();
+        self.checkpoints.give_up();
         // Segments that no acknowledged frame is in. The first may have its header on the medium all the same; the next
         // segment's header passes over its number.
         while let Some(slot) = self.segments.in_use.back().copied().filter(|slot| self.segments.get(*slot).end == 0) {
             self.segments.in_use.pop_back();
             self.segments.spares.push_back(slot);
+        }
+        for slot in self.segments.in_use.clone() {
+            self.segments.note_dead(slot);
         }
         Progress::Failed { error }
     }
@@ -256,17 +312,36 @@ impl Log {
     fn take_back(&mut self, change: Change, commit: CommitNumber) {
         match change {
             Change::Inserted { sequence } => {
-                if let Some(entry) = self.index.remove(sequence) {
-                    let place = entry.record();
-                    self.segments.get_mut(place.slot).remove_live(place.length(), commit);
+                if let Some(before) = self.index.remove(sequence) {
+                    self.segments.remove_live(before.entry.record(), commit);
+                    if let Some(body) = before.body {
+                        self.bodies.unreference(&mut self.segments, body, commit);
+                    }
                 }
             }
             Change::Replaced(before) => {
-                let place = before.entry.record();
-                if let Some(present) = self.index.restore(before) {
-                    self.segments.get_mut(present.slot).remove_live(present.length(), commit);
+                let (states, record): (Vec<Place>, Place) = (before.states().collect(), before.entry.record());
+                let body = before.body;
+                let present = self.index.restore(before);
+                for place in states.into_iter().chain([record]) {
+                    self.segments.add_live(place, commit);
                 }
-                self.segments.get_mut(place.slot).add_live(place.length(), commit);
+                match present {
+                    Some(present) => {
+                        for place in present.states().chain([present.entry.record()]) {
+                            self.segments.remove_live(place, commit);
+                        }
+                    }
+                    None => {
+                        if let Some(body) = body {
+                            self.bodies.reference(&mut self.segments, body, commit);
+                        }
+                    }
+                }
+            }
+            Change::Body { sequence } => self.bodies.remove(&mut self.segments, sequence, commit),
+            Change::BodyMoved { sequence, from } => {
+                self.bodies.relocate(&mut self.segments, sequence, from, commit);
             }
         }
     }
@@ -285,11 +360,144 @@ impl Log {
     fn cool_segments(&mut self) {
         let options = self.directory.options();
         let hot = (options.hot_bytes / options.segment_bytes).max(1) as usize;
-        if let Some(newest_cold) = self.segments.in_use.len().checked_sub(hot + 1) {
-            let slot = self.segments.in_use[newest_cold];
-            self.segments.get_mut(slot).cool();
+        for position in 0..self.segments.in_use.len().saturating_sub(hot) {
+            let slot = self.segments.in_use[position];
+            if !self.tails.iter().flatten().any(|tail| tail.slot == slot) {
+                self.segments.get_mut(slot).cool();
+            }
         }
     }
+
+    /// A message's own record was read. The body that it shares, which is held meanwhile, comes next if it isn't at
+    /// hand.
+    fn handle_message_read(
+        &mut self,
+        id: MessageId,
+        body: Option<u64>,
+        result: Result<Message, ReadError>,
+    ) -> Progress {
+        let Some(sequence) = body else {
+            self.reads -= 1;
+            return Progress::Read { id, result };
+        };
+        match result.and_then(|message| self.with_shared_body(message, sequence)) {
+            Ok(Shared::Ready(message)) => self.end_body_read(id, sequence, Ok(message)),
+            Ok(Shared::Unread(message)) => {
+                self.body_reads.push_back(message);
+                Progress::Nothing
+            }
+            Err(error) => self.end_body_read(id, sequence, Err(error)),
+        }
+    }
+
+    fn handle_body_read(
+        &mut self,
+        message: &Message,
+        place: Place,
+        generation: u64,
+        buffer: ReadBuffer,
+        result: io::Result<()>,
+    ) -> Progress {
+        let (id, sequence) = (message.id(), message.header().shared_body);
+        let checked = result
+            .map_err(|error| ReadError::from(&error))
+            .and_then(|()| check_body(sequence, place, generation, &buffer));
+        let message = checked.map(|header| {
+            let memory = Arc::new(buffer);
+            self.bodies.keep_read(sequence, &memory);
+            message.with_body(Memory::Owned(memory), 0, header)
+        });
+        self.end_body_read(id, sequence, message)
+    }
+
+    fn end_body_read(&mut self, id: MessageId, sequence: u64, result: Result<Message, ReadError>) -> Progress {
+        self.reads -= 1;
+        self.bodies.release(&mut self.segments, sequence, self.durable);
+        Progress::Read { id, result }
+    }
+
+    fn poll_body_read(&mut self) -> Option<Operation> {
+        let message = self.body_reads.pop_front()?;
+        Some(self.read_body(message))
+    }
+
+    fn read_body(&mut self, message: Message) -> Operation {
+        let place = self.durable_body_place(message.header().shared_body).expect("a body that is read for is held");
+        let generation = self.segments.get(place.slot).generation;
+        self.read(place, Purpose::ReadBody { place, generation, message })
+    }
+
+    /// Joins a message with the body that it shares, if that is in memory.
+    fn with_shared_body(&mut self, message: Message, sequence: u64) -> Result<Shared, ReadError> {
+        let damaged = ReadError::Damaged { what: "the shared body is gone" };
+        if message.header().shared_body != sequence {
+            return Err(damaged);
+        }
+        let place = self.durable_body_place(sequence).ok_or(damaged)?;
+        let segment = self.segments.get(place.slot);
+        let memory = match segment.map() {
+            Some(map) => Some((Memory::Mapped(Arc::clone(map)), place.offset() as usize)),
+            None => self.bodies.read_lately(sequence).map(|memory| (Memory::Owned(memory), 0)),
+        };
+        let Some((memory, start)) = memory else {
+            return Ok(Shared::Unread(message));
+        };
+        let header = RecordHeader::decode(memory.bytes(start, RECORD_HEADER_BYTES));
+        if header.kind != RecordKind::Body as u8 || header.checked_length() != Some(place.length() as usize) {
+            return Err(ReadError::Damaged { what: "another record is in the shared body's place" });
+        }
+        Ok(Shared::Ready(message.with_body(memory, start, header)))
+    }
+
+    /// Fetches the body that a message shares; the message itself is at hand.
+    pub(crate) fn fetch_shared(&mut self, message: Message, sequence: u64) -> Result<Fetch, ReadError> {
+        match self.with_shared_body(message, sequence)? {
+            Shared::Ready(message) => Ok(Fetch::Ready(message)),
+            Shared::Unread(_) if self.reads >= READS_MAX => Err(ReadError::Busy),
+            Shared::Unread(message) => {
+                self.reads += 1;
+                self.bodies.hold(sequence);
+                Ok(Fetch::Read(self.read_body(message)))
+            }
+        }
+    }
+
+    /// Where a shared body can be read now.
+    fn durable_body_place(&self, sequence: u64) -> Option<Place> {
+        let is_durable = |place: &Place| place.offset() < self.segments.get(place.slot).end;
+        let present = self.bodies.get(sequence)?.place;
+        if is_durable(&present) {
+            return Some(present);
+        }
+        let moved_from = self.uncommitted_changes().filter_map(|change| match change {
+            Change::BodyMoved { sequence: moved, from } if *moved == sequence => Some(*from),
+            _ => None,
+        });
+        moved_from.into_iter().find(is_durable)
+    }
+}
+
+/// A message whose body is shared.
+enum Shared {
+    Ready(Message),
+    /// The body is to be read first.
+    Unread(Message),
+}
+
+/// Checks what was read for a shared body, every byte of it.
+pub(crate) fn check_body(
+    sequence: u64,
+    place: Place,
+    generation: u64,
+    buffer: &[u8],
+) -> Result<RecordHeader, ReadError> {
+    let header = RecordHeader::decode(&buffer[..RECORD_HEADER_BYTES]);
+    let is_right = header.kind == RecordKind::Body as u8
+        && MessageId::from_raw(header.message).sequence().0 == sequence
+        && header.checked_length().map(|length| length as u64) == Some(place.length())
+        && header.head_matches(generation, &buffer[..header.head_bytes()])
+        && header.content_matches(generation, &buffer[header.content_range()]);
+    if is_right { Ok(header) } else { Err(ReadError::Damaged { what: "the shared body's checksum differs" }) }
 }
 
 /// Checks what was read for a message, every byte of it.

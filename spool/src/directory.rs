@@ -6,6 +6,7 @@
 //! log-0003/      one log; its own lock is taken on LOCK in it
 //!   LOCK
 //!   segment-0000, segment-0001, …
+//!   checkpoint-0, checkpoint-1, checkpoint-2
 //!   kept/        bytes that recovery cut or quarantined
 //! gone-0002      a removed log whose files are not all gone yet
 //! ```
@@ -219,6 +220,10 @@ impl LogDirectory {
         self.path.join(format!("{SEGMENT_PREFIX}{slot:04x}"))
     }
 
+    pub(crate) fn checkpoint_path(&self, file: usize) -> PathBuf {
+        self.path.join(format!("{CHECKPOINT_PREFIX}{file}"))
+    }
+
     pub(crate) fn kept_path(&self) -> PathBuf {
         self.path.join(KEPT_DIRECTORY)
     }
@@ -299,4 +304,5 @@ pub(crate) const LOCK_FILE: &str = "LOCK";
 const LOG_PREFIX: &str = "log-";
 const GONE_PREFIX: &str = "gone-";
 const SEGMENT_PREFIX: &str = "segment-";
+const CHECKPOINT_PREFIX: &str = "checkpoint-";
 const KEPT_DIRECTORY: &str = "kept";

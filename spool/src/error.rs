@@ -124,6 +124,8 @@ pub enum AppendError {
     Failed,
     /// It fits into no segment.
     TooLarge { bytes: u64, bytes_max: u64 },
+    /// The body to share is not in this log, or nobody holds it any more.
+    UnknownBody,
 }
 
 impl fmt::Display for AppendError {
@@ -134,6 +136,7 @@ impl fmt::Display for AppendError {
             Self::TooLarge { bytes, bytes_max } => {
                 write!(f, "a record of {bytes} bytes is larger than a segment holds ({bytes_max} bytes)")
             }
+            Self::UnknownBody => f.write_str("the body to share is not there any more"),
         }
     }
 }

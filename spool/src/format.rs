@@ -10,7 +10,37 @@ use crate::limits::{ALIGN_BYTES, BLOCK_BYTES};
 use crate::record::LogId;
 
 /// The format that this program writes, and the newest that it reads.
-pub const FORMAT_VERSION: u16 = 1;
+pub const FORMAT_VERSION: u16 = 2;
+
+/// Which records a segment takes. Mail and outcomes die soon, copies late, so they do not share segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Chain {
+    /// Messages, bodies and outcomes as they come.
+    Mail = 0,
+    /// What was copied out of older segments.
+    Copies = 1,
+}
+
+impl Chain {
+    pub const ALL: [Self; 2] = [Self::Mail, Self::Copies];
+
+    pub fn other(self) -> Self {
+        match self {
+            Self::Mail => Self::Copies,
+            Self::Copies => Self::Mail,
+        }
+    }
+}
+
+/// Where a segment ended: frames there from `end` on are void.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Seal {
+    /// 0: there is no such segment.
+    pub number: u64,
+    pub generation: u64,
+    pub end: u64,
+    pub last_commit: u64,
+}
 
 /// The first block of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,13 +54,14 @@ pub struct SegmentHeader {
     pub first_commit: u64,
     /// Segments below this number are dead, whatever they hold.
     pub tail: u64,
-    /// The segment before this one: 0 where there is none.
-    pub previous_number: u64,
-    pub previous_generation: u64,
-    /// Where the segment before ends: frames from here on are void.
-    pub previous_end: u64,
-    pub previous_commit: u64,
+    /// The segment before this one in its chain.
+    pub previous: Seal,
     pub capacity: u64,
+    /// The highest sequence in segments that have been used again: of outcomes up to it some may be gone.
+    pub discarded: u64,
+    pub chain: Chain,
+    /// The last segment of the other chain, if nothing more will be appended to that one.
+    pub other: Seal,
 }
 
 /// What the first block of a file was found to be.
@@ -60,14 +91,14 @@ impl SegmentHeader {
             (segment::FIRST_SEQUENCE, self.first_sequence),
             (segment::FIRST_COMMIT, self.first_commit),
             (segment::TAIL, self.tail),
-            (segment::PREVIOUS_NUMBER, self.previous_number),
-            (segment::PREVIOUS_GENERATION, self.previous_generation),
-            (segment::PREVIOUS_END, self.previous_end),
-            (segment::PREVIOUS_COMMIT, self.previous_commit),
             (segment::CAPACITY, self.capacity),
+            (segment::DISCARDED, self.discarded),
         ] {
             block[range].copy_from_slice(&value.to_le_bytes());
         }
+        block[segment::CHAIN].copy_from_slice(&(self.chain as u16).to_le_bytes());
+        self.previous.encode(&mut block[segment::PREVIOUS]);
+        self.other.encode(&mut block[segment::OTHER]);
         let crc = crc32c::crc32c(&block[segment::CRC.end..]);
         block[segment::CRC].copy_from_slice(&crc.to_le_bytes());
     }
@@ -95,12 +126,29 @@ impl SegmentHeader {
             first_sequence: u64_at(block, segment::FIRST_SEQUENCE),
             first_commit: u64_at(block, segment::FIRST_COMMIT),
             tail: u64_at(block, segment::TAIL),
-            previous_number: u64_at(block, segment::PREVIOUS_NUMBER),
-            previous_generation: u64_at(block, segment::PREVIOUS_GENERATION),
-            previous_end: u64_at(block, segment::PREVIOUS_END),
-            previous_commit: u64_at(block, segment::PREVIOUS_COMMIT),
+            previous: Seal::decode(&block[segment::PREVIOUS]),
             capacity: u64_at(block, segment::CAPACITY),
+            discarded: u64_at(block, segment::DISCARDED),
+            chain: match u16_at(block, segment::CHAIN) {
+                0 => Chain::Mail,
+                _ => Chain::Copies,
+            },
+            other: Seal::decode(&block[segment::OTHER]),
         })
+    }
+}
+
+impl Seal {
+    fn encode(&self, bytes: &mut [u8]) {
+        let fields = [self.number, self.generation, self.end, self.last_commit];
+        for (place, field) in bytes.chunks_exact_mut(8).zip(fields) {
+            place.copy_from_slice(&field.to_le_bytes());
+        }
+    }
+
+    fn decode(bytes: &[u8]) -> Self {
+        let field = |index: usize| u64_at(bytes, index * 8..index * 8 + 8);
+        Self { number: field(0), generation: field(1), end: field(2), last_commit: field(3) }
     }
 }
 
@@ -191,6 +239,10 @@ pub enum RecordKind {
     Outcome = 2,
     /// A message again, with its recipients' present state, under its old id.
     Copy = 3,
+    /// A message's recipients' present state alone: its earlier outcomes are of no use any more.
+    State = 4,
+    /// A body that messages share; also when it is copied, under its old id.
+    Body = 5,
 }
 
 /// The head of a record.
@@ -205,15 +257,11 @@ pub struct RecordHeader {
     pub state_length: u32,
     pub prefix_length: u32,
     pub body_length: u32,
-    /// Where the outcome record before this one about the same message is: its length in units of 16 bytes (0: there is
-    /// none since the message or its last copy was written), its segment's number, its offset there in units of 16
-    /// bytes.
-    pub previous_length16: u32,
     pub sequence: u64,
-    /// The message that it is, or is about.
+    /// The message or body that it is, or is about.
     pub message: u64,
-    pub previous_segment: u64,
-    pub previous_offset16: u32,
+    /// The sequence of the body that a message or its copy shares; 0 where it has one of its own.
+    pub shared_body: u64,
     /// Over the header up to here and both archives.
     pub head_crc: u32,
     /// Over prefix and body.
@@ -221,6 +269,9 @@ pub struct RecordHeader {
 }
 
 impl RecordHeader {
+    /// A flag: the message waits for the operator, because it may have been delivered already.
+    pub const HELD: u16 = 1;
+
     /// Writes everything but the checksums, which stay zero.
     pub(crate) fn encode_unsealed(&self, bytes: &mut [u8]) {
         assert_eq!(bytes.len(), RECORD_HEADER_BYTES);
@@ -232,11 +283,9 @@ impl RecordHeader {
         bytes[record::STATE_LENGTH].copy_from_slice(&self.state_length.to_le_bytes());
         bytes[record::PREFIX_LENGTH].copy_from_slice(&self.prefix_length.to_le_bytes());
         bytes[record::BODY_LENGTH].copy_from_slice(&self.body_length.to_le_bytes());
-        bytes[record::PREVIOUS_LENGTH].copy_from_slice(&self.previous_length16.to_le_bytes());
         bytes[record::SEQUENCE].copy_from_slice(&self.sequence.to_le_bytes());
         bytes[record::MESSAGE].copy_from_slice(&self.message.to_le_bytes());
-        bytes[record::PREVIOUS_SEGMENT].copy_from_slice(&self.previous_segment.to_le_bytes());
-        bytes[record::PREVIOUS_OFFSET].copy_from_slice(&self.previous_offset16.to_le_bytes());
+        bytes[record::SHARED_BODY].copy_from_slice(&self.shared_body.to_le_bytes());
     }
 
     /// Completes a record: `bytes` begin with the unsealed header and hold the whole record.
@@ -257,14 +306,21 @@ impl RecordHeader {
             state_length: u32_at(bytes, record::STATE_LENGTH),
             prefix_length: u32_at(bytes, record::PREFIX_LENGTH),
             body_length: u32_at(bytes, record::BODY_LENGTH),
-            previous_length16: u32_at(bytes, record::PREVIOUS_LENGTH),
             sequence: u64_at(bytes, record::SEQUENCE),
             message: u64_at(bytes, record::MESSAGE),
-            previous_segment: u64_at(bytes, record::PREVIOUS_SEGMENT),
-            previous_offset16: u32_at(bytes, record::PREVIOUS_OFFSET),
+            // In outcomes, version 1 had another number here.
+            shared_body: match bytes[record::KIND] {
+                OUTCOME_KIND => 0,
+                _ => u64_at(bytes, record::SHARED_BODY),
+            },
             head_crc: u32_at(bytes, record::HEAD_CRC),
             content_crc: u32_at(bytes, record::CONTENT_CRC),
         }
+    }
+
+    /// Whether an event is derived from the record.
+    pub fn is_event(&self) -> bool {
+        self.kind == RecordKind::Message as u8 || self.kind == RecordKind::Outcome as u8
     }
 
     /// The record's whole length, padding included; `None` where the lengths can't be true.
@@ -368,7 +424,7 @@ impl Meta {
 }
 
 /// Where the checksums of a record start from, so that one from an earlier use of the same place can't be right.
-fn seed(generation: u64, sequence: u64) -> u32 {
+pub(crate) fn seed(generation: u64, sequence: u64) -> u32 {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&generation.to_le_bytes());
     bytes[8..].copy_from_slice(&sequence.to_le_bytes());
@@ -379,15 +435,15 @@ fn content_crc(generation: u64, sequence: u64, content: &[u8]) -> u32 {
     crc32c::crc32c_append(seed(generation, sequence), content)
 }
 
-fn u16_at(bytes: &[u8], range: Range<usize>) -> u16 {
+pub(crate) fn u16_at(bytes: &[u8], range: Range<usize>) -> u16 {
     u16::from_le_bytes(bytes[range].try_into().expect("a range of two bytes"))
 }
 
-fn u32_at(bytes: &[u8], range: Range<usize>) -> u32 {
+pub(crate) fn u32_at(bytes: &[u8], range: Range<usize>) -> u32 {
     u32::from_le_bytes(bytes[range].try_into().expect("a range of four bytes"))
 }
 
-fn u64_at(bytes: &[u8], range: Range<usize>) -> u64 {
+pub(crate) fn u64_at(bytes: &[u8], range: Range<usize>) -> u64 {
     u64::from_le_bytes(bytes[range].try_into().expect("a range of eight bytes"))
 }
 
@@ -400,10 +456,14 @@ pub const FRAME_HEADER_BYTES: usize = 64;
 pub const RECORD_HEADER_BYTES: usize = 64;
 pub const META_BYTES: usize = 64;
 
+const OUTCOME_KIND: u8 = RecordKind::Outcome as u8;
+
 /// The layout of each kind's archive that this program writes.
 pub const MESSAGE_SCHEMA: u8 = 1;
 pub const OUTCOME_SCHEMA: u8 = 1;
 pub const COPY_SCHEMA: u8 = 1;
+pub const STATE_SCHEMA: u8 = 1;
+pub const BODY_SCHEMA: u8 = 1;
 
 mod segment {
     use std::ops::Range;
@@ -416,11 +476,13 @@ mod segment {
     pub(super) const FIRST_SEQUENCE: Range<usize> = 32..40;
     pub(super) const FIRST_COMMIT: Range<usize> = 40..48;
     pub(super) const TAIL: Range<usize> = 48..56;
-    pub(super) const PREVIOUS_NUMBER: Range<usize> = 56..64;
-    pub(super) const PREVIOUS_GENERATION: Range<usize> = 64..72;
-    pub(super) const PREVIOUS_END: Range<usize> = 72..80;
-    pub(super) const PREVIOUS_COMMIT: Range<usize> = 80..88;
+    /// Number, generation, end, last commit.
+    pub(super) const PREVIOUS: Range<usize> = 56..88;
     pub(super) const CAPACITY: Range<usize> = 88..96;
+    pub(super) const DISCARDED: Range<usize> = 96..104;
+    pub(super) const CHAIN: Range<usize> = 104..106;
+    /// 106..112 is zero. As `PREVIOUS`.
+    pub(super) const OTHER: Range<usize> = 112..144;
 }
 
 mod frame {
@@ -448,12 +510,11 @@ mod record {
     pub(super) const STATE_LENGTH: Range<usize> = 8..12;
     pub(super) const PREFIX_LENGTH: Range<usize> = 12..16;
     pub(super) const BODY_LENGTH: Range<usize> = 16..20;
-    pub(super) const PREVIOUS_LENGTH: Range<usize> = 20..24;
+    /// 20..24 is zero.
     pub(super) const SEQUENCE: Range<usize> = 24..32;
     pub(super) const MESSAGE: Range<usize> = 32..40;
-    pub(super) const PREVIOUS_SEGMENT: Range<usize> = 40..48;
-    pub(super) const PREVIOUS_OFFSET: Range<usize> = 48..52;
-    /// 52..56 is zero.
+    pub(super) const SHARED_BODY: Range<usize> = 40..48;
+    /// 48..56 is zero.
     pub(super) const HEAD_CRC: Range<usize> = 56..60;
     pub(super) const CONTENT_CRC: Range<usize> = 60..64;
 }
@@ -470,11 +531,13 @@ mod meta {
 const _: () = assert!(SEGMENT_HEADER_BYTES as u64 == BLOCK_BYTES);
 const _: () = assert!((FRAME_HEADER_BYTES as u64).is_multiple_of(ALIGN_BYTES));
 const _: () = assert!((RECORD_HEADER_BYTES as u64).is_multiple_of(ALIGN_BYTES));
-const _: () = assert!(segment::CAPACITY.end == 96);
+const _: () = assert!(segment::OTHER.end == 144);
+const _: () = assert!(segment::PREVIOUS.end - segment::PREVIOUS.start == 4 * 8);
+const _: () = assert!(segment::OTHER.end - segment::OTHER.start == 4 * 8);
 const _: () = assert!(frame::_RESERVED.end == FRAME_HEADER_BYTES);
 const _: () = assert!(frame::LENGTH.end == frame::_RESERVED.start);
 const _: () = assert!(record::CONTENT_CRC.end == RECORD_HEADER_BYTES);
-const _: () = assert!(record::PREVIOUS_OFFSET.end + 4 == record::HEAD_CRC.start);
+const _: () = assert!(record::SHARED_BODY.end + 8 == record::HEAD_CRC.start);
 const _: () = assert!(meta::NEXT_LOG.end <= META_BYTES);
 
 #[cfg(test)]

@@ -1,12 +1,11 @@
 //! Where each live message is, and which of its recipients have no final fate yet. In memory only; recovery rebuilds
 //! it.
 //!
-//! Entries are 32 bytes, sorted by sequence in chunks: appending is a push, looking up two binary searches, and
+//! Entries are 36 bytes, sorted by sequence in chunks: appending is a push, looking up two binary searches, and
 //! removing moves at most one chunk's entries. A table hashed by sequence would need about half as much again.
 
 use std::collections::{HashMap, VecDeque};
 use std::mem::size_of;
-use std::ops::RangeInclusive;
 
 use crate::limits::{ALIGN_BYTES, INDEX_CHUNK_ENTRIES, INLINE_RECIPIENTS_MAX};
 
@@ -37,7 +36,9 @@ impl Place {
 /// A live message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Entry {
-    pub(crate) sequence: u64,
+    sequence_low: u32,
+    sequence_high: u16,
+    flags: u16,
     record_offset16: u32,
     record_length16: u32,
     outcome_offset16: u32,
@@ -47,22 +48,59 @@ pub(crate) struct Entry {
     outcome_slot: u16,
     /// Bit i: recipient i has no final fate. All ones: there are more recipients, see [`Index::wide`].
     pending: u32,
+    /// What the log's owner keeps with the message.
+    pub(crate) handle: u32,
 }
 
-const _: () = assert!(size_of::<Entry>() == 32);
+const _: () = assert!(size_of::<Entry>() == 36);
 
 impl Entry {
+    fn new(sequence: u64, record: Place) -> Self {
+        let mut entry = Self {
+            sequence_low: sequence as u32,
+            sequence_high: (sequence >> 32) as u16,
+            flags: 0,
+            record_offset16: 0,
+            record_length16: 0,
+            outcome_offset16: 0,
+            outcome_length16: 0,
+            record_slot: 0,
+            outcome_slot: 0,
+            pending: WIDE,
+            handle: 0,
+        };
+        entry.set_record(record);
+        entry
+    }
+
+    pub(crate) fn sequence(&self) -> u64 {
+        u64::from(self.sequence_high) << 32 | u64::from(self.sequence_low)
+    }
+
     pub(crate) fn record(&self) -> Place {
         Place { slot: self.record_slot, offset16: self.record_offset16, length16: self.record_length16 }
     }
 
-    /// The newest outcome record about this message since the message or its copy was written.
+    /// The newest outcome or state record about this message since the message or its copy was written.
     pub(crate) fn outcome(&self) -> Option<Place> {
         (self.outcome_length16 != 0).then_some(Place {
             slot: self.outcome_slot,
             offset16: self.outcome_offset16,
             length16: self.outcome_length16,
         })
+    }
+
+    pub(crate) fn has(&self, flag: u16) -> bool {
+        self.flags & flag != 0
+    }
+
+    pub(crate) fn set_touched(&mut self) {
+        self.flags |= TOUCHED;
+    }
+
+    /// Without the owner's handle, which no record tells.
+    pub(crate) fn is_same_state(&self, other: &Self) -> bool {
+        Self { handle: 0, ..*self } == Self { handle: 0, ..*other }
     }
 
     fn set_record(&mut self, place: Place) {
@@ -84,6 +122,36 @@ impl Entry {
 pub(crate) struct Before {
     pub(crate) entry: Entry,
     wide: Option<Box<[u64]>>,
+    older: Option<Box<[Place]>>,
+    pub(crate) body: Option<u64>,
+}
+
+impl Before {
+    /// The outcome and state records that told the recipients' state.
+    pub(crate) fn states(&self) -> impl Iterator<Item = Place> {
+        self.entry.outcome().into_iter().chain(self.older.iter().flatten().copied())
+    }
+}
+
+/// All that is known of a live message, as a checkpoint holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Row {
+    pub(crate) sequence: u64,
+    pub(crate) record: Place,
+    pub(crate) outcome: Option<Place>,
+    /// Oldest first.
+    pub(crate) older: Vec<Place>,
+    pub(crate) pending: Pending,
+    pub(crate) body: Option<u64>,
+    pub(crate) is_held: bool,
+}
+
+/// Recipients without a final fate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Pending {
+    /// Bit i: recipient i, of at most [`INLINE_RECIPIENTS_MAX`].
+    Few(u32),
+    Many(Box<[u64]>),
 }
 
 #[derive(Debug, Default)]
@@ -92,6 +160,10 @@ pub(crate) struct Index {
     length: usize,
     /// Pending recipients of messages with more than [`INLINE_RECIPIENTS_MAX`], one bit each.
     wide: HashMap<u64, Box<[u64]>>,
+    /// Outcomes before the newest that still tell the state of some recipient, oldest first.
+    older: HashMap<u64, Box<[Place]>>,
+    /// The bodies of messages that share one.
+    bodies: HashMap<u64, u64>,
 }
 
 impl Index {
@@ -102,25 +174,12 @@ impl Index {
     /// Adds a message with this many recipients, all pending but those in `finished`. False when none is pending; then
     /// nothing is added.
     pub(crate) fn insert(&mut self, sequence: u64, place: Place, recipients: u32, finished: &[u32]) -> bool {
-        let mut entry = Entry {
-            sequence,
-            record_offset16: 0,
-            record_length16: 0,
-            outcome_offset16: 0,
-            outcome_length16: 0,
-            record_slot: 0,
-            outcome_slot: 0,
-            pending: WIDE,
-        };
-        entry.set_record(place);
-        if recipients <= INLINE_RECIPIENTS_MAX {
-            entry.pending = (1 << recipients) - 1;
+        let pending = if recipients <= INLINE_RECIPIENTS_MAX {
+            let mut bits = (1 << recipients) - 1;
             for index in finished.iter().filter(|index| **index < recipients) {
-                entry.pending &= !(1 << *index);
+                bits &= !(1 << *index);
             }
-            if entry.pending == 0 {
-                return false;
-            }
+            Pending::Few(bits)
         } else {
             let mut bits = vec![u64::MAX; (recipients as usize).div_ceil(64)].into_boxed_slice();
             if let (Some(last), rest @ 1..) = (bits.last_mut(), recipients % 64) {
@@ -129,10 +188,47 @@ impl Index {
             for index in finished {
                 clear(&mut bits, *index);
             }
-            if bits.iter().all(|word| *word == 0) {
-                return false;
+            Pending::Many(bits)
+        };
+        self.insert_pending(Entry::new(sequence, place), pending)
+    }
+
+    /// Adds a message as a checkpoint told it. False when none of its recipients is pending.
+    pub(crate) fn insert_row(&mut self, row: Row) -> bool {
+        let mut entry = Entry::new(row.sequence, row.record);
+        if let Some(outcome) = row.outcome {
+            entry.set_outcome(outcome);
+        }
+        if row.is_held {
+            entry.flags |= HELD;
+        }
+        if !row.older.is_empty() {
+            entry.flags |= OLDER;
+        }
+        if row.body.is_some() {
+            entry.flags |= SHARES;
+        }
+        if !self.insert_pending(entry, row.pending) {
+            return false;
+        }
+        if let Some(body) = row.body {
+            self.bodies.insert(row.sequence, body);
+        }
+        if !row.older.is_empty() {
+            self.older.insert(row.sequence, row.older.into());
+        }
+        true
+    }
+
+    fn insert_pending(&mut self, mut entry: Entry, pending: Pending) -> bool {
+        match pending {
+            Pending::Few(0) => return false,
+            Pending::Few(bits) => entry.pending = bits,
+            Pending::Many(bits) if bits.iter().all(|word| *word == 0) => return false,
+            Pending::Many(bits) => {
+                entry.pending = WIDE;
+                self.wide.insert(entry.sequence(), bits);
             }
-            self.wide.insert(sequence, bits);
         }
         self.put(entry);
         true
@@ -143,87 +239,216 @@ impl Index {
         Some(&self.chunks[chunk][position])
     }
 
-    /// Notes an outcome record and the recipients whose fates are final with it. The entry goes when none is left.
+    pub(crate) fn row(&self, entry: &Entry) -> Row {
+        let sequence = entry.sequence();
+        Row {
+            sequence,
+            record: entry.record(),
+            outcome: entry.outcome(),
+            older: self.older_of(entry).to_vec(),
+            pending: match entry.pending {
+                WIDE => Pending::Many(self.wide[&sequence].clone()),
+                bits => Pending::Few(bits),
+            },
+            body: self.body(entry),
+            is_held: entry.has(HELD),
+        }
+    }
+
+    pub(crate) fn set_handle(&mut self, sequence: u64, handle: u32) -> bool {
+        let Some((chunk, position)) = self.find(sequence) else {
+            return false;
+        };
+        self.chunks[chunk][position].handle = handle;
+        true
+    }
+
+    pub(crate) fn set_flag(&mut self, sequence: u64, flag: u16, on: bool) {
+        if let Some((chunk, position)) = self.find(sequence) {
+            let flags = &mut self.chunks[chunk][position].flags;
+            *flags = if on { *flags | flag } else { *flags & !flag };
+        }
+    }
+
+    /// The message's content is in a body that others share.
+    pub(crate) fn set_body(&mut self, sequence: u64, body: u64) {
+        self.bodies.insert(sequence, body);
+        self.set_flag(sequence, SHARES, true);
+    }
+
+    pub(crate) fn body(&self, entry: &Entry) -> Option<u64> {
+        entry.has(SHARES).then(|| self.bodies[&entry.sequence()])
+    }
+
+    /// Every outcome and state record that tells the present state of one of the message's recipients, newest first.
+    pub(crate) fn states(&self, entry: &Entry) -> impl Iterator<Item = Place> {
+        entry.outcome().into_iter().chain(self.older_of(entry).iter().rev().copied())
+    }
+
+    /// How many outcomes tell the message's state together.
+    pub(crate) fn states_len(&self, entry: &Entry) -> usize {
+        self.older_of(entry).len() + usize::from(entry.outcome().is_some())
+    }
+
+    /// Notes an outcome record: recipients whose fates are final with it, and those whose state it tells. The entry
+    /// goes when none is left pending.
     ///
     /// Returns what was there before, and whether the entry is gone; `None` when the message is not live.
     pub(crate) fn settle(
         &mut self,
         sequence: u64,
         outcome: Place,
-        finished: impl Iterator<Item = u32>,
+        results: impl Iterator<Item = (u32, Settles)>,
     ) -> Option<(Before, bool)> {
         let (chunk, position) = self.find(sequence)?;
+        let before = self.before(chunk, position);
         let entry = &mut self.chunks[chunk][position];
-        let mut before = Before { entry: *entry, wide: None };
-        entry.set_outcome(outcome);
-        let gone = if entry.pending == WIDE {
+        let (gone, is_complete);
+        // An outcome that tells of final fates only tells nothing that has to be kept.
+        let mut tells = false;
+        if entry.pending == WIDE {
             let bits = self.wide.get_mut(&sequence).expect("a message with many recipients has its bits");
-            before.wide = Some(bits.clone());
-            for index in finished {
-                clear(bits, index);
+            let mut untold = bits.clone();
+            for (index, settles) in results {
+                clear(&mut untold, index);
+                match settles {
+                    Settles::Finally => clear(bits, index),
+                    Settles::ForNow => tells = true,
+                }
             }
-            bits.iter().all(|word| *word == 0)
+            gone = bits.iter().all(|word| *word == 0);
+            is_complete = untold.iter().all(|word| *word == 0);
         } else {
-            for index in finished.filter(|index| *index < INLINE_RECIPIENTS_MAX) {
-                entry.pending &= !(1 << index);
+            let mut untold = entry.pending;
+            for (index, settles) in results.filter(|(index, _)| *index < INLINE_RECIPIENTS_MAX) {
+                untold &= !(1 << index);
+                match settles {
+                    Settles::Finally => entry.pending &= !(1 << index),
+                    Settles::ForNow => tells = true,
+                }
             }
-            entry.pending == 0
-        };
-        if gone {
-            self.wide.remove(&sequence);
-            self.remove_at(chunk, position);
+            gone = entry.pending == 0;
+            is_complete = untold == 0;
         }
-        Some((before, gone))
+        let previous = entry.outcome();
+        if gone {
+            self.forget_beside(sequence);
+            self.remove_at(chunk, position);
+            return Some((before, true));
+        }
+        if !tells {
+            return Some((before, false));
+        }
+        entry.set_outcome(outcome);
+        if is_complete {
+            self.forget_older(sequence, chunk, position);
+        } else if let Some(previous) = previous {
+            entry.flags |= OLDER;
+            let older = self.older.entry(sequence).or_default();
+            *older = older.iter().copied().chain([previous]).collect();
+        }
+        Some((before, false))
     }
 
     /// The message has been copied to another place; its outcomes so far are part of the copy.
     pub(crate) fn relocate(&mut self, sequence: u64, place: Place) -> Option<Before> {
         let (chunk, position) = self.find(sequence)?;
-        let entry = &mut self.chunks[chunk][position];
-        let before = Before { entry: *entry, wide: None };
-        entry.set_record(place);
+        let before = self.before(chunk, position);
+        self.chunks[chunk][position].set_record(place);
+        self.forget_older(sequence, chunk, position);
         Some(before)
     }
 
-    /// Takes a change back. Returns where the entry was until now, if it was there.
-    pub(crate) fn restore(&mut self, before: Before) -> Option<Place> {
-        let sequence = before.entry.sequence;
+    /// A state record tells the state of all pending recipients.
+    pub(crate) fn restate(&mut self, sequence: u64, place: Place) -> Option<Before> {
+        let (chunk, position) = self.find(sequence)?;
+        let before = self.before(chunk, position);
+        self.chunks[chunk][position].set_outcome(place);
+        self.forget_older(sequence, chunk, position);
+        Some(before)
+    }
+
+    /// Takes a change back. Returns what was there until now.
+    pub(crate) fn restore(&mut self, before: Before) -> Option<Before> {
+        let sequence = before.entry.sequence();
+        let present = self.find(sequence).map(|(chunk, position)| {
+            let present = self.before(chunk, position);
+            let handle = present.entry.handle;
+            self.chunks[chunk][position] = Entry { handle, ..before.entry };
+            present
+        });
+        if present.is_none() {
+            self.put(before.entry);
+        }
+        self.older.remove(&sequence);
+        if let Some(older) = before.older {
+            self.older.insert(sequence, older);
+        }
         if let Some(wide) = before.wide {
             self.wide.insert(sequence, wide);
         }
-        match self.find(sequence) {
-            Some((chunk, position)) => {
-                let entry = &mut self.chunks[chunk][position];
-                let place = entry.record();
-                *entry = before.entry;
-                Some(place)
-            }
-            None => {
-                self.put(before.entry);
-                None
-            }
+        if let Some(body) = before.body {
+            self.bodies.insert(sequence, body);
         }
+        present
     }
 
-    /// Takes an insertion back.
-    pub(crate) fn remove(&mut self, sequence: u64) -> Option<Entry> {
+    /// Takes an entry away.
+    pub(crate) fn remove(&mut self, sequence: u64) -> Option<Before> {
         let (chunk, position) = self.find(sequence)?;
-        self.wide.remove(&sequence);
-        Some(self.remove_at(chunk, position))
+        let before = self.before(chunk, position);
+        self.forget_beside(sequence);
+        self.remove_at(chunk, position);
+        Some(before)
     }
 
     pub(crate) fn pending(&self, entry: &Entry) -> Vec<u32> {
+        let mut pending = Vec::new();
+        self.pending_into(entry, &mut pending);
+        pending
+    }
+
+    /// The same into a buffer that is kept.
+    pub(crate) fn pending_into(&self, entry: &Entry, pending: &mut Vec<u32>) {
+        pending.clear();
         if entry.pending == WIDE {
-            let bits = &self.wide[&entry.sequence];
-            (0..bits.len() as u32 * 64).filter(|index| bits[*index as usize / 64] >> (index % 64) & 1 == 1).collect()
+            let bits = &self.wide[&entry.sequence()];
+            let all = 0..bits.len() as u32 * 64;
+            pending.extend(all.filter(|index| bits[*index as usize / 64] >> (index % 64) & 1 == 1));
         } else {
-            (0..INLINE_RECIPIENTS_MAX).filter(|index| entry.pending >> index & 1 == 1).collect()
+            let mut left = entry.pending;
+            while left != 0 {
+                pending.push(left.trailing_zeros());
+                left &= left - 1;
+            }
         }
+    }
+
+    /// Forgets the outcomes that told the message's state. Returns whether there were any.
+    pub(crate) fn forget_states(&mut self, sequence: u64) -> bool {
+        let Some((chunk, position)) = self.find(sequence) else {
+            return false;
+        };
+        let had_any = self.chunks[chunk][position].outcome_length16 != 0;
+        self.chunks[chunk][position].outcome_length16 = 0;
+        self.forget_older(sequence, chunk, position);
+        had_any
+    }
+
+    /// The shared body of each message that has one.
+    pub(crate) fn shared_bodies(&self) -> impl Iterator<Item = u64> {
+        self.bodies.values().copied()
+    }
+
+    /// Looks entries up whose sequences ascend.
+    pub(crate) fn cursor(&mut self) -> Cursor<'_> {
+        Cursor { index: self, chunk: 0, position: 0 }
     }
 
     pub(crate) fn is_pending(&self, entry: &Entry, index: u32) -> bool {
         if entry.pending == WIDE {
-            self.wide[&entry.sequence].get(index as usize / 64).is_some_and(|word| word >> (index % 64) & 1 == 1)
+            let bits = &self.wide[&entry.sequence()];
+            bits.get(index as usize / 64).is_some_and(|word| word >> (index % 64) & 1 == 1)
         } else {
             index < INLINE_RECIPIENTS_MAX && entry.pending >> index & 1 == 1
         }
@@ -233,25 +458,70 @@ impl Index {
         self.chunks.iter().flatten()
     }
 
-    pub(crate) fn range(&self, range: RangeInclusive<u64>) -> impl Iterator<Item = &Entry> {
-        let (first, last) = range.into_inner();
-        let chunk = self.chunks.partition_point(|chunk| chunk[0].sequence <= first).saturating_sub(1);
-        self.chunks
-            .range(chunk..)
-            .flatten()
-            .skip_while(move |entry| entry.sequence < first)
-            .take_while(move |entry| entry.sequence <= last)
+    /// Entries with sequences from `first` on, in order.
+    pub(crate) fn iter_from(&self, first: u64) -> impl Iterator<Item = &Entry> {
+        let chunk = self.chunks.partition_point(|chunk| chunk[0].sequence() <= first).saturating_sub(1);
+        let position =
+            self.chunks.get(chunk).map_or(0, |chunk| chunk.partition_point(|entry| entry.sequence() < first));
+        self.chunks.range(chunk.min(self.chunks.len())..).flatten().skip(position)
+    }
+
+    fn before(&self, chunk: usize, position: usize) -> Before {
+        let entry = self.chunks[chunk][position];
+        let sequence = entry.sequence();
+        Before {
+            entry,
+            wide: (entry.pending == WIDE).then(|| self.wide[&sequence].clone()),
+            older: entry.has(OLDER).then(|| self.older[&sequence].clone()),
+            body: self.body(&entry),
+        }
+    }
+
+    fn older_of(&self, entry: &Entry) -> &[Place] {
+        if entry.has(OLDER) { &self.older[&entry.sequence()] } else { &[] }
+    }
+
+    fn forget_older(&mut self, sequence: u64, chunk: usize, position: usize) {
+        let entry = &mut self.chunks[chunk][position];
+        if entry.has(OLDER) {
+            entry.flags &= !OLDER;
+            self.older.remove(&sequence);
+        }
+    }
+
+    /// What is kept beside the entry goes with it.
+    fn forget_beside(&mut self, sequence: u64) {
+        let Some(entry) = self.get(sequence).copied() else {
+            return;
+        };
+        if entry.pending == WIDE {
+            self.wide.remove(&sequence);
+        }
+        if entry.has(OLDER) {
+            self.older.remove(&sequence);
+        }
+        if entry.has(SHARES) {
+            self.bodies.remove(&sequence);
+        }
     }
 
     fn find(&self, sequence: u64) -> Option<(usize, usize)> {
-        let chunk = self.chunks.partition_point(|chunk| chunk[0].sequence <= sequence).checked_sub(1)?;
-        let position = self.chunks[chunk].binary_search_by_key(&sequence, |entry| entry.sequence).ok()?;
+        let chunk = self.chunks.partition_point(|chunk| chunk[0].sequence() <= sequence).checked_sub(1)?;
+        let position = self.chunks[chunk].binary_search_by_key(&sequence, Entry::sequence).ok()?;
         Some((chunk, position))
     }
 
     fn put(&mut self, entry: Entry) {
         self.length += 1;
-        let after = self.chunks.partition_point(|chunk| chunk[0].sequence <= entry.sequence);
+        // Most often it is the newest.
+        if let Some(last) = self.chunks.back_mut()
+            && last.len() < INDEX_CHUNK_ENTRIES
+            && last.last().is_some_and(|newest| newest.sequence() < entry.sequence())
+        {
+            last.push(entry);
+            return;
+        }
+        let after = self.chunks.partition_point(|chunk| chunk[0].sequence() <= entry.sequence());
         let Some(chunk) = after.checked_sub(1) else {
             match self.chunks.front_mut() {
                 Some(front) if front.len() < INDEX_CHUNK_ENTRIES => front.insert(0, entry),
@@ -261,8 +531,8 @@ impl Index {
         };
         let at_the_end = after == self.chunks.len();
         let entries = &mut self.chunks[chunk];
-        let position = entries.partition_point(|other| other.sequence < entry.sequence);
-        assert!(entries.get(position).is_none_or(|other| other.sequence != entry.sequence));
+        let position = entries.partition_point(|other| other.sequence() < entry.sequence());
+        assert!(entries.get(position).is_none_or(|other| other.sequence() != entry.sequence()));
         if entries.len() < INDEX_CHUNK_ENTRIES {
             entries.insert(position, entry);
             return;
@@ -304,25 +574,75 @@ impl Index {
     }
 }
 
+/// A place in the index that only goes forward.
+#[derive(Debug)]
+pub(crate) struct Cursor<'a> {
+    index: &'a mut Index,
+    chunk: usize,
+    position: usize,
+}
+
+impl Cursor<'_> {
+    /// The entry with this sequence, which is not below any that was asked for before.
+    pub(crate) fn seek(&mut self, sequence: u64) -> Option<&mut Entry> {
+        while self.index.chunks.get(self.chunk)?.last().is_none_or(|last| last.sequence() < sequence) {
+            self.chunk += 1;
+            self.position = 0;
+        }
+        let entries = &mut self.index.chunks[self.chunk];
+        while entries[self.position].sequence() < sequence {
+            self.position += 1;
+        }
+        Some(&mut entries[self.position]).filter(|entry| entry.sequence() == sequence)
+    }
+
+    pub(crate) fn index(&self) -> &Index {
+        self.index
+    }
+}
+
 fn clear(bits: &mut [u64], index: u32) {
     if let Some(word) = bits.get_mut(index as usize / 64) {
         *word &= !(1 << (index % 64));
     }
 }
 
+/// The slot of a place in a segment that is not there. Only recovery meets it.
+pub(crate) const NOWHERE: u16 = u16::MAX;
+
+/// How an outcome leaves a recipient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Settles {
+    Finally,
+    ForNow,
+}
+
 const WIDE: u32 = u32::MAX;
+
+/// Flags of an entry: older outcomes count, see [`Index::older`].
+const OLDER: u16 = 1;
+/// The body is shared, see [`Index::bodies`].
+const SHARES: u16 = 2;
+/// For the operator: it may have been delivered already.
+pub(crate) const HELD: u16 = 4;
+/// During recovery: a record behind the checkpoint is about it.
+pub(crate) const TOUCHED: u16 = 8;
 
 const _: () = assert!((1_u64 << INLINE_RECIPIENTS_MAX) - 1 < WIDE as u64);
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::collections::btree_map::Entry;
+    use std::collections::btree_map;
 
-    use super::{Index, Place};
+    use super::{Entry, Index, Place, Settles};
 
     fn place(number: u32) -> Place {
         Place { slot: 1, offset16: number, length16: 1 }
+    }
+
+    fn finally(index: u32) -> impl Iterator<Item = (u32, Settles)> {
+        [(index, Settles::Finally)].into_iter()
     }
 
     /// Random insertions, removals and restorations, against a map.
@@ -345,36 +665,34 @@ mod tests {
                 }
                 5 => {
                     let sequence = draw(next);
-                    if let Entry::Vacant(vacant) = model.entry(sequence) {
+                    if let btree_map::Entry::Vacant(vacant) = model.entry(sequence) {
                         index.insert(sequence, place(step), 2, &[1]);
                         vacant.insert(step);
                     }
                 }
                 6..9 => {
                     let sequence = draw(next);
-                    let gone = index.settle(sequence, place(0), [0].into_iter());
+                    let gone = index.settle(sequence, place(0), finally(0));
                     assert_eq!(gone.map(|(before, gone)| (before.entry.record_offset16, gone)), {
                         model.remove(&sequence).map(|offset| (offset, true))
                     });
                 }
                 _ => {
                     let sequence = draw(next);
-                    if let Some((before, _)) = index.settle(sequence, place(0), [0].into_iter()) {
-                        assert_eq!(index.restore(before), None);
+                    if let Some((before, _)) = index.settle(sequence, place(0), finally(0)) {
+                        assert!(index.restore(before).is_none());
                     }
                 }
             }
         }
         assert_eq!(index.len(), model.len());
-        assert!(index.iter().map(|entry| (entry.sequence, entry.record_offset16)).eq(model.clone()));
-        let range: Vec<u64> = index.range(100..=3000).map(|entry| entry.sequence).collect();
-        assert_eq!(range, model.range(100..=3000).map(|(sequence, _)| *sequence).collect::<Vec<_>>());
-        let allocated: usize = index.chunks.iter().map(|chunk| chunk.capacity() * size_of::<super::Entry>()).sum();
-        assert!(
-            allocated <= 4 * size_of::<super::Entry>() * index.len(),
-            "{allocated} bytes for {} entries",
-            index.len()
-        );
+        assert!(index.iter().map(|entry| (entry.sequence(), entry.record_offset16)).eq(model.clone()));
+        for first in [0, 100, 3_000, next] {
+            let range = index.iter_from(first).map(Entry::sequence);
+            assert!(range.eq(model.range(first..).map(|(sequence, _)| *sequence)), "from {first}");
+        }
+        let allocated: usize = index.chunks.iter().map(|chunk| chunk.capacity() * size_of::<Entry>()).sum();
+        assert!(allocated <= 4 * size_of::<Entry>() * index.len(), "{allocated} bytes for {} entries", index.len());
     }
 
     #[test]
@@ -383,7 +701,8 @@ mod tests {
             let mut index = Index::default();
             assert!(index.insert(7, place(1), recipients, &[]));
             for recipient in 0..recipients {
-                let (_, gone) = index.settle(7, place(2), [recipient, recipient, 5000].into_iter()).unwrap();
+                let settled = [recipient, recipient, 5000].map(|recipient| (recipient, Settles::Finally));
+                let (_, gone) = index.settle(7, place(2), settled.into_iter()).unwrap();
                 assert_eq!(gone, recipient + 1 == recipients);
                 if !gone {
                     let left = index.pending(index.get(7).unwrap());
@@ -399,7 +718,8 @@ mod tests {
     fn a_change_can_be_taken_back() {
         let mut index = Index::default();
         index.insert(7, place(1), 40, &[3]);
-        let (before, gone) = index.settle(7, place(2), 0..40).unwrap();
+        let all = (0..40).map(|index| (index, Settles::Finally));
+        let (before, gone) = index.settle(7, place(2), all).unwrap();
         assert!(gone);
         assert_eq!(index.len(), 0);
         index.restore(before);
@@ -407,7 +727,36 @@ mod tests {
         assert_eq!(index.pending(&entry).len(), 39);
         assert_eq!(entry.outcome(), None);
         let before = index.relocate(7, place(9)).unwrap();
-        assert_eq!(index.restore(before), Some(place(9)));
+        assert_eq!(index.restore(before).unwrap().entry.record(), place(9));
         assert_eq!(index.get(7).unwrap().record(), place(1));
+    }
+
+    /// An outcome counts for as long as it tells the newest state of some pending recipient.
+    #[test]
+    fn outcomes_count_while_they_tell_something() {
+        for recipients in [3, 40] {
+            let mut index = Index::default();
+            index.insert(7, place(1), recipients, &[]);
+            let states = |index: &Index| -> Vec<u32> {
+                let entry = index.get(7).unwrap();
+                index.states(entry).map(|place| place.offset16).collect()
+            };
+            let some = |index, settles| [(index, settles)].into_iter();
+            index.settle(7, place(2), some(0, Settles::ForNow)).unwrap();
+            index.settle(7, place(3), some(1, Settles::ForNow)).unwrap();
+            let (before, _) = index.settle(7, place(4), some(0, Settles::ForNow)).unwrap();
+            assert_eq!(states(&index), [4, 3, 2]);
+            assert_eq!(before.states().map(|place| place.offset16).collect::<Vec<_>>(), [3, 2]);
+            index.restore(before);
+            assert_eq!(states(&index), [3, 2]);
+            let (before, _) = index.settle(7, place(5), (0..recipients).map(|index| (index, Settles::ForNow))).unwrap();
+            assert_eq!(states(&index), [5]);
+            index.restore(before);
+            index.settle(7, place(9), some(2, Settles::Finally)).unwrap();
+            assert_eq!(states(&index), [3, 2], "a final fate alone tells nothing of the others");
+            index.restate(7, place(6)).unwrap();
+            assert_eq!(states(&index), [6]);
+            assert!(index.older.is_empty());
+        }
     }
 }

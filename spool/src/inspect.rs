@@ -8,7 +8,7 @@
 //! # drop(Spool::open(path, SpoolOptions { segment_bytes: 1 << 20, ..SpoolOptions::default() })?.assign(1)?);
 //! let inspection = Spool::inspect(path)?;
 //! for log in inspection.log_ids() {
-//!     let options = RecoverOptions { seed: 0, event_cursor: Sequence(u64::MAX) };
+//!     let options = RecoverOptions { seed: 0, event_cursor: Sequence(u64::MAX), ..RecoverOptions::default() };
 //!     Log::recover(inspection.log_directory(*log)?, options, &mut |recovered| {
 //!         if let Recovered::Message { id, message, .. } = recovered {
 //!             println!("{id}: {} octets", message.size());

@@ -15,14 +15,14 @@
 //! # let path = directory.path();
 //! let mut spool = Spool::open(path, SpoolOptions { segment_bytes: 1 << 20, ..SpoolOptions::default() })?;
 //! let mine = spool.assign(1)?.remove(0).remove(0);
-//! let mut log = Log::recover(mine, RecoverOptions { seed: 7, event_cursor: Sequence(0) }, &mut |_| {})?;
+//! let mut log = Log::recover(mine, RecoverOptions { seed: 7, ..RecoverOptions::default() }, &mut |_| {})?;
 //!
 //! let recipients = vec![Recipient { address: "b@example.net".into() }];
 //! let envelope = Envelope { reverse_path: "a@example.com".into(), recipients, ..Envelope::default() };
 //! let (id, commit) = log.append_message(&envelope, b"Received: here\r\n", b"Subject: x\r\n\r\nHello\r\n")?;
 //!
 //! let now = Duration::ZERO;
-//! while let Some(operation) = log.poll_operation(now) {
+//! while let Some(operation) = log.poll_operation(now, &mut ()) {
 //!     if let Progress::Durable(number) = log.handle_completion(now, execute(operation)) {
 //!         assert!(number >= commit); // Now, and not before, the message may be acknowledged.
 //!     }
@@ -39,7 +39,11 @@
 //! The bytes on disk are described in `FORMAT.md`.
 
 mod append;
+mod body;
+mod checkpoint;
+pub mod checkpoint_format;
 mod commit;
+mod copy_forward;
 mod directory;
 mod error;
 mod file;
@@ -47,11 +51,13 @@ pub mod format;
 mod index;
 mod inspect;
 pub mod limits;
+mod load;
 mod log;
 mod message;
 mod read_only;
 pub mod record;
 mod recover;
+mod replay;
 mod retire;
 mod segment;
 #[cfg(any(feature = "sim", test))]
@@ -59,6 +65,7 @@ pub mod sim;
 mod storage;
 mod survey;
 
+pub use checkpoint::Summarize;
 pub use directory::{Durability, LogDirectory, Spool, SpoolOptions};
 pub use error::{AppendError, Closed, OpenError, ReadError, RecoverError};
 #[cfg(feature = "uring")]
@@ -69,7 +76,7 @@ pub use log::{Fetch, Log, Progress, Statistics};
 pub use message::{Message, Piece};
 pub use read_only::ReadOnlyStorage;
 pub use record::{
-    ArchivedEnvelope, ArchivedOutcome, CommitNumber, Envelope, Fate, LogId, MessageId, Outcome, Recipient,
+    ArchivedEnvelope, ArchivedOutcome, BodyId, CommitNumber, Envelope, Fate, LogId, MessageId, Outcome, Recipient,
     RecipientResult, Sequence,
 };
 pub use recover::{Cut, Kept, Quarantine, Reason, RecordRef, RecoverOptions, Recovered};

@@ -67,9 +67,45 @@ pub const COPY_FORWARD_PRESSED_PERCENT_MAX: u64 = 90;
 /// Bytes that copy-forward may read in a second while nothing presses.
 pub const COPY_FORWARD_BYTES_PER_S: u64 = 16 << 20;
 
-/// A frame with nothing but copies waits for more until it has this many bytes, but no longer than this.
+/// Copies are gathered until they have this many bytes, and then written as one frame.
 pub const COPY_FORWARD_GATHER_BYTES: usize = 256 << 10;
-pub const COPY_FORWARD_GATHER_MS: u64 = 20;
+
+/// Records that are read for copying at the same time.
+pub const COPY_FORWARD_READS_MAX: usize = 8;
+
+/// Entries of the index that are gone over at a time, in search of what counts in a segment, and the least time from
+/// one such slice to the next: at most a few percent of a core.
+pub const COPY_FORWARD_SCAN_ENTRIES: usize = 4_096;
+pub const COPY_FORWARD_SCAN_INTERVAL_MS: u64 = 1;
+
+/// Outcomes that tell a message's state together; with more they are joined to one record.
+pub const STATES_MAX: usize = 16;
+
+/// Messages that wait for that; others wait for their next outcome.
+pub const RESTATES_WAITING_MAX: usize = 65_536;
+
+/// A checkpoint is begun when this many times its last size has been written, within these bounds. So checkpoints add
+/// at most an eighth to what is written until a log has a few million messages, and a start reads no more than twice
+/// the upper bound beside the checkpoint.
+pub const CHECKPOINT_WRITTEN_RATIO: u64 = 8;
+pub const CHECKPOINT_WRITTEN_BYTES_MAX: u64 = 768 << 20;
+
+/// Rows are gathered in slices of about this size, one a turn, at least so far apart.
+pub const CHECKPOINT_SLICE_BYTES: usize = 64 << 10;
+pub const CHECKPOINT_SLICE_INTERVAL_MS: u64 = 1;
+
+/// Slices are written together when they have this many bytes.
+pub const CHECKPOINT_WRITE_BYTES: usize = 256 << 10;
+
+/// The smallest checkpoint file, and how much larger than needed now a new one is made, in percent.
+pub const CHECKPOINT_FILE_BYTES_MIN: u64 = 8 * BLOCK_BYTES;
+pub const CHECKPOINT_FILE_HEADROOM_PERCENT: u64 = 50;
+
+/// What a message's row is taken to need before one was measured.
+pub const CHECKPOINT_ROW_BYTES_DEFAULT: u64 = 64;
+
+/// How long checkpoints rest after one could not be written.
+pub const CHECKPOINT_RETRY_MS: u64 = 1_000;
 
 /// How long copy-forward rests when it found nothing that can be copied just then.
 pub const COPY_FORWARD_PAUSE_MS: u64 = 100;
@@ -100,3 +136,5 @@ const _: () = assert!(SPARES_RESERVED < SPARES_WANTED);
 const _: () = assert!(SPARES_WANTED <= SPARES_KEPT_MAX);
 const _: () = assert!(PENDING_MAIL_BYTES_MAX < PENDING_OUTCOME_BYTES_MAX);
 const _: () = assert!(BLOCK_BYTES.is_multiple_of(ALIGN_BYTES));
+const _: () = assert!(STATES_MAX < 255);
+const _: () = assert!(CHECKPOINT_SLICE_BYTES <= CHECKPOINT_WRITE_BYTES);

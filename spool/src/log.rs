@@ -15,16 +15,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::append::{Change, Frame, Tail};
+use crate::body::Bodies;
+use crate::checkpoint::Checkpoints;
 use crate::commit::{Flight, Purpose};
+use crate::copy_forward::CopyForward;
 use crate::directory::LogDirectory;
 use crate::error::{Closed, ReadError};
-use crate::format::{RECORD_HEADER_BYTES, RecordHeader, SEGMENT_HEADER_BYTES};
+use crate::format::{Chain, RECORD_HEADER_BYTES, RecordHeader, SEGMENT_HEADER_BYTES};
 use crate::index::{Entry, Index, Place};
 use crate::limits::{PENDING_MAIL_BYTES_MAX, READS_MAX, SPARES_RESERVED};
 use crate::message::{Memory, Message};
 use crate::record::{CommitNumber, LogId, MessageId, Sequence};
 use crate::recover::RecoverOptions;
-use crate::retire::{CopyForward, Preallocation};
+use crate::retire::Preallocation;
 use crate::segment::SegmentTable;
 use crate::storage::{Operation, ReadBuffer, StorageFile, Work};
 
@@ -36,6 +39,9 @@ pub struct Log {
     pub(crate) random: u64,
     pub(crate) segments: SegmentTable,
     pub(crate) index: Index,
+    pub(crate) bodies: Bodies,
+    /// Messages whose shared body is to be read next.
+    pub(crate) body_reads: VecDeque<Message>,
     /// Which segment each pinned message was in when it was pinned, and how often.
     pub(crate) pins: HashMap<u64, Vec<Pin>>,
 
@@ -48,8 +54,8 @@ pub struct Log {
     pub(crate) pending_bytes: u64,
     /// The largest content that was refused because the spool is too large, since there was room for it.
     pub(crate) short_of: u64,
-    /// Where the next frame goes; `None` when it needs a new segment.
-    pub(crate) tail: Option<Tail>,
+    /// Where each chain's next frame goes; `None` when it needs a new segment.
+    pub(crate) tails: [Option<Tail>; 2],
     /// Memory of frames that are done, for the next ones.
     pub(crate) buffers: Vec<Vec<u8>>,
     pub(crate) change_lists: Vec<Vec<Change>>,
@@ -58,8 +64,8 @@ pub struct Log {
     pub(crate) next_commit: u64,
     pub(crate) next_sequence: u64,
     pub(crate) next_number: u64,
-    /// The highest `tail` in a durable segment header.
-    pub(crate) durable_tail: u64,
+    /// The highest sequence in segments that were given up for use again.
+    pub(crate) discarded: u64,
     pub(crate) event_cursor: u64,
 
     pub(crate) next_token: u64,
@@ -67,6 +73,7 @@ pub struct Log {
     pub(crate) reads: usize,
     pub(crate) preallocation: Preallocation,
     pub(crate) copy_forward: CopyForward,
+    pub(crate) checkpoints: Checkpoints,
     pub(crate) counters: Counters,
 }
 
@@ -99,7 +106,12 @@ pub(crate) struct Counters {
     pub(crate) copies: u64,
     pub(crate) commits: u64,
     pub(crate) bytes_written: u64,
+    pub(crate) bytes_frames: u64,
+    pub(crate) bytes_messages: u64,
+    pub(crate) bytes_outcomes: u64,
     pub(crate) bytes_copied: u64,
+    pub(crate) bytes_checkpoints: u64,
+    pub(crate) checkpoints: u64,
     pub(crate) segments_retired: u64,
     pub(crate) damaged: u64,
     pub(crate) failures: u64,
@@ -109,7 +121,8 @@ pub(crate) struct Counters {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Statistics {
     pub live_messages: u64,
-    /// Bytes of their records.
+    /// Bytes of the records that count: theirs, those of outcomes that tell where they stand, and of bodies that they
+    /// share.
     pub live_bytes: u64,
     /// Bytes in segments that are in use, dead records included: what counts against the maximum size.
     pub used_bytes: u64,
@@ -124,9 +137,15 @@ pub struct Statistics {
     pub outcomes_appended: u64,
     pub messages_copied: u64,
     pub commits: u64,
-    /// Given to writes, padding, headers and copies included, zeroing excluded.
+    /// Given to writes, padding, headers, copies and checkpoints included, zeroing excluded.
     pub bytes_written: u64,
+    /// Of these, in records of messages, of outcomes, and of copies and states.
+    pub bytes_messages: u64,
+    pub bytes_outcomes: u64,
     pub bytes_copied: u64,
+    pub bytes_checkpoints: u64,
+    /// Checkpoints that were completed.
+    pub checkpoints: u64,
     pub segments_retired: u64,
     /// Messages that copy-forward could not read.
     pub damaged: u64,
@@ -168,26 +187,29 @@ impl Log {
             random: options.seed,
             segments: SegmentTable::default(),
             index: Index::default(),
+            bodies: Bodies::default(),
+            body_reads: VecDeque::new(),
             pins: HashMap::new(),
             closed: VecDeque::new(),
             open: None,
             flight: None,
             pending_bytes: 0,
             short_of: 0,
-            tail: None,
+            tails: [None; 2],
             buffers: Vec::new(),
             change_lists: Vec::new(),
             durable: CommitNumber(0),
             next_commit: 1,
             next_sequence: 1,
             next_number: 1,
-            durable_tail: 0,
+            discarded: 0,
             event_cursor: options.event_cursor.0,
             next_token: 0,
             purposes: HashMap::new(),
             reads: 0,
             preallocation: Preallocation::default(),
             copy_forward: CopyForward::default(),
+            checkpoints: Checkpoints::default(),
             counters: Counters::default(),
         }
     }
@@ -233,7 +255,8 @@ impl Log {
         if !self.directory.budget().has_room_for_mail(self.pending_bytes + room) {
             return Err(Closed::MaxSize);
         }
-        if self.tail_room() < room && self.spares_ready() <= SPARES_RESERVED {
+        if self.tail_room(Chain::Mail) < room && self.spares_ready() <= SPARES_RESERVED || self.is_short_of_checkpoint()
+        {
             return Err(Closed::NoSpace);
         }
         Ok(())
@@ -244,21 +267,40 @@ impl Log {
         if id.log() != self.id() {
             return Err(ReadError::Unknown);
         }
-        let entry = self.index.get(id.sequence().0).ok_or(ReadError::Unknown)?;
-        let place = self.durable_place(entry).ok_or(ReadError::NotDurable)?;
+        let entry = *self.index.get(id.sequence().0).ok_or(ReadError::Unknown)?;
+        let place = self.durable_place(&entry).ok_or(ReadError::NotDurable)?;
+        let body = self.index.body(&entry);
         let segment = self.segments.get(place.slot);
         if let Some(map) = segment.map() {
             let start = place.offset() as usize;
             let header = RecordHeader::decode(map.bytes(start, RECORD_HEADER_BYTES));
             check_header(&header, id, place)?;
-            return Ok(Fetch::Ready(Message::new(Memory::Mapped(Arc::clone(map)), start, segment.generation, header)));
+            let message = Message::new(Memory::Mapped(Arc::clone(map)), start, segment.generation, header);
+            return match body {
+                Some(body) => self.fetch_shared(message, body),
+                None => Ok(Fetch::Ready(message)),
+            };
         }
         if self.reads >= READS_MAX {
             return Err(ReadError::Busy);
         }
         self.reads += 1;
+        if let Some(body) = body {
+            self.bodies.hold(body);
+        }
         let generation = segment.generation;
-        Ok(Fetch::Read(self.read(place, Purpose::ReadMessage { id, place, generation })))
+        Ok(Fetch::Read(self.read(place, Purpose::ReadMessage { id, place, generation, body })))
+    }
+
+    /// Keeps a number with a live message, in memory only, for its owner to find what it knows of it. False when the
+    /// message is not live.
+    pub fn set_handle(&mut self, id: MessageId, handle: u32) -> bool {
+        id.log() == self.id() && self.index.set_handle(id.sequence().0, handle)
+    }
+
+    /// The number that was kept with a live message; 0 when none was.
+    pub fn handle(&self, id: MessageId) -> Option<u32> {
+        self.index.get(id.sequence().0).filter(|_| id.log() == self.id()).map(|entry| entry.handle)
     }
 
     /// Whether the message has recipients without a final fate.
@@ -297,6 +339,7 @@ impl Log {
             self.pins.remove(&sequence);
         }
         self.segments.get_mut(slot).pins -= 1;
+        self.segments.note_dead(slot);
     }
 
     /// All records up to this one have been turned into events durably, so that segments with them may be used again.
@@ -318,6 +361,7 @@ impl Log {
     pub fn is_drained(&self) -> bool {
         !self.directory.is_active()
             && self.index.len() == 0
+            && self.bodies.iter().all(|(_, body)| !body.is_live())
             && self.pins.is_empty()
             && self.purposes.is_empty()
             && !self.has_uncommitted()
@@ -348,7 +392,11 @@ impl Log {
             messages_copied: self.counters.copies,
             commits: self.counters.commits,
             bytes_written: self.counters.bytes_written,
+            bytes_messages: self.counters.bytes_messages,
+            bytes_outcomes: self.counters.bytes_outcomes,
             bytes_copied: self.counters.bytes_copied,
+            bytes_checkpoints: self.counters.bytes_checkpoints,
+            checkpoints: self.counters.checkpoints,
             segments_retired: self.counters.segments_retired,
             damaged: self.counters.damaged,
             write_failures: self.counters.failures,
@@ -358,7 +406,7 @@ impl Log {
     /// When [`Log::poll_operation`] should be called even if nothing happens before; on the clock that `now` is read
     /// from.
     pub fn next_timeout(&self) -> Option<Duration> {
-        self.preallocation_timeout().into_iter().chain(self.copy_timeout()).chain(self.patience()).min()
+        self.preallocation_timeout().into_iter().chain(self.copy_timeout()).chain(self.checkpoint_timeout()).min()
     }
 
     /// Where the message can be read now. While a copy of it is on its way, that is where it was before.
@@ -367,13 +415,17 @@ impl Log {
         if is_durable(&entry.record()) {
             return Some(entry.record());
         }
-        let frames = self.flight.iter().map(Flight::frame).chain(&self.closed).chain(&self.open);
-        let changes = frames.flat_map(|frame| &frame.changes);
-        let befores = changes.filter_map(|change| match change {
-            Change::Replaced(before) if before.entry.sequence == entry.sequence => Some(before.entry.record()),
-            Change::Replaced(_) | Change::Inserted { .. } => None,
+        let befores = self.uncommitted_changes().filter_map(|change| match change {
+            Change::Replaced(before) if before.entry.sequence() == entry.sequence() => Some(before.entry.record()),
+            _ => None,
         });
         befores.into_iter().find(is_durable)
+    }
+
+    /// What has been changed by records that are not durable yet, oldest first.
+    pub(crate) fn uncommitted_changes(&self) -> impl Iterator<Item = &Change> {
+        let frames = self.flight.iter().map(Flight::frame).chain(&self.closed).chain(&self.open);
+        frames.flat_map(|frame| &frame.changes)
     }
 
     pub(crate) fn read(&mut self, place: Place, purpose: Purpose) -> Operation {
@@ -393,11 +445,11 @@ impl Log {
     }
 
     /// Bytes that the present segment still takes, as far as is decided.
-    pub(crate) fn tail_room(&self) -> u64 {
-        let Some(tail) = self.tail else {
+    pub(crate) fn tail_room(&self, chain: Chain) -> u64 {
+        let Some(tail) = self.tails[chain as usize] else {
             return 0;
         };
-        let gathered = self.open.as_ref().map_or(0, Frame::padded);
+        let gathered = self.open.as_ref().filter(|frame| frame.slot == tail.slot).map_or(0, Frame::padded);
         self.segments.get(tail.slot).capacity.saturating_sub(tail.offset + gathered)
     }
 

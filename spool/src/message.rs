@@ -20,7 +20,17 @@ pub struct Message {
 impl Message {
     /// A record that begins at `start` of `memory`. The header must have been read from there.
     pub(crate) fn new(memory: Memory, start: usize, generation: u64, header: RecordHeader) -> Self {
-        Self { inner: Arc::new(Inner { memory, start, generation, header }) }
+        Self { inner: Arc::new(Inner { memory, start, generation, header, body: None }) }
+    }
+
+    /// The message with the shared body whose record begins at `start` of `memory`. Its checksum must have been checked
+    /// when it came from the medium.
+    pub(crate) fn with_body(&self, memory: Memory, start: usize, header: RecordHeader) -> Self {
+        let Inner { memory: own, start: own_start, generation, header: own_header, .. } = &*self.inner;
+        let body = Some(SharedBody { memory, start, header });
+        let inner =
+            Inner { memory: own.clone(), start: *own_start, generation: *generation, header: *own_header, body };
+        Self { inner: Arc::new(inner) }
     }
 
     pub fn id(&self) -> MessageId {
@@ -46,38 +56,35 @@ impl Message {
 
     /// The message as it came.
     pub fn body(&self) -> &[u8] {
-        self.bytes(self.inner.header.body_range())
+        self.inner.body()
     }
 
     /// Octets of prefix and body.
     pub fn size(&self) -> u64 {
-        self.inner.header.content_bytes() as u64
+        (self.prefix().len() + self.body().len()) as u64
     }
 
     pub fn prefix_piece(&self) -> Piece {
-        self.piece(self.inner.header.prefix_range())
+        Piece { inner: Arc::clone(&self.inner), is_body: false }
     }
 
     pub fn body_piece(&self) -> Piece {
-        self.piece(self.inner.header.body_range())
+        Piece { inner: Arc::clone(&self.inner), is_body: true }
     }
 
     pub(crate) fn header(&self) -> &RecordHeader {
         &self.inner.header
     }
 
-    /// Whether prefix and body have their checksum.
+    /// Whether what its own record holds of prefix and body has its checksum. A shared body's is checked when it is
+    /// read.
     pub fn content_matches(&self) -> bool {
         self.inner.header.content_matches(self.inner.generation, self.bytes(self.inner.header.content_range()))
     }
 
     /// Bytes at `range`, counted from the record's begin.
     pub(crate) fn bytes(&self, range: Range<usize>) -> &[u8] {
-        self.inner.memory.bytes(self.inner.start + range.start, range.len())
-    }
-
-    fn piece(&self, range: Range<usize>) -> Piece {
-        Piece { inner: Arc::clone(&self.inner), range }
+        self.inner.bytes(range)
     }
 }
 
@@ -92,22 +99,22 @@ impl fmt::Debug for Message {
 #[derive(Clone)]
 pub struct Piece {
     inner: Arc<Inner>,
-    range: Range<usize>,
+    is_body: bool,
 }
 
 impl Piece {
     pub fn len(&self) -> usize {
-        self.range.len()
+        self.as_ref().len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.range.is_empty()
+        self.as_ref().is_empty()
     }
 }
 
 impl AsRef<[u8]> for Piece {
     fn as_ref(&self) -> &[u8] {
-        self.inner.memory.bytes(self.inner.start + self.range.start, self.range.len())
+        if self.is_body { self.inner.body() } else { self.inner.bytes(self.inner.header.prefix_range()) }
     }
 }
 
@@ -139,4 +146,28 @@ struct Inner {
     start: usize,
     generation: u64,
     header: RecordHeader,
+    /// In place of one in the record.
+    body: Option<SharedBody>,
+}
+
+struct SharedBody {
+    memory: Memory,
+    start: usize,
+    header: RecordHeader,
+}
+
+impl Inner {
+    fn bytes(&self, range: Range<usize>) -> &[u8] {
+        self.memory.bytes(self.start + range.start, range.len())
+    }
+
+    fn body(&self) -> &[u8] {
+        match &self.body {
+            Some(SharedBody { memory, start, header }) => {
+                let range = header.body_range();
+                memory.bytes(start + range.start, range.len())
+            }
+            None => self.bytes(self.header.body_range()),
+        }
+    }
 }

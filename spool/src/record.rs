@@ -74,6 +74,31 @@ impl FromStr for MessageId {
     }
 }
 
+/// A shared body's name, of the same form as a message's: the log that holds it and the sequence of its record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BodyId(MessageId);
+
+impl BodyId {
+    pub(crate) fn new(id: MessageId) -> Self {
+        Self(id)
+    }
+
+    pub(crate) fn message_id(self) -> MessageId {
+        self.0
+    }
+
+    /// The log that holds the body, and must hold the messages that share it.
+    pub fn log(self) -> LogId {
+        self.0.log()
+    }
+}
+
+impl fmt::Display for BodyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// The text is not 16 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ParseMessageIdError;

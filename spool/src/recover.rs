@@ -1,14 +1,13 @@
 //! Recovery: from the files of a log to its live messages, without trusting a byte that is not checked.
 //!
-//! Segments are read in order, with reads and not through a map, so that a bad sector is an error and not a signal.
-//! What becomes of the bytes at each 4-KiB boundary is one table ([`TABLE`]). As one commit is in flight at a time,
-//! only the last frame of a log may be unfinished: it is cut, and its bytes are kept in a side file. Anything wrong
-//! before a later whole frame is damage: it is quarantined (kept and reported), and reading goes on behind it. Nothing
-//! is ever appended to a segment that was found at the start: the next segment's header says where it ends.
+//! The checkpoint is loaded (`load.rs`), and what was written since it was begun is replayed in the order of commits,
+//! with reads and not through a map, so that a bad sector is an error and not a signal. Without a checkpoint all
+//! segments are. Nothing is ever appended to a segment that was found at the start: later headers say where it ends.
 //!
-//! See also `survey.rs`, which finds the segments and their order, and `FORMAT.md` for the case analysis.
+//! See also `survey.rs`, which finds the segments and their order, `replay.rs`, which reads them, and `FORMAT.md` for
+//! the case analysis.
 //!
-//! Over 500 lines: the table, and what each of its rows does.
+//! Over 500 lines: what recovery tells, and each step of it.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -17,37 +16,57 @@ use std::{fmt, io};
 
 use rkyv::rancor::Failure;
 
+use crate::checkpoint::{CHECKPOINT_FILES, CheckpointFile};
+use crate::copy_forward::{add_older, read_state};
 use crate::directory::LogDirectory;
 use crate::error::RecoverError;
-use crate::format::{FrameHeader, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEGMENT_HEADER_BYTES};
-use crate::index::{Entry, Place};
-use crate::limits::{BLOCK_BYTES, KEPT_FILES_MAX, RECOVERY_READ_BYTES, SEGMENTS_MAX, SPARES_WANTED, ZERO_STEP_BYTES};
+use crate::format::{Chain, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEGMENT_HEADER_BYTES};
+use crate::index::{Entry, HELD, NOWHERE, Place, Settles, TOUCHED};
+use crate::limits::{
+    CHECKPOINT_FILE_BYTES_MIN, KEPT_FILES_MAX, RECOVERY_READ_BYTES, SEGMENTS_MAX, SPARES_WANTED, ZERO_STEP_BYTES,
+};
+use crate::load::{Checkpoint, CheckpointSurvey};
 use crate::log::{Log, check_header};
 use crate::message::{Memory, Message};
 use crate::record::{
     ArchivedCopiedState, ArchivedEnvelope, ArchivedOutcome, CommitNumber, LogId, MessageId, RecipientResult, Sequence,
 };
-use crate::retire::{merge_older, read_outcome};
+use crate::replay::{ChainReader, Ended, Frame, SegmentBytes, Step, Unfinished};
 use crate::segment::Segment;
 use crate::storage::{ReadBuffer, StorageFile, read_exact_at};
-use crate::survey::{DamagedHeader, Place as SurveyPlace, Survey, Used};
+use crate::survey::{DamagedHeader, Sorted, Survey, Used};
 
 /// How a log is recovered.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct RecoverOptions {
     /// Random, and another one at each start: segment generations are drawn from it.
     pub seed: u64,
     /// Records up to this one are events already.
     pub event_cursor: Sequence,
+    /// Reads and checks all that is in segments in use, and each live message, instead of what is needed only.
+    /// Summaries are not told then.
+    pub reads_everything: bool,
 }
 
-/// What recovery tells, in this order: records and damage as they are met, then the live messages.
+/// What recovery tells, in this order: records and damage as they are met, then the summaries, then the live messages
+/// that have none, and those that are held.
 #[derive(Debug)]
 pub enum Recovered<'a> {
     /// A message or an outcome behind the event cursor, in sequence order.
     Record {
         sequence: Sequence,
         record: RecordRef<'a>,
+    },
+    /// What [`crate::Summarize`] told of a message when the checkpoint was written.
+    Summary {
+        id: MessageId,
+        summary: &'a [u8],
+        /// Recipients without a final fate, by index, ascending. `None` when the message is gone, or is told by
+        /// [`Recovered::Message`] because of newer records; but what later summaries refer to may be told here.
+        pending: Option<&'a [u32]>,
+        /// For [`Log::set_handle`]. Where it stays `None`, the summary could not be used, and the message is told by
+        /// [`Recovered::Message`].
+        handle: &'a mut Option<u32>,
     },
     /// A live message.
     Message {
@@ -57,6 +76,17 @@ pub enum Recovered<'a> {
         /// Recipients without a final fate, by index, ascending.
         pending: &'a [u32],
         /// The latest state of those among them that have been deferred. For others no attempt is on record.
+        results: &'a [RecipientResult],
+        /// For [`Log::set_handle`].
+        handle: &'a mut u32,
+    },
+    /// A message that may have been delivered: no checkpoint could be read, and the outcomes that would tell may have
+    /// been in segments that were used again. It stays until somebody decides.
+    Held {
+        id: MessageId,
+        message: &'a Message,
+        /// As far as is known.
+        pending: &'a [u32],
         results: &'a [RecipientResult],
     },
     Quarantined(&'a Quarantine),
@@ -91,9 +121,6 @@ pub struct Quarantine {
 /// A commit that was never finished, hence never acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cut {
-    /// Not so in the oldest segment when nothing live is in it: then it is most probably the begin of the segment's
-    /// next use, but damage looks the same.
-    pub is_certain: bool,
     pub log: LogId,
     pub file: PathBuf,
     pub offset: u64,
@@ -126,6 +153,10 @@ pub enum Reason {
     Duplicate,
     /// A segment that was in use is not there.
     Missing { segment: u64 },
+    /// A live message, or what is known of its recipients, was in a segment that is not there.
+    Lost { message: MessageId },
+    /// A finished checkpoint.
+    Checkpoint,
 }
 
 impl fmt::Display for Reason {
@@ -139,6 +170,8 @@ impl fmt::Display for Reason {
             Self::Truncated => f.write_str("the file is shorter than it was"),
             Self::Missing { segment } => write!(f, "segment {segment} is missing"),
             Self::Duplicate => f.write_str("a second file with the same segment number"),
+            Self::Lost { message } => write!(f, "message {message} was in a segment that is missing"),
+            Self::Checkpoint => f.write_str("damaged checkpoint"),
         }
     }
 }
@@ -161,9 +194,8 @@ impl fmt::Display for Quarantine {
 
 impl fmt::Display for Cut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { file, offset, bytes, kept, is_certain, .. } = self;
-        let doubt = if *is_certain { "" } else { " (or damage to a segment that holds nothing live)" };
-        write!(f, "{}: unfinished commit{doubt}: {bytes} bytes at {offset} cut, {kept}", file.display())
+        let Self { file, offset, bytes, kept, .. } = self;
+        write!(f, "{}: unfinished commit: {bytes} bytes at {offset} cut, {kept}", file.display())
     }
 }
 
@@ -177,10 +209,29 @@ impl Log {
         visit: &mut dyn FnMut(Recovered<'_>),
     ) -> Result<Self, RecoverError> {
         let survey = Survey::take(&directory)?;
+        let checkpoints = CheckpointSurvey::take(&directory)?;
+        let begin = checkpoints.newest.as_ref().map(|checkpoint| (&checkpoint.header, &checkpoint.segments[..]));
+        let sorted = survey.sort_out(&directory, begin)?;
         let mut log = Self::empty(directory, options);
-        let mut recovery = Recovery { log: &mut log, visit, kept_files: None, held: None };
-        recovery.read_segments(survey);
-        recovery.visit_messages()?;
+        let mut recovery = Recovery {
+            log: &mut log,
+            visit,
+            kept_files: None,
+            reads_everything: options.reads_everything,
+            begin_sequence: 0,
+            held_below: 0,
+        };
+        let newest = recovery.take_checkpoints(checkpoints);
+        recovery.read_segments(sorted, newest.as_ref());
+        recovery.count_bodies();
+        recovery.find_lost();
+        if let Some(checkpoint) = &newest {
+            recovery.tell_summaries(checkpoint);
+        }
+        recovery.tell_messages()?;
+        for slot in log.segments.in_use.clone() {
+            log.segments.note_dead(slot);
+        }
         log.prepare_spares();
         Ok(log)
     }
@@ -196,6 +247,13 @@ impl Log {
             let segment = self.segments.get_mut(slot);
             if segment.capacity < bytes && storage.create(&path, bytes).is_ok() {
                 segment.capacity = bytes;
+            }
+        }
+        for slot in 0..CHECKPOINT_FILES {
+            if self.checkpoints.files[slot].is_none()
+                && let Ok(file) = storage.create(&self.directory.checkpoint_path(slot), CHECKPOINT_FILE_BYTES_MIN)
+            {
+                self.checkpoints.files[slot] = Some(CheckpointFile { file, capacity: CHECKPOINT_FILE_BYTES_MIN });
             }
         }
         while self.segments.spares.len() < SPARES_WANTED {
@@ -237,13 +295,34 @@ struct Recovery<'a> {
     visit: Visit<'a>,
     /// Side files so far, once that is known.
     kept_files: Option<usize>,
-    /// Damage in the oldest segment: perhaps it is no damage, but a dead segment that was about to be used again.
-    held: Option<Vec<(Range<u64>, Reason)>>,
+    reads_everything: bool,
+    /// Records from here on are applied; those before are in the checkpoint.
+    begin_sequence: u64,
+    /// Without a checkpoint, messages up to here may be finished, and what told so be gone.
+    held_below: u64,
 }
 
 impl Recovery<'_> {
-    fn read_segments(&mut self, survey: Survey) {
-        let Survey { used, spares, damaged_headers, missing, next_number, durable_tail } = survey;
+    fn take_checkpoints(&mut self, survey: CheckpointSurvey) -> Option<Checkpoint> {
+        let CheckpointSurvey { newest, kept, files, damaged, next_number } = survey;
+        self.log.checkpoints.kept = kept;
+        self.log.checkpoints.files = files;
+        self.log.checkpoints.next_number = next_number;
+        for (slot, bytes) in damaged {
+            self.report(Quarantine {
+                log: self.log.id(),
+                file: self.log.directory.checkpoint_path(slot),
+                offset: 0,
+                bytes,
+                reason: Reason::Checkpoint,
+                kept: Kept::Not { reason: "it is only where it was, until it is written again".to_owned() },
+            });
+        }
+        newest
+    }
+
+    fn read_segments(&mut self, sorted: Sorted, checkpoint: Option<&Checkpoint>) {
+        let Sorted { used, spares, damaged_headers, missing, next_number, discarded } = sorted;
         for number in &missing {
             self.report(Quarantine {
                 log: self.log.id(),
@@ -255,183 +334,203 @@ impl Recovery<'_> {
             });
         }
         self.log.next_number = next_number;
-        self.log.durable_tail = durable_tail;
-        for spare in spares {
-            let (slot, segment) = spare;
+        self.log.discarded = discarded;
+        for (slot, segment) in spares {
             self.log.segments.put(slot, segment);
             self.log.segments.spares.push_back(slot);
         }
-        let mut bytes = SegmentBytes::default();
-        let count = used.len();
+        for used in &used {
+            self.put_segment(used);
+        }
+        match checkpoint {
+            Some(checkpoint) => {
+                let header = &checkpoint.header;
+                self.begin_sequence = header.begin_sequence;
+                self.log.next_sequence = self.log.next_sequence.max(header.begin_sequence);
+                self.log.next_commit = self.log.next_commit.max(header.begin_commit);
+                let loaded = checkpoint.load(self.log);
+                // Its slices were whole a moment ago: what can't be read now is told when it is asked for.
+                debug_assert!(loaded);
+            }
+            None => self.held_below = discarded,
+        }
         // Segments with a damaged first block that was the begin of a use which never was acknowledged.
         let mut unfinished: Vec<u64> = damaged_headers.iter().map(|found| found.number).collect();
         unfinished.retain(|number| used.binary_search_by_key(number, |used| used.number).is_err());
-        let mut oldest = None;
-        for (position, used) in used.into_iter().enumerate() {
-            let is_last = position + 1 == count;
-            if is_last && used.sealed_end.is_none() {
-                // Pages of a write that failed may still be cached, as if they had been written. An error shows in
-                // reads.
-                let _ = used.file.sync_and_drop_cache(0..used.capacity);
-            }
-            bytes.begin(Arc::clone(&used.file), used.capacity);
-            if position == 0 {
-                self.held = Some(Vec::new());
-            }
-            let frames = self.read_segment(&used, &mut bytes, is_last);
-            if used.is_salvaged && is_last && frames <= 1 {
-                unfinished.push(used.number);
-            }
-            if let Some(held) = self.held.take() {
-                oldest = Some((used, held));
-            }
-        }
-        if let Some((used, held)) = oldest {
-            let slot = self.log.segments.by_number(used.number);
-            let is_dead = slot.is_none_or(|slot| self.log.segments.get(slot).live == 0);
-            bytes.begin(Arc::clone(&used.file), used.capacity);
-            if is_dead {
-                unfinished.push(used.number);
-            }
-            for (region, reason) in held {
-                if is_dead {
-                    self.cut_at(used.slot, used.number, &mut bytes, region, false);
-                } else {
-                    self.quarantine(&used, &mut bytes, region, reason);
-                }
-            }
-        }
+        let first_sequence = used.iter().map(|used| used.first_sequence).max().unwrap_or(1);
+        let first_commit = used.iter().map(|used| used.first_commit).max().unwrap_or(1);
+        let replayed = self.replay(used, &mut unfinished);
+        // Nothing of a segment may be left but its header.
+        self.log.next_sequence = self.log.next_sequence.max(first_sequence);
+        self.log.next_commit = self.log.next_commit.max(first_commit);
+        let bytes = checkpoint.map_or(0, |checkpoint| checkpoint.bytes);
+        self.log.checkpoints.set_replayed(replayed, bytes);
         for found in &damaged_headers {
-            let is_unfinished = found.number == 0 && missing.is_empty() || unfinished.contains(&found.number);
+            let is_dead = || {
+                let slot = self.log.segments.by_number(found.number);
+                checkpoint.is_some() && slot.is_none_or(|slot| self.log.segments.get(slot).live == 0)
+            };
+            let is_unfinished =
+                found.number == 0 && missing.is_empty() || unfinished.contains(&found.number) || is_dead();
             self.report_header(found, is_unfinished);
         }
         self.log.durable = CommitNumber(self.log.next_commit - 1);
     }
 
-    /// Returns how many frames were kept.
-    fn read_segment(&mut self, used: &Used, bytes: &mut SegmentBytes, is_last: bool) -> usize {
-        let slot = used.slot;
+    fn put_segment(&mut self, used: &Used) {
         let mut segment = Segment::new(Arc::clone(&used.file), used.capacity);
+        segment.chain = used.chain;
         segment.number = used.number;
         segment.generation = used.generation;
         segment.first_sequence = used.first_sequence;
         segment.last_commit = used.first_commit.saturating_sub(1);
-        self.log.segments.put(slot, segment);
-        self.log.segments.in_use.push_back(slot);
-        self.log.next_sequence = self.log.next_sequence.max(used.first_sequence);
-        self.log.next_commit = self.log.next_commit.max(used.first_commit);
-        if used.is_truncated {
-            self.quarantine_at(slot, used.number, bytes, used.capacity..used.capacity, Reason::Truncated);
+        if let Some(row) = &used.row {
+            segment.end = row.end;
+            segment.last_sequence = row.last_sequence;
+            segment.last_commit = row.last_commit;
+            segment.last_event = row.last_event;
+            segment.charged = row.end;
+            self.log.directory.budget().charge(row.end);
         }
-        let (end, frames) = self.read_frames(used, bytes, is_last);
+        self.log.segments.put(used.slot, segment);
+        self.log.segments.in_use.push_back(used.slot);
+    }
+
+    /// Where a segment is to be read from; `None` when nothing in it is needed.
+    fn read_from(&self, used: &Used) -> Option<u64> {
+        let from_begin = Some(SEGMENT_HEADER_BYTES as u64);
+        match &used.row {
+            None => from_begin,
+            Some(_) if self.reads_everything => from_begin,
+            Some(row) if row.last_event > self.log.event_cursor => from_begin,
+            Some(row) => row.is_tail.then_some(row.end),
+        }
+    }
+
+    /// Reads both chains in the order of commits. Returns how many bytes were read.
+    fn replay(&mut self, used: Vec<Used>, unfinished_headers: &mut Vec<u64>) -> u64 {
+        let mut chains: [Vec<(Used, u64)>; 2] = [Vec::new(), Vec::new()];
+        for used in used {
+            if let Some(from) = self.read_from(&used) {
+                chains[used.chain as usize].push((used, from));
+            }
+        }
+        let mut readers = chains.map(|segments| ChainReader::new(self.log.id(), segments));
+        let mut next: [Option<Frame>; 2] = [None, None];
+        let mut ends = Vec::new();
+        for chain in Chain::ALL {
+            next[chain as usize] = self.next_frame(&mut readers[chain as usize], &mut ends, unfinished_headers);
+        }
+        loop {
+            let chain = match &next {
+                [None, None] => break,
+                [Some(_), None] => Chain::Mail,
+                [None, Some(_)] => Chain::Copies,
+                [Some(mail), Some(copies)] if mail.header.commit < copies.header.commit => Chain::Mail,
+                [Some(_), Some(_)] => Chain::Copies,
+            };
+            let reader = &mut readers[chain as usize];
+            if let Some(frame) = next[chain as usize].take() {
+                self.apply_frame(&mut reader.bytes, &frame);
+            }
+            next[chain as usize] = self.next_frame(reader, &mut ends, unfinished_headers);
+        }
+        for Unfinished { segment, commit, region } in ends {
+            let Some(slot) = self.log.segments.by_number(segment).or_else(|| self.spare_of(segment)) else { continue };
+            let segment_of = self.log.segments.get(slot);
+            let mut bytes = SegmentBytes::default();
+            bytes.begin_at(Arc::clone(&segment_of.file), segment_of.capacity, region.start);
+            if commit < self.log.next_commit {
+                // A later commit was finished, so this one was, too.
+                self.quarantine_at(slot, segment, &mut bytes, region, Reason::Frame);
+            } else {
+                self.cut_at(slot, segment, &mut bytes, region);
+            }
+        }
+        readers.iter().map(|reader| reader.read_bytes).sum()
+    }
+
+    fn spare_of(&self, number: u64) -> Option<u16> {
+        self.log.segments.spares.iter().copied().find(|slot| self.log.segments.get(*slot).number == number)
+    }
+
+    fn next_frame(
+        &mut self,
+        reader: &mut ChainReader,
+        ends: &mut Vec<Unfinished>,
+        unfinished_headers: &mut Vec<u64>,
+    ) -> Option<Frame> {
+        loop {
+            match reader.next()? {
+                Step::Frame(frame) => return Some(frame),
+                Step::Unfinished(unfinished) => ends.push(unfinished),
+                Step::Damaged(segment, region) => {
+                    let slot = self.log.segments.by_number(segment).expect("a segment that is being read is in use");
+                    self.quarantine_at(slot, segment, &mut reader.bytes, region, Reason::Frame);
+                }
+                Step::Ended(ended) => self.end_segment(ended, unfinished_headers),
+            }
+        }
+    }
+
+    fn end_segment(&mut self, ended: Ended, unfinished_headers: &mut Vec<u64>) {
+        let Ended { used, end, frames, is_last } = ended;
+        let slot = used.slot;
+        if used.is_truncated {
+            let mut bytes = SegmentBytes::default();
+            bytes.begin(Arc::clone(&used.file), used.capacity);
+            self.quarantine_at(slot, used.number, &mut bytes, used.capacity..used.capacity, Reason::Truncated);
+        }
+        if used.is_salvaged && is_last && frames <= 1 {
+            unfinished_headers.push(used.number);
+        }
         let segment = self.log.segments.get_mut(slot);
         if end == SEGMENT_HEADER_BYTES as u64 && is_last && segment.live == 0 {
             // Its first commit was never finished. It keeps its number, which the next header passes over.
-            self.log.segments.in_use.pop_back();
+            self.log.directory.budget().refund(segment.charged);
+            segment.charged = 0;
+            segment.end = 0;
+            self.log.segments.in_use.retain(|other| *other != slot);
             self.log.segments.spares.push_back(slot);
-            return frames;
+            return;
         }
-        segment.end = end;
-        segment.charged = end;
-        self.log.directory.budget().charge(end);
-        frames
+        let charged = end.max(segment.charged);
+        self.log.directory.budget().charge(charged - segment.charged);
+        segment.end = end.max(segment.end);
+        segment.charged = charged;
     }
 
-    /// Returns where the segment ends, and how many frames were kept.
-    fn read_frames(&mut self, used: &Used, bytes: &mut SegmentBytes, is_last: bool) -> (u64, usize) {
-        let limit = used.sealed_end.unwrap_or(used.capacity).min(used.capacity);
-        let mut at = SEGMENT_HEADER_BYTES as u64;
-        let mut last_commit = used.first_commit.saturating_sub(1);
-        let mut frames = 0;
-        while at < limit {
-            let frame = bytes.presumed_frame(used, self.log.directory.id(), at, last_commit + 1);
-            let mut seen = Seen {
-                place: if used.sealed_end.is_some() { SurveyPlace::Sealed } else { SurveyPlace::Open },
-                is_first: at == SEGMENT_HEADER_BYTES as u64,
-                is_ours: frame.is_some(),
-                is_whole: false,
-                is_in_order: false,
-                has_whole_records: false,
-                is_followed: false,
-            };
-            let mut records = Vec::new();
-            if let Some(header) = &frame
-                && let Some(found) = bytes.records(header, at)
-            {
-                seen.is_whole = true;
-                seen.is_in_order = header.commit > last_commit;
-                seen.has_whole_records = found
-                    .iter()
-                    .all(|(position, record)| bytes.is_record_whole(used.generation, at + *position as u64, record));
-                records = found;
-            }
-            let mut next_whole = None;
-            if seen.needs_successor() {
-                next_whole = bytes.next_whole_frame(used, self.log.directory.id(), at + BLOCK_BYTES, limit);
-                seen.is_followed = next_whole.is_some() || (seen.is_ours && !is_last);
-            }
-            match decide(&seen) {
-                Verdict::Keep | Verdict::KeepWholeRecords => {
-                    let header = frame.expect("only a frame is kept");
-                    self.apply_frame(used, bytes, at, &header, &records);
-                    last_commit = header.commit;
-                    frames += 1;
-                    at += header.padded();
-                }
-                Verdict::Probe => {
-                    let next = next_whole.unwrap_or(limit);
-                    self.quarantine(used, bytes, at..next, Reason::Frame);
-                    at = next;
-                }
-                Verdict::Cut => {
-                    let length = frame.map_or(BLOCK_BYTES, |frame| frame.padded());
-                    self.cut(used, bytes, at..(at + length.max(BLOCK_BYTES)).min(limit));
-                    break;
-                }
-                Verdict::End => break,
-            }
-        }
-        (used.sealed_end.map_or(at, |sealed| sealed.min(used.capacity)), frames)
-    }
-
-    fn apply_frame(
-        &mut self,
-        used: &Used,
-        bytes: &mut SegmentBytes,
-        at: u64,
-        frame: &FrameHeader,
-        records: &[(usize, RecordHeader)],
-    ) {
+    fn apply_frame(&mut self, bytes: &mut SegmentBytes, frame: &Frame) {
+        let Frame { segment: number, generation, slot, at, header: frame_header, records } = frame;
         for (position, header) in records {
             let offset = at + *position as u64;
             let length = header.checked_length().expect("a length that was checked with the frame");
-            let applied = bytes.is_record_whole(used.generation, offset, header)
-                && self.apply_record(used, bytes.slice(offset, length), offset, header).is_some();
+            let is_whole = bytes.is_record_whole(*generation, offset, header);
+            let applied = is_whole && self.apply_record(*slot, bytes.slice(offset, length), offset, header).is_some();
             if !applied {
                 let reason = Reason::Record {
                     sequence: Sequence(header.sequence),
                     message: MessageId::from_raw(header.message),
                 };
-                self.quarantine(used, bytes, offset..offset + length as u64, reason);
+                self.quarantine_at(*slot, *number, bytes, offset..offset + length as u64, reason);
             }
             self.log.next_sequence = self.log.next_sequence.max(header.sequence + 1);
         }
-        let segment = self.log.segments.get_mut(used.slot);
-        segment.last_commit = frame.commit;
-        self.log.next_commit = self.log.next_commit.max(frame.commit + 1);
+        let segment = self.log.segments.get_mut(*slot);
+        segment.last_commit = segment.last_commit.max(frame_header.commit);
+        self.log.next_commit = self.log.next_commit.max(frame_header.commit + 1);
     }
 
     /// `None` when the record makes no sense, whole as it is.
-    fn apply_record(&mut self, used: &Used, record: &[u8], offset: u64, header: &RecordHeader) -> Option<()> {
-        let log = &mut *self.log;
+    fn apply_record(&mut self, slot: u16, record: &[u8], offset: u64, header: &RecordHeader) -> Option<()> {
         let id = MessageId::from_raw(header.message);
-        if header.sequence < log.next_sequence || id.log() != log.directory.id() {
+        let is_applied = header.sequence >= self.begin_sequence;
+        if id.log() != self.log.directory.id() || is_applied && header.sequence < self.log.next_sequence {
             return None;
         }
-        let place = Place::new(used.slot, offset, record.len());
+        let place = Place::new(slot, offset, record.len());
         let message = id.sequence().0;
         let archive = &record[header.archive_range()];
-        let is_news = header.sequence > log.event_cursor;
         let mut news = None;
         match header.kind {
             MESSAGE => {
@@ -439,21 +538,24 @@ impl Recovery<'_> {
                 if message != header.sequence {
                     return None;
                 }
-                if log.index.insert(message, place, envelope.recipients.len() as u32, &[]) {
-                    log.segments.get_mut(used.slot).add_live(place.length(), CommitNumber(0));
+                if is_applied {
+                    self.apply_message(header, place, envelope.recipients.len() as u32, &[]);
                 }
-                news = Some(RecordRef::Message { id, envelope, size: header.content_bytes() as u64 });
+                let size = header.content_bytes() as u64 + self.shared_body_bytes(header);
+                news = Some(RecordRef::Message { id, envelope, size });
             }
             OUTCOME => {
                 let outcome = rkyv::access::<ArchivedOutcome, Failure>(archive).ok()?;
                 if outcome.message != header.message {
                     return None;
                 }
-                let finished = outcome.results.iter().filter(|result| result.is_final());
-                let finished = finished.map(|result| result.index.to_native());
-                if let Some((before, true)) = log.index.settle(message, place, finished) {
-                    let record = before.entry.record();
-                    log.segments.get_mut(record.slot).remove_live(record.length(), CommitNumber(0));
+                if is_applied {
+                    let results = outcome.results.iter();
+                    let results = results.map(|result| (result.index.to_native(), Settles::from(result.is_final())));
+                    if let Some((before, _)) = self.log.index.settle(message, place, results) {
+                        self.log.recount(&before, CommitNumber(0));
+                        self.log.index.set_flag(message, TOUCHED, true);
+                    }
                 }
                 news = Some(RecordRef::Outcome { outcome });
             }
@@ -461,61 +563,205 @@ impl Recovery<'_> {
                 rkyv::access::<ArchivedEnvelope, Failure>(archive).ok()?;
                 let state = rkyv::access::<ArchivedCopiedState, Failure>(&record[header.state_range()]).ok()?;
                 let finished: Vec<u32> = state.finished.iter().map(|index| index.to_native()).collect();
-                let is_live = if let Some(before) = log.index.relocate(message, place) {
-                    let old = before.entry.record();
-                    log.segments.get_mut(old.slot).remove_live(old.length(), CommitNumber(0));
-                    true
+                if !is_applied {
+                } else if let Some(before) = self.log.index.relocate(message, place) {
+                    self.log.recount(&before, CommitNumber(0));
+                    self.mark(header, message);
                 } else {
-                    log.index.insert(message, place, state.recipients.to_native(), &finished)
-                };
-                if is_live {
-                    let segment = log.segments.get_mut(used.slot);
-                    segment.add_live(place.length(), CommitNumber(0));
-                    segment.copies.push(message);
+                    self.apply_message(header, place, state.recipients.to_native(), &finished);
+                }
+            }
+            STATE => {
+                rkyv::access::<ArchivedCopiedState, Failure>(archive).ok()?;
+                if is_applied && let Some(before) = self.log.index.restate(message, place) {
+                    self.log.recount(&before, CommitNumber(0));
+                    self.log.index.set_flag(message, TOUCHED, true);
+                }
+            }
+            BODY => {
+                if is_applied {
+                    let Log { bodies, segments, .. } = &mut *self.log;
+                    let moved = bodies.relocate(segments, message, place, CommitNumber(0));
+                    if moved.is_none() {
+                        let bytes = header.content_bytes() as u64;
+                        bodies.insert(segments, message, place, bytes, CommitNumber(0));
+                    }
                 }
             }
             _ => return None,
         }
-        let segment = log.segments.get_mut(used.slot);
-        segment.last_sequence = header.sequence;
+        let segment = self.log.segments.get_mut(slot);
+        segment.last_sequence = segment.last_sequence.max(header.sequence);
         if let Some(record) = news {
-            segment.last_event = header.sequence;
-            if is_news {
+            segment.last_event = segment.last_event.max(header.sequence);
+            if header.sequence > self.log.event_cursor {
                 (self.visit)(Recovered::Record { sequence: Sequence(header.sequence), record });
             }
         }
         Some(())
     }
 
-    fn visit_messages(&mut self) -> Result<(), RecoverError> {
-        let mut order: Vec<(u64, u32, u64)> = self
-            .log
-            .index
-            .iter()
-            .map(|entry| {
-                let place = entry.record();
-                (self.log.segments.get(place.slot).number, place.offset16, entry.sequence)
-            })
-            .collect();
+    /// A message or a copy of one that the index does not know.
+    fn apply_message(&mut self, header: &RecordHeader, place: Place, recipients: u32, finished: &[u32]) {
+        let message = MessageId::from_raw(header.message).sequence().0;
+        if !self.log.index.insert(message, place, recipients, finished) {
+            return;
+        }
+        self.log.segments.add_live(place, CommitNumber(0));
+        if header.shared_body != 0 {
+            self.log.index.set_body(message, header.shared_body);
+        }
+        self.mark(header, message);
+    }
+
+    /// A record that holds the message's whole state was found.
+    fn mark(&mut self, header: &RecordHeader, message: u64) {
+        let is_held = header.flags & RecordHeader::HELD != 0 || header.sequence <= self.held_below;
+        self.log.index.set_flag(message, HELD, is_held);
+        self.log.index.set_flag(message, TOUCHED, true);
+    }
+
+    fn shared_body_bytes(&self, header: &RecordHeader) -> u64 {
+        let body = self.log.bodies.get(header.shared_body).filter(|_| header.shared_body != 0);
+        body.map_or(0, |body| body.bytes)
+    }
+
+    /// Counts who names each shared body; those that nobody names are dead.
+    fn count_bodies(&mut self) {
+        let Log { index, bodies, segments, .. } = &mut *self.log;
+        for body in index.shared_bodies() {
+            bodies.reference(segments, body, CommitNumber(0));
+        }
+        bodies.release_all(segments);
+    }
+
+    /// Reports what was in segments that are not there, and forgets it.
+    fn find_lost(&mut self) {
+        let log = &*self.log;
+        let is_nowhere = |place: Place| place.slot == NOWHERE;
+        let is_lost = |entry: &&Entry| is_nowhere(entry.record()) || log.index.states(entry).any(is_nowhere);
+        let lost: Vec<Entry> = log.index.iter().filter(is_lost).copied().collect();
+        for entry in lost {
+            let message = MessageId::new(self.log.id(), Sequence(entry.sequence()));
+            self.report(Quarantine {
+                log: self.log.id(),
+                file: self.log.directory.path().to_owned(),
+                offset: entry.record().offset(),
+                bytes: entry.record().length(),
+                reason: Reason::Lost { message },
+                kept: Kept::Not { reason: "there is nothing".to_owned() },
+            });
+            if is_nowhere(entry.record()) {
+                if let Some(before) = self.log.index.remove(entry.sequence()) {
+                    self.log.recount(&before, CommitNumber(0));
+                }
+            } else {
+                let states: Vec<Place> = self.log.index.states(&entry).collect();
+                self.log.index.forget_states(entry.sequence());
+                for state in states {
+                    self.log.segments.remove_live(state, CommitNumber(0));
+                }
+                self.log.index.set_flag(entry.sequence(), TOUCHED, true);
+            }
+        }
+    }
+
+    fn tell_summaries(&mut self, checkpoint: &Checkpoint) {
+        let log = self.log.id();
+        let visit = &mut *self.visit;
+        if self.reads_everything {
+            return;
+        }
+        checkpoint.tell_summaries(&mut self.log.index, |sequence, pending, summary| {
+            let mut handle = None;
+            let id = MessageId::new(log, Sequence(sequence));
+            visit(Recovered::Summary { id, summary, pending, handle: &mut handle });
+            handle
+        });
+    }
+
+    /// Reads and tells the messages that no summary told.
+    fn tell_messages(&mut self) -> Result<(), RecoverError> {
+        let place = |entry: &Entry| {
+            let place = entry.record();
+            (self.log.segments.get(place.slot).number, place.offset16, entry.sequence())
+        };
+        let is_told_now = |entry: &&Entry| self.reads_everything || entry.has(TOUCHED);
+        let mut order: Vec<(u64, u32, u64)> = self.log.index.iter().filter(is_told_now).map(place).collect();
         order.sort_unstable();
         let mut records = Window::new(RECOVERY_READ_BYTES);
-        let mut outcomes = Window::new(OUTCOME_WINDOW_BYTES);
+        let mut states = Window::new(STATES_WINDOW_BYTES);
         for (_, _, sequence) in order {
+            self.log.index.set_flag(sequence, TOUCHED, false);
             let entry = *self.log.index.get(sequence).expect("an entry that was just listed");
             let place = entry.record();
             let id = MessageId::new(self.log.id(), Sequence(sequence));
             let segment = self.log.segments.get(place.slot);
             let (memory, start) = records.get(segment, place).map_err(|error| self.io_error(place.slot, error))?;
             let header = RecordHeader::decode(&memory[start..start + RECORD_HEADER_BYTES]);
-            if check_header(&header, id, place).is_err() {
-                continue; // It was whole a moment ago; whoever asks for it will be told.
+            let mut message = Message::new(Memory::Owned(memory), start, segment.generation, header);
+            let is_right = check_header(&header, id, place).is_ok()
+                && message.envelope().is_ok()
+                && (!self.reads_everything || message.content_matches());
+            if !is_right {
+                // Records behind the checkpoint were whole a moment ago; others are read only now.
+                self.quarantine_record(&entry, id);
+                continue;
             }
-            let message = Message::new(Memory::Owned(memory), start, segment.generation, header);
+            if let Some(body) = self.log.index.body(&entry) {
+                match self.read_shared_body(body) {
+                    Some((memory, header)) => message = message.with_body(memory, 0, header),
+                    None => {
+                        self.quarantine_record(&entry, id);
+                        continue;
+                    }
+                }
+            }
             let pending = self.log.index.pending(&entry);
-            let results = self.latest_results(&entry, &message, &pending, &mut outcomes);
-            (self.visit)(Recovered::Message { id, message: &message, pending: &pending, results: &results });
+            let results = self.latest_results(&entry, &message, &pending, &mut states);
+            if entry.has(HELD) {
+                (self.visit)(Recovered::Held { id, message: &message, pending: &pending, results: &results });
+                continue;
+            }
+            let mut handle = 0;
+            let told =
+                Recovered::Message { id, message: &message, pending: &pending, results: &results, handle: &mut handle };
+            (self.visit)(told);
+            self.log.index.set_handle(sequence, handle);
         }
         Ok(())
+    }
+
+    fn quarantine_record(&mut self, entry: &Entry, message: MessageId) {
+        let place = entry.record();
+        let segment = self.log.segments.get(place.slot);
+        let number = segment.number;
+        let mut bytes = SegmentBytes::default();
+        bytes.begin_at(Arc::clone(&segment.file), segment.capacity, place.offset());
+        let region = place.offset()..place.offset() + place.length();
+        let sequence = RecordHeader::decode(bytes.slice(region.start, RECORD_HEADER_BYTES)).sequence;
+        let reason = Reason::Record { sequence: Sequence(sequence), message };
+        self.quarantine_at(place.slot, number, &mut bytes, region, reason);
+    }
+
+    fn read_shared_body(&mut self, sequence: u64) -> Option<(Memory, RecordHeader)> {
+        let place = self.log.bodies.get(sequence)?.place;
+        if place.slot == NOWHERE {
+            return None;
+        }
+        let segment = self.log.segments.get(place.slot);
+        let memory = match self.log.bodies.read_lately(sequence) {
+            Some(memory) => memory,
+            None => {
+                let mut memory = ReadBuffer::new();
+                memory.resize(place.length() as usize, 0);
+                read_exact_at(segment.file.as_ref(), &mut memory, place.offset()).ok()?;
+                Arc::new(memory)
+            }
+        };
+        let header = crate::commit::check_body(sequence, place, segment.generation, &memory).ok()?;
+        self.log.bodies.keep_read(sequence, &memory);
+        Some((Memory::Owned(memory), header))
     }
 
     /// What the outcomes since the record, and the copied state in it, say of the pending recipients.
@@ -527,27 +773,19 @@ impl Recovery<'_> {
         window: &mut Window,
     ) -> Vec<RecipientResult> {
         let mut results = Vec::new();
-        let mut next = entry.outcome();
-        while let Some(place) = next {
+        for place in self.log.index.states(entry) {
             let segment = self.log.segments.get(place.slot);
-            let Ok((memory, start)) = window.get(segment, place) else { break };
+            let Ok((memory, start)) = window.get(segment, place) else { continue };
             let record = &memory[start..start + place.length() as usize];
-            let Some((header, outcome)) = read_outcome(message.id(), segment.generation, record) else { break };
-            merge_older(&mut results, outcome);
-            results.retain(|result| pending.binary_search(&result.index).is_ok());
-            next = if results.len() < pending.len() { self.log.previous_outcome(&header) } else { None };
+            let Some((_, told)) = read_state(message.id(), segment.generation, record) else { continue };
+            told.add_to(&mut results);
         }
         let header = message.header();
         if header.kind == COPY {
             let state = rkyv::access::<ArchivedCopiedState, Failure>(message.bytes(header.state_range()));
-            for result in state.iter().flat_map(|state| state.deferred.iter()) {
-                let index = result.index.to_native();
-                let is_news = results.iter().all(|newer| newer.index != index);
-                if is_news && pending.binary_search(&index).is_ok() {
-                    results.push(result.to_result());
-                }
-            }
+            add_older(&mut results, state.iter().flat_map(|state| state.deferred.iter()));
         }
+        results.retain(|result| pending.binary_search(&result.index).is_ok());
         results.sort_unstable_by_key(|result| result.index);
         results
     }
@@ -557,7 +795,7 @@ impl Recovery<'_> {
         bytes.begin(Arc::clone(&found.file), found.capacity);
         let region = 0..(SEGMENT_HEADER_BYTES as u64).min(found.capacity);
         if is_unfinished && found.reason == Reason::SegmentHeader {
-            self.cut_at(found.slot, found.number, &mut bytes, region, true);
+            self.cut_at(found.slot, found.number, &mut bytes, region);
         } else {
             self.quarantine_at(found.slot, found.number, &mut bytes, region, found.reason);
         }
@@ -565,18 +803,6 @@ impl Recovery<'_> {
 
     fn report(&mut self, quarantine: Quarantine) {
         (self.visit)(Recovered::Quarantined(&quarantine));
-    }
-
-    fn quarantine(&mut self, used: &Used, bytes: &mut SegmentBytes, region: Range<u64>, reason: Reason) {
-        if let Some(held) = &mut self.held {
-            held.push((region, reason));
-            return;
-        }
-        self.quarantine_at(used.slot, used.number, bytes, region, reason);
-    }
-
-    fn cut(&mut self, used: &Used, bytes: &mut SegmentBytes, region: Range<u64>) {
-        self.cut_at(used.slot, used.number, bytes, region, true);
     }
 
     fn quarantine_at(&mut self, slot: u16, number: u64, bytes: &mut SegmentBytes, region: Range<u64>, reason: Reason) {
@@ -592,10 +818,9 @@ impl Recovery<'_> {
         self.report(quarantine);
     }
 
-    fn cut_at(&mut self, slot: u16, number: u64, bytes: &mut SegmentBytes, region: Range<u64>, is_certain: bool) {
+    fn cut_at(&mut self, slot: u16, number: u64, bytes: &mut SegmentBytes, region: Range<u64>) {
         let kept = self.keep("cut", number, bytes, region.clone());
         let cut = Cut {
-            is_certain,
             log: self.log.id(),
             file: self.log.segment_path(slot),
             offset: region.start,
@@ -627,215 +852,6 @@ impl Recovery<'_> {
 
     fn io_error(&self, slot: u16, error: io::Error) -> RecoverError {
         RecoverError::Io { path: self.log.segment_path(slot), error }
-    }
-}
-
-/// What recovery found at a block boundary.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Seen {
-    pub(crate) place: SurveyPlace,
-    /// The segment's first frame, which its header was written with.
-    pub(crate) is_first: bool,
-    /// A frame header of this segment's present use, perhaps with one field damaged.
-    pub(crate) is_ours: bool,
-    /// The header and all record headers are as they were written.
-    pub(crate) is_whole: bool,
-    /// Its commit number is above all before.
-    pub(crate) is_in_order: bool,
-    pub(crate) has_whole_records: bool,
-    /// A whole frame comes later.
-    pub(crate) is_followed: bool,
-}
-
-impl Seen {
-    /// Whether it matters what comes later, which costs reading it.
-    fn needs_successor(&self) -> bool {
-        !(self.is_ours && self.is_whole && self.is_in_order && self.has_whole_records)
-    }
-}
-
-/// What is done about it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// Apply all records.
-    Keep,
-    /// Apply those that are whole, quarantine the others.
-    KeepWholeRecords,
-    /// Quarantine up to the next whole frame, or the segment's end.
-    Probe,
-    /// An unfinished commit: keep its bytes aside, and end here.
-    Cut,
-    /// Nothing was written here in the present use.
-    End,
-}
-
-/// A row of the table; `None` means that it does not matter.
-pub(crate) struct Row {
-    place: Option<SurveyPlace>,
-    is_first: Option<bool>,
-    is_ours: Option<bool>,
-    is_whole: Option<bool>,
-    is_in_order: Option<bool>,
-    has_whole_records: Option<bool>,
-    is_followed: Option<bool>,
-    verdict: Verdict,
-}
-
-impl Row {
-    fn matches(&self, seen: &Seen) -> bool {
-        fn fits<T: PartialEq>(wanted: Option<T>, found: T) -> bool {
-            wanted.is_none_or(|wanted| wanted == found)
-        }
-        fits(self.place, seen.place)
-            && fits(self.is_first, seen.is_first)
-            && fits(self.is_ours, seen.is_ours)
-            && fits(self.is_whole, seen.is_whole)
-            && fits(self.is_in_order, seen.is_in_order)
-            && fits(self.has_whole_records, seen.has_whole_records)
-            && fits(self.is_followed, seen.is_followed)
-    }
-}
-
-fn decide(seen: &Seen) -> Verdict {
-    TABLE.iter().find(|row| row.matches(seen)).expect("the table covers everything, which a test shows").verdict
-}
-
-const fn row(
-    place: Option<SurveyPlace>,
-    [is_first, is_ours, is_whole, is_in_order, has_whole_records, is_followed]: [Option<bool>; 6],
-    verdict: Verdict,
-) -> Row {
-    Row { place, is_first, is_ours, is_whole, is_in_order, has_whole_records, is_followed, verdict }
-}
-
-const ANY: Option<bool> = None;
-const YES: Option<bool> = Some(true);
-const NO: Option<bool> = Some(false);
-const SEALED: Option<SurveyPlace> = Some(SurveyPlace::Sealed);
-const OPEN: Option<SurveyPlace> = Some(SurveyPlace::Open);
-
-/// From what was found to what is done; exactly one row fits anything that can be found.
-#[rustfmt::skip]
-pub(crate) const TABLE: [Row; 13] = [
-    //           first ours whole order records followed
-    row(None,   [ANY, YES, YES, YES, YES, ANY], Verdict::Keep),
-    // Below the end that the next segment's header tells, whatever is wrong is damage.
-    row(SEALED, [ANY, NO,  ANY, ANY, ANY, ANY], Verdict::Probe),
-    row(SEALED, [ANY, YES, NO,  ANY, ANY, ANY], Verdict::Probe),
-    row(SEALED, [ANY, YES, YES, NO,  ANY, ANY], Verdict::Probe),
-    row(SEALED, [ANY, YES, YES, YES, NO,  ANY], Verdict::KeepWholeRecords),
-    // In the last segment, it is damage when a whole frame comes later, and else the end of what was written.
-    row(OPEN,   [ANY, NO,  ANY, ANY, ANY, YES], Verdict::Probe),
-    row(OPEN,   [NO,  NO,  ANY, ANY, ANY, NO],  Verdict::End),
-    row(OPEN,   [YES, NO,  ANY, ANY, ANY, NO],  Verdict::Cut),
-    row(OPEN,   [ANY, YES, NO,  ANY, ANY, YES], Verdict::Probe),
-    row(OPEN,   [ANY, YES, NO,  ANY, ANY, NO],  Verdict::Cut),
-    row(OPEN,   [ANY, YES, YES, NO,  ANY, ANY], Verdict::Probe),
-    row(OPEN,   [ANY, YES, YES, YES, NO,  YES], Verdict::KeepWholeRecords),
-    row(OPEN,   [ANY, YES, YES, YES, NO,  NO],  Verdict::Cut),
-];
-
-/// A segment's bytes, read as far as they were asked for.
-#[derive(Default)]
-pub(crate) struct SegmentBytes {
-    file: Option<Arc<dyn StorageFile>>,
-    length: usize,
-    buffer: ReadBuffer,
-    filled: usize,
-}
-
-impl SegmentBytes {
-    pub(crate) fn begin(&mut self, file: Arc<dyn StorageFile>, length: u64) {
-        self.file = Some(file);
-        self.length = length as usize;
-        self.filled = 0;
-    }
-
-    /// The bytes at `offset`; those behind the file's end, and those that the medium does not give back, read as zeros.
-    pub(crate) fn slice(&mut self, offset: u64, length: usize) -> &[u8] {
-        let end = offset as usize + length;
-        self.fill(end);
-        &self.buffer[offset as usize..end]
-    }
-
-    fn fill(&mut self, end: usize) {
-        if self.buffer.len() < end {
-            self.buffer.resize(end.next_multiple_of(RECOVERY_READ_BYTES).min(self.length.max(end)), 0);
-        }
-        while self.filled < end {
-            let start = self.filled;
-            let stop = self.buffer.len().min(start + RECOVERY_READ_BYTES);
-            let readable = stop.min(self.length).max(start);
-            self.buffer[start..stop].fill(0);
-            let file = self.file.as_ref().expect("a file was begun");
-            if read_exact_at(file.as_ref(), &mut self.buffer[start..readable], start as u64).is_err() {
-                self.buffer[start..stop].fill(0);
-                for block in (start..readable).step_by(BLOCK_BYTES as usize) {
-                    let block = block..(block + BLOCK_BYTES as usize).min(readable);
-                    let at = block.start as u64;
-                    if read_exact_at(file.as_ref(), &mut self.buffer[block.clone()], at).is_err() {
-                        self.buffer[block].fill(0);
-                    }
-                }
-            }
-            self.filled = stop;
-        }
-    }
-
-    /// The frame header that was written at `at` in this use of the segment, perhaps damaged: three of its four marks
-    /// are right. What earlier uses left behind has one or two.
-    fn presumed_frame(&mut self, used: &Used, log: LogId, at: u64, commit: u64) -> Option<FrameHeader> {
-        let block = self.slice(at, BLOCK_BYTES as usize);
-        let has_magic = FrameHeader::has_magic(block);
-        let header = FrameHeader::decode(block);
-        let marks = [
-            has_magic,
-            header.log == log && header.segment == used.number,
-            header.generation == used.generation,
-            header.commit == commit,
-        ];
-        (marks.into_iter().filter(|mark| *mark).count() >= 3).then_some(header)
-    }
-
-    /// The frame header at `at`, if it is one of this log and of this use of the segment.
-    fn frame(&mut self, used: &Used, log: LogId, at: u64) -> Option<FrameHeader> {
-        let header = self.any_frame(log, at)?;
-        (header.segment == used.number && header.generation == used.generation).then_some(header)
-    }
-
-    /// The frame header at `at`, if it is one of this log.
-    pub(crate) fn any_frame(&mut self, log: LogId, at: u64) -> Option<FrameHeader> {
-        let block = self.slice(at, BLOCK_BYTES as usize);
-        FrameHeader::has_magic(block).then(|| FrameHeader::decode(block)).filter(|header| header.log == log)
-    }
-
-    /// The frame's record headers with their positions in it, if the frame is whole.
-    pub(crate) fn records(&mut self, header: &FrameHeader, at: u64) -> Option<Vec<(usize, RecordHeader)>> {
-        let length = header.length as usize;
-        if at as usize + length > self.length {
-            return None;
-        }
-        header.records(self.slice(at, length))
-    }
-
-    fn is_record_whole(&mut self, generation: u64, offset: u64, header: &RecordHeader) -> bool {
-        let Some(length) = header.checked_length() else { return false };
-        let record = self.slice(offset, length);
-        header.head_matches(generation, &record[..header.head_bytes()])
-            && header.content_matches(generation, &record[header.content_range()])
-    }
-
-    fn next_whole_frame(&mut self, used: &Used, log: LogId, from: u64, limit: u64) -> Option<u64> {
-        let mut at = from;
-        while at < limit {
-            if let Some(header) = self.frame(used, log, at)
-                && self.records(&header, at).is_some()
-            {
-                return Some(at);
-            }
-            at += BLOCK_BYTES;
-        }
-        None
     }
 }
 
@@ -873,56 +889,7 @@ impl Window {
 const MESSAGE: u8 = RecordKind::Message as u8;
 const OUTCOME: u8 = RecordKind::Outcome as u8;
 const COPY: u8 = RecordKind::Copy as u8;
+const STATE: u8 = RecordKind::State as u8;
+const BODY: u8 = RecordKind::Body as u8;
 
-const OUTCOME_WINDOW_BYTES: usize = 256 << 10;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Every combination that can be found fits exactly one row.
-    #[test]
-    fn the_table_covers_everything_once() {
-        for bits in 0..128_u32 {
-            let bit = |number: u32| bits >> number & 1 == 1;
-            let seen = Seen {
-                place: if bit(0) { SurveyPlace::Sealed } else { SurveyPlace::Open },
-                is_ours: bit(1),
-                is_whole: bit(2),
-                is_in_order: bit(3),
-                has_whole_records: bit(4),
-                is_followed: bit(5),
-                is_first: bit(6),
-            };
-            assert_eq!(TABLE.iter().filter(|row| row.matches(&seen)).count(), 1, "{seen:?}");
-        }
-    }
-
-    /// Nothing that may have been acknowledged is cut: neither what a later frame follows, nor what the next segment's
-    /// header vouches for. And nothing is applied that is not whole.
-    #[test]
-    fn the_table_keeps_the_promises() {
-        for bits in 0..128_u32 {
-            let bit = |number: u32| bits >> number & 1 == 1;
-            let seen = Seen {
-                place: if bit(0) { SurveyPlace::Sealed } else { SurveyPlace::Open },
-                is_ours: bit(1),
-                is_whole: bit(2),
-                is_in_order: bit(3),
-                has_whole_records: bit(4),
-                is_followed: bit(5),
-                is_first: bit(6),
-            };
-            let verdict = decide(&seen);
-            if seen.place == SurveyPlace::Sealed || seen.is_followed {
-                assert!(!matches!(verdict, Verdict::Cut | Verdict::End), "{seen:?}");
-            }
-            if matches!(verdict, Verdict::Keep | Verdict::KeepWholeRecords) {
-                assert!(seen.is_ours && seen.is_whole && seen.is_in_order, "{seen:?}");
-            }
-            if verdict == Verdict::Keep {
-                assert!(seen.has_whole_records, "{seen:?}");
-            }
-        }
-    }
-}
+const STATES_WINDOW_BYTES: usize = 256 << 10;

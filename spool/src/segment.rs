@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Arc, Weak};
 
 use crate::file::Map;
+use crate::format::{Chain, Seal};
+use crate::index::{NOWHERE, Place};
 use crate::record::CommitNumber;
 use crate::storage::StorageFile;
 
@@ -24,6 +26,7 @@ pub(crate) struct Segment {
     /// Of the present use, or of the last one while spare; 0 for a file that was never used.
     pub(crate) number: u64,
     pub(crate) generation: u64,
+    pub(crate) chain: Chain,
     /// Where acknowledged frames end; 0 when there are none.
     pub(crate) end: u64,
     pub(crate) first_sequence: u64,
@@ -31,13 +34,12 @@ pub(crate) struct Segment {
     pub(crate) last_commit: u64,
     /// Sequence of the last record that an event is derived from.
     pub(crate) last_event: u64,
-    /// Messages whose present record is here, and their bytes.
+    /// Records that count, and their bytes: of live messages, of shared bodies, and of the outcomes and states that
+    /// tell where a live message stands.
     pub(crate) live: u32,
     pub(crate) live_bytes: u64,
-    /// The commit that last took a message from here or gave it back.
+    /// The commit that last took a record from what counts here, or gave it back.
     pub(crate) changed_in: CommitNumber,
-    /// Messages that were copied here, by sequence; some may be gone.
-    pub(crate) copies: Vec<u64>,
     pub(crate) pins: u32,
     /// Reads under way.
     pub(crate) reads: u32,
@@ -64,6 +66,7 @@ impl Segment {
             capacity,
             number: 0,
             generation: 0,
+            chain: Chain::Mail,
             end: 0,
             first_sequence: 0,
             last_sequence: 0,
@@ -72,7 +75,6 @@ impl Segment {
             live: 0,
             live_bytes: 0,
             changed_in: CommitNumber(0),
-            copies: Vec::new(),
             pins: 0,
             reads: 0,
             charged: 0,
@@ -82,24 +84,30 @@ impl Segment {
     }
 
     /// Begins a use of the file.
-    pub(crate) fn begin(&mut self, number: u64, generation: u64, first_sequence: u64) {
+    pub(crate) fn begin(&mut self, chain: Chain, number: u64, generation: u64, first_sequence: u64) {
         assert_eq!(self.live, 0);
         assert_eq!(self.pins, 0);
         assert_eq!(self.charged, 0);
-        *self = Self { number, generation, first_sequence, ..Self::new(Arc::clone(&self.file), self.capacity) };
+        let fresh = Self::new(Arc::clone(&self.file), self.capacity);
+        *self = Self { chain, number, generation, first_sequence, ..fresh };
     }
 
-    pub(crate) fn add_live(&mut self, bytes: u64, commit: CommitNumber) {
+    fn add_live(&mut self, bytes: u64, commit: CommitNumber) {
         self.live += 1;
         self.live_bytes += bytes;
         self.changed_in = self.changed_in.max(commit);
     }
 
-    pub(crate) fn remove_live(&mut self, bytes: u64, commit: CommitNumber) {
+    fn remove_live(&mut self, bytes: u64, commit: CommitNumber) {
         assert!(self.live > 0);
         self.live -= 1;
         self.live_bytes -= bytes;
         self.changed_in = self.changed_in.max(commit);
+    }
+
+    /// What a later header tells of it.
+    pub(crate) fn seal(&self) -> Seal {
+        Seal { number: self.number, generation: self.generation, end: self.end, last_commit: self.last_commit }
     }
 
     pub(crate) fn heat(&mut self) {
@@ -147,6 +155,8 @@ pub(crate) struct SegmentTable {
     pub(crate) in_use: VecDeque<u16>,
     /// In the order in which they are to be used: those retired first, first.
     pub(crate) spares: VecDeque<u16>,
+    /// Segments in which nothing counted at some time; it is looked at again whether they can be retired.
+    pub(crate) dead: Vec<u16>,
 }
 
 impl SegmentTable {
@@ -180,6 +190,38 @@ impl SegmentTable {
     pub(crate) fn by_number(&self, number: u64) -> Option<u16> {
         let position = self.in_use.binary_search_by_key(&number, |slot| self.get(*slot).number).ok()?;
         Some(self.in_use[position])
+    }
+
+    /// A record counts from now on. Where it is nowhere (as recovery may find), nothing is counted.
+    pub(crate) fn add_live(&mut self, place: Place, commit: CommitNumber) {
+        if place.slot != NOWHERE {
+            self.get_mut(place.slot).add_live(place.length(), commit);
+        }
+    }
+
+    /// A record does not count any more.
+    pub(crate) fn remove_live(&mut self, place: Place, commit: CommitNumber) {
+        if place.slot == NOWHERE {
+            return;
+        }
+        let segment = self.get_mut(place.slot);
+        segment.remove_live(place.length(), commit);
+        if segment.live == 0 {
+            self.note_dead(place.slot);
+        }
+    }
+
+    /// Perhaps the segment can be retired.
+    pub(crate) fn note_dead(&mut self, slot: u16) {
+        if !self.dead.contains(&slot) {
+            self.dead.push(slot);
+        }
+    }
+
+    /// The newest segment of a chain that holds acknowledged frames.
+    pub(crate) fn newest(&self, chain: Chain) -> Option<&Segment> {
+        let in_use = self.in_use.iter().rev().map(|slot| self.get(*slot));
+        in_use.into_iter().find(|segment| segment.chain == chain && segment.end > 0)
     }
 
     pub(crate) fn allocated_bytes(&self) -> u64 {

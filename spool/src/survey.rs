@@ -2,11 +2,13 @@
 //!
 //! | the first block is | the file is |
 //! |---|---|
+//! | a header that the checkpoint lists, or one begun after it | in use |
+//! | any other header from before the checkpoint | dead: a spare |
 //! | a header below the highest tail | dead: a spare |
-//! | a header that a later one passes over | void: its only frame failed; a spare |
-//! | any other header | in use |
+//! | a header that a later one of its chain passes over | void: its only frame failed; a spare |
+//! | any header, where there is no checkpoint | in use |
 //! | blank | a spare, never used |
-//! | damaged, but whole frames of this log are behind it | in use, as the frames tell |
+//! | damaged, but whole frames of this log are behind it | in use, or dead, as the frames tell |
 //! | damaged, with none | a spare; its first block is kept and reported |
 //!
 //! A damaged first block is most often no damage but the begin of a use that was never acknowledged: the log went to
@@ -16,26 +18,36 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::checkpoint_format::{CheckpointHeader, SegmentRow};
 use crate::directory::{LogDirectory, parse_segment_name};
 use crate::error::RecoverError;
-use crate::format::{FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentBlock, SegmentHeader};
+use crate::format::{Chain, FORMAT_VERSION, SEGMENT_HEADER_BYTES, Seal, SegmentBlock, SegmentHeader};
 use crate::limits::{BLOCK_BYTES, SEGMENT_BYTES_MIN};
 use crate::record::LogId;
-use crate::recover::{Reason, SegmentBytes};
+use crate::recover::Reason;
+use crate::replay::SegmentBytes;
 use crate::segment::Segment;
 use crate::storage::{StorageFile, read_exact_at};
 
 /// Which part of a log a block belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// Below the end that the next segment's header tells.
+    /// Below the end that a later header, or the checkpoint, tells.
     Sealed,
     /// In a segment whose end nothing tells: the last one, or one whose successor's header is damaged.
     Open,
 }
 
-/// The files of a log, sorted out.
+/// The files of a log, as they are found.
 pub(crate) struct Survey {
+    /// By number.
+    found: Vec<Found>,
+    blank: Vec<(u16, Segment)>,
+    pub(crate) damaged_headers: Vec<DamagedHeader>,
+}
+
+/// The files of a log, sorted out.
+pub(crate) struct Sorted {
     /// Segments in use, by number.
     pub(crate) used: Vec<Used>,
     /// In the order in which they are to be used again.
@@ -44,7 +56,7 @@ pub(crate) struct Survey {
     /// Numbers of segments that a later one follows, and that are not there.
     pub(crate) missing: Vec<u64>,
     pub(crate) next_number: u64,
-    pub(crate) durable_tail: u64,
+    pub(crate) discarded: u64,
 }
 
 /// A segment to be read.
@@ -52,6 +64,7 @@ pub(crate) struct Used {
     pub(crate) slot: u16,
     pub(crate) file: Arc<dyn StorageFile>,
     pub(crate) capacity: u64,
+    pub(crate) chain: Chain,
     pub(crate) number: u64,
     pub(crate) generation: u64,
     pub(crate) first_sequence: u64,
@@ -60,6 +73,8 @@ pub(crate) struct Used {
     pub(crate) is_truncated: bool,
     /// The first block is damaged.
     pub(crate) is_salvaged: bool,
+    /// What the checkpoint tells of it.
+    pub(crate) row: Option<SegmentRow>,
 }
 
 /// A first block to be reported.
@@ -83,27 +98,24 @@ struct Found {
 
 impl Survey {
     pub(crate) fn take(directory: &LogDirectory) -> Result<Self, RecoverError> {
-        let mut survey = Self {
-            used: Vec::new(),
-            spares: Vec::new(),
-            damaged_headers: Vec::new(),
-            missing: Vec::new(),
-            next_number: 1,
-            durable_tail: 0,
-        };
+        let mut survey = Self { found: Vec::new(), blank: Vec::new(), damaged_headers: Vec::new() };
         let storage = directory.storage();
         let names = storage
             .names(directory.path())
             .map_err(|error| RecoverError::Io { path: directory.path().to_owned(), error })?;
         let mut slots: Vec<u16> = names.iter().filter_map(|name| parse_segment_name(name)).collect();
         slots.sort_unstable();
-        let mut found = Vec::new();
         for slot in slots {
-            found.extend(survey.look_at(directory, slot)?);
+            let found = survey.look_at(directory, slot)?;
+            survey.found.extend(found);
         }
-        found.sort_by_key(|found| found.header.number);
-        survey.sort_out(directory, found)?;
+        survey.found.sort_by_key(|found| found.header.number);
         Ok(survey)
+    }
+
+    /// The highest sequence in segments that had been given up before any of these headers was written.
+    pub(crate) fn discarded(&self) -> u64 {
+        self.found.iter().map(|found| found.header.discarded).max().unwrap_or(0)
     }
 
     fn look_at(&mut self, directory: &LogDirectory, slot: u16) -> Result<Option<Found>, RecoverError> {
@@ -138,7 +150,7 @@ impl Survey {
                 let mut segment = Segment::new(Arc::clone(&file), capacity);
                 let written = file.written_prefix().map_err(failed)?;
                 segment.zeroed = (written / BLOCK_BYTES * BLOCK_BYTES).min(capacity);
-                self.spares.push((slot, segment));
+                self.blank.push((slot, segment));
                 Ok(None)
             }
             SegmentBlock::Blank | SegmentBlock::Damaged => {
@@ -154,7 +166,7 @@ impl Survey {
                 match header {
                     Some(header) => Ok(Some(Found { slot, file, capacity, header, is_salvaged: true })),
                     None => {
-                        self.spares.push((slot, Segment::new(file, capacity)));
+                        self.blank.push((slot, Segment::new(file, capacity)));
                         Ok(None)
                     }
                 }
@@ -162,32 +174,50 @@ impl Survey {
         }
     }
 
-    /// `found` is sorted by number.
-    fn sort_out(&mut self, directory: &LogDirectory, found: Vec<Found>) -> Result<(), RecoverError> {
-        self.next_number = found.last().map_or(1, |last| last.header.number + 1);
-        self.durable_tail = found.iter().map(|found| found.header.tail).max().unwrap_or(0);
-        let headers: Vec<(SegmentHeader, bool)> = found.iter().map(|found| (found.header, found.is_salvaged)).collect();
-        let mut dead = Vec::new();
+    /// Tells what is in use, given what the checkpoint lists.
+    pub(crate) fn sort_out(
+        self,
+        directory: &LogDirectory,
+        checkpoint: Option<(&CheckpointHeader, &[SegmentRow])>,
+    ) -> Result<Sorted, RecoverError> {
+        let discarded = self.discarded();
+        let Self { found, blank, damaged_headers } = self;
+        let highest = found.last().map_or(1, |last| last.header.number + 1);
+        let mut sorted = Sorted {
+            used: Vec::new(),
+            spares: Vec::new(),
+            damaged_headers,
+            missing: Vec::new(),
+            next_number: checkpoint.map_or(1, |(header, _)| header.begin_segment).max(highest),
+            discarded: checkpoint.map_or(0, |(header, _)| header.discarded).max(discarded),
+        };
+        let begin = checkpoint.map_or(0, |(header, _)| header.begin_segment);
+        let rows = checkpoint.map_or(&[][..], |(_, rows)| rows);
+        let row_of = |header: &SegmentHeader| {
+            let is_it = |row: &&SegmentRow| row.number == header.number && row.generation == header.generation;
+            rows.iter().find(is_it).copied()
+        };
+        let tail = found.iter().map(|found| found.header.tail).max().unwrap_or(0);
+        let headers: Vec<SegmentHeader> =
+            found.iter().filter(|found| !found.is_salvaged).map(|found| found.header).collect();
         for found in found {
             let number = found.header.number;
-            let is_void = headers
-                .iter()
-                .any(|(later, is_salvaged)| !is_salvaged && later.previous_number < number && number < later.number);
-            if number < self.durable_tail || is_void {
+            let row = row_of(&found.header);
+            let is_dead = row.is_none() && (number < begin || number < tail || is_void(&headers, &found.header));
+            if is_dead {
                 let mut segment = Segment::new(found.file, found.capacity);
                 segment.number = number;
-                dead.push((found.slot, segment));
+                sorted.spares.push((found.slot, segment));
                 continue;
             }
-            if self.used.last().is_some_and(|last| last.number == number) {
-                self.put_aside(directory, found)?;
+            if sorted.used.last().is_some_and(|last| last.number == number) {
+                sorted.put_aside(directory, found)?;
                 continue;
             }
-            let sealed_end = headers.iter().find(|(later, _)| {
-                later.previous_number == number && later.previous_generation == found.header.generation
-            });
-            self.used.push(Used {
+            let closed = row.filter(|row| !row.is_tail).map(|row| row.end);
+            sorted.used.push(Used {
                 slot: found.slot,
+                chain: row.map_or(found.header.chain, |row| row.chain),
                 is_salvaged: found.is_salvaged,
                 is_truncated: found.header.capacity > found.capacity,
                 file: found.file,
@@ -196,22 +226,26 @@ impl Survey {
                 generation: found.header.generation,
                 first_sequence: found.header.first_sequence,
                 first_commit: found.header.first_commit,
-                sealed_end: sealed_end.map(|(later, _)| later.previous_end),
+                sealed_end: closed.or_else(|| sealed_end(&headers, &found.header)),
+                row,
             });
         }
-        for (header, _) in &headers {
-            let before = header.previous_number;
-            let is_there = self.used.binary_search_by_key(&before, |used| used.number).is_ok();
-            if before != 0 && before >= self.durable_tail && header.number >= self.durable_tail && !is_there {
-                self.missing.push(before);
+        // Without the checkpoint nothing tells what is missing and what was used again.
+        let is_known = checkpoint.is_some() || discarded == 0;
+        for header in headers.iter().filter(|header| is_known && header.number >= begin.max(tail)) {
+            let before = header.previous.number;
+            let is_there = sorted.used.binary_search_by_key(&before, |used| used.number).is_ok();
+            if before != 0 && before >= begin.max(tail) && !is_there {
+                sorted.missing.push(before);
             }
         }
-        self.missing.dedup();
-        dead.append(&mut self.spares);
-        self.spares = dead;
-        Ok(())
+        sorted.missing.dedup();
+        sorted.spares.extend(blank);
+        Ok(sorted)
     }
+}
 
+impl Sorted {
     /// A second file of the same number was put here by somebody: it goes to the side, unread.
     fn put_aside(&mut self, directory: &LogDirectory, found: Found) -> Result<(), RecoverError> {
         let storage = directory.storage();
@@ -234,6 +268,21 @@ impl Survey {
     }
 }
 
+/// Whether a later header passes over this one: its segment's only frame failed.
+fn is_void(headers: &[SegmentHeader], header: &SegmentHeader) -> bool {
+    headers.iter().filter(|later| later.number > header.number).any(|later| {
+        let seal = if later.chain == header.chain { later.previous } else { later.other };
+        // Without a seal the other chain went on, but with none its own has nothing before.
+        (later.chain == header.chain || seal.number != 0) && seal.number < header.number
+    })
+}
+
+/// Where a later header says that a segment ends.
+fn sealed_end(headers: &[SegmentHeader], header: &SegmentHeader) -> Option<u64> {
+    let is_it = |seal: &Seal| seal.number == header.number && seal.generation == header.generation;
+    headers.iter().flat_map(|later| [later.previous, later.other]).find(is_it).map(|seal| seal.end)
+}
+
 /// Looks for whole frames behind a damaged first block. Those of the file's latest use count; what is left of earlier
 /// uses is dead.
 fn salvage(file: &Arc<dyn StorageFile>, capacity: u64, log: LogId) -> Option<SegmentHeader> {
@@ -243,7 +292,7 @@ fn salvage(file: &Arc<dyn StorageFile>, capacity: u64, log: LogId) -> Option<Seg
     let mut at = SEGMENT_HEADER_BYTES as u64;
     while at < capacity {
         let frame = bytes.any_frame(log, at);
-        let Some(frame) = frame.filter(|frame| bytes.records(frame, at).is_some()) else {
+        let Some((frame, records)) = frame.and_then(|frame| Some((frame, bytes.records(&frame, at)?))) else {
             at += BLOCK_BYTES;
             continue;
         };
@@ -255,12 +304,16 @@ fn salvage(file: &Arc<dyn StorageFile>, capacity: u64, log: LogId) -> Option<Seg
                 first_sequence: frame.first_sequence,
                 first_commit: frame.commit,
                 tail: 0,
-                previous_number: 0,
-                previous_generation: 0,
-                previous_end: 0,
-                previous_commit: 0,
+                previous: Seal::default(),
                 capacity,
+                discarded: 0,
+                chain: Chain::Copies,
+                other: Seal::default(),
             });
+        }
+        let is_mail = records.is_empty() || records.iter().any(|(_, record)| record.is_event());
+        if let Some(salvaged) = salvaged.as_mut().filter(|salvaged| is_mail && salvaged.number == frame.segment) {
+            salvaged.chain = Chain::Mail;
         }
         at += frame.padded();
     }

@@ -80,6 +80,8 @@ fn every_image_holds_what_was_acknowledged() {
         all.cuts += seen.cuts;
         all.flights_found += seen.flights_found;
         all.refused += seen.refused;
+        all.checkpoints += seen.checkpoints;
+        all.summaries += seen.summaries;
     }
     println!("{images} images in {seed} histories: {all:?}");
     // Else the histories have become too tame to show anything.
@@ -88,4 +90,6 @@ fn every_image_holds_what_was_acknowledged() {
     assert!(all.reopened > 0);
     assert!(all.cuts > 0);
     assert!(all.flights_found > 0);
+    assert!(all.checkpoints > 0);
+    assert!(all.summaries > 0);
 }

@@ -19,7 +19,7 @@ fn options() -> SpoolOptions {
 }
 
 fn settle(log: &mut Log) {
-    while let Some(operation) = log.poll_operation(Duration::ZERO) {
+    while let Some(operation) = log.poll_operation(Duration::ZERO, &mut ()) {
         log.handle_completion(Duration::ZERO, execute(operation));
     }
 }
@@ -53,7 +53,11 @@ fn the_number_of_shards_may_change() {
                 assert_eq!(usize::from(directory.id().0) % shards, shard);
                 assert_eq!(directory.is_active(), position == 0);
                 assert!(!removed.contains(&directory.id()));
-                let recover = RecoverOptions { seed: round as u64, event_cursor: Sequence(u64::MAX) };
+                let recover = RecoverOptions {
+                    seed: round as u64,
+                    event_cursor: Sequence(u64::MAX),
+                    ..RecoverOptions::default()
+                };
                 let mut log = Log::recover(directory, recover, &mut |recovered| match recovered {
                     Recovered::Message { id, .. } => assert!(found.insert(id)),
                     other => panic!("{other:?}"),
@@ -111,7 +115,7 @@ fn a_newer_format_is_refused_by_name() {
     {
         let mut spool = open(&disk).unwrap();
         let directory = spool.assign(1).unwrap().remove(0).remove(0);
-        let recover = RecoverOptions { seed: 1, event_cursor: Sequence(0) };
+        let recover = RecoverOptions { seed: 1, event_cursor: Sequence(0), ..RecoverOptions::default() };
         let mut log = Log::recover(directory, recover, &mut |_| {}).unwrap();
         let recipients = vec![Recipient::default()];
         log.append_message(&Envelope { recipients, ..Envelope::default() }, b"", b"x").unwrap();
@@ -124,13 +128,13 @@ fn a_newer_format_is_refused_by_name() {
     disk.set_bytes(segment, newer);
     let error = {
         let directory = open(&disk).unwrap().assign(1).unwrap().remove(0).remove(0);
-        let recover = RecoverOptions { seed: 1, event_cursor: Sequence(0) };
+        let recover = RecoverOptions { seed: 1, event_cursor: Sequence(0), ..RecoverOptions::default() };
         Log::recover(directory, recover, &mut |_| {}).unwrap_err()
     };
-    assert!(matches!(error, RecoverError::NewerVersion { found: 9, known: 1, .. }));
+    assert!(matches!(error, RecoverError::NewerVersion { found: 9, known: 2, .. }));
     assert_eq!(
         error.to_string(),
-        "/spool/log-0000/segment-0000: format version 9 is newer than 1, the newest that this program knows; \
+        "/spool/log-0000/segment-0000: format version 9 is newer than 2, the newest that this program knows; \
          use the program that wrote it"
     );
 
@@ -140,7 +144,7 @@ fn a_newer_format_is_refused_by_name() {
     foreign[8..12].copy_from_slice(&crc.to_le_bytes());
     disk.set_bytes(segment, foreign);
     let directory = open(&disk).unwrap().assign(1).unwrap().remove(0).remove(0);
-    let recover = RecoverOptions { seed: 1, event_cursor: Sequence(0) };
+    let recover = RecoverOptions { seed: 1, event_cursor: Sequence(0), ..RecoverOptions::default() };
     let error = Log::recover(directory, recover, &mut |_| {}).unwrap_err();
     assert!(matches!(error, RecoverError::ForeignSegment { log: LogId(7), .. }));
     disk.set_bytes(segment, good);
@@ -148,9 +152,9 @@ fn a_newer_format_is_refused_by_name() {
     let meta = Path::new("/spool/SPOOL");
     let good = disk.bytes(meta);
     let mut newer = good.clone();
-    newer[12] = 2;
+    newer[12] = 3;
     disk.set_bytes(meta, newer);
-    assert!(matches!(open(&disk), Err(OpenError::NewerVersion { found: 2, known: 1, .. })));
+    assert!(matches!(open(&disk), Err(OpenError::NewerVersion { found: 3, known: 2, .. })));
     let mut damaged = good.clone();
     damaged[17] ^= 1;
     disk.set_bytes(meta, damaged);

@@ -19,7 +19,12 @@ fn options() -> SpoolOptions {
 fn recover(path: &std::path::Path, visit: &mut dyn FnMut(Recovered<'_>)) -> (Spool, Log) {
     let mut spool = Spool::open(path, options()).unwrap();
     let directory = spool.assign(1).unwrap().remove(0).remove(0);
-    let log = Log::recover(directory, RecoverOptions { seed: 5, event_cursor: Sequence(0) }, visit).unwrap();
+    let log = Log::recover(
+        directory,
+        RecoverOptions { seed: 5, event_cursor: Sequence(0), ..RecoverOptions::default() },
+        visit,
+    )
+    .unwrap();
     (spool, log)
 }
 
@@ -28,7 +33,7 @@ async fn settle(log: &mut Log, now: Duration) -> Vec<Progress> {
     let mut progress = Vec::new();
     loop {
         let mut running = Vec::new();
-        while let Some(operation) = log.poll_operation(now) {
+        while let Some(operation) = log.poll_operation(now, &mut ()) {
             running.push(tokio_uring::spawn(execute_on_ring(operation)));
         }
         if running.is_empty() {

@@ -24,7 +24,7 @@ fn options() -> SpoolOptions {
 fn open(storage: Arc<dyn Storage>, path: &Path, options: SpoolOptions) -> (Spool, Log) {
     let mut spool = Spool::open_on(storage, path, options).unwrap();
     let directory = spool.assign(1).unwrap().remove(0).remove(0);
-    let recover = RecoverOptions { seed: 1, event_cursor: Sequence(u64::MAX) };
+    let recover = RecoverOptions { seed: 1, event_cursor: Sequence(u64::MAX), ..RecoverOptions::default() };
     let log = Log::recover(directory, recover, &mut |_| {}).unwrap();
     (spool, log)
 }
@@ -47,9 +47,17 @@ fn outcome(id: MessageId, fate: Fate, attempts: u32) -> Outcome {
 
 /// Runs what there is to do at `now`.
 fn settle(log: &mut Log, now: Duration) {
-    while let Some(operation) = log.poll_operation(now) {
+    while let Some(operation) = log.poll_operation(now, &mut ()) {
         let progress = log.handle_completion(now, execute(operation));
         assert!(!matches!(progress, Progress::Failed { .. }));
+    }
+}
+
+/// Lets time pass, and the log do what it does by itself.
+fn rest(log: &mut Log, now: &mut Duration) {
+    for _ in 0..30 {
+        *now += Duration::from_millis(50);
+        settle(log, *now);
     }
 }
 
@@ -82,8 +90,7 @@ fn at_its_maximum_size_it_refuses_mail_and_empties() {
                 log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
                 settle(&mut log, now);
             }
-            now += Duration::from_secs(10);
-            settle(&mut log, now);
+            rest(&mut log, &mut now);
             assert_eq!(log.is_open_for_mail(), Ok(()), "round {round}");
         }
     }
@@ -94,13 +101,14 @@ fn without_space_on_the_device_it_refuses_mail_takes_outcomes_and_recovers() {
     let disk = SimDisk::new(1);
     let (_spool, mut log) = open(Arc::new(disk.clone()), Path::new("/spool"), options());
     let (mut ids, mut now) = (VecDeque::new(), Duration::ZERO);
-    disk.set_faults(Faults { capacity: Some(6 * SEGMENT_BYTES), ..Faults::default() });
+    disk.set_faults(Faults { capacity: Some(8 * SEGMENT_BYTES), ..Faults::default() });
     assert_eq!(fill(&mut log, now, &mut ids), Closed::NoSpace);
     assert!(log.next_timeout().is_some(), "it tries again by itself");
     for id in ids.drain(..) {
         log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
         settle(&mut log, now);
     }
+    rest(&mut log, &mut now);
     assert_eq!(log.is_open_for_mail(), Ok(()));
     assert_eq!(fill(&mut log, now, &mut ids), Closed::NoSpace);
     disk.set_faults(Faults::default());
@@ -109,38 +117,49 @@ fn without_space_on_the_device_it_refuses_mail_takes_outcomes_and_recovers() {
     assert_eq!(log.is_open_for_mail(), Ok(()));
 }
 
-/// A message that is deferred for long is copied out of the way, with its attempts and its due time.
+/// Messages that are deferred for long are copied out of the way, with their attempts and their due times; what they
+/// need on the disk stays in proportion to them.
 #[test]
-fn a_message_that_stays_does_not_hold_the_log_back() {
+fn messages_that_stay_do_not_hold_the_log_back() {
     let disk = SimDisk::new(1);
     let (spool, mut log) = open(Arc::new(disk.clone()), Path::new("/spool"), options());
     let mut now = Duration::ZERO;
-    let (stays, _) = log.append_message(&envelope(), b"P", b"stays").unwrap();
-    log.append_outcome(&outcome(stays, Fate::Deferred { due_ms: 77 }, 3)).unwrap();
-    for _ in 0..1_000 {
+    let mut stay = Vec::new();
+    for round in 0..1_000_u64 {
+        if round % 10 == 0 && round < 600 {
+            let (id, _) = log.append_message(&envelope(), b"P", b"stays").unwrap();
+            log.append_outcome(&outcome(id, Fate::Deferred { due_ms: round }, 3)).unwrap();
+            stay.push((id, round));
+        }
         let (id, _) = log.append_message(&envelope(), b"", &[b'x'; 3_000]).unwrap();
         settle(&mut log, now);
         log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
         now += Duration::from_millis(50);
         settle(&mut log, now);
-        assert!(log.statistics().segments_in_use <= 8);
+        assert!(log.statistics().segments_in_use <= 12, "{:?}", log.statistics());
     }
-    assert!(log.statistics().messages_copied > 10);
-    assert!(log.statistics().allocated_bytes <= 12 * SEGMENT_BYTES);
+    let statistics = log.statistics();
+    assert!(statistics.messages_copied >= 40);
+    // Copies go into segments of their own, so hardly any is copied twice.
+    assert!(statistics.messages_copied <= 90, "{statistics:?}");
+    assert!(statistics.allocated_bytes <= 16 * SEGMENT_BYTES);
     drop((spool, log));
     let mut spool = Spool::open_on(Arc::new(disk), Path::new("/spool"), options()).unwrap();
     let directory = spool.assign(1).unwrap().remove(0).remove(0);
     let mut found = Vec::new();
-    let recover = RecoverOptions { seed: 2, event_cursor: Sequence(u64::MAX) };
+    let recover = RecoverOptions { seed: 2, event_cursor: Sequence(u64::MAX), ..RecoverOptions::default() };
     Log::recover(directory, recover, &mut |recovered| match recovered {
-        Recovered::Message { id, message, pending, results } => {
+        Recovered::Message { id, message, pending, results, .. } => {
             assert_eq!((message.prefix(), message.body()), (&b"P"[..], &b"stays"[..]));
-            found.push((id, pending.to_vec(), results[0].attempts, results[0].fate));
+            assert_eq!((pending, results[0].attempts), (&[0][..], 3));
+            let Fate::Deferred { due_ms } = results[0].fate else { panic!() };
+            found.push((id, due_ms));
         }
         other => panic!("{other:?}"),
     })
     .unwrap();
-    assert_eq!(found, [(stays, vec![0], 3, Fate::Deferred { due_ms: 77 })]);
+    found.sort_unstable();
+    assert_eq!(found, stay);
 }
 
 /// A read for a copy that was begun before the log failed comes back after it was begun anew. Once the state that it
@@ -158,15 +177,19 @@ fn a_copy_takes_no_reads_of_an_earlier_attempt() {
         deferred.results.extend((0..recipients).map(|index| RecipientResult { index, ..result.clone() }));
         log.append_outcome(&deferred).unwrap();
     }
-    // Until copying begins; then up to its third read, which is for the second outcome, and is kept back.
-    let mut reads = 0;
+    // Until copying begins, with the segment where it is; then a read that is under way is kept back.
+    let mut round = 0;
     let late = 'late: loop {
+        round += 1;
+        assert!(round < 1_000, "it is never copied");
+        if round % 20 == 0 {
+            log.append_message(&envelope(), b"", b"others stay as well").unwrap();
+        }
         let (id, _) = log.append_message(&envelope(), b"", &[b'x'; 3_000]).unwrap();
         log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
         now += Duration::from_millis(50);
-        while let Some(operation) = log.poll_operation(now) {
-            reads += u32::from(operation.describe().0 == "read");
-            if reads == 3 {
+        while let Some(operation) = log.poll_operation(now, &mut ()) {
+            if operation.describe().0 == "read" {
                 break 'late operation;
             }
             log.handle_completion(now, execute(operation));
@@ -175,16 +198,17 @@ fn a_copy_takes_no_reads_of_an_earlier_attempt() {
     settle(&mut log, now);
     log.append_message(&envelope(), b"", b"fails").unwrap();
     disk.set_faults(Faults { operations_left: Some(0), ..Faults::default() });
-    let operation = log.poll_operation(now).unwrap();
+    let operation = log.poll_operation(now, &mut ()).unwrap();
     assert!(matches!(log.handle_completion(now, execute(operation)), Progress::Failed { .. }));
     assert!(log.begin_reopen());
     let record = loop {
-        let operation = log.poll_operation(now).unwrap();
+        now += Duration::from_millis(50);
+        assert!(now < Duration::from_secs(3_600), "it is never copied");
+        let Some(operation) = log.poll_operation(now, &mut ()) else { continue };
         if operation.describe().0 == "read" {
             break operation;
         }
         log.handle_completion(now, execute(operation));
-        now += Duration::from_secs(1);
     };
     log.handle_completion(now, execute(late));
     log.handle_completion(now, execute(record));
@@ -197,7 +221,7 @@ fn a_copy_takes_no_reads_of_an_earlier_attempt() {
     let mut found = Vec::new();
     let mut spool = Spool::open_on(Arc::new(disk), Path::new("/spool"), options()).unwrap();
     let directory = spool.assign(1).unwrap().remove(0).remove(0);
-    let recover = RecoverOptions { seed: 2, event_cursor: Sequence(u64::MAX) };
+    let recover = RecoverOptions { seed: 2, event_cursor: Sequence(u64::MAX), ..RecoverOptions::default() };
     Log::recover(directory, recover, &mut |recovered| {
         if let Recovered::Message { id, results, .. } = recovered
             && id == stays
@@ -228,49 +252,54 @@ fn what_is_held_is_not_written_over() {
     let piece = message.body_piece();
     drop(message);
     log.append_outcome(&outcome(first, Fate::Delivered, 1)).unwrap();
-    for round in 0..100 {
-        let id = append(&mut log, round);
-        log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
-    }
-    assert_eq!(log.statistics().segments_retired, 0);
-    assert_eq!(piece.as_ref(), [1; 20_000]);
-    drop(piece);
-    append(&mut log, 0);
-    assert!(log.statistics().segments_retired > 20);
-
     let pinned = append(&mut log, 2);
     log.pin(pinned);
     log.pin(pinned);
     log.append_outcome(&outcome(pinned, Fate::Bounced, 1)).unwrap();
-    for round in 0..20 {
-        let id = append(&mut log, round);
-        log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
-    }
-    let retired = log.statistics().segments_retired;
+    let is_on_disk = |fill: u8| {
+        let files = std::fs::read_dir(directory.path().join("log-0000")).unwrap();
+        let files = files.map(|file| file.unwrap().path()).filter(|path| path.is_file());
+        files.into_iter().any(|path| std::fs::read(path).unwrap().windows(20_000).any(|bytes| bytes == [fill; 20_000]))
+    };
+    let mut rounds = |log: &mut Log| {
+        for _ in 0..60 {
+            let id = append(log, 3);
+            log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
+        }
+    };
+    rounds(&mut log);
+    assert!(log.statistics().segments_retired > 10);
+    assert_eq!(piece.as_ref(), [1; 20_000]);
+    assert!(is_on_disk(2));
     log.unpin(pinned);
-    append(&mut log, 3);
-    assert_eq!(log.statistics().segments_retired, retired);
+    rounds(&mut log);
+    assert!(is_on_disk(2), "it was pinned twice");
     log.unpin(pinned);
-    append(&mut log, 3);
-    assert!(log.statistics().segments_retired > retired);
+    assert_eq!(piece.as_ref(), [1; 20_000]);
+    drop(piece);
+    rounds(&mut log);
+    assert!(!is_on_disk(1));
+    assert!(!is_on_disk(2));
 }
 
 #[test]
 fn segments_wait_for_the_event_cursor() {
     let mut spool = Spool::open_on(Arc::new(SimDisk::new(1)), Path::new("/spool"), options()).unwrap();
     let directory = spool.assign(1).unwrap().remove(0).remove(0);
-    let recover = RecoverOptions { seed: 1, event_cursor: Sequence(0) };
+    let recover = RecoverOptions { seed: 1, event_cursor: Sequence(0), ..RecoverOptions::default() };
     let mut log = Log::recover(directory, recover, &mut |_| {}).unwrap();
-    let mut last = Sequence(0);
+    let (mut last, mut now) = (Sequence(0), Duration::ZERO);
     for _ in 0..50 {
         let (id, _) = log.append_message(&envelope(), b"", &[0; 20_000]).unwrap();
         last = log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap().0;
-        settle(&mut log, Duration::ZERO);
+        settle(&mut log, now);
+        now += Duration::from_millis(10);
     }
     assert_eq!(log.statistics().segments_retired, 0);
     log.set_event_cursor(last);
     settle(&mut log, Duration::ZERO);
-    assert_eq!(log.statistics().segments_in_use, 1);
+    let statistics = log.statistics();
+    assert!(statistics.segments_in_use <= 5, "but for what the last checkpoints did not know: {statistics:?}");
 }
 
 /// Any message up to what a segment holds goes in, one octet more does not, and the log goes on after that.

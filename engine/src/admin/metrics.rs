@@ -135,6 +135,7 @@ pub struct ShardMetrics {
     /// From the write's submission to its completion, in seconds.
     pub spool_commit_duration_s: Histogram,
     pub spool_quarantined_records: Counter,
+    pub spool_held_messages: Counter,
 }
 
 impl Default for ShardMetrics {
@@ -169,6 +170,7 @@ impl Default for ShardMetrics {
             spool_commit_records: Histogram::new(RECORDS_BOUNDS),
             spool_commit_duration_s: Histogram::new(COMMIT_BOUNDS_S),
             spool_quarantined_records: Counter::default(),
+            spool_held_messages: Counter::default(),
         }
     }
 }
@@ -279,6 +281,7 @@ impl Metrics {
             histogram("spool_commit_duration_seconds", "Seconds that a commit took.", bare.0, bare.1,
                 |s| &s.spool_commit_duration_s),
             one("spool_quarantined_records", "Damaged records set aside.", C, |s| s.spool_quarantined_records.get()),
+            one("spool_held_messages", "Messages held at the start.", C, |s| s.spool_held_messages.get()),
             event("events_written", "Events synced to the event log.", C, events.events),
             event("event_frames", "Frames synced to the event log.", C, events.frames),
             event("event_bytes", "Bytes synced to the event log, compressed.", C, events.bytes),

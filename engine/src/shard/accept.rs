@@ -277,6 +277,7 @@ impl Shard {
             Err(AppendError::TooLarge { bytes, bytes_max }) => {
                 Refusal::new(552, (5, 3, 4), format!("Message of {bytes} octets exceeds the spool's {bytes_max}"))
             }
+            Err(AppendError::UnknownBody) => unreachable!("it names no shared body"),
             Err(AppendError::Failed) => Refusal::new(451, (4, 3, 0), "Spool failed, try again later"),
         };
         self.answer_sender(now, answer_to, Err(refusal));

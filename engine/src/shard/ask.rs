@@ -1,9 +1,10 @@
 //! Questions about a home's mail, for the control thread.
 
 use postrider_spool::record::{ArchivedEnvelope, MessageId};
-use postrider_spool::{Fetch, Message};
+use postrider_spool::{Fetch, Message, ReadError};
 
 use super::schedule::PendingRead;
+use super::spool::entry_of;
 use super::{Action, Shard};
 use crate::admin::{MessageFilter, MessageRow, MessageState, QueueRow, WallTime};
 use crate::handover::{Ask, ControlMessage, Told};
@@ -87,7 +88,12 @@ impl Shard {
                 Ok(Fetch::Ready(message)) => self.entry_rows(key, Some(&message), &mut asked),
                 Ok(Fetch::Read(operation)) => {
                     asked.waiting += 1;
-                    self.read(id, operation, PendingRead::Ask { question, entry: key });
+                    self.reading.entry(id).or_default().push(PendingRead::Ask { question, entry: key });
+                    self.start_operation(place, operation);
+                }
+                Err(ReadError::Busy) => {
+                    asked.waiting += 1;
+                    self.unread.push_back((id, PendingRead::Ask { question, entry: key }));
                 }
                 Err(_) => self.entry_rows(key, None, &mut asked),
             }
@@ -95,9 +101,9 @@ impl Shard {
         self.finish_ask(question, asked);
     }
 
-    /// A message's entries. It takes a look at every entry to find the first.
     fn entries_of(&self, id: MessageId) -> impl Iterator<Item = EntryKey> {
-        let first = self.home.entries().find(|(_, entry)| entry.message == id).map(|(key, _)| key);
+        let log = self.logs.iter().find(|home| home.log.id() == id.log());
+        let first = log.and_then(|home| home.log.handle(id)).and_then(|handle| entry_of(&self.home, id, handle));
         first.into_iter().flat_map(|first| self.home.entries_of(first))
     }
 

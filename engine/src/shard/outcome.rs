@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use postrider_spool::record::{ArchivedEnvelope, Fate, MessageId, Outcome, RecipientResult};
-use postrider_spool::{Fetch, Message, ReadError};
+use postrider_spool::{Message, ReadError};
 
 use super::Shard;
 use super::schedule::{Ending, PendingRead, expired};
@@ -11,6 +11,7 @@ use crate::admin::answer_text;
 use crate::deliver::verdict::{self, Retry};
 use crate::handover::{Attempt, DeliveryContext, Settled};
 use crate::mail::time::Now;
+use crate::schedule::queue::EntryKey;
 use crate::schedule::retry::next_attempt_ms;
 
 /// What becomes of an entry's recipients: some are settled, some wait, some go on at once.
@@ -40,7 +41,7 @@ impl Shard {
         let entry = self.home.entry(key);
         let (old_attempts, old_due_ms) = (entry.attempts, entry.due_ms);
         match (deferred.is_empty(), at_once.is_empty()) {
-            (true, true) => _ = self.home.remove(key),
+            (true, true) => self.remove_entry(key),
             (true, false) => {
                 self.home.take_back(key);
                 self.home.keep_only(key, &at_once);
@@ -55,6 +56,14 @@ impl Shard {
         }
     }
 
+    /// The entry is done with. The message's handle goes to another of its entries, where there is one.
+    fn remove_entry(&mut self, key: EntryKey) {
+        let id = self.home.entry(key).message;
+        let other = self.home.remove(key);
+        let place = self.log_index(id.log());
+        self.logs[place].set_entry(id, other);
+    }
+
     /// A ticket came back without an attempt.
     pub(super) fn take_back(&mut self, now: Now, attempt: Attempt) {
         self.unpin(attempt.message.id());
@@ -66,12 +75,7 @@ impl Shard {
     pub(super) fn end_entry(&mut self, now: Now, ending: Ending) {
         let id = self.home.entry(ending.entry).message;
         self.home.withdraw_routed(ending.entry);
-        let place = self.log_index(id.log());
-        match self.logs[place].log.message(id) {
-            Ok(Fetch::Ready(message)) => self.end_entry_of(now, &ending, Ok(&message)),
-            Ok(Fetch::Read(operation)) => self.read(id, operation, PendingRead::End(ending)),
-            Err(error) => self.end_entry_of(now, &ending, Err(&error)),
-        }
+        self.fetch(now, id, PendingRead::End(ending));
     }
 
     /// The same, now that the message is at hand, or known to be unreadable: its recipients end all the same.
@@ -94,7 +98,7 @@ impl Shard {
         outcome.at_ms = now.wall_ms;
         self.count(&outcome.results);
         self.append_outcome(now, outcome);
-        self.home.remove(ending.entry);
+        self.remove_entry(ending.entry);
     }
 
     fn dispose(&mut self, now: Now, attempt: &Attempt, verdicts: Vec<(u32, verdict::RecipientVerdict)>) -> Disposition {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postrider_spool::record::{Answer, Fate, MessageId};
-use postrider_spool::{Fetch, Message, Operation, ReadError};
+use postrider_spool::{Message, ReadError};
 
 use super::{Action, Shard};
 use crate::config::{self, EgressPool, RouteTarget};
@@ -169,19 +169,8 @@ impl Shard {
     fn make_ticket(&mut self, now: Now, pending: PendingTicket) {
         let id = self.home.entry(pending.entry).message;
         let place = self.log_index(id.log());
-        let home = &mut self.logs[place];
-        home.log.pin(id);
-        match home.log.message(id) {
-            Ok(Fetch::Ready(message)) => self.send_ticket(now, pending, message),
-            Ok(Fetch::Read(operation)) => self.read(id, operation, PendingRead::Ticket(pending)),
-            Err(error) => self.hold_unreadable(now, pending.entry, &error),
-        }
-    }
-
-    pub(super) fn read(&mut self, id: MessageId, operation: Operation, pending: PendingRead) {
-        let place = self.log_index(id.log());
-        self.reading.entry(id).or_default().push(pending);
-        self.start_operation(place, operation);
+        self.logs[place].log.pin(id);
+        self.fetch(now, id, PendingRead::Ticket(pending));
     }
 
     /// The message is at hand: its ticket goes to the pair's owner.

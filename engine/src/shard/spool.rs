@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use postrider_spool::record::{Envelope, LogId, MessageId, Outcome, RecipientResult, Sequence};
 use postrider_spool::{
-    CommitNumber, Completion, Log, LogDirectory, Message, Operation, Progress, ReadError, RecordRef, RecoverError,
-    RecoverOptions, Recovered,
+    CommitNumber, Completion, Fetch, Log, LogDirectory, Message, Operation, Progress, ReadError, RecordRef,
+    RecoverError, RecoverOptions, Recovered, Summarize,
 };
 
 use super::schedule::PendingRead;
@@ -19,6 +19,8 @@ use crate::limits::OUTCOME_COMMIT_DELAY;
 use crate::mail::address::domain_of;
 use crate::mail::time::Now;
 use crate::outcome::event::{Logged, LoggedRecord};
+use crate::schedule::queue::{EntryKey, Home};
+use crate::schedule::summary::{SummaryReader, SummaryWriter};
 
 /// A log with what waits for its commits.
 #[derive(Debug)]
@@ -35,6 +37,8 @@ pub(super) struct HomeLog {
     running_operations: usize,
     /// When the running commit began.
     committing_since: Option<Duration>,
+    /// What the log's checkpoints tell of its messages.
+    summaries: SummaryWriter,
 }
 
 #[derive(Debug)]
@@ -59,7 +63,42 @@ pub(super) enum AnswerTo {
     Injection(u64),
 }
 
+/// Tells a log's checkpoints what the schedule knows of its messages.
+struct Summaries<'a> {
+    home: &'a Home,
+    writer: &'a mut SummaryWriter,
+}
+
+impl Summarize for Summaries<'_> {
+    fn begin(&mut self) {
+        self.writer.begin();
+    }
+
+    /// A message that has no entry yet, or none any more, is read at the next start.
+    fn summarize(&mut self, id: MessageId, handle: u32, summary: &mut Vec<u8>) {
+        if let Some(first) = entry_of(self.home, id, handle) {
+            self.writer.summarize(self.home, first, summary);
+        }
+    }
+}
+
+/// One of the message's entries. The log keeps its place, one higher, as the message's handle.
+pub(super) fn entry_of(home: &Home, id: MessageId, handle: u32) -> Option<EntryKey> {
+    let key = EntryKey(handle.checked_sub(1)?);
+    (home.has_entry(key) && home.entry(key).message == id).then_some(key)
+}
+
+fn handle_of(entry: EntryKey) -> u32 {
+    entry.0 + 1
+}
+
 impl HomeLog {
+    pub(super) fn set_entry(&mut self, id: MessageId, entry: Option<EntryKey>) {
+        if let Some(entry) = entry {
+            self.log.set_handle(id, handle_of(entry));
+        }
+    }
+
     pub(super) fn appended_message(&mut self, now: Now) {
         self.commit_at = now.monotonic;
     }
@@ -80,14 +119,23 @@ impl Shard {
     pub fn recover(&mut self, directory: LogDirectory, event_cursor: Sequence, seed: u64) -> Result<(), RecoverError> {
         let mut events = Vec::new();
         let log_id = directory.id();
-        let options = RecoverOptions { seed, event_cursor };
+        let options = RecoverOptions { seed, event_cursor, ..RecoverOptions::default() };
         let batch_max = self.config.shaping.max_recipients_per_batch as usize;
         let (home, metrics) = (&mut self.home, &self.metrics);
+        let mut summaries = SummaryReader::new(batch_max);
         let log = Log::recover(directory, options, &mut |recovered| match recovered {
             Recovered::Record { sequence, record } => events.push(logged(log_id, sequence, record)),
-            Recovered::Message { id, message, pending, results } => {
+            Recovered::Summary { id, summary, pending, handle } => match summaries.read(home, id, summary, pending) {
+                Ok(entry) => *handle = entry.map(handle_of),
+                Err(error) => tracing::warn!(%id, %error, "a summary can not be used; the message is read instead"),
+            },
+            Recovered::Held { id, .. } => {
+                metrics.spool_held_messages.inc();
+                tracing::error!(%id, "held: it may have been delivered; see `postctl spool`");
+            }
+            Recovered::Message { id, message, pending, results, handle } => {
                 match recovered_message(id, message, pending, results, batch_max) {
-                    Ok(spooled) => _ = home.insert(&spooled),
+                    Ok(spooled) => *handle = home.insert(&spooled).map_or(0, handle_of),
                     Err(error) => tracing::error!(%id, %error, "a message can not be read; it stays in the spool"),
                 }
             }
@@ -105,6 +153,7 @@ impl Shard {
             commit_at: Duration::ZERO,
             running_operations: 0,
             committing_since: None,
+            summaries: SummaryWriter::default(),
         });
         Ok(())
     }
@@ -143,12 +192,14 @@ impl Shard {
             if home.log.has_uncommitted() && now.monotonic < home.commit_at {
                 continue;
             }
-            while let Some(operation) = home.log.poll_operation(now.monotonic) {
-                if !home.uncommitted.is_empty() {
-                    home.committing_since.get_or_insert(now.monotonic);
+            let HomeLog { log, summaries, uncommitted, committing_since, running_operations, .. } = home;
+            let mut summaries = Summaries { home: &self.home, writer: summaries };
+            while let Some(operation) = log.poll_operation(now.monotonic, &mut summaries) {
+                if !uncommitted.is_empty() {
+                    committing_since.get_or_insert(now.monotonic);
                 }
-                home.running_operations += 1;
-                self.actions.push_back(Action::Spool { log: home.log.id(), operation });
+                *running_operations += 1;
+                self.actions.push_back(Action::Spool { log: log.id(), operation });
             }
         }
     }
@@ -208,7 +259,8 @@ impl Shard {
                     let batch_max = self.config.shaping.max_recipients_per_batch as usize;
                     let spooled = spooled(message, &envelope, batch_max);
                     self.answer_sender(now, answer_to, Ok(spooled.message));
-                    self.home.insert(&spooled);
+                    let entry = self.home.insert(&spooled);
+                    self.logs[place].set_entry(message, entry);
                     let record = Logged::Message { envelope, size };
                     self.logs[place].events.push(LoggedRecord { log, sequence: message.sequence(), record });
                 }
@@ -243,19 +295,46 @@ impl Shard {
         }
     }
 
+    /// Gets a message that something waits for: at once where it is in memory, else by a read.
+    pub(super) fn fetch(&mut self, now: Now, id: MessageId, pending: PendingRead) {
+        let place = self.log_index(id.log());
+        match self.logs[place].log.message(id) {
+            Ok(Fetch::Ready(message)) => self.give_message(now, id, pending, Ok(&message)),
+            Ok(Fetch::Read(operation)) => {
+                self.reading.entry(id).or_default().push(pending);
+                self.start_operation(place, operation);
+            }
+            // The log reads only so many at once. It is asked again when one of them has come.
+            Err(ReadError::Busy) => self.unread.push_back((id, pending)),
+            Err(error) => self.give_message(now, id, pending, Err(&error)),
+        }
+    }
+
     fn handle_read(&mut self, now: Now, id: MessageId, result: Result<Message, ReadError>) {
         for pending in self.reading.remove(&id).unwrap_or_default() {
-            match (pending, &result) {
-                (PendingRead::Ticket(ticket), Ok(message)) => self.send_ticket(now, ticket, message.clone()),
-                (PendingRead::Ticket(ticket), Err(error)) => self.hold_unreadable(now, ticket.entry, error),
-                (PendingRead::Ask { question, entry }, result) => {
-                    self.ask_read(question, entry, id, result.as_ref().ok())
-                }
-                (PendingRead::End(ending), result) => self.end_entry_of(now, &ending, result.as_ref()),
+            self.give_message(now, id, pending, result.as_ref());
+        }
+        // One that can be read makes place for one.
+        for _ in 0..self.unread.len().min(UNREAD_PER_READ) {
+            if let Some((id, pending)) = self.unread.pop_front() {
+                self.fetch(now, id, pending);
             }
         }
     }
+
+    fn give_message(&mut self, now: Now, id: MessageId, pending: PendingRead, result: Result<&Message, &ReadError>) {
+        match (pending, result) {
+            (PendingRead::Ticket(ticket), Ok(message)) => self.send_ticket(now, ticket, message.clone()),
+            (PendingRead::Ticket(ticket), Err(error)) => self.hold_unreadable(now, ticket.entry, error),
+            (PendingRead::Ask { question, entry }, result) => self.ask_read(question, entry, id, result.ok()),
+            (PendingRead::End(ending), result) => self.end_entry_of(now, &ending, result),
+        }
+    }
 }
+
+/// Messages that wait for their turn to be read, begun for each that was read. More than one, as several may have
+/// waited for the same.
+const UNREAD_PER_READ: usize = 4;
 
 /// What a durable message means for the schedule.
 fn spooled(message: MessageId, envelope: &Envelope, batch_max: usize) -> Spooled {

@@ -13,7 +13,7 @@ use postrider_spool::record::{Answer, CommitNumber};
 use postrider_spool::sim::{Faults, SimDisk};
 use postrider_spool::{
     AppendError, Completion, Envelope, Fate, Fetch, Log, MessageId, Operation, Outcome, Progress, Recipient,
-    RecipientResult, RecordRef, RecoverOptions, Recovered, Sequence, Spool, SpoolOptions, execute,
+    RecipientResult, RecordRef, RecoverOptions, Recovered, Sequence, Spool, SpoolOptions, Summarize, execute,
 };
 
 /// A generator of random numbers that is the same everywhere.
@@ -84,12 +84,67 @@ pub(crate) fn apply(model: &mut Model, appended: &Appended) {
     }
 }
 
+/// What the log's owner tells of its messages in checkpoints: what the model knows at that moment. Of every third
+/// message it tells nothing.
+struct Summaries<'a> {
+    durable: &'a Model,
+    pending: &'a [(CommitNumber, Appended)],
+    /// Made when it is first asked for.
+    model: Option<Model>,
+}
+
+impl Summarize for Summaries<'_> {
+    fn begin(&mut self) {}
+
+    fn summarize(&mut self, id: MessageId, handle: u32, summary: &mut Vec<u8>) {
+        assert_eq!(handle, handle_of(id), "{id}");
+        if id.sequence().0.is_multiple_of(3) {
+            return;
+        }
+        let model = self.model.get_or_insert_with(|| expected(self.durable, self.pending));
+        let Live { content: (length, fill), pending } = &model[&id];
+        summary.extend((*length as u64).to_le_bytes());
+        summary.push(*fill);
+        for (index, state) in pending {
+            let (attempts, due_ms) = state.unwrap_or((0, 0));
+            summary.extend(index.to_le_bytes());
+            summary.extend(attempts.to_le_bytes());
+            summary.extend(due_ms.to_le_bytes());
+        }
+    }
+}
+
+/// What a summary told.
+fn summarized(summary: &[u8]) -> Live {
+    let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte));
+    let mut pending = BTreeMap::new();
+    for state in summary[9..].chunks_exact(16) {
+        let attempts = number(&state[4..8]) as u32;
+        pending.insert(number(&state[..4]) as u32, (attempts > 0).then_some((attempts, number(&state[8..]))));
+    }
+    Live { content: (number(&summary[..8]) as usize, summary[8]), pending }
+}
+
+fn handle_of(id: MessageId) -> u32 {
+    id.sequence().0 as u32 ^ 0x5a5a
+}
+
+/// All that is live if everything pending becomes durable.
+fn expected(durable: &Model, pending: &[(CommitNumber, Appended)]) -> Model {
+    let mut model = durable.clone();
+    for (_, appended) in pending {
+        apply(&mut model, appended);
+    }
+    model
+}
+
 /// What recovery told.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
     pub(crate) model: Model,
     pub(crate) sequences: Vec<u64>,
     pub(crate) cuts: usize,
+    pub(crate) summaries: u64,
     pub(crate) quarantines: Vec<String>,
 }
 
@@ -125,6 +180,8 @@ pub(crate) struct Seen {
     pub(crate) cuts: u64,
     pub(crate) refused: u64,
     pub(crate) flights_found: u64,
+    pub(crate) checkpoints: u64,
+    pub(crate) summaries: u64,
 }
 
 pub(crate) const PATH: &str = "/spool";
@@ -171,6 +228,7 @@ impl World {
         self.seen.copies += statistics.messages_copied;
         self.seen.retired += statistics.segments_retired;
         self.seen.failures += statistics.write_failures;
+        self.seen.checkpoints += statistics.checkpoints;
         self.log = None;
         self.spool = None;
         self.operations.clear();
@@ -184,6 +242,7 @@ impl World {
         let body = vec![fill; length - prefix.len()];
         match self.log().append_message(&envelope(recipients), &prefix, &body) {
             Ok((id, commit)) => {
+                assert_eq!(self.log().set_handle(id, handle_of(id)), recipients > 0);
                 self.pending.push((commit, Appended::Message { id, recipients, content: (length, fill) }));
                 true
             }
@@ -195,16 +254,12 @@ impl World {
                 self.seen.refused += 1;
                 false
             }
+            Err(error) => panic!("{error}"),
         }
     }
 
-    /// All that is live if everything pending becomes durable.
     pub(crate) fn expected(&self) -> Model {
-        let mut model = self.durable.clone();
-        for (_, appended) in &self.pending {
-            apply(&mut model, appended);
-        }
-        model
+        expected(&self.durable, &self.pending)
     }
 
     /// Some recipients of some message get a fate.
@@ -243,8 +298,8 @@ impl World {
     }
 
     pub(crate) fn poll(&mut self) {
-        let now = self.now;
-        while let Some(operation) = self.log().poll_operation(now) {
+        let mut summaries = Summaries { durable: &self.durable, pending: &self.pending, model: None };
+        while let Some(operation) = self.log.as_mut().unwrap().poll_operation(self.now, &mut summaries) {
             self.operations.push(operation);
         }
     }
@@ -389,6 +444,7 @@ impl World {
     fn check(&mut self, found: &Found) -> (Model, Vec<u64>) {
         assert_eq!(found.quarantines, Vec::<String>::new());
         self.seen.cuts += found.cuts as u64;
+        self.seen.summaries += found.summaries;
         let possible = self.possibilities();
         for (position, (model, events)) in possible.iter().enumerate() {
             self.seen.flights_found += u64::from(position == 1);
@@ -445,12 +501,12 @@ pub(crate) fn open(disk: &SimDisk, options: SpoolOptions, seed: u64, cursor: u64
     let mut spool = Spool::open_on(Arc::new(disk.clone()), Path::new(PATH), options).unwrap();
     let directory = spool.assign(1).unwrap().remove(0).remove(0);
     let mut found = Found::default();
-    let options = RecoverOptions { seed, event_cursor: Sequence(cursor) };
-    let log = Log::recover(directory, options, &mut |recovered| note(&mut found, &recovered)).unwrap();
+    let options = RecoverOptions { seed, event_cursor: Sequence(cursor), ..RecoverOptions::default() };
+    let log = Log::recover(directory, options, &mut |mut recovered| note(&mut found, &mut recovered)).unwrap();
     (spool, log, found)
 }
 
-pub(crate) fn note(found: &mut Found, recovered: &Recovered<'_>) {
+pub(crate) fn note(found: &mut Found, recovered: &mut Recovered<'_>) {
     match recovered {
         Recovered::Record { sequence, record } => {
             if let RecordRef::Message { id, .. } = record {
@@ -459,9 +515,23 @@ pub(crate) fn note(found: &mut Found, recovered: &Recovered<'_>) {
             assert!(found.sequences.last().is_none_or(|last| *last < sequence.0));
             found.sequences.push(sequence.0);
         }
-        Recovered::Message { id, message, pending, results } => {
+        Recovered::Summary { id, summary, pending, handle } => {
+            let live = summarized(summary);
+            let Some(pending) = pending else { return };
+            assert!(pending.iter().eq(live.pending.keys()), "{pending:?} {live:?}");
+            // Some owners can't use every summary.
+            if id.sequence().0.is_multiple_of(5) {
+                return;
+            }
+            **handle = Some(handle_of(*id));
+            found.summaries += 1;
+            assert!(found.model.insert(*id, live).is_none());
+        }
+        Recovered::Held { id, .. } => panic!("{id} is held"),
+        Recovered::Message { id, message, pending, results, handle } => {
+            **handle = handle_of(*id);
             let mut live = Live { content: (0, 0), pending: BTreeMap::new() };
-            for index in *pending {
+            for index in pending.iter() {
                 let result = results.iter().find(|result| result.index == *index);
                 let state = result.map(|result| match result.fate {
                     Fate::Deferred { due_ms } => (result.attempts, due_ms),

@@ -1,7 +1,7 @@
 //! One pass over a spool: what is damaged, then what is live, log by log.
 //!
 //! Recovery reads every segment in use and checks every checksum in it, bodies included. It holds one segment file and
-//! 32 octets for each live message in memory, never all messages.
+//! 36 octets for each live message in memory, never all messages.
 
 use std::path::{Path, PathBuf};
 
@@ -40,8 +40,6 @@ pub(crate) struct Region<'a> {
 #[derive(Clone, Copy)]
 enum Finding {
     Damage(Reason),
-    /// The begin of a segment's next use that was never acknowledged, or damage: nothing tells them apart.
-    Doubtful,
     Cut,
 }
 
@@ -53,6 +51,8 @@ pub(crate) struct Live<'a> {
     pending: &'a [u32],
     /// By index, ascending.
     results: &'a [RecipientResult],
+    /// It may have been delivered: nothing was left that would tell.
+    pub(crate) is_held: bool,
 }
 
 /// What is known of one recipient.
@@ -78,7 +78,7 @@ pub(crate) struct LogReport {
     /// Or why it can't be read.
     statistics: Result<Statistics, String>,
     whole: u64,
-    /// Damaged regions, doubtful ones included.
+    /// Damaged regions.
     damaged: u64,
     pub(crate) cut: u64,
 }
@@ -119,14 +119,16 @@ impl Reading {
             if visited.is_err() {
                 return;
             }
+            let is_held = matches!(recovered, Recovered::Held { .. });
             let region = match recovered {
-                Recovered::Record { .. } => return,
-                Recovered::Message { id, message, pending, results } => {
+                Recovered::Record { .. } | Recovered::Summary { .. } => return,
+                Recovered::Message { id, message, pending, results, .. }
+                | Recovered::Held { id, message, pending, results } => {
                     // It was whole when it was read for the first time; one that is not any more counts as damaged.
                     if let (Ok(envelope), true) = (message.envelope(), message.content_matches()) {
                         whole += 1;
                         let envelope = envelope.to_envelope();
-                        visited = visit(Met::Message(&Live { id, message, envelope, pending, results }));
+                        visited = visit(Met::Message(&Live { id, message, envelope, pending, results, is_held }));
                     }
                     return;
                 }
@@ -134,18 +136,14 @@ impl Reading {
                     damaged += 1;
                     self.region(log, &it.file, it.offset, it.bytes, Finding::Damage(it.reason))
                 }
-                Recovered::Cut(it) if it.is_certain => {
+                Recovered::Cut(it) => {
                     cut += 1;
                     self.region(log, &it.file, it.offset, it.bytes, Finding::Cut)
-                }
-                Recovered::Cut(it) => {
-                    damaged += 1;
-                    self.region(log, &it.file, it.offset, it.bytes, Finding::Doubtful)
                 }
             };
             visited = visit(Met::Region(&region));
         };
-        let options = RecoverOptions { seed: 0, event_cursor: Sequence(u64::MAX) };
+        let options = RecoverOptions { event_cursor: Sequence(u64::MAX), reads_everything: true, ..Default::default() };
         let directory = self.inspection.log_directory(log).map_err(|error| error.to_string());
         let recovered = directory
             .and_then(|directory| Log::recover(directory, options, &mut see).map_err(|error| error.to_string()));
@@ -162,7 +160,6 @@ impl Region<'_> {
     pub(crate) fn what(&self) -> String {
         match self.finding {
             Finding::Damage(reason) => reason.to_string(),
-            Finding::Doubtful => "damage where nothing is live, or an unfinished commit".into(),
             Finding::Cut => "unfinished last commit, never acknowledged".into(),
         }
     }
@@ -171,7 +168,6 @@ impl Region<'_> {
         let (kind, message) = match self.finding {
             Finding::Damage(Reason::Record { message, .. }) => ("damage", Some(message.to_string())),
             Finding::Damage(_) => ("damage", None),
-            Finding::Doubtful => ("doubtful", None),
             Finding::Cut => ("cut", None),
         };
         json!({

@@ -16,7 +16,7 @@ pub(crate) fn row(live: &Live<'_>, recipient: &RecipientState<'_>) -> Vec<Cell> 
         Cell::text(&time(live.envelope.created_ms)),
         Cell::number(attempts(recipient)),
         Cell::maybe(recipient.due_ms.map(time).as_deref()),
-        Cell::maybe(last_answer(recipient).as_deref()),
+        Cell::maybe(if live.is_held { Some(HELD.to_owned()) } else { last_answer(recipient) }.as_deref()),
     ]
 }
 
@@ -28,6 +28,7 @@ pub(crate) fn row_json(live: &Live<'_>, recipient: &RecipientState<'_>) -> Value
         "tenant": present(&envelope.tenant), "campaign": present(&envelope.campaign),
         "created": time(envelope.created_ms), "expires": time(envelope.expires_ms),
         "num_attempts": attempts(recipient), "due": recipient.due_ms.map(time), "last_answer": last_answer(recipient),
+        "held": live.is_held,
     })
 }
 
@@ -101,6 +102,9 @@ fn recipient_json(recipient: &RecipientState<'_>) -> Value {
         "last_answer": last_answer(recipient), "answer": answer,
     })
 }
+
+/// In place of an answer: no checkpoint could be read when the engine started, and what would tell is gone.
+const HELD: &str = "held: it may have been delivered";
 
 fn state(recipient: &RecipientState<'_>) -> &'static str {
     if recipient.is_pending { "pending" } else { "finished" }

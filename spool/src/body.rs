@@ -1,0 +1,199 @@
+//! Bodies that messages share: a campaign's content is stored and hashed once, and its messages name it.
+//!
+//! How many messages name a body is never stored but counted, here while records are appended and anew at each start.
+//! A body counts while a live message names it, or while its owner holds it because more such messages are coming;
+//! a hold ends with the process.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Weak};
+
+use crate::append::{Change, RoomFor};
+use crate::error::AppendError;
+use crate::format::{BODY_SCHEMA, Chain, RecordHeader, RecordKind};
+use crate::index::Place;
+use crate::log::Log;
+use crate::record::{BodyId, CommitNumber, MessageId, Sequence};
+use crate::segment::SegmentTable;
+use crate::storage::ReadBuffer;
+
+/// One shared body.
+#[derive(Debug)]
+pub(crate) struct Body {
+    pub(crate) place: Place,
+    /// Of the content.
+    pub(crate) bytes: u64,
+    /// Live messages that name it.
+    references: u32,
+    /// Its owner, and reads under way.
+    holds: u32,
+    /// The record as it was read last, for as long as somebody uses it.
+    read: Weak<ReadBuffer>,
+}
+
+impl Body {
+    pub(crate) fn is_live(&self) -> bool {
+        self.references > 0 || self.holds > 0
+    }
+}
+
+/// The shared bodies of a log, by sequence.
+#[derive(Debug, Default)]
+pub(crate) struct Bodies {
+    bodies: HashMap<u64, Body>,
+    /// Bodies that nobody named any more from a commit on; forgotten once that is durable.
+    dying: VecDeque<(CommitNumber, u64)>,
+}
+
+impl Bodies {
+    pub(crate) fn get(&self, sequence: u64) -> Option<&Body> {
+        self.bodies.get(&sequence)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.bodies.len()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &Body)> {
+        self.bodies.iter().map(|(sequence, body)| (*sequence, body))
+    }
+
+    /// A body's record was appended or found; it counts from now on, held once.
+    pub(crate) fn insert(
+        &mut self,
+        segments: &mut SegmentTable,
+        sequence: u64,
+        place: Place,
+        bytes: u64,
+        commit: CommitNumber,
+    ) {
+        self.bodies.insert(sequence, Body { place, bytes, references: 0, holds: 1, read: Weak::new() });
+        segments.add_live(place, commit);
+    }
+
+    pub(crate) fn remove(&mut self, segments: &mut SegmentTable, sequence: u64, commit: CommitNumber) {
+        if let Some(body) = self.bodies.remove(&sequence)
+            && body.is_live()
+        {
+            segments.remove_live(body.place, commit);
+        }
+    }
+
+    /// The body is elsewhere now. Returns where it was.
+    pub(crate) fn relocate(
+        &mut self,
+        segments: &mut SegmentTable,
+        sequence: u64,
+        place: Place,
+        commit: CommitNumber,
+    ) -> Option<Place> {
+        let body = self.bodies.get_mut(&sequence)?;
+        let old = std::mem::replace(&mut body.place, place);
+        if body.is_live() {
+            segments.remove_live(old, commit);
+            segments.add_live(place, commit);
+        }
+        Some(old)
+    }
+
+    /// A live message names it.
+    pub(crate) fn reference(&mut self, segments: &mut SegmentTable, sequence: u64, commit: CommitNumber) {
+        if let Some(body) = self.bodies.get_mut(&sequence) {
+            if !body.is_live() {
+                segments.add_live(body.place, commit);
+            }
+            body.references += 1;
+        }
+    }
+
+    /// A message that named it is not live any more.
+    pub(crate) fn unreference(&mut self, segments: &mut SegmentTable, sequence: u64, commit: CommitNumber) {
+        self.lower(segments, sequence, commit, |body| &mut body.references);
+    }
+
+    /// A live body is held once more.
+    pub(crate) fn hold(&mut self, sequence: u64) {
+        if let Some(body) = self.bodies.get_mut(&sequence) {
+            assert!(body.is_live());
+            body.holds += 1;
+        }
+    }
+
+    pub(crate) fn keep_read(&mut self, sequence: u64, memory: &Arc<ReadBuffer>) {
+        if let Some(body) = self.bodies.get_mut(&sequence) {
+            body.read = Arc::downgrade(memory);
+        }
+    }
+
+    pub(crate) fn read_lately(&self, sequence: u64) -> Option<Arc<ReadBuffer>> {
+        self.bodies.get(&sequence)?.read.upgrade()
+    }
+
+    pub(crate) fn release(&mut self, segments: &mut SegmentTable, sequence: u64, commit: CommitNumber) {
+        self.lower(segments, sequence, commit, |body| &mut body.holds);
+    }
+
+    fn lower(
+        &mut self,
+        segments: &mut SegmentTable,
+        sequence: u64,
+        commit: CommitNumber,
+        count: impl FnOnce(&mut Body) -> &mut u32,
+    ) {
+        let Some(body) = self.bodies.get_mut(&sequence) else {
+            return;
+        };
+        let count = count(body);
+        assert!(*count > 0);
+        *count -= 1;
+        if !body.is_live() {
+            segments.remove_live(body.place, commit);
+            self.dying.push_back((commit, sequence));
+        }
+    }
+
+    /// Forgets what nobody names any more, durably.
+    pub(crate) fn forget_dead(&mut self, durable: CommitNumber) {
+        while let Some((_, sequence)) = self.dying.pop_front_if(|(commit, _)| *commit <= durable) {
+            if self.bodies.get(&sequence).is_some_and(|body| !body.is_live()) {
+                self.bodies.remove(&sequence);
+            }
+        }
+    }
+
+    /// Recovery has counted: nobody holds a body any more.
+    pub(crate) fn release_all(&mut self, segments: &mut SegmentTable) {
+        for sequence in self.bodies.keys().copied().collect::<Vec<_>>() {
+            self.release(segments, sequence, CommitNumber(0));
+        }
+        self.forget_dead(CommitNumber(0));
+    }
+}
+
+impl Log {
+    /// Appends a body for messages to share, and holds it until [`Log::release_body`] is called. It is durable with
+    /// the first message that names it, at the latest.
+    pub fn append_body(&mut self, content: &[u8]) -> Result<(BodyId, CommitNumber), AppendError> {
+        self.check_room_for_mail(content.len() as u64)?;
+        let id = MessageId::new(self.id(), Sequence(self.next_sequence));
+        let header = RecordHeader {
+            kind: RecordKind::Body as u8,
+            schema: BODY_SCHEMA,
+            message: id.to_raw(),
+            ..RecordHeader::default()
+        };
+        let written = self.append_record(RoomFor::Mail, Chain::Mail, header, None, None, [&[], content])?;
+        let bytes = content.len() as u64;
+        self.bodies.insert(&mut self.segments, written.sequence, written.place, bytes, written.commit);
+        self.note(Change::Body { sequence: written.sequence });
+        Ok((BodyId::new(id), written.commit))
+    }
+
+    /// No more messages will name the body. It stays for as long as one that does is live.
+    pub fn release_body(&mut self, body: BodyId) {
+        let sequence = body.message_id().sequence().0;
+        if self.bodies.get(sequence).is_some_and(|body| body.holds > 0) {
+            let commit = self.durable;
+            self.bodies.release(&mut self.segments, sequence, commit);
+        }
+    }
+}

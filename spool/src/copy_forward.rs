@@ -1,0 +1,647 @@
+//! Copying what counts out of mostly dead segments, so that they can be used again.
+//!
+//! The emptiest segment is chosen. What counts in it is found by going over the index, a slice at a time: messages and
+//! shared bodies whose record is there are copied; of messages whose record is elsewhere, but whose state an outcome
+//! there tells, the state is written again. Copies are read from the medium and checked, each octet of them. They are
+//! gathered and then written as one frame into segments of their own, since what was copied once will stay for long.
+//!
+//! Reading is bounded to [`COPY_FORWARD_BYTES_PER_S`] unless mail is refused for want of space.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+use std::{io, mem};
+
+use crate::append::{Change, RoomFor, Verbatim};
+use crate::commit::{Purpose, check_body, read_message};
+use crate::error::Closed;
+use crate::format::{
+    BODY_SCHEMA, COPY_SCHEMA, Chain, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEGMENT_HEADER_BYTES, STATE_SCHEMA,
+};
+use crate::index::{Entry, HELD, Place};
+use crate::limits::{
+    BLOCK_BYTES, COPY_FORWARD_BYTES_PER_S, COPY_FORWARD_GATHER_BYTES, COPY_FORWARD_LIVE_PERCENT_MAX,
+    COPY_FORWARD_PAUSE_MS, COPY_FORWARD_PRESSED_PERCENT_MAX, COPY_FORWARD_READS_MAX, COPY_FORWARD_RETRY_MS,
+    COPY_FORWARD_SCAN_ENTRIES, COPY_FORWARD_SCAN_INTERVAL_MS, COPY_FORWARD_SEGMENTS_MIN, RESTATES_WAITING_MAX,
+    SPARES_RESERVED,
+};
+use crate::log::{Log, State};
+use crate::message::Message;
+use crate::record::{
+    ArchivedCopiedState, ArchivedOutcome, ArchivedRecipientResult, CopiedState, MessageId, RecipientResult, Sequence,
+};
+use crate::storage::{Operation, ReadBuffer};
+
+/// Where copying stands.
+#[derive(Debug, Default)]
+pub(crate) struct CopyForward {
+    /// The segment that is being emptied.
+    source: Option<Source>,
+    /// What is to be copied or restated, in order.
+    left: VecDeque<Item>,
+    /// What is being read.
+    running: Vec<Current>,
+    /// What has been read and waits to be written with others.
+    ready: Vec<Ready>,
+    ready_bytes: usize,
+    attempts: u64,
+    /// Nothing is read before: the rate is bounded.
+    next_read: Duration,
+    next_scan: Duration,
+    /// No segment is chosen before.
+    next_choice: Duration,
+    /// It was too early for a choice.
+    choice_waits: bool,
+    /// Segments with something that can't be read are left alone until then; by number.
+    avoided: HashMap<u64, Duration>,
+    /// Messages whose state is spread over too many outcomes.
+    restates: VecDeque<u64>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Source {
+    slot: u16,
+    number: u64,
+    /// The index has been gone over up to this sequence; `None`: all of it.
+    scanned: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Item {
+    Message(u64),
+    Body(u64),
+}
+
+/// One message or body on its way.
+#[derive(Debug)]
+pub(crate) struct Current {
+    /// What is read for an earlier attempt, which ended when the log failed, is not taken for this one's.
+    attempt: u64,
+    item: Subject,
+    reading: bool,
+}
+
+#[derive(Debug)]
+enum Subject {
+    Message {
+        /// As it was at the begin; the message is given up for now when it has changed meanwhile.
+        entry: Entry,
+        /// The record is to be copied, and not the state alone.
+        moves: bool,
+        /// Outcomes and states that are still to be read, the newest first.
+        states: VecDeque<Place>,
+        deferred: Vec<RecipientResult>,
+        message: Option<Message>,
+    },
+    Body {
+        sequence: u64,
+        place: Place,
+    },
+}
+
+/// What is to be written.
+#[derive(Debug)]
+enum Ready {
+    Copy { entry: Entry, message: Message, deferred: Vec<RecipientResult> },
+    State { entry: Entry, deferred: Vec<RecipientResult> },
+    Body { sequence: u64, place: Place, record: ReadBuffer },
+}
+
+impl CopyForward {
+    /// The log has failed: nothing of what is under way counts.
+    pub(crate) fn forget(&mut self) {
+        *self = Self {
+            attempts: self.attempts,
+            next_read: self.next_read,
+            avoided: mem::take(&mut self.avoided),
+            restates: mem::take(&mut self.restates),
+            ..Self::default()
+        };
+    }
+
+    /// The message's state should be told by one record again.
+    pub(crate) fn restate_soon(&mut self, sequence: u64) {
+        if self.restates.len() < RESTATES_WAITING_MAX && self.restates.back() != Some(&sequence) {
+            self.restates.push_back(sequence);
+        }
+    }
+}
+
+impl Log {
+    pub(crate) fn poll_copy(&mut self, now: Duration) -> Option<Operation> {
+        if !matches!(self.state, State::Open) {
+            return None;
+        }
+        self.leave_dead_copies();
+        if self.leaves_present_segment() {
+            self.force_segment();
+            return self.poll_commit();
+        }
+        loop {
+            if let Some(operation) = self.poll_running(now) {
+                return Some(operation);
+            }
+            let is_due = now >= self.copy_forward.next_read || self.is_pressed();
+            if self.copy_forward.running.len() < COPY_FORWARD_READS_MAX && is_due {
+                if let Some(item) = self.next_item() {
+                    self.begin_item(item);
+                    continue;
+                }
+                self.find_more(now);
+                if !self.copy_forward.left.is_empty() {
+                    continue;
+                }
+            }
+            break;
+        }
+        let more_to_scan = self.copy_forward.source.is_some_and(|source| source.scanned.is_some());
+        let none_left = self.copy_forward.running.is_empty() && self.copy_forward.left.is_empty() && !more_to_scan;
+        let is_full = self.copy_forward.ready_bytes >= COPY_FORWARD_GATHER_BYTES;
+        if !self.copy_forward.ready.is_empty() && (is_full || none_left) {
+            self.write_copies(now);
+            return self.poll_commit();
+        }
+        None
+    }
+
+    /// Later copies go elsewhere when nothing counts any more in the segment that they would go to, or little under
+    /// pressure, so that it can be retired.
+    fn leave_dead_copies(&mut self) {
+        let Some(tail) = self.tails[Chain::Copies as usize] else {
+            return;
+        };
+        let segment = self.segments.get(tail.slot);
+        let is_dead = segment.live == 0 && segment.end > 0;
+        let is_sparse = segment.end * 4 > segment.capacity && segment.live_bytes * 2 <= segment.end;
+        let has_frames_coming = || self.uncommitted_frames().any(|frame| frame.slot == tail.slot);
+        if (is_dead || is_sparse && self.is_pressed()) && !has_frames_coming() {
+            self.tails[Chain::Copies as usize] = None;
+            self.segments.note_dead(tail.slot);
+        }
+    }
+
+    /// The same for mail, under pressure. A frame has to begin the next segment, which then carries the log's numbers.
+    fn leaves_present_segment(&self) -> bool {
+        let is_idle = self.flight.is_none() && self.closed.is_empty() && self.open.is_none();
+        let Some(tail) = self.tails[Chain::Mail as usize].filter(|_| is_idle) else {
+            return false;
+        };
+        let segment = self.segments.get(tail.slot);
+        // With less in it, leaving it wins nothing.
+        segment.end * 4 > segment.capacity
+            && segment.live_bytes * 2 <= segment.end
+            && segment.last_event <= self.event_cursor
+            && self.is_pressed()
+            && self.spares_ready() > 0
+    }
+
+    fn next_item(&mut self) -> Option<Item> {
+        let restate = self.copy_forward.restates.pop_front().map(Item::Message);
+        restate.or_else(|| self.copy_forward.left.pop_front())
+    }
+
+    /// Begins with an item, if there is still something to do about it.
+    fn begin_item(&mut self, item: Item) {
+        let subject = match item {
+            Item::Body(sequence) => {
+                let Some(body) = self.bodies.get(sequence).filter(|body| body.is_live()) else { return };
+                if !self.is_written(body.place) || !self.is_source(body.place) {
+                    return;
+                }
+                Subject::Body { sequence, place: body.place }
+            }
+            Item::Message(sequence) => {
+                let Some(entry) = self.index.get(sequence).copied() else { return };
+                let states: VecDeque<Place> = self.index.states(&entry).collect();
+                let moves = self.is_source(entry.record());
+                let is_wanted = moves || states.len() > 1 || states.iter().any(|state| self.is_source(*state));
+                // What is not durable yet can't be read; the next round finds it again.
+                let is_settled = self.is_written(entry.record()) && states.iter().all(|state| self.is_written(*state));
+                if !is_wanted || !is_settled {
+                    return;
+                }
+                Subject::Message { entry, moves, states, deferred: Vec::new(), message: None }
+            }
+        };
+        self.copy_forward.attempts += 1;
+        let attempt = self.copy_forward.attempts;
+        self.copy_forward.running.push(Current { attempt, item: subject, reading: false });
+    }
+
+    fn is_written(&self, place: Place) -> bool {
+        place.offset() < self.segments.get(place.slot).end
+    }
+
+    fn is_source(&self, place: Place) -> bool {
+        self.copy_forward.source.is_some_and(|source| source.slot == place.slot)
+    }
+
+    fn poll_running(&mut self, now: Duration) -> Option<Operation> {
+        let mut position = 0;
+        while position < self.copy_forward.running.len() {
+            if self.copy_forward.running[position].reading {
+                position += 1;
+                continue;
+            }
+            let current = self.copy_forward.running.swap_remove(position);
+            if let Some(operation) = self.advance(now, current) {
+                return Some(operation);
+            }
+        }
+        None
+    }
+
+    /// Reads what is still to be read about an item, or takes it for ready.
+    fn advance(&mut self, now: Duration, mut current: Current) -> Option<Operation> {
+        let attempt = current.attempt;
+        let (place, purpose): (Place, fn(Place, u64, u64) -> Purpose) = match &mut current.item {
+            Subject::Body { place, .. } => (*place, copy_record),
+            Subject::Message { entry, moves, states, deferred, message } => {
+                let present = self.index.get(entry.sequence()).filter(|present| present.is_same_state(entry));
+                // It went on, or ended: the next round finds it as it is then, if it still counts here.
+                let entry = *present?;
+                deferred.retain(|result| self.index.is_pending(&entry, result.index));
+                let is_told = deferred.len() >= self.index.pending(&entry).len();
+                match states.pop_front() {
+                    Some(state) if !is_told => (state, copy_state),
+                    _ if message.is_none() && (*moves || !is_told) => (entry.record(), copy_record),
+                    _ => {
+                        let deferred = mem::take(deferred);
+                        let ready = match message.take() {
+                            Some(message) if *moves => Ready::Copy { entry, message, deferred },
+                            _ => Ready::State { entry, deferred },
+                        };
+                        self.add_ready(ready);
+                        return None;
+                    }
+                }
+            }
+        };
+        let pause = Duration::from_nanos(place.length() * 1_000_000_000 / COPY_FORWARD_BYTES_PER_S);
+        self.copy_forward.next_read = self.copy_forward.next_read.max(now) + pause;
+        let generation = self.segments.get(place.slot).generation;
+        current.reading = true;
+        self.copy_forward.running.push(current);
+        Some(self.read(place, purpose(place, generation, attempt)))
+    }
+
+    fn add_ready(&mut self, ready: Ready) {
+        self.copy_forward.ready_bytes += match &ready {
+            Ready::Copy { message, .. } => message.header().checked_length().unwrap_or(0),
+            Ready::State { .. } => RECORD_HEADER_BYTES,
+            Ready::Body { record, .. } => record.len(),
+        };
+        self.copy_forward.ready.push(ready);
+    }
+
+    /// The item that something was read for, if what was read is for this attempt.
+    pub(crate) fn take_copy(&mut self, attempt: u64) -> Option<Current> {
+        let position = self.copy_forward.running.iter().position(|current| current.attempt == attempt)?;
+        Some(self.copy_forward.running.swap_remove(position))
+    }
+
+    pub(crate) fn handle_copy_record(
+        &mut self,
+        now: Duration,
+        mut current: Current,
+        place: Place,
+        generation: u64,
+        buffer: ReadBuffer,
+        result: io::Result<()>,
+    ) {
+        match &mut current.item {
+            Subject::Body { sequence, place } => {
+                let is_right = result.is_ok() && check_body(*sequence, *place, generation, &buffer).is_ok();
+                if !is_right {
+                    return self.avoid(now, *place);
+                }
+                let (sequence, place) = (*sequence, *place);
+                self.add_ready(Ready::Body { sequence, place, record: buffer });
+            }
+            Subject::Message { entry, states, deferred, message, .. } => {
+                let id = MessageId::new(self.id(), Sequence(entry.sequence()));
+                let Ok(read) = read_message(id, place, generation, buffer, result) else {
+                    return self.avoid(now, place);
+                };
+                if read.header().kind == RecordKind::Copy as u8 {
+                    let state = read.bytes(read.header().state_range());
+                    let Ok(state) = rkyv::access::<ArchivedCopiedState, rkyv::rancor::Failure>(state) else {
+                        return self.avoid(now, place);
+                    };
+                    add_older(deferred, state.deferred.iter());
+                }
+                // It is older than all outcomes, so nothing more is to be read.
+                *message = Some(read);
+                states.clear();
+                current.reading = false;
+                self.copy_forward.running.push(current);
+            }
+        }
+    }
+
+    pub(crate) fn handle_copy_state(
+        &mut self,
+        now: Duration,
+        mut current: Current,
+        place: Place,
+        generation: u64,
+        buffer: &ReadBuffer,
+        result: io::Result<()>,
+    ) {
+        let Subject::Message { entry, deferred, .. } = &mut current.item else {
+            unreachable!("a body has no state");
+        };
+        let id = MessageId::new(self.directory.id(), Sequence(entry.sequence()));
+        let Some((_, told)) = result.ok().and_then(|()| read_state(id, generation, buffer)) else {
+            return self.avoid(now, place);
+        };
+        told.add_to(deferred);
+        current.reading = false;
+        self.copy_forward.running.push(current);
+    }
+
+    /// Something in a segment can't be read: that one is left alone for a while, and not for its sake the others.
+    fn avoid(&mut self, now: Duration, place: Place) {
+        self.counters.damaged += 1;
+        let until = now + Duration::from_millis(COPY_FORWARD_RETRY_MS);
+        self.copy_forward.avoided.insert(self.segments.get(place.slot).number, until);
+        if let Some(source) = self.copy_forward.source.take() {
+            self.copy_forward.avoided.insert(source.number, until);
+        }
+        self.copy_forward.left.clear();
+    }
+
+    /// Writes what is ready, as one frame.
+    fn write_copies(&mut self, now: Duration) {
+        self.copy_forward.ready_bytes = 0;
+        let waiting = self.begin_copies();
+        for ready in mem::take(&mut self.copy_forward.ready) {
+            let written = match ready {
+                Ready::Copy { entry, message, deferred } => self.append_copy(&entry, &message, deferred),
+                Ready::State { entry, deferred } => self.append_state(&entry, deferred),
+                Ready::Body { sequence, place, record } => self.append_body_copy(sequence, place, &record),
+            };
+            if written.is_none() {
+                self.pause_copy(now);
+                break;
+            }
+        }
+        self.end_copies(waiting);
+    }
+
+    /// `None` when there is no room.
+    fn append_copy(&mut self, entry: &Entry, message: &Message, deferred: Vec<RecipientResult>) -> Option<()> {
+        let sequence = entry.sequence();
+        let Some(present) = self.index.get(sequence).copied().filter(|present| present.is_same_state(entry)) else {
+            return Some(());
+        };
+        let pending = self.index.pending(&present);
+        let recipients = message.envelope().ok()?.recipients.len() as u32;
+        let archive = Verbatim(message.bytes(message.header().archive_range()));
+        let state = CopiedState {
+            recipients,
+            finished: (0..recipients).filter(|index| pending.binary_search(index).is_err()).collect(),
+            deferred,
+        };
+        let header = RecordHeader {
+            kind: RecordKind::Copy as u8,
+            schema: COPY_SCHEMA,
+            flags: if present.has(HELD) { RecordHeader::HELD } else { 0 },
+            message: message.id().to_raw(),
+            shared_body: message.header().shared_body,
+            ..RecordHeader::default()
+        };
+        let content = [message.bytes(message.header().prefix_range()), message.bytes(message.header().body_range())];
+        let written =
+            self.append_record(RoomFor::Copy, Chain::Copies, header, Some(&archive), Some(&state), content).ok()?;
+        if let Some(before) = self.index.relocate(sequence, written.place) {
+            self.recount(&before, written.commit);
+            self.note(Change::Replaced(before));
+        }
+        self.counters.copies += 1;
+        self.counters.bytes_copied += written.place.length();
+        Some(())
+    }
+
+    fn append_state(&mut self, entry: &Entry, deferred: Vec<RecipientResult>) -> Option<()> {
+        let sequence = entry.sequence();
+        let present = self.index.get(sequence).filter(|present| present.is_same_state(entry));
+        if present.is_none() {
+            return Some(());
+        }
+        let state = CopiedState { recipients: 0, finished: Vec::new(), deferred };
+        let header = RecordHeader {
+            kind: RecordKind::State as u8,
+            schema: STATE_SCHEMA,
+            message: MessageId::new(self.id(), Sequence(sequence)).to_raw(),
+            ..RecordHeader::default()
+        };
+        let written = self.append_record(RoomFor::Copy, Chain::Copies, header, Some(&state), None, [&[], &[]]).ok()?;
+        if let Some(before) = self.index.restate(sequence, written.place) {
+            self.recount(&before, written.commit);
+            self.note(Change::Replaced(before));
+        }
+        self.counters.bytes_copied += written.place.length();
+        Some(())
+    }
+
+    fn append_body_copy(&mut self, sequence: u64, place: Place, record: &ReadBuffer) -> Option<()> {
+        let is_current = self.bodies.get(sequence).is_some_and(|body| body.is_live() && body.place == place);
+        if !is_current {
+            return Some(());
+        }
+        let read = RecordHeader::decode(&record[..RECORD_HEADER_BYTES]);
+        let header = RecordHeader {
+            kind: RecordKind::Body as u8,
+            schema: BODY_SCHEMA,
+            message: read.message,
+            ..RecordHeader::default()
+        };
+        let content: [&[u8]; 2] = [&[], &record[read.body_range()]];
+        let written = self.append_record(RoomFor::Copy, Chain::Copies, header, None, None, content).ok()?;
+        if let Some(from) = self.bodies.relocate(&mut self.segments, sequence, written.place, written.commit) {
+            self.note(Change::BodyMoved { sequence, from });
+        }
+        self.counters.bytes_copied += written.place.length();
+        Some(())
+    }
+
+    /// Finds more to copy: in the index, or in another segment.
+    fn find_more(&mut self, now: Duration) {
+        let source = self.copy_forward.source.filter(|source| {
+            let slot = self.segments.by_number(source.number);
+            slot.is_some_and(|slot| self.segments.get(slot).live > 0) && source.scanned.is_some()
+        });
+        let Some(mut source) = source else {
+            // What was found in the last one goes first.
+            if self.copy_forward.running.is_empty() && self.copy_forward.ready.is_empty() {
+                self.choose_source(now);
+            }
+            return;
+        };
+        if now < self.copy_forward.next_scan {
+            return;
+        }
+        self.copy_forward.next_scan = now + Duration::from_millis(COPY_FORWARD_SCAN_INTERVAL_MS);
+        let from = source.scanned.expect("a source that has been gone over is not gone over again");
+        let mut last = None;
+        for entry in self.index.iter_from(from).take(COPY_FORWARD_SCAN_ENTRIES) {
+            let is_here = |place: Place| place.slot == source.slot;
+            if is_here(entry.record()) || self.index.states(entry).any(is_here) {
+                self.copy_forward.left.push_back(Item::Message(entry.sequence()));
+            }
+            last = Some(entry.sequence());
+        }
+        source.scanned = last.map(|last| last + 1);
+        self.copy_forward.source = Some(source);
+    }
+
+    fn choose_source(&mut self, now: Duration) {
+        self.copy_forward.source = None;
+        self.copy_forward.choice_waits = now < self.copy_forward.next_choice && !self.is_pressed();
+        if self.copy_forward.choice_waits {
+            return;
+        }
+        self.copy_forward.next_choice = now + Duration::from_millis(COPY_FORWARD_PAUSE_MS);
+        self.copy_forward.avoided.retain(|_, until| now < *until);
+        let Some(slot) = self.emptiest() else {
+            return;
+        };
+        let number = self.segments.get(slot).number;
+        let bodies = self.bodies.iter().filter(|(_, body)| body.is_live() && body.place.slot == slot);
+        self.copy_forward.left = bodies.map(|(sequence, _)| Item::Body(sequence)).collect();
+        self.copy_forward.source = Some(Source { slot, number, scanned: Some(0) });
+        self.copy_forward.next_scan = now;
+    }
+
+    /// The segment that it is best to empty, if it is worth it.
+    fn emptiest(&self) -> Option<u16> {
+        let pressed = self.is_pressed();
+        if !pressed {
+            let counting = self.segments.in_use.iter().map(|slot| self.segments.get(*slot));
+            let counting: Vec<_> = counting.filter(|segment| segment.live > 0).collect();
+            let live: u64 = counting.iter().map(|segment| segment.live_bytes).sum();
+            let charged: u64 = counting.iter().map(|segment| segment.charged).sum();
+            let is_sparse = live * 100 <= charged * COPY_FORWARD_LIVE_PERCENT_MAX;
+            if counting.len() <= COPY_FORWARD_SEGMENTS_MIN || !is_sparse {
+                return None;
+            }
+        }
+        let percent_max = if pressed { COPY_FORWARD_PRESSED_PERCENT_MAX } else { COPY_FORWARD_LIVE_PERCENT_MAX };
+        let is_candidate = |slot: &&u16| {
+            let segment = self.segments.get(**slot);
+            let written = segment.charged.saturating_sub(SEGMENT_HEADER_BYTES as u64);
+            segment.live > 0
+                && segment.live_bytes * 100 <= written * percent_max
+                && self.tails.iter().flatten().all(|tail| tail.slot != **slot)
+                // What holds it back otherwise would hold it back afterwards as well.
+                && segment.pins == 0
+                && segment.last_event <= self.event_cursor
+                && !self.copy_forward.avoided.contains_key(&segment.number)
+        };
+        let share = |slot: &&u16| {
+            let segment = self.segments.get(**slot);
+            segment.live_bytes * 1_000 / segment.charged.max(1)
+        };
+        let slot = *self.segments.in_use.iter().filter(is_candidate).min_by_key(share)?;
+        // All of it must fit, or nothing is won.
+        let live_bytes = self.segments.get(slot).live_bytes;
+        let needed = live_bytes + live_bytes / 8 + 2 * BLOCK_BYTES;
+        let has_room = self.tail_room(Chain::Copies) >= needed || self.spares_ready() > SPARES_RESERVED;
+        has_room.then_some(slot)
+    }
+
+    /// Whether mail is refused for want of space, so that copying is worth nearly anything.
+    pub(crate) fn is_pressed(&self) -> bool {
+        let is_short =
+            || self.short_of > 0 && !self.directory.budget().has_room_for_mail(self.pending_bytes + self.short_of);
+        match self.is_open_for_mail() {
+            Err(Closed::MaxSize | Closed::NoSpace) => true,
+            Ok(()) => is_short(),
+            Err(_) => false,
+        }
+    }
+
+    fn pause_copy(&mut self, now: Duration) {
+        let until = now + Duration::from_millis(COPY_FORWARD_PAUSE_MS);
+        self.copy_forward.next_read = self.copy_forward.next_read.max(until);
+        self.copy_forward.next_choice = until;
+        self.copy_forward.left.clear();
+        self.copy_forward.source = None;
+    }
+
+    pub(crate) fn copy_timeout(&self) -> Option<Duration> {
+        if !matches!(self.state, State::Open) {
+            return None;
+        }
+        let CopyForward { source, left, running, restates, next_read, next_scan, next_choice, choice_waits, .. } =
+            &self.copy_forward;
+        if !running.is_empty() {
+            return None;
+        }
+        if !left.is_empty() || !restates.is_empty() {
+            return Some(*next_read);
+        }
+        if source.is_some() {
+            return Some(*next_scan.max(next_read));
+        }
+        choice_waits.then_some(*next_choice)
+    }
+}
+
+fn copy_record(place: Place, generation: u64, attempt: u64) -> Purpose {
+    Purpose::CopyRecord { place, generation, attempt }
+}
+
+fn copy_state(place: Place, generation: u64, attempt: u64) -> Purpose {
+    Purpose::CopyState { place, generation, attempt }
+}
+
+/// What an outcome or state record tells of recipients.
+pub(crate) enum Told<'a> {
+    Outcome(&'a ArchivedOutcome),
+    State(&'a ArchivedCopiedState),
+}
+
+impl Told<'_> {
+    /// Adds what it says of recipients that newer records did not mention.
+    pub(crate) fn add_to(&self, deferred: &mut Vec<RecipientResult>) {
+        match self {
+            Self::Outcome(outcome) => {
+                add_older(deferred, outcome.results.iter().filter(|result| !result.is_final()));
+            }
+            Self::State(state) => add_older(deferred, state.deferred.iter()),
+        }
+    }
+}
+
+/// Checks an outcome or state record that was read alone.
+pub(crate) fn read_state(id: MessageId, generation: u64, buffer: &[u8]) -> Option<(RecordHeader, Told<'_>)> {
+    let header = RecordHeader::decode(buffer.get(..RECORD_HEADER_BYTES)?);
+    let is_right = header.message == id.to_raw()
+        && header.checked_length() == Some(buffer.len())
+        && header.head_matches(generation, &buffer[..header.head_bytes()]);
+    if !is_right {
+        return None;
+    }
+    let archive = &buffer[header.archive_range()];
+    let told = if header.kind == RecordKind::Outcome as u8 {
+        Told::Outcome(rkyv::access::<ArchivedOutcome, rkyv::rancor::Failure>(archive).ok()?)
+    } else if header.kind == RecordKind::State as u8 {
+        Told::State(rkyv::access::<ArchivedCopiedState, rkyv::rancor::Failure>(archive).ok()?)
+    } else {
+        return None;
+    };
+    Some((header, told))
+}
+
+/// Adds results of recipients that newer records did not mention.
+pub(crate) fn add_older<'a>(
+    deferred: &mut Vec<RecipientResult>,
+    older: impl Iterator<Item = &'a ArchivedRecipientResult>,
+) {
+    for result in older {
+        if deferred.iter().all(|newer| newer.index != result.index.to_native()) {
+            deferred.push(result.to_result());
+        }
+    }
+}
