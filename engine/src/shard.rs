@@ -221,6 +221,7 @@ impl Shard {
             let Some(message) = self.inbox.pop_front() else { break };
             self.receive(now, message); // deliver → outcome, and all else that shards tell each other
         }
+        self.fetch_waiting(now); //     schedule: messages that could not be read yet
         self.commit(now); //            spool: one write for everything that waits
         self.publish(); //              outcome: events of what is durable
         self.report_stopped();

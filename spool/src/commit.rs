@@ -16,7 +16,7 @@ use crate::format::{Chain, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEGMEN
 use crate::index::Place;
 use crate::limits::{BUFFER_KEPT_BYTES_MAX, BUFFERS_KEPT_MAX, READS_MAX};
 use crate::log::{Fetch, Log, Progress, State, check_header};
-use crate::message::{Memory, Message};
+use crate::message::{Lease, Memory, Message};
 use crate::record::{CommitNumber, MessageId};
 use crate::segment::Segment;
 use crate::storage::{Completion, Done, Operation, ReadBuffer, Work};
@@ -56,6 +56,7 @@ pub(crate) enum Purpose {
         generation: u64,
         /// The body that it shares; held meanwhile.
         body: Option<u64>,
+        lease: Lease,
     },
     /// Of the message that is being copied forward: its record.
     CopyRecord {
@@ -74,6 +75,11 @@ pub(crate) enum Purpose {
         place: Place,
         generation: u64,
         message: Message,
+    },
+    Scrub {
+        id: MessageId,
+        place: Place,
+        generation: u64,
     },
     CreateCheckpoint {
         slot: usize,
@@ -94,6 +100,7 @@ impl Log {
             .or_else(|| self.poll_retire(now))
             .or_else(|| self.poll_copy(now))
             .or_else(|| self.poll_checkpoint(now, summaries))
+            .or_else(|| self.poll_scrub(now))
     }
 
     /// Takes in what came of an operation of this log.
@@ -102,14 +109,19 @@ impl Log {
         let purpose = self.purposes.remove(&token).expect("a completion of this log, given once");
         match (purpose, done) {
             (Purpose::Commit, Done::Write { buffer, start, result }) => self.handle_commit(buffer, start, result),
-            (Purpose::ReadMessage { id, place, generation, body }, Done::Read { buffer, result }) => {
+            (Purpose::ReadMessage { id, place, generation, body, lease }, Done::Read { buffer, result }) => {
                 self.end_read(place.slot);
                 let result = read_message(id, place, generation, buffer, result);
+                let result = result.map(|message| message.with_lease(Arc::new(lease)));
                 self.handle_message_read(id, body, result)
             }
             (Purpose::ReadBody { place, generation, message }, Done::Read { buffer, result }) => {
                 self.end_read(place.slot);
                 self.handle_body_read(&message, place, generation, buffer, result)
+            }
+            (Purpose::Scrub { id, place, generation }, Done::Read { buffer, result }) => {
+                self.end_read(place.slot);
+                self.handle_scrub(id, place, generation, buffer, result)
             }
             (Purpose::CopyRecord { place, generation, attempt }, Done::Read { buffer, result }) => {
                 self.end_read(place.slot);

@@ -584,7 +584,7 @@ impl Log {
         if source.is_some() {
             return Some(*next_scan.max(next_read));
         }
-        choice_waits.then_some(*next_choice)
+        choice_waits.then_some(*next_choice.max(next_read))
     }
 }
 

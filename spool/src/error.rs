@@ -177,7 +177,8 @@ pub enum ReadError {
     Unknown,
     /// Its commit is not durable yet.
     NotDurable,
-    /// As many reads as may be are under way.
+    /// As many reads as may be are under way, or as many bytes of read messages are in use. It is to be asked for again
+    /// later.
     Busy,
     /// Its bytes on disk are not what was written.
     Damaged {

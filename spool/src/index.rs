@@ -156,7 +156,7 @@ pub(crate) enum Pending {
 
 #[derive(Debug, Default)]
 pub(crate) struct Index {
-    chunks: VecDeque<Vec<Entry>>,
+    chunks: VecDeque<Chunk>,
     length: usize,
     /// Pending recipients of messages with more than [`INLINE_RECIPIENTS_MAX`], one bit each.
     wide: HashMap<u64, Box<[u64]>>,
@@ -236,7 +236,7 @@ impl Index {
 
     pub(crate) fn get(&self, sequence: u64) -> Option<&Entry> {
         let (chunk, position) = self.find(sequence)?;
-        Some(&self.chunks[chunk][position])
+        Some(&self.chunks[chunk].entries[position])
     }
 
     pub(crate) fn row(&self, entry: &Entry) -> Row {
@@ -259,13 +259,13 @@ impl Index {
         let Some((chunk, position)) = self.find(sequence) else {
             return false;
         };
-        self.chunks[chunk][position].handle = handle;
+        self.chunks[chunk].entries[position].handle = handle;
         true
     }
 
     pub(crate) fn set_flag(&mut self, sequence: u64, flag: u16, on: bool) {
         if let Some((chunk, position)) = self.find(sequence) {
-            let flags = &mut self.chunks[chunk][position].flags;
+            let flags = &mut self.chunks[chunk].entries[position].flags;
             *flags = if on { *flags | flag } else { *flags & !flag };
         }
     }
@@ -302,7 +302,7 @@ impl Index {
     ) -> Option<(Before, bool)> {
         let (chunk, position) = self.find(sequence)?;
         let before = self.before(chunk, position);
-        let entry = &mut self.chunks[chunk][position];
+        let entry = &mut self.chunks[chunk].entries[position];
         let (gone, is_complete);
         // An outcome that tells of final fates only tells nothing that has to be kept.
         let mut tells = false;
@@ -354,7 +354,7 @@ impl Index {
     pub(crate) fn relocate(&mut self, sequence: u64, place: Place) -> Option<Before> {
         let (chunk, position) = self.find(sequence)?;
         let before = self.before(chunk, position);
-        self.chunks[chunk][position].set_record(place);
+        self.chunks[chunk].entries[position].set_record(place);
         self.forget_older(sequence, chunk, position);
         Some(before)
     }
@@ -363,7 +363,7 @@ impl Index {
     pub(crate) fn restate(&mut self, sequence: u64, place: Place) -> Option<Before> {
         let (chunk, position) = self.find(sequence)?;
         let before = self.before(chunk, position);
-        self.chunks[chunk][position].set_outcome(place);
+        self.chunks[chunk].entries[position].set_outcome(place);
         self.forget_older(sequence, chunk, position);
         Some(before)
     }
@@ -374,7 +374,7 @@ impl Index {
         let present = self.find(sequence).map(|(chunk, position)| {
             let present = self.before(chunk, position);
             let handle = present.entry.handle;
-            self.chunks[chunk][position] = Entry { handle, ..before.entry };
+            self.chunks[chunk].entries[position] = Entry { handle, ..before.entry };
             present
         });
         if present.is_none() {
@@ -429,8 +429,8 @@ impl Index {
         let Some((chunk, position)) = self.find(sequence) else {
             return false;
         };
-        let had_any = self.chunks[chunk][position].outcome_length16 != 0;
-        self.chunks[chunk][position].outcome_length16 = 0;
+        let had_any = self.chunks[chunk].entries[position].outcome_length16 != 0;
+        self.chunks[chunk].entries[position].outcome_length16 = 0;
         self.forget_older(sequence, chunk, position);
         had_any
     }
@@ -455,19 +455,18 @@ impl Index {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Entry> {
-        self.chunks.iter().flatten()
+        self.chunks.iter().flat_map(|chunk| &chunk.entries)
     }
 
     /// Entries with sequences from `first` on, in order.
     pub(crate) fn iter_from(&self, first: u64) -> impl Iterator<Item = &Entry> {
-        let chunk = self.chunks.partition_point(|chunk| chunk[0].sequence() <= first).saturating_sub(1);
-        let position =
-            self.chunks.get(chunk).map_or(0, |chunk| chunk.partition_point(|entry| entry.sequence() < first));
-        self.chunks.range(chunk.min(self.chunks.len())..).flatten().skip(position)
+        let chunk = self.chunks.partition_point(|chunk| chunk.first <= first).saturating_sub(1);
+        let position = self.chunks.get(chunk).map_or(0, |chunk| chunk.position_of(first));
+        self.chunks.range(chunk.min(self.chunks.len())..).flat_map(|chunk| &chunk.entries).skip(position)
     }
 
     fn before(&self, chunk: usize, position: usize) -> Before {
-        let entry = self.chunks[chunk][position];
+        let entry = self.chunks[chunk].entries[position];
         let sequence = entry.sequence();
         Before {
             entry,
@@ -482,7 +481,7 @@ impl Index {
     }
 
     fn forget_older(&mut self, sequence: u64, chunk: usize, position: usize) {
-        let entry = &mut self.chunks[chunk][position];
+        let entry = &mut self.chunks[chunk].entries[position];
         if entry.has(OLDER) {
             entry.flags &= !OLDER;
             self.older.remove(&sequence);
@@ -506,41 +505,45 @@ impl Index {
     }
 
     fn find(&self, sequence: u64) -> Option<(usize, usize)> {
-        let chunk = self.chunks.partition_point(|chunk| chunk[0].sequence() <= sequence).checked_sub(1)?;
-        let position = self.chunks[chunk].binary_search_by_key(&sequence, Entry::sequence).ok()?;
+        let chunk = self.chunks.partition_point(|chunk| chunk.first <= sequence).checked_sub(1)?;
+        let position = self.chunks[chunk].entries.binary_search_by_key(&sequence, Entry::sequence).ok()?;
         Some((chunk, position))
     }
 
     fn put(&mut self, entry: Entry) {
         self.length += 1;
+        let sequence = entry.sequence();
         // Most often it is the newest.
         if let Some(last) = self.chunks.back_mut()
-            && last.len() < INDEX_CHUNK_ENTRIES
-            && last.last().is_some_and(|newest| newest.sequence() < entry.sequence())
+            && last.entries.len() < INDEX_CHUNK_ENTRIES
+            && last.entries.last().is_some_and(|newest| newest.sequence() < sequence)
         {
-            last.push(entry);
+            last.entries.push(entry);
             return;
         }
-        let after = self.chunks.partition_point(|chunk| chunk[0].sequence() <= entry.sequence());
+        let after = self.chunks.partition_point(|chunk| chunk.first <= sequence);
         let Some(chunk) = after.checked_sub(1) else {
             match self.chunks.front_mut() {
-                Some(front) if front.len() < INDEX_CHUNK_ENTRIES => front.insert(0, entry),
-                _ => self.chunks.push_front(vec![entry]),
+                Some(front) if front.entries.len() < INDEX_CHUNK_ENTRIES => {
+                    front.first = sequence;
+                    front.entries.insert(0, entry);
+                }
+                _ => self.chunks.push_front(Chunk { first: sequence, entries: vec![entry] }),
             }
             return;
         };
         let at_the_end = after == self.chunks.len();
-        let entries = &mut self.chunks[chunk];
-        let position = entries.partition_point(|other| other.sequence() < entry.sequence());
-        assert!(entries.get(position).is_none_or(|other| other.sequence() != entry.sequence()));
+        let position = self.chunks[chunk].position_of(sequence);
+        let entries = &mut self.chunks[chunk].entries;
+        assert!(entries.get(position).is_none_or(|other| other.sequence() != sequence));
         if entries.len() < INDEX_CHUNK_ENTRIES {
             entries.insert(position, entry);
             return;
         }
         if at_the_end && position == entries.len() {
-            let mut next = Vec::with_capacity(INDEX_CHUNK_ENTRIES);
-            next.push(entry);
-            self.chunks.push_back(next);
+            let mut entries = Vec::with_capacity(INDEX_CHUNK_ENTRIES);
+            entries.push(entry);
+            self.chunks.push_back(Chunk { first: sequence, entries });
             return;
         }
         let half = entries.len() / 2;
@@ -550,27 +553,44 @@ impl Index {
         } else {
             upper.insert(position - half, entry)
         }
-        self.chunks.insert(chunk + 1, upper);
+        self.chunks.insert(chunk + 1, Chunk { first: upper[0].sequence(), entries: upper });
     }
 
     fn remove_at(&mut self, chunk: usize, position: usize) -> Entry {
         self.length -= 1;
-        let entry = self.chunks[chunk].remove(position);
-        if self.chunks[chunk].is_empty() {
+        let entries = &mut self.chunks[chunk].entries;
+        let entry = entries.remove(position);
+        let (left, capacity) = (entries.len(), entries.capacity());
+        if left == 0 {
             self.chunks.remove(chunk);
             return entry;
         }
         // The last chunk is being filled; others that have become sparse are joined or given back.
-        if chunk + 1 < self.chunks.len() && self.chunks[chunk].len() <= INDEX_CHUNK_ENTRIES / 4 {
-            if chunk > 0 && self.chunks[chunk - 1].len() + self.chunks[chunk].len() <= INDEX_CHUNK_ENTRIES / 2 {
+        if chunk + 1 < self.chunks.len() && left <= INDEX_CHUNK_ENTRIES / 4 {
+            if chunk > 0 && self.chunks[chunk - 1].entries.len() + left <= INDEX_CHUNK_ENTRIES / 2 {
                 let moved = self.chunks.remove(chunk).expect("the chunk that was just looked at");
-                self.chunks[chunk - 1].extend(moved);
-            } else if self.chunks[chunk].capacity() > self.chunks[chunk].len() * 4 {
-                let wanted = self.chunks[chunk].len() * 2;
-                self.chunks[chunk].shrink_to(wanted);
+                self.chunks[chunk - 1].entries.extend(moved.entries);
+            } else if capacity > left * 4 {
+                self.chunks[chunk].entries.shrink_to(left * 2);
             }
         }
         entry
+    }
+}
+
+/// Neighbouring entries, by sequence; never empty.
+#[derive(Debug)]
+struct Chunk {
+    /// No entry in it is below, and none in those before is above. Kept here, so that looking for a chunk reads
+    /// neighbouring memory.
+    first: u64,
+    entries: Vec<Entry>,
+}
+
+impl Chunk {
+    /// Of the first entry that is not below.
+    fn position_of(&self, sequence: u64) -> usize {
+        self.entries.partition_point(|entry| entry.sequence() < sequence)
     }
 }
 
@@ -585,11 +605,11 @@ pub(crate) struct Cursor<'a> {
 impl Cursor<'_> {
     /// The entry with this sequence, which is not below any that was asked for before.
     pub(crate) fn seek(&mut self, sequence: u64) -> Option<&mut Entry> {
-        while self.index.chunks.get(self.chunk)?.last().is_none_or(|last| last.sequence() < sequence) {
+        while self.index.chunks.get(self.chunk)?.entries.last().is_none_or(|last| last.sequence() < sequence) {
             self.chunk += 1;
             self.position = 0;
         }
-        let entries = &mut self.index.chunks[self.chunk];
+        let entries = &mut self.index.chunks[self.chunk].entries;
         while entries[self.position].sequence() < sequence {
             self.position += 1;
         }
@@ -691,7 +711,7 @@ mod tests {
             let range = index.iter_from(first).map(Entry::sequence);
             assert!(range.eq(model.range(first..).map(|(sequence, _)| *sequence)), "from {first}");
         }
-        let allocated: usize = index.chunks.iter().map(|chunk| chunk.capacity() * size_of::<Entry>()).sum();
+        let allocated: usize = index.chunks.iter().map(|chunk| chunk.entries.capacity() * size_of::<Entry>()).sum();
         assert!(allocated <= 4 * size_of::<Entry>() * index.len(), "{allocated} bytes for {} entries", index.len());
     }
 

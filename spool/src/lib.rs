@@ -59,6 +59,7 @@ pub mod record;
 mod recover;
 mod replay;
 mod retire;
+mod scrub;
 mod segment;
 #[cfg(any(feature = "sim", test))]
 pub mod sim;

@@ -113,6 +113,14 @@ pub const COPY_FORWARD_PAUSE_MS: u64 = 100;
 /// How long copy-forward leaves the log alone after it met a message that it could not read.
 pub const COPY_FORWARD_RETRY_MS: u64 = 60_000;
 
+/// Bytes of live messages that the scrub checks in a second, and how long it rests between two rounds.
+pub const SCRUB_BYTES_PER_S: u64 = 2 << 20;
+pub const SCRUB_REST_S: u64 = 3_600;
+
+/// Bytes of messages that were read into memory and are still in somebody's hands, for each log; above it no more are
+/// read ([`crate::ReadError::Busy`]). One may be larger.
+pub const READ_BYTES_MAX: u64 = 256 << 20;
+
 /// Reads of one log that may be under way at once for [`crate::Log::message`].
 pub const READS_MAX: usize = 256;
 

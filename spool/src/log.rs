@@ -12,6 +12,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::append::{Change, Frame, Tail};
@@ -23,11 +24,12 @@ use crate::directory::LogDirectory;
 use crate::error::{Closed, ReadError};
 use crate::format::{Chain, RECORD_HEADER_BYTES, RecordHeader, SEGMENT_HEADER_BYTES};
 use crate::index::{Entry, Index, Place};
-use crate::limits::{PENDING_MAIL_BYTES_MAX, READS_MAX, SPARES_RESERVED};
-use crate::message::{Memory, Message};
+use crate::limits::{PENDING_MAIL_BYTES_MAX, READ_BYTES_MAX, READS_MAX, SPARES_RESERVED};
+use crate::message::{Lease, Memory, Message};
 use crate::record::{CommitNumber, LogId, MessageId, Sequence};
 use crate::recover::RecoverOptions;
 use crate::retire::Preallocation;
+use crate::scrub::Scrub;
 use crate::segment::SegmentTable;
 use crate::storage::{Operation, ReadBuffer, StorageFile, Work};
 
@@ -71,9 +73,12 @@ pub struct Log {
     pub(crate) next_token: u64,
     pub(crate) purposes: HashMap<u64, Purpose>,
     pub(crate) reads: usize,
+    /// Bytes of messages that were read and are in somebody's hands.
+    pub(crate) read_bytes: Arc<AtomicU64>,
     pub(crate) preallocation: Preallocation,
     pub(crate) copy_forward: CopyForward,
     pub(crate) checkpoints: Checkpoints,
+    pub(crate) scrub: Scrub,
     pub(crate) counters: Counters,
 }
 
@@ -114,6 +119,7 @@ pub(crate) struct Counters {
     pub(crate) checkpoints: u64,
     pub(crate) segments_retired: u64,
     pub(crate) damaged: u64,
+    pub(crate) scrubbed: u64,
     pub(crate) failures: u64,
 }
 
@@ -147,8 +153,10 @@ pub struct Statistics {
     /// Checkpoints that were completed.
     pub checkpoints: u64,
     pub segments_retired: u64,
-    /// Messages that copy-forward could not read.
+    /// Times that copy-forward or the scrub found something that could not be read.
     pub damaged: u64,
+    /// Messages that the scrub has checked.
+    pub messages_scrubbed: u64,
     pub write_failures: u64,
 }
 
@@ -169,6 +177,11 @@ pub enum Progress {
     Read {
         id: MessageId,
         result: Result<Message, ReadError>,
+    },
+    /// The scrub found a live message that is not what was written. It is told again in each round.
+    Damaged {
+        id: MessageId,
+        error: ReadError,
     },
     /// A commit failed: whatever was appended after [`Log::durable`] is void and its numbers are never used again. The
     /// log takes nothing until [`Log::begin_reopen`] has led to [`Progress::Reopened`].
@@ -207,9 +220,11 @@ impl Log {
             next_token: 0,
             purposes: HashMap::new(),
             reads: 0,
+            read_bytes: Arc::default(),
             preallocation: Preallocation::default(),
             copy_forward: CopyForward::default(),
             checkpoints: Checkpoints::default(),
+            scrub: Scrub::default(),
             counters: Counters::default(),
         }
     }
@@ -281,15 +296,17 @@ impl Log {
                 None => Ok(Fetch::Ready(message)),
             };
         }
-        if self.reads >= READS_MAX {
+        let held = self.read_bytes.load(Ordering::Relaxed);
+        if self.reads >= READS_MAX || held > 0 && held + place.length() > READ_BYTES_MAX {
             return Err(ReadError::Busy);
         }
+        let lease = Lease::new(&self.read_bytes, place.length());
         self.reads += 1;
         if let Some(body) = body {
             self.bodies.hold(body);
         }
         let generation = segment.generation;
-        Ok(Fetch::Read(self.read(place, Purpose::ReadMessage { id, place, generation, body })))
+        Ok(Fetch::Read(self.read(place, Purpose::ReadMessage { id, place, generation, body, lease })))
     }
 
     /// Keeps a number with a live message, in memory only, for its owner to find what it knows of it. False when the
@@ -399,6 +416,7 @@ impl Log {
             checkpoints: self.counters.checkpoints,
             segments_retired: self.counters.segments_retired,
             damaged: self.counters.damaged,
+            messages_scrubbed: self.counters.scrubbed,
             write_failures: self.counters.failures,
         }
     }
@@ -406,7 +424,12 @@ impl Log {
     /// When [`Log::poll_operation`] should be called even if nothing happens before; on the clock that `now` is read
     /// from.
     pub fn next_timeout(&self) -> Option<Duration> {
-        self.preallocation_timeout().into_iter().chain(self.copy_timeout()).chain(self.checkpoint_timeout()).min()
+        self.preallocation_timeout()
+            .into_iter()
+            .chain(self.copy_timeout())
+            .chain(self.checkpoint_timeout())
+            .chain(self.scrub_timeout())
+            .min()
     }
 
     /// Where the message can be read now. While a copy of it is on its way, that is where it was before.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::ReadError;
 use crate::file::Map;
@@ -20,17 +21,29 @@ pub struct Message {
 impl Message {
     /// A record that begins at `start` of `memory`. The header must have been read from there.
     pub(crate) fn new(memory: Memory, start: usize, generation: u64, header: RecordHeader) -> Self {
-        Self { inner: Arc::new(Inner { memory, start, generation, header, body: None }) }
+        Self { inner: Arc::new(Inner { memory, start, generation, header, body: None, lease: None }) }
     }
 
     /// The message with the shared body whose record begins at `start` of `memory`. Its checksum must have been checked
     /// when it came from the medium.
     pub(crate) fn with_body(&self, memory: Memory, start: usize, header: RecordHeader) -> Self {
-        let Inner { memory: own, start: own_start, generation, header: own_header, .. } = &*self.inner;
+        let Inner { memory: own, start: own_start, generation, header: own_header, lease, .. } = &*self.inner;
         let body = Some(SharedBody { memory, start, header });
-        let inner =
-            Inner { memory: own.clone(), start: *own_start, generation: *generation, header: *own_header, body };
+        let inner = Inner {
+            memory: own.clone(),
+            start: *own_start,
+            generation: *generation,
+            header: *own_header,
+            body,
+            lease: lease.clone(),
+        };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// The message's memory counts among what was read until the last of its clones and pieces is gone.
+    pub(crate) fn with_lease(self, lease: Arc<Lease>) -> Self {
+        let inner = Arc::try_unwrap(self.inner).map(|inner| Inner { lease: Some(lease), ..inner });
+        Self { inner: inner.map_or_else(|shared| shared, Arc::new) }
     }
 
     pub fn id(&self) -> MessageId {
@@ -148,6 +161,28 @@ struct Inner {
     header: RecordHeader,
     /// In place of one in the record.
     body: Option<SharedBody>,
+    /// Of memory that was read for it.
+    lease: Option<Arc<Lease>>,
+}
+
+/// Bytes that are in somebody's hands, and count as such until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    held: Arc<AtomicU64>,
+    bytes: u64,
+}
+
+impl Lease {
+    pub(crate) fn new(held: &Arc<AtomicU64>, bytes: u64) -> Self {
+        held.fetch_add(bytes, Ordering::Relaxed);
+        Self { held: Arc::clone(held), bytes }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 struct SharedBody {

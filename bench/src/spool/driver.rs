@@ -269,6 +269,7 @@ impl Driver {
                 Ok(())
             }
             Progress::Failed { error } => bail!("a commit failed: {error}"),
+            Progress::Damaged { id, error } => bail!("{id} is damaged: {error}"),
             Progress::Nothing | Progress::Read { .. } | Progress::Reopened => Ok(()),
         }
     }

@@ -136,6 +136,7 @@ pub struct ShardMetrics {
     pub spool_commit_duration_s: Histogram,
     pub spool_quarantined_records: Counter,
     pub spool_held_messages: Counter,
+    pub spool_damaged_messages: Counter,
 }
 
 impl Default for ShardMetrics {
@@ -171,6 +172,7 @@ impl Default for ShardMetrics {
             spool_commit_duration_s: Histogram::new(COMMIT_BOUNDS_S),
             spool_quarantined_records: Counter::default(),
             spool_held_messages: Counter::default(),
+            spool_damaged_messages: Counter::default(),
         }
     }
 }
@@ -282,6 +284,7 @@ impl Metrics {
                 |s| &s.spool_commit_duration_s),
             one("spool_quarantined_records", "Damaged records set aside.", C, |s| s.spool_quarantined_records.get()),
             one("spool_held_messages", "Messages held at the start.", C, |s| s.spool_held_messages.get()),
+            one("spool_damaged_messages", "Damaged ones that were met.", C, |s| s.spool_damaged_messages.get()),
             event("events_written", "Events synced to the event log.", C, events.events),
             event("event_frames", "Frames synced to the event log.", C, events.frames),
             event("event_bytes", "Bytes synced to the event log, compressed.", C, events.bytes),

@@ -15,7 +15,7 @@ use super::{Action, SessionKey, Shard};
 use crate::accept::Refusal;
 use crate::admin::answer_text;
 use crate::handover::{RecipientGroup, Spooled};
-use crate::limits::OUTCOME_COMMIT_DELAY;
+use crate::limits::{OUTCOME_COMMIT_DELAY, UNREAD_PER_TURN};
 use crate::mail::address::domain_of;
 use crate::mail::time::Now;
 use crate::outcome::event::{Logged, LoggedRecord};
@@ -174,6 +174,10 @@ impl Shard {
         self.logs[place].running_operations -= 1;
         match self.logs[place].log.handle_completion(now.monotonic, completion) {
             Progress::Nothing => {}
+            Progress::Damaged { id, error } => {
+                self.metrics.spool_damaged_messages.inc();
+                tracing::error!(%id, %error, "a message that waits is damaged on the disk");
+            }
             Progress::Durable(commit) => self.release_durable(now, place, commit),
             Progress::Read { id, result } => self.handle_read(now, id, result),
             Progress::Failed { error } => self.handle_spool_failure(now, place, &error),
@@ -304,7 +308,7 @@ impl Shard {
                 self.reading.entry(id).or_default().push(pending);
                 self.start_operation(place, operation);
             }
-            // The log reads only so many at once. It is asked again when one of them has come.
+            // The log reads only so many at once. It is asked again in the turns that follow.
             Err(ReadError::Busy) => self.unread.push_back((id, pending)),
             Err(error) => self.give_message(now, id, pending, Err(&error)),
         }
@@ -314,8 +318,11 @@ impl Shard {
         for pending in self.reading.remove(&id).unwrap_or_default() {
             self.give_message(now, id, pending, result.as_ref());
         }
-        // One that can be read makes place for one.
-        for _ in 0..self.unread.len().min(UNREAD_PER_READ) {
+    }
+
+    /// Asks again for messages that had to wait for reads under way, or for memory.
+    pub(super) fn fetch_waiting(&mut self, now: Now) {
+        for _ in 0..self.unread.len().min(UNREAD_PER_TURN) {
             if let Some((id, pending)) = self.unread.pop_front() {
                 self.fetch(now, id, pending);
             }
@@ -331,10 +338,6 @@ impl Shard {
         }
     }
 }
-
-/// Messages that wait for their turn to be read, begun for each that was read. More than one, as several may have
-/// waited for the same.
-const UNREAD_PER_READ: usize = 4;
 
 /// What a durable message means for the schedule.
 fn spooled(message: MessageId, envelope: &Envelope, batch_max: usize) -> Spooled {

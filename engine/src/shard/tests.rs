@@ -320,3 +320,31 @@ fn a_refused_connection_counts_no_attempt() {
     world.pass(Duration::from_millis(blocked.until_ms - world.now.wall_ms));
     assert_eq!(world.connects.len(), 1, "and it is tried again at that time");
 }
+
+/// After a restart all that was queued may be due at once, and has to be read. The log reads only so many messages at a
+/// time; once, the others were held for an hour as if they could not be read.
+#[test]
+fn messages_wait_for_their_turn_to_be_read() {
+    let mut world = World::new();
+    let session = world.connect_client();
+    world.shard.session_received(world.now, session, b"EHLO client.example\r\n");
+    let count = postrider_spool::limits::READS_MAX + 50;
+    for _ in 0..count {
+        let envelope = "MAIL FROM:<a@client.example>\r\nRCPT TO:<b@peer.example>\r\nDATA\r\n";
+        world.shard.session_received(world.now, session, envelope.as_bytes());
+        world.shard.session_received(world.now, session, CONTENT.as_bytes());
+        world.sync();
+    }
+    assert_eq!(world.to_client.matches("250 2.0.0 OK id=").count(), count);
+    let World { directory, now, _spool: spool, shard, .. } = world;
+    drop((shard, spool));
+    let mut world = World::open(directory, now, Config::new("mta.example"));
+    // The pair's owner asks for all of them.
+    world.settle();
+    let pair = world.shard.home.entries().find_map(|(key, _)| world.shard.home.pair_of(key).cloned()).unwrap();
+    world.shard.handle_message(ShardMessage::Credits { pair, credits: 10 * count as u32 });
+    world.pass(Duration::from_millis(10));
+    assert_eq!(world.shard.home.out(), count as u64);
+    let held = world.shard.home.entries().filter(|(_, entry)| entry.last_answer.is_some()).count();
+    assert_eq!(held, 0, "none of them counts as unreadable");
+}

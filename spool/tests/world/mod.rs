@@ -331,6 +331,7 @@ impl World {
         let now = self.now;
         match self.log().handle_completion(now, completion) {
             Progress::Nothing => {}
+            Progress::Damaged { id, error } => panic!("{id}: {error}"),
             Progress::Durable(commit) => self.acknowledge(commit),
             Progress::Reopened => {
                 self.failed = None;
