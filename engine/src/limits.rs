@@ -150,7 +150,7 @@ pub(crate) const EVENT_STREAMS_MAX: usize = 64;
 // shard
 
 /// Messages that wait for reads of others to end, and are asked for again in one turn.
-pub const UNREAD_PER_TURN: usize = 16;
+pub const UNREAD_PER_TURN: usize = 256;
 
 /// Client sessions of one shard.
 pub const SESSIONS_MAX: usize = 20_000;

@@ -175,7 +175,10 @@ impl Driver {
         while let Some(operation) = self.log.poll_operation(self.started.elapsed(), &mut LikeTheEngine) {
             self.begin(operation);
         }
-        let timeout = self.log.next_timeout().map(|timeout| self.started + timeout);
+        // The scrub's next round is nothing to wait for.
+        let soon = self.started.elapsed() + REST_PATIENCE;
+        let timeout = self.log.next_timeout().filter(|timeout| *timeout < soon);
+        let timeout = timeout.map(|timeout| self.started + timeout);
         let completion = match timeout.into_iter().chain(until).min() {
             // Its own sender keeps the channel open.
             None if self.running == 0 => return Ok(false),
