@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::checkpoint_format::{
-    BodyRow, CheckpointHeader, MessageRow, PendingRow, RowPlace, SegmentRow, SliceKind, SliceWriter,
+    BODY_ROW_BYTES, BodyRow, CheckpointHeader, MessageRow, PendingRow, RowPlace, SEGMENT_ROW_BYTES, SegmentRow,
+    SliceKind, SliceWriter,
 };
 use crate::commit::{Flight, Purpose};
 use crate::directory::Durability;
@@ -415,8 +416,7 @@ impl Log {
             bytes => bytes,
         };
         let rows = self.index.len() as u64 * row_bytes
-            + self.segments.in_use.len() as u64 * SEGMENT_ROW_BYTES
-            + self.bodies.len() as u64 * BODY_ROW_BYTES;
+            + (self.segments.in_use.len() * SEGMENT_ROW_BYTES + self.bodies.len() * BODY_ROW_BYTES) as u64;
         let needed = rows + rows / 8;
         // The header, and a slice of each kind that is not full.
         let needed = (needed + needed * percent / 100).next_multiple_of(BLOCK_BYTES) + 4 * BLOCK_BYTES;
@@ -492,5 +492,3 @@ impl Running {
 
 pub(crate) const CHECKPOINT_FILES: usize = CHECKPOINTS_KEPT + 1;
 const CHECKPOINTS_KEPT: usize = 2;
-const SEGMENT_ROW_BYTES: u64 = 64;
-const BODY_ROW_BYTES: u64 = 24;

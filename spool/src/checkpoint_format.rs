@@ -2,7 +2,7 @@
 //!
 //! Like `format.rs`, nothing here does I/O or trusts what it decodes.
 
-use crate::format::{Chain, FORMAT_VERSION, seed, u16_at, u32_at, u64_at};
+use crate::format::{Chain, FORMAT_VERSION, are_adjacent, seed, u16_at, u32_at, u64_at};
 use crate::limits::{ALIGN_BYTES, BLOCK_BYTES, SEGMENT_BYTES_MAX};
 use crate::record::LogId;
 
@@ -40,24 +40,23 @@ pub enum CheckpointBlock {
 impl CheckpointHeader {
     pub fn encode(&self) -> Vec<u8> {
         let mut block = vec![0; BLOCK_BYTES as usize];
-        block[0..8].copy_from_slice(&CHECKPOINT_MAGIC);
-        block[12..14].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
-        block[14..16].copy_from_slice(&self.log.0.to_le_bytes());
-        let fields = [
-            self.number,
-            self.generation,
-            self.begin_sequence,
-            self.begin_commit,
-            self.begin_segment,
-            self.discarded,
-            self.messages,
-            u64::from(self.slices),
-        ];
-        for (place, field) in block[16..80].chunks_exact_mut(8).zip(fields) {
-            place.copy_from_slice(&field.to_le_bytes());
+        block[header::MAGIC].copy_from_slice(&CHECKPOINT_MAGIC);
+        block[header::VERSION].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        block[header::LOG].copy_from_slice(&self.log.0.to_le_bytes());
+        for (range, value) in [
+            (header::NUMBER, self.number),
+            (header::GENERATION, self.generation),
+            (header::BEGIN_SEQUENCE, self.begin_sequence),
+            (header::BEGIN_COMMIT, self.begin_commit),
+            (header::BEGIN_SEGMENT, self.begin_segment),
+            (header::DISCARDED, self.discarded),
+            (header::MESSAGES, self.messages),
+        ] {
+            block[range].copy_from_slice(&value.to_le_bytes());
         }
-        let crc = crc32c::crc32c(&block[12..]);
-        block[8..12].copy_from_slice(&crc.to_le_bytes());
+        block[header::SLICES].copy_from_slice(&self.slices.to_le_bytes());
+        let crc = crc32c::crc32c(&block[header::CRC.end..]);
+        block[header::CRC].copy_from_slice(&crc.to_le_bytes());
         block
     }
 
@@ -65,27 +64,26 @@ impl CheckpointHeader {
         if block.iter().all(|byte| *byte == 0) {
             return CheckpointBlock::Blank;
         }
-        if block.len() != BLOCK_BYTES as usize || block[0..8] != CHECKPOINT_MAGIC {
+        if block.len() != BLOCK_BYTES as usize || block[header::MAGIC] != CHECKPOINT_MAGIC {
             return CheckpointBlock::Damaged;
         }
-        let version = u16_at(block, 12..14);
+        let version = u16_at(block, header::VERSION);
         if version > FORMAT_VERSION {
             return CheckpointBlock::Newer { version };
         }
-        if u32_at(block, 8..12) != crc32c::crc32c(&block[12..]) {
+        if u32_at(block, header::CRC) != crc32c::crc32c(&block[header::CRC.end..]) {
             return CheckpointBlock::Damaged;
         }
-        let field = |index: usize| u64_at(block, 16 + index * 8..24 + index * 8);
         CheckpointBlock::Header(Self {
-            log: LogId(u16_at(block, 14..16)),
-            number: field(0),
-            generation: field(1),
-            begin_sequence: field(2),
-            begin_commit: field(3),
-            begin_segment: field(4),
-            discarded: field(5),
-            messages: field(6),
-            slices: u32::try_from(field(7)).unwrap_or(u32::MAX),
+            log: LogId(u16_at(block, header::LOG)),
+            number: u64_at(block, header::NUMBER),
+            generation: u64_at(block, header::GENERATION),
+            begin_sequence: u64_at(block, header::BEGIN_SEQUENCE),
+            begin_commit: u64_at(block, header::BEGIN_COMMIT),
+            begin_segment: u64_at(block, header::BEGIN_SEGMENT),
+            discarded: u64_at(block, header::DISCARDED),
+            messages: u64_at(block, header::MESSAGES),
+            slices: u32_at(block, header::SLICES),
         })
     }
 }
@@ -129,14 +127,14 @@ impl SliceWriter {
     }
 
     /// Fills in the header and pads to a block.
-    pub(crate) fn end(self, buffer: &mut Vec<u8>, generation: u64, slice: u32) {
+    pub(crate) fn end(self, buffer: &mut Vec<u8>, generation: u64, number: u32) {
         let length = (buffer.len() - self.start) as u32;
         let bytes = &mut buffer[self.start..];
-        bytes[4..8].copy_from_slice(&length.to_le_bytes());
-        bytes[8..12].copy_from_slice(&(self.kind as u32).to_le_bytes());
-        bytes[12..16].copy_from_slice(&self.rows.to_le_bytes());
-        let crc = crc32c::crc32c_append(seed(generation, u64::from(slice)), &bytes[4..]);
-        bytes[0..4].copy_from_slice(&crc.to_le_bytes());
+        bytes[slice::LENGTH].copy_from_slice(&length.to_le_bytes());
+        bytes[slice::KIND].copy_from_slice(&(self.kind as u32).to_le_bytes());
+        bytes[slice::ROWS].copy_from_slice(&self.rows.to_le_bytes());
+        let crc = crc32c::crc32c_append(seed(generation, u64::from(number)), &bytes[slice::CRC.end..]);
+        bytes[slice::CRC].copy_from_slice(&crc.to_le_bytes());
         let padded = buffer.len().next_multiple_of(BLOCK_BYTES as usize);
         buffer.resize(padded, 0);
     }
@@ -144,7 +142,7 @@ impl SliceWriter {
 
 /// A slice's length with its padding, as its first octets tell; `None` where it can't be true.
 pub(crate) fn slice_length(head: &[u8]) -> Option<u64> {
-    let length = u64::from(u32_at(head, 4..8));
+    let length = u64::from(u32_at(head, slice::LENGTH));
     (length >= SLICE_HEADER_BYTES as u64 && length <= SLICE_BYTES_MAX).then(|| length.next_multiple_of(BLOCK_BYTES))
 }
 
@@ -157,19 +155,20 @@ pub(crate) struct Slice<'a> {
     pub(crate) rows: Rows<'a>,
 }
 
-pub(crate) fn read_slice(slice: &[u8], generation: u64, number: u32) -> Option<Slice<'_>> {
-    let length = u32_at(slice, 4..8) as usize;
-    let bytes = slice.get(..length)?;
-    if u32_at(bytes, 0..4) != crc32c::crc32c_append(seed(generation, u64::from(number)), &bytes[4..]) {
+pub(crate) fn read_slice(padded: &[u8], generation: u64, number: u32) -> Option<Slice<'_>> {
+    let length = u32_at(padded, slice::LENGTH) as usize;
+    let bytes = padded.get(..length)?;
+    let crc = crc32c::crc32c_append(seed(generation, u64::from(number)), &bytes[slice::CRC.end..]);
+    if u32_at(bytes, slice::CRC) != crc {
         return None;
     }
-    let kind = match u32_at(bytes, 8..12) {
+    let kind = match u32_at(bytes, slice::KIND) {
         1 => SliceKind::Segments,
         2 => SliceKind::Bodies,
         3 => SliceKind::Messages,
         _ => return None,
     };
-    Some(Slice { kind, count: u32_at(bytes, 12..16), rows: Rows(&bytes[SLICE_HEADER_BYTES..]) })
+    Some(Slice { kind, count: u32_at(bytes, slice::ROWS), rows: Rows(&bytes[SLICE_HEADER_BYTES..]) })
 }
 
 /// A segment that was in use when the checkpoint was begun.
@@ -189,34 +188,35 @@ pub(crate) struct SegmentRow {
 
 impl SegmentRow {
     pub(crate) fn encode(&self, buffer: &mut Vec<u8>) {
-        let kind = u64::from(self.chain as u16) | u64::from(self.is_tail) << 16;
-        let fields = [
-            kind,
-            self.number,
-            self.generation,
-            self.end,
-            self.first_sequence,
-            self.last_sequence,
-            self.last_commit,
-            self.last_event,
-        ];
-        for field in fields {
-            buffer.extend_from_slice(&field.to_le_bytes());
+        let mut row = [0; SEGMENT_ROW_BYTES];
+        row[segment_row::CHAIN].copy_from_slice(&(self.chain as u16).to_le_bytes());
+        row[segment_row::FLAGS].copy_from_slice(&u16::from(self.is_tail).to_le_bytes());
+        for (range, value) in [
+            (segment_row::NUMBER, self.number),
+            (segment_row::GENERATION, self.generation),
+            (segment_row::END, self.end),
+            (segment_row::FIRST_SEQUENCE, self.first_sequence),
+            (segment_row::LAST_SEQUENCE, self.last_sequence),
+            (segment_row::LAST_COMMIT, self.last_commit),
+            (segment_row::LAST_EVENT, self.last_event),
+        ] {
+            row[range].copy_from_slice(&value.to_le_bytes());
         }
+        buffer.extend_from_slice(&row);
     }
 
     pub(crate) fn decode(rows: &mut Rows<'_>) -> Option<Self> {
-        let kind = rows.u64()?;
+        let row = rows.take(SEGMENT_ROW_BYTES)?;
         Some(Self {
-            chain: if kind as u16 == 0 { Chain::Mail } else { Chain::Copies },
-            is_tail: kind >> 16 & 1 == 1,
-            number: rows.u64()?,
-            generation: rows.u64()?,
-            end: rows.u64()?,
-            first_sequence: rows.u64()?,
-            last_sequence: rows.u64()?,
-            last_commit: rows.u64()?,
-            last_event: rows.u64()?,
+            chain: if u16_at(row, segment_row::CHAIN) == 0 { Chain::Mail } else { Chain::Copies },
+            is_tail: u16_at(row, segment_row::FLAGS) & IS_TAIL != 0,
+            number: u64_at(row, segment_row::NUMBER),
+            generation: u64_at(row, segment_row::GENERATION),
+            end: u64_at(row, segment_row::END),
+            first_sequence: u64_at(row, segment_row::FIRST_SEQUENCE),
+            last_sequence: u64_at(row, segment_row::LAST_SEQUENCE),
+            last_commit: u64_at(row, segment_row::LAST_COMMIT),
+            last_event: u64_at(row, segment_row::LAST_EVENT),
         })
     }
 }
@@ -231,13 +231,19 @@ pub(crate) struct RowPlace {
 
 impl RowPlace {
     pub(crate) fn encode(&self, buffer: &mut Vec<u8>) {
-        for field in [self.segment, self.offset16, self.length16] {
-            buffer.extend_from_slice(&field.to_le_bytes());
-        }
+        let mut bytes = [0; PLACE_BYTES];
+        bytes[place::SEGMENT].copy_from_slice(&self.segment.to_le_bytes());
+        bytes[place::OFFSET16].copy_from_slice(&self.offset16.to_le_bytes());
+        bytes[place::LENGTH16].copy_from_slice(&self.length16.to_le_bytes());
+        buffer.extend_from_slice(&bytes);
     }
 
-    pub(crate) fn decode(rows: &mut Rows<'_>) -> Option<Self> {
-        let place = Self { segment: rows.u32()?, offset16: rows.u32()?, length16: rows.u32()? };
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let place = Self {
+            segment: u32_at(bytes, place::SEGMENT),
+            offset16: u32_at(bytes, place::OFFSET16),
+            length16: u32_at(bytes, place::LENGTH16),
+        };
         let end = (u64::from(place.offset16) + u64::from(place.length16)) * ALIGN_BYTES;
         (end <= SEGMENT_BYTES_MAX).then_some(place)
     }
@@ -254,13 +260,19 @@ pub(crate) struct BodyRow {
 
 impl BodyRow {
     pub(crate) fn encode(&self, buffer: &mut Vec<u8>) {
+        // The fields in the order of `body_row`.
         buffer.extend_from_slice(&self.sequence.to_le_bytes());
         self.place.encode(buffer);
         buffer.extend_from_slice(&self.bytes.to_le_bytes());
     }
 
     pub(crate) fn decode(rows: &mut Rows<'_>) -> Option<Self> {
-        Some(Self { sequence: rows.u64()?, place: RowPlace::decode(rows)?, bytes: rows.u32()? })
+        let row = rows.take(BODY_ROW_BYTES)?;
+        Some(Self {
+            sequence: u64_at(row, body_row::SEQUENCE),
+            place: RowPlace::decode(&row[body_row::PLACE])?,
+            bytes: u32_at(row, body_row::BYTES),
+        })
     }
 }
 
@@ -293,6 +305,7 @@ impl<'a> MessageRow<'a> {
             | flag(self.body.is_some(), SHARES)
             | flag(matches!(self.pending, PendingRow::Many(_)), MANY)
             | flag(!self.states.is_empty(), STATES);
+        // The fields in the order of `message_row`.
         buffer.extend_from_slice(&(self.sequence | flags << FLAGS_SHIFT).to_le_bytes());
         self.record.encode(buffer);
         let pending = match &self.pending {
@@ -320,13 +333,14 @@ impl<'a> MessageRow<'a> {
     }
 
     pub(crate) fn decode(rows: &mut Rows<'a>) -> Option<Self> {
-        let first = rows.u64()?;
+        let row = rows.take(MESSAGE_ROW_BYTES)?;
+        let first = u64_at(row, message_row::SEQUENCE_AND_FLAGS);
         let (sequence, flags) = (first & ((1 << FLAGS_SHIFT) - 1), first >> FLAGS_SHIFT);
-        let record = RowPlace::decode(rows)?;
-        let bits = rows.u32()?;
-        let summary_length = rows.u32()? as usize;
+        let record = RowPlace::decode(&row[message_row::RECORD])?;
+        let bits = u32_at(row, message_row::PENDING);
+        let summary_length = u32_at(row, message_row::SUMMARY_LENGTH) as usize;
         let states = if flags & STATES == 0 { 0 } else { rows.u32()? };
-        let states = (0..states).map(|_| RowPlace::decode(rows)).collect::<Option<Vec<_>>>()?;
+        let states = (0..states).map(|_| RowPlace::decode(rows.take(PLACE_BYTES)?)).collect::<Option<Vec<_>>>()?;
         let body = if flags & SHARES == 0 { None } else { Some(rows.u64()?) };
         let pending = if flags & MANY == 0 {
             PendingRow::Few(bits)
@@ -359,9 +373,18 @@ impl<'a> Rows<'a> {
 }
 
 pub const CHECKPOINT_MAGIC: [u8; 8] = *b"PRCHKPNT";
-pub(crate) const SLICE_HEADER_BYTES: usize = 16;
+pub(crate) const SLICE_HEADER_BYTES: usize = slice::ROWS.end;
 /// No slice is larger: one with a single message that has very many recipients comes nearest.
 const SLICE_BYTES_MAX: u64 = 1 << 30;
+
+pub(crate) const SEGMENT_ROW_BYTES: usize = segment_row::LAST_EVENT.end;
+pub(crate) const BODY_ROW_BYTES: usize = body_row::BYTES.end;
+/// Without what follows as its flags tell.
+const MESSAGE_ROW_BYTES: usize = message_row::SUMMARY_LENGTH.end;
+const PLACE_BYTES: usize = place::LENGTH16.end;
+
+/// A flag of a segment's row.
+const IS_TAIL: u16 = 1;
 
 /// The upper 16 bits of a message row's first field are flags.
 const FLAGS_SHIFT: u32 = 48;
@@ -369,3 +392,108 @@ const MANY: u64 = 1;
 const SHARES: u64 = 2;
 const HELD: u64 = 4;
 const STATES: u64 = 8;
+
+mod header {
+    use std::ops::Range;
+    pub(super) const MAGIC: Range<usize> = 0..8;
+    pub(super) const CRC: Range<usize> = 8..12;
+    pub(super) const VERSION: Range<usize> = 12..14;
+    pub(super) const LOG: Range<usize> = 14..16;
+    pub(super) const NUMBER: Range<usize> = 16..24;
+    pub(super) const GENERATION: Range<usize> = 24..32;
+    pub(super) const BEGIN_SEQUENCE: Range<usize> = 32..40;
+    pub(super) const BEGIN_COMMIT: Range<usize> = 40..48;
+    pub(super) const BEGIN_SEGMENT: Range<usize> = 48..56;
+    pub(super) const DISCARDED: Range<usize> = 56..64;
+    pub(super) const MESSAGES: Range<usize> = 64..72;
+    pub(super) const SLICES: Range<usize> = 72..76;
+    pub(super) const _ZERO: Range<usize> = 76..4096;
+}
+
+mod slice {
+    use std::ops::Range;
+    pub(super) const CRC: Range<usize> = 0..4;
+    pub(super) const LENGTH: Range<usize> = 4..8;
+    pub(super) const KIND: Range<usize> = 8..12;
+    pub(super) const ROWS: Range<usize> = 12..16;
+}
+
+mod segment_row {
+    use std::ops::Range;
+    pub(super) const CHAIN: Range<usize> = 0..2;
+    pub(super) const FLAGS: Range<usize> = 2..4;
+    pub(super) const _ZERO: Range<usize> = 4..8;
+    pub(super) const NUMBER: Range<usize> = 8..16;
+    pub(super) const GENERATION: Range<usize> = 16..24;
+    pub(super) const END: Range<usize> = 24..32;
+    pub(super) const FIRST_SEQUENCE: Range<usize> = 32..40;
+    pub(super) const LAST_SEQUENCE: Range<usize> = 40..48;
+    pub(super) const LAST_COMMIT: Range<usize> = 48..56;
+    pub(super) const LAST_EVENT: Range<usize> = 56..64;
+}
+
+mod body_row {
+    use std::ops::Range;
+    pub(super) const SEQUENCE: Range<usize> = 0..8;
+    pub(super) const PLACE: Range<usize> = 8..20;
+    pub(super) const BYTES: Range<usize> = 20..24;
+}
+
+mod message_row {
+    use std::ops::Range;
+    /// 48 bits and 16 bits.
+    pub(super) const SEQUENCE_AND_FLAGS: Range<usize> = 0..8;
+    pub(super) const RECORD: Range<usize> = 8..20;
+    pub(super) const PENDING: Range<usize> = 20..24;
+    pub(super) const SUMMARY_LENGTH: Range<usize> = 24..28;
+}
+
+mod place {
+    use std::ops::Range;
+    pub(super) const SEGMENT: Range<usize> = 0..4;
+    pub(super) const OFFSET16: Range<usize> = 4..8;
+    pub(super) const LENGTH16: Range<usize> = 8..12;
+}
+
+const _: () = assert!(are_adjacent(
+    &[
+        header::MAGIC,
+        header::CRC,
+        header::VERSION,
+        header::LOG,
+        header::NUMBER,
+        header::GENERATION,
+        header::BEGIN_SEQUENCE,
+        header::BEGIN_COMMIT,
+        header::BEGIN_SEGMENT,
+        header::DISCARDED,
+        header::MESSAGES,
+        header::SLICES,
+        header::_ZERO,
+    ],
+    BLOCK_BYTES as usize
+));
+const _: () = assert!(are_adjacent(&[slice::CRC, slice::LENGTH, slice::KIND, slice::ROWS], 16));
+const _: () = assert!(are_adjacent(
+    &[
+        segment_row::CHAIN,
+        segment_row::FLAGS,
+        segment_row::_ZERO,
+        segment_row::NUMBER,
+        segment_row::GENERATION,
+        segment_row::END,
+        segment_row::FIRST_SEQUENCE,
+        segment_row::LAST_SEQUENCE,
+        segment_row::LAST_COMMIT,
+        segment_row::LAST_EVENT,
+    ],
+    64
+));
+const _: () = assert!(are_adjacent(&[body_row::SEQUENCE, body_row::PLACE, body_row::BYTES], 24));
+const _: () = assert!(are_adjacent(
+    &[message_row::SEQUENCE_AND_FLAGS, message_row::RECORD, message_row::PENDING, message_row::SUMMARY_LENGTH],
+    28
+));
+const _: () = assert!(are_adjacent(&[place::SEGMENT, place::OFFSET16, place::LENGTH16], 12));
+const _: () = assert!(body_row::PLACE.end - body_row::PLACE.start == PLACE_BYTES);
+const _: () = assert!(message_row::RECORD.end - message_row::RECORD.start == PLACE_BYTES);

@@ -481,15 +481,17 @@ mod segment {
     pub(super) const CAPACITY: Range<usize> = 88..96;
     pub(super) const DISCARDED: Range<usize> = 96..104;
     pub(super) const CHAIN: Range<usize> = 104..106;
-    /// 106..112 is zero. As `PREVIOUS`.
+    pub(super) const _ZERO: Range<usize> = 106..112;
+    /// As `PREVIOUS`.
     pub(super) const OTHER: Range<usize> = 112..144;
+    pub(super) const _REST: Range<usize> = 144..4096;
 }
 
 mod frame {
     use std::ops::Range;
     pub(super) const MAGIC: Range<usize> = 0..8;
     pub(super) const CRC: Range<usize> = 8..12;
-    /// 12..14 is zero.
+    pub(super) const _ZERO: Range<usize> = 12..14;
     pub(super) const LOG: Range<usize> = 14..16;
     pub(super) const SEGMENT: Range<usize> = 16..24;
     pub(super) const GENERATION: Range<usize> = 24..32;
@@ -497,8 +499,7 @@ mod frame {
     pub(super) const FIRST_SEQUENCE: Range<usize> = 40..48;
     pub(super) const RECORD_COUNT: Range<usize> = 48..52;
     pub(super) const LENGTH: Range<usize> = 52..56;
-    /// 56..64 is zero.
-    pub(super) const _RESERVED: Range<usize> = 56..64;
+    pub(super) const _REST: Range<usize> = 56..64;
 }
 
 mod record {
@@ -510,11 +511,11 @@ mod record {
     pub(super) const STATE_LENGTH: Range<usize> = 8..12;
     pub(super) const PREFIX_LENGTH: Range<usize> = 12..16;
     pub(super) const BODY_LENGTH: Range<usize> = 16..20;
-    /// 20..24 is zero.
+    pub(super) const _ZERO: Range<usize> = 20..24;
     pub(super) const SEQUENCE: Range<usize> = 24..32;
     pub(super) const MESSAGE: Range<usize> = 32..40;
     pub(super) const SHARED_BODY: Range<usize> = 40..48;
-    /// 48..56 is zero.
+    pub(super) const _REST: Range<usize> = 48..56;
     pub(super) const HEAD_CRC: Range<usize> = 56..60;
     pub(super) const CONTENT_CRC: Range<usize> = 60..64;
 }
@@ -524,21 +525,90 @@ mod meta {
     pub(super) const MAGIC: Range<usize> = 0..8;
     pub(super) const CRC: Range<usize> = 8..12;
     pub(super) const VERSION: Range<usize> = 12..14;
-    /// 14..16 is zero.
+    pub(super) const _ZERO: Range<usize> = 14..16;
     pub(super) const NEXT_LOG: Range<usize> = 16..20;
+    pub(super) const _REST: Range<usize> = 20..64;
+}
+
+/// Whether fields follow one another from 0 to `end`, as the tables of `FORMAT.md` tell.
+pub(crate) const fn are_adjacent(fields: &[Range<usize>], end: usize) -> bool {
+    let mut at = 0;
+    let mut index = 0;
+    while index < fields.len() {
+        if fields[index].start != at || fields[index].end <= at {
+            return false;
+        }
+        at = fields[index].end;
+        index += 1;
+    }
+    at == end
 }
 
 const _: () = assert!(SEGMENT_HEADER_BYTES as u64 == BLOCK_BYTES);
 const _: () = assert!((FRAME_HEADER_BYTES as u64).is_multiple_of(ALIGN_BYTES));
 const _: () = assert!((RECORD_HEADER_BYTES as u64).is_multiple_of(ALIGN_BYTES));
-const _: () = assert!(segment::OTHER.end == 144);
+const _: () = assert!(are_adjacent(
+    &[
+        segment::MAGIC,
+        segment::CRC,
+        segment::VERSION,
+        segment::LOG,
+        segment::NUMBER,
+        segment::GENERATION,
+        segment::FIRST_SEQUENCE,
+        segment::FIRST_COMMIT,
+        segment::TAIL,
+        segment::PREVIOUS,
+        segment::CAPACITY,
+        segment::DISCARDED,
+        segment::CHAIN,
+        segment::_ZERO,
+        segment::OTHER,
+        segment::_REST,
+    ],
+    SEGMENT_HEADER_BYTES
+));
+const _: () = assert!(are_adjacent(
+    &[
+        frame::MAGIC,
+        frame::CRC,
+        frame::_ZERO,
+        frame::LOG,
+        frame::SEGMENT,
+        frame::GENERATION,
+        frame::COMMIT,
+        frame::FIRST_SEQUENCE,
+        frame::RECORD_COUNT,
+        frame::LENGTH,
+        frame::_REST,
+    ],
+    FRAME_HEADER_BYTES
+));
+const _: () = assert!(are_adjacent(
+    &[
+        record::KIND..record::KIND + 1,
+        record::SCHEMA..record::SCHEMA + 1,
+        record::FLAGS,
+        record::ARCHIVE_LENGTH,
+        record::STATE_LENGTH,
+        record::PREFIX_LENGTH,
+        record::BODY_LENGTH,
+        record::_ZERO,
+        record::SEQUENCE,
+        record::MESSAGE,
+        record::SHARED_BODY,
+        record::_REST,
+        record::HEAD_CRC,
+        record::CONTENT_CRC,
+    ],
+    RECORD_HEADER_BYTES
+));
+const _: () = assert!(are_adjacent(
+    &[meta::MAGIC, meta::CRC, meta::VERSION, meta::_ZERO, meta::NEXT_LOG, meta::_REST],
+    META_BYTES
+));
 const _: () = assert!(segment::PREVIOUS.end - segment::PREVIOUS.start == 4 * 8);
 const _: () = assert!(segment::OTHER.end - segment::OTHER.start == 4 * 8);
-const _: () = assert!(frame::_RESERVED.end == FRAME_HEADER_BYTES);
-const _: () = assert!(frame::LENGTH.end == frame::_RESERVED.start);
-const _: () = assert!(record::CONTENT_CRC.end == RECORD_HEADER_BYTES);
-const _: () = assert!(record::SHARED_BODY.end + 8 == record::HEAD_CRC.start);
-const _: () = assert!(meta::NEXT_LOG.end <= META_BYTES);
 
 #[cfg(test)]
 mod tests {
