@@ -63,6 +63,8 @@ struct Source {
     number: u64,
     /// The index has been gone over up to this sequence; `None`: all of it.
     scanned: Option<u64>,
+    /// Messages from this sequence on are younger than all that is in the segment.
+    scan_end: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -472,6 +474,8 @@ impl Log {
             slot.is_some_and(|slot| self.segments.get(slot).live > 0) && source.scanned.is_some()
         });
         let Some(mut source) = source else {
+            // It has been gone over, or nothing counts in it any more.
+            self.copy_forward.source = None;
             // What was found in the last one goes first.
             if self.copy_forward.running.is_empty() && self.copy_forward.ready.is_empty() {
                 self.choose_source(now);
@@ -484,7 +488,8 @@ impl Log {
         self.copy_forward.next_scan = now + Duration::from_millis(COPY_FORWARD_SCAN_INTERVAL_MS);
         let from = source.scanned.expect("a source that has been gone over is not gone over again");
         let mut last = None;
-        for entry in self.index.iter_from(from).take(COPY_FORWARD_SCAN_ENTRIES) {
+        let older = self.index.iter_from(from).take_while(|entry| entry.sequence() < source.scan_end);
+        for entry in older.take(COPY_FORWARD_SCAN_ENTRIES) {
             let is_here = |place: Place| place.slot == source.slot;
             if is_here(entry.record()) || self.index.states(entry).any(is_here) {
                 self.copy_forward.left.push_back(Item::Message(entry.sequence()));
@@ -509,7 +514,7 @@ impl Log {
         let number = self.segments.get(slot).number;
         let bodies = self.bodies.iter().filter(|(_, body)| body.is_live() && body.place.slot == slot);
         self.copy_forward.left = bodies.map(|(sequence, _)| Item::Body(sequence)).collect();
-        self.copy_forward.source = Some(Source { slot, number, scanned: Some(0) });
+        self.copy_forward.source = Some(Source { slot, number, scanned: Some(0), scan_end: self.next_sequence });
         self.copy_forward.next_scan = now;
     }
 

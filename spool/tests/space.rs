@@ -162,6 +162,34 @@ fn messages_that_stay_do_not_hold_the_log_back() {
     assert_eq!(found, stay);
 }
 
+/// Mail that keeps coming, and a segment in which nothing counts any more before all of it has been copied, do not keep
+/// copies from being written. Once the search for what is to be copied went on for as long as it met newer messages.
+#[test]
+fn copying_comes_to_an_end_while_mail_keeps_coming() {
+    let (_spool, mut log) = open(Arc::new(SimDisk::new(1)), Path::new("/spool"), options());
+    let (mut now, mut stay) = (Duration::ZERO, VecDeque::new());
+    for round in 0..400 {
+        let (id, _) = log.append_message(&envelope(), b"", &vec![b'x'; 300 + round % 7 * 1_000]).unwrap();
+        if round % 4 == 0 {
+            stay.push_back(id);
+        }
+        let gone = match round % 4 {
+            0 if stay.len() > 30 => stay.pop_front(),
+            0 => None,
+            _ => Some(id),
+        };
+        settle(&mut log, now);
+        if let Some(gone) = gone {
+            log.append_outcome(&outcome(gone, Fate::Delivered, 1)).unwrap();
+        }
+        settle(&mut log, now);
+        now += Duration::from_millis(60);
+    }
+    let statistics = log.statistics();
+    assert!(statistics.messages_copied > 20, "{statistics:?}");
+    assert!(statistics.segments_in_use < 16, "{statistics:?}");
+}
+
 /// A read for a copy that was begun before the log failed comes back after it was begun anew. Once the state that it
 /// brought was taken for the newest.
 #[test]
