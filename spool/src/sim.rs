@@ -55,6 +55,8 @@ struct Content {
     cached: Vec<u8>,
     /// Sectors of `cached` that may not be on the medium and are to be written by the next sync.
     dirty: BTreeSet<usize>,
+    /// Those of them whose sync returned while syncs were held.
+    held: BTreeSet<usize>,
     /// Sectors whose sync failed: shown as written, but not on the medium.
     lying: BTreeSet<usize>,
 }
@@ -71,13 +73,13 @@ impl SimDisk {
     }
 
     /// While this is on, syncs return at once and leave sectors unsynced: a crash image then shows the moment before
-    /// they would have returned. Turning it off makes them durable.
+    /// they would have returned. Turning it off makes those durable, and nothing else.
     pub fn hold_syncs(&self, holds: bool) {
         let mut state = self.state();
         state.holds_syncs = holds;
         if !holds {
             for content in state.files.values() {
-                lock(content).write_back_all();
+                lock(content).write_back_held();
             }
         }
     }
@@ -310,8 +312,13 @@ impl StorageFile for SimFile {
         for sector in sectors {
             content.lying.remove(&sector);
             content.dirty.insert(sector);
-            if sync && !state.holds_syncs {
-                content.write_back(sector);
+            content.held.remove(&sector);
+            match (sync, state.holds_syncs) {
+                (true, true) => {
+                    content.held.insert(sector);
+                }
+                (true, false) => content.write_back(sector),
+                (false, _) => {}
             }
         }
         Ok(bytes.len())
@@ -344,6 +351,12 @@ impl StorageFile for SimFile {
 impl Content {
     fn write_back_all(&mut self) {
         for sector in std::mem::take(&mut self.dirty) {
+            self.write_back(sector);
+        }
+    }
+
+    fn write_back_held(&mut self) {
+        for sector in std::mem::take(&mut self.held) {
             self.write_back(sector);
         }
     }
