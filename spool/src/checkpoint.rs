@@ -64,11 +64,9 @@ pub(crate) struct Checkpoints {
     written_at_begin: u64,
     /// Nothing is begun before, because something failed.
     retry_at: Option<Duration>,
-    /// What the last one needed, for an estimate.
+    /// What a message's row needed in the last one, for an estimate.
     row_bytes: u64,
     last_bytes: u64,
-    /// The last one did not fit into its file.
-    needed_bytes_min: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -203,8 +201,8 @@ impl Log {
         let end = running.offset + running.buffer.len() as u64;
         let capacity = self.checkpoints.files[running.file].as_ref().map_or(0, |file| file.capacity);
         if end > capacity {
-            // It has grown beyond what was expected. A larger file is made, and it begins anew.
-            self.checkpoints.needed_bytes_min = end * 2;
+            // Rows are longer than was expected. A larger file is made, unless enough ends before, and it begins anew.
+            self.checkpoints.row_bytes = self.checkpoint_row_bytes() * 2;
             self.checkpoints.retry_at = Some(now + Duration::from_millis(CHECKPOINT_SLICE_INTERVAL_MS));
             return None;
         }
@@ -262,7 +260,6 @@ impl Log {
         if let Some(row_bytes) = running.message_bytes.checked_div(messages) {
             checkpoints.row_bytes = row_bytes.max(1);
         }
-        checkpoints.needed_bytes_min = 0;
         self.counters.checkpoints += 1;
     }
 
@@ -411,16 +408,19 @@ impl Log {
 
     /// What a checkpoint of what is live now needs, with `percent` more.
     fn checkpoint_bytes_needed(&self, percent: u64) -> u64 {
-        let row_bytes = match self.checkpoints.row_bytes {
-            0 => CHECKPOINT_ROW_BYTES_DEFAULT,
-            bytes => bytes,
-        };
-        let rows = self.index.len() as u64 * row_bytes
+        let rows = self.index.len() as u64 * self.checkpoint_row_bytes()
             + (self.segments.in_use.len() * SEGMENT_ROW_BYTES + self.bodies.len() * BODY_ROW_BYTES) as u64;
         let needed = rows + rows / 8;
         // The header, and a slice of each kind that is not full.
         let needed = (needed + needed * percent / 100).next_multiple_of(BLOCK_BYTES) + 4 * BLOCK_BYTES;
-        needed.max(self.checkpoints.needed_bytes_min.next_multiple_of(BLOCK_BYTES)).max(CHECKPOINT_FILE_BYTES_MIN)
+        needed.max(CHECKPOINT_FILE_BYTES_MIN)
+    }
+
+    fn checkpoint_row_bytes(&self) -> u64 {
+        match self.checkpoints.row_bytes {
+            0 => CHECKPOINT_ROW_BYTES_DEFAULT,
+            bytes => bytes,
+        }
     }
 
     /// Makes the files, and makes them larger in time.
@@ -460,10 +460,11 @@ impl Log {
     }
 
     /// Whether what is live would not fit into a checkpoint any more. Then the log could not be emptied, so mail has to
-    /// wait for larger files.
+    /// wait for larger files, or for files at all.
     pub(crate) fn is_short_of_checkpoint(&self) -> bool {
         let is_small = |file: &CheckpointFile| file.capacity < self.checkpoint_bytes_needed(0);
-        self.checkpoints.create_retry_at.is_some() && self.checkpoints.files.iter().flatten().any(is_small)
+        let mut files = self.checkpoints.files.iter();
+        self.checkpoints.create_retry_at.is_some() && files.any(|file| file.as_ref().is_none_or(is_small))
     }
 
     pub(crate) fn checkpoint_timeout(&self) -> Option<Duration> {
