@@ -2,6 +2,8 @@
 //!
 //! The newest whose slices are all whole is used. One with a whole header and a damaged slice is damage, since the
 //! header is written last; then the other kept one takes over, behind which everything is still there to be replayed.
+//! The third file may hold an older one. That is of no use once segments with records from behind its begin were used
+//! again, since the replay would miss outcomes.
 
 use std::io;
 use std::sync::Arc;
@@ -31,6 +33,8 @@ pub(crate) struct CheckpointSurvey {
     /// Files of checkpoints that were finished and can't be read, with their sizes.
     pub(crate) damaged: Vec<(usize, u64)>,
     pub(crate) next_number: u64,
+    /// The highest sequence in segments that were given up for use again, as far as any header tells.
+    pub(crate) discarded: u64,
 }
 
 /// A checkpoint whose slices are whole.
@@ -42,9 +46,10 @@ pub(crate) struct Checkpoint {
 }
 
 impl CheckpointSurvey {
-    pub(crate) fn take(directory: &LogDirectory) -> Result<Self, RecoverError> {
+    /// `discarded` is what the segments' headers tell.
+    pub(crate) fn take(directory: &LogDirectory, discarded: u64) -> Result<Self, RecoverError> {
         let storage = directory.storage();
-        let mut survey = Self { next_number: 1, ..Self::default() };
+        let mut survey = Self { next_number: 1, discarded, ..Self::default() };
         let mut found = Vec::new();
         for slot in 0..CHECKPOINT_FILES {
             let path = directory.checkpoint_path(slot);
@@ -65,6 +70,7 @@ impl CheckpointSurvey {
                     }
                     CheckpointBlock::Header(header) if header.log == directory.id() => {
                         survey.next_number = survey.next_number.max(header.number + 1);
+                        survey.discarded = survey.discarded.max(header.discarded);
                         found.push((slot, header, Arc::clone(&file)));
                     }
                     CheckpointBlock::Header(_) | CheckpointBlock::Blank | CheckpointBlock::Damaged => {}
@@ -72,6 +78,7 @@ impl CheckpointSurvey {
             }
             survey.files[slot] = Some(CheckpointFile { file, capacity });
         }
+        found.retain(|(_, header, _)| survey.discarded < header.begin_sequence);
         found.sort_by_key(|(_, header, _)| std::cmp::Reverse(header.number));
         for (slot, header, file) in found {
             let kept = KeptCheckpoint { file: slot, number: header.number, begin_sequence: header.begin_sequence };

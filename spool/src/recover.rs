@@ -209,9 +209,9 @@ impl Log {
         visit: &mut dyn FnMut(Recovered<'_>),
     ) -> Result<Self, RecoverError> {
         let survey = Survey::take(&directory)?;
-        let checkpoints = CheckpointSurvey::take(&directory)?;
+        let checkpoints = CheckpointSurvey::take(&directory, survey.discarded())?;
         let begin = checkpoints.newest.as_ref().map(|checkpoint| (&checkpoint.header, &checkpoint.segments[..]));
-        let sorted = survey.sort_out(&directory, begin)?;
+        let sorted = survey.sort_out(&directory, begin, checkpoints.discarded)?;
         let mut log = Self::empty(directory, options);
         let mut recovery = Recovery {
             log: &mut log,
@@ -304,7 +304,7 @@ struct Recovery<'a> {
 
 impl Recovery<'_> {
     fn take_checkpoints(&mut self, survey: CheckpointSurvey) -> Option<Checkpoint> {
-        let CheckpointSurvey { newest, kept, files, damaged, next_number } = survey;
+        let CheckpointSurvey { newest, kept, files, damaged, next_number, .. } = survey;
         self.log.checkpoints.kept = kept;
         self.log.checkpoints.files = files;
         self.log.checkpoints.next_number = next_number;

@@ -174,13 +174,13 @@ impl Survey {
         }
     }
 
-    /// Tells what is in use, given what the checkpoint lists.
+    /// Tells what is in use, given what the checkpoint lists. Up to `discarded`, records may be gone.
     pub(crate) fn sort_out(
         self,
         directory: &LogDirectory,
         checkpoint: Option<(&CheckpointHeader, &[SegmentRow])>,
+        discarded: u64,
     ) -> Result<Sorted, RecoverError> {
-        let discarded = self.discarded();
         let Self { found, blank, damaged_headers } = self;
         let highest = found.last().map_or(1, |last| last.header.number + 1);
         let mut sorted = Sorted {
@@ -189,7 +189,7 @@ impl Survey {
             damaged_headers,
             missing: Vec::new(),
             next_number: checkpoint.map_or(1, |(header, _)| header.begin_segment).max(highest),
-            discarded: checkpoint.map_or(0, |(header, _)| header.discarded).max(discarded),
+            discarded,
         };
         let begin = checkpoint.map_or(0, |(header, _)| header.begin_segment);
         let rows = checkpoint.map_or(&[][..], |(_, rows)| rows);
