@@ -1,4 +1,5 @@
-//! The bytes on disk, pinned: the meta file, a segment with a message and an outcome, and a copy.
+//! The bytes on disk, pinned: the meta file, a segment with a message and an outcome, each kind of record that is made of
+//! older ones, and a checkpoint.
 //!
 //! A change here is a new format version. `UPDATE_GOLDEN=1` writes the files anew.
 
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use postrider_spool::checkpoint_format::{CheckpointBlock, CheckpointHeader};
 use postrider_spool::format::{
     FrameHeader, Meta, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEGMENT_HEADER_BYTES, SegmentBlock, SegmentHeader,
 };
@@ -16,7 +18,7 @@ use postrider_spool::record::Answer;
 use postrider_spool::sim::SimDisk;
 use postrider_spool::{
     Envelope, Fate, Log, LogId, MessageId, Outcome, Recipient, RecipientResult, RecoverOptions, Sequence, Spool,
-    SpoolOptions, execute,
+    SpoolOptions, Summarize, execute,
 };
 
 fn open(disk: &SimDisk) -> (Spool, Log) {
@@ -126,6 +128,23 @@ fn the_bytes_are_these() {
     assert_eq!(Meta::decode(&disk.bytes(Path::new("/spool/SPOOL"))).unwrap(), Meta { next_log: 1 });
 }
 
+/// Records of one kind about one message or body, header and bytes.
+fn records(disk: &SimDisk, kind: RecordKind, id: MessageId) -> Vec<(RecordHeader, Vec<u8>)> {
+    let mut found = Vec::new();
+    for path in disk.paths().iter().filter(|path| path.to_str().unwrap().contains("segment-")) {
+        let bytes = disk.bytes(path);
+        for at in (4096..bytes.len()).step_by(4096).filter(|at| FrameHeader::has_magic(&bytes[*at..])) {
+            for (position, record) in FrameHeader::decode(&bytes[at..]).records(&bytes[at..]).unwrap() {
+                if record.kind == kind as u8 && record.message == id.to_raw() {
+                    let length = record.checked_length().unwrap();
+                    found.push((record, bytes[at + position..at + position + length].to_vec()));
+                }
+            }
+        }
+    }
+    found
+}
+
 #[test]
 fn a_copy_is_this() {
     let disk = SimDisk::new(1);
@@ -148,21 +167,76 @@ fn a_copy_is_this() {
         settle(&mut log, now);
     }
     settle(&mut log, now + Duration::from_secs(1));
-    let mut copies = Vec::new();
-    for path in disk.paths().iter().filter(|path| path.to_str().unwrap().contains("segment-")) {
-        let bytes = disk.bytes(path);
-        for at in (4096..bytes.len()).step_by(4096).filter(|at| FrameHeader::has_magic(&bytes[*at..])) {
-            for (position, record) in FrameHeader::decode(&bytes[at..]).records(&bytes[at..]).unwrap() {
-                if record.kind == RecordKind::Copy as u8 && record.message == id.to_raw() {
-                    let length = record.checked_length().unwrap();
-                    copies.push((record, bytes[at + position..at + position + length].to_vec()));
-                }
-            }
-        }
-    }
+    let copies = records(&disk, RecordKind::Copy, id);
     assert_eq!(copies.len(), 1);
     let (record, bytes): &(RecordHeader, Vec<u8>) = &copies[0];
     assert_eq!(&bytes[record.body_range()], b"Subject: Golden\r\n\r\n.dot\r\n");
     assert_eq!(record.archive_range().start, RECORD_HEADER_BYTES);
     compare("copy-v2.txt", bytes);
+}
+
+/// A message whose state is spread over many outcomes gets it told by one record.
+#[test]
+fn a_state_is_this() {
+    let disk = SimDisk::new(1);
+    let (_spool, mut log) = open(&disk);
+    let recipients = (0..20).map(|index| Recipient { address: format!("r{index}@example.net") }).collect();
+    let (id, _) = log.append_message(&Envelope { recipients, ..Envelope::default() }, b"", b"x").unwrap();
+    for index in 0..20 {
+        log.append_outcome(&outcome(id, index, Fate::Deferred { due_ms: 1_700_000_300_000 })).unwrap();
+    }
+    log.append_outcome(&outcome(id, 3, Fate::Delivered)).unwrap();
+    for second in 0..3 {
+        settle(&mut log, Duration::from_secs(second));
+    }
+    let states = records(&disk, RecordKind::State, id);
+    assert_eq!(states.len(), 1);
+    let (record, bytes) = &states[0];
+    assert_eq!((record.content_bytes(), record.state_length, record.shared_body), (0, 0, 0));
+    compare("state-v2.txt", bytes);
+}
+
+/// A body, a message that names it, and both in a checkpoint, with all kinds of rows.
+#[test]
+fn a_shared_body_and_a_checkpoint_are_this() {
+    struct Told;
+    impl Summarize for Told {
+        fn begin(&mut self) {}
+        fn summarize(&mut self, _: MessageId, handle: u32, summary: &mut Vec<u8>) {
+            summary.extend(vec![b's'; handle as usize]);
+        }
+    }
+    let disk = SimDisk::new(1);
+    let (_spool, mut log) = open(&disk);
+    let settle = |log: &mut Log, now: u64| {
+        let now = Duration::from_millis(now);
+        while let Some(operation) = log.poll_operation(now, &mut Told) {
+            log.handle_completion(now, execute(operation));
+        }
+    };
+    let (body, _) = log.append_body(b"Subject: Golden\r\n\r\n.dot\r\n").unwrap();
+    let (id, _) = log.append_message_sharing(&envelope(), b"Received: here\r\n", body).unwrap();
+    log.set_handle(id, 5);
+    log.append_outcome(&outcome(id, 0, Fate::Deferred { due_ms: 1_700_000_300_000 })).unwrap();
+    let recipients = vec![Recipient::default(); 70];
+    let (wide, _) = log.append_message(&Envelope { recipients, ..Envelope::default() }, b"", b"x").unwrap();
+    log.append_outcome(&outcome(wide, 64, Fate::Delivered)).unwrap();
+    settle(&mut log, 0);
+    let bodies = records(&disk, RecordKind::Body, MessageId::new(body.log(), Sequence(1)));
+    compare("body-v2.txt", &bodies[0].1);
+    let messages = records(&disk, RecordKind::Message, id);
+    assert_eq!((messages[0].0.shared_body, messages[0].0.body_length), (1, 0));
+
+    let (filler, _) = log.append_message(&envelope(), b"", &[0; 20_000]).unwrap();
+    log.append_outcome(&outcome(filler, 0, Fate::Delivered)).unwrap();
+    log.append_outcome(&outcome(filler, 1, Fate::Delivered)).unwrap();
+    for now in 0..20 {
+        settle(&mut log, now);
+    }
+    assert_eq!(log.statistics().checkpoints, 1);
+    let checkpoint = disk.bytes(Path::new("/spool/log-0000/checkpoint-0"));
+    compare("checkpoint-v2.txt", &checkpoint);
+    let CheckpointBlock::Header(header) = CheckpointHeader::decode(&checkpoint[..4096]) else { panic!() };
+    assert_eq!((header.log, header.number, header.slices, header.messages), (LogId(0), 1, 3, 2));
+    assert_eq!((header.begin_sequence, header.begin_segment, header.discarded), (9, 2, 0));
 }
