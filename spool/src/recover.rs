@@ -563,11 +563,9 @@ impl Recovery<'_> {
                 rkyv::access::<ArchivedEnvelope, Failure>(archive).ok()?;
                 let state = rkyv::access::<ArchivedCopiedState, Failure>(&record[header.state_range()]).ok()?;
                 let finished: Vec<u32> = state.finished.iter().map(|index| index.to_native()).collect();
-                if !is_applied {
-                } else if let Some(before) = self.log.index.relocate(message, place) {
-                    self.log.recount(&before, CommitNumber(0));
-                    self.mark(header, message);
-                } else {
+                if is_applied && self.log.index.get(message).is_some() {
+                    self.apply_copy(header, place, &finished);
+                } else if is_applied {
                     self.apply_message(header, place, state.recipients.to_native(), &finished);
                 }
             }
@@ -612,6 +610,19 @@ impl Recovery<'_> {
             self.log.index.set_body(message, header.shared_body);
         }
         self.mark(header, message);
+    }
+
+    /// A copy of a message that the index knows. Outcomes that told of final fates before it may be gone by now.
+    fn apply_copy(&mut self, header: &RecordHeader, place: Place, finished: &[u32]) {
+        let message = MessageId::from_raw(header.message).sequence().0;
+        let finals = finished.iter().map(|index| (*index, Settles::Finally));
+        if let Some((before, _)) = self.log.index.settle(message, place, finals) {
+            self.log.recount(&before, CommitNumber(0));
+        }
+        if let Some(before) = self.log.index.relocate(message, place) {
+            self.log.recount(&before, CommitNumber(0));
+            self.mark(header, message);
+        }
     }
 
     /// A record that holds the message's whole state was found.

@@ -17,13 +17,13 @@ use postrider_spool::{
     Spool, SpoolOptions, Summarize, execute,
 };
 
-/// Attempts of each message.
-type Attempts = BTreeMap<MessageId, u32>;
+/// Model and pending recipients of each message.
+type Model = BTreeMap<MessageId, (u32, Vec<u32>)>;
 
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Found {
-    live: Attempts,
-    held: Attempts,
+    live: Model,
+    held: Model,
     damaged_checkpoints: usize,
 }
 
@@ -36,19 +36,17 @@ fn open(disk: &SimDisk, seed: u64) -> (Spool, Log, Found) {
     let attempts_of = |results: &[RecipientResult]| results.first().map_or(0, |result| result.attempts);
     let log = Log::recover(directory, recover, &mut |recovered| match recovered {
         Recovered::Message { id, pending, results, handle, .. } => {
-            assert_eq!(pending, [0]);
             *handle = attempts_of(results);
-            assert!(found.live.insert(id, attempts_of(results)).is_none());
+            assert!(found.live.insert(id, (attempts_of(results), pending.to_vec())).is_none());
         }
         Recovered::Held { id, message, pending, results } => {
-            assert_eq!(pending, [0]);
             assert!(message.content_matches());
-            assert!(found.held.insert(id, attempts_of(results)).is_none());
+            assert!(found.held.insert(id, (attempts_of(results), pending.to_vec())).is_none());
         }
-        Recovered::Summary { id, summary, pending: Some(_), handle } => {
+        Recovered::Summary { id, summary, pending: Some(pending), handle } => {
             let attempts = u32::from_le_bytes(summary.try_into().unwrap());
             *handle = Some(attempts);
-            assert!(found.live.insert(id, attempts).is_none());
+            assert!(found.live.insert(id, (attempts, pending.to_vec())).is_none());
         }
         Recovered::Quarantined(quarantine) => {
             assert_eq!(quarantine.reason.to_string(), "damaged checkpoint");
@@ -62,27 +60,27 @@ fn open(disk: &SimDisk, seed: u64) -> (Spool, Log, Found) {
 }
 
 /// What the owner knows: it was told of live messages, and not of held ones.
-struct Owner<'a>(&'a Attempts);
+struct Owner<'a>(&'a Model);
 
 impl Summarize for Owner<'_> {
     fn begin(&mut self) {}
     fn summarize(&mut self, id: MessageId, _: u32, summary: &mut Vec<u8>) {
-        if let Some(attempts) = self.0.get(&id) {
+        if let Some((attempts, _)) = self.0.get(&id) {
             summary.extend_from_slice(&attempts.to_le_bytes());
         }
     }
 }
 
-fn settle(log: &mut Log, now: Duration, live: &Attempts) {
+fn settle(log: &mut Log, now: Duration, live: &Model) {
     while let Some(operation) = log.poll_operation(now, &mut Owner(live)) {
         let progress = log.handle_completion(now, execute(operation));
         assert!(!matches!(progress, Progress::Failed { .. }));
     }
 }
 
-fn outcome(id: MessageId, fate: Fate, attempts: u32) -> Outcome {
+fn outcome(id: MessageId, index: u32, fate: Fate, attempts: u32) -> Outcome {
     let result = RecipientResult {
-        index: 0,
+        index,
         recipient: String::new(),
         queue: String::new(),
         fate,
@@ -92,33 +90,40 @@ fn outcome(id: MessageId, fate: Fate, attempts: u32) -> Outcome {
     Outcome { message: id.to_raw(), results: vec![result], ..Outcome::default() }
 }
 
-/// Mail that comes and goes, and some that stays, for the rounds given. `then` is called after each.
-fn pass(log: &mut Log, live: &mut Attempts, rounds: u32, then: &mut dyn FnMut(&mut Log, &Attempts)) {
+/// Mail that comes and goes, and some that stays, of which the second recipient is done first, for the rounds given.
+/// `then` is called after each.
+fn pass(log: &mut Log, live: &mut Model, rounds: u32, then: &mut dyn FnMut(&mut Log, &Model)) {
     let mut fresh = Vec::new();
     let mut now = Duration::from_millis(u64::from(rounds));
     for round in 0..rounds {
         let stays = round % 4 == 0;
         let bytes = if stays { 200 } else { 1_000 + round as usize * 7_919 % 9_000 };
-        let envelope = Envelope { recipients: vec![Recipient::default()], ..Envelope::default() };
+        let recipients = vec![Recipient::default(); if stays { 2 } else { 1 }];
+        let envelope = Envelope { recipients, ..Envelope::default() };
         let Ok((id, _)) = log.append_message(&envelope, b"", &vec![b'x'; bytes]) else {
             now += Duration::from_millis(60);
             settle(log, now, live);
             continue;
         };
-        live.insert(id, 0);
         if stays {
-            log.append_outcome(&outcome(id, Fate::Deferred { due_ms: 1 }, 1)).unwrap();
-            live.insert(id, 1);
+            log.append_outcome(&outcome(id, 0, Fate::Deferred { due_ms: 1 }, 1)).unwrap();
+            live.insert(id, (1, vec![0, 1]));
         } else {
+            live.insert(id, (0, vec![0]));
             fresh.push(id);
         }
         settle(log, now, live);
-        let stayed: Vec<MessageId> = live.iter().filter(|(_, attempts)| **attempts > 0).map(|(id, _)| *id).collect();
-        if stayed.len() > 30 {
+        let stayed: Vec<MessageId> = live.iter().filter(|(_, state)| state.0 > 0).map(|(id, _)| *id).collect();
+        let both = stayed.iter().copied().find(|id| live[id].1.len() == 2).filter(|_| round % 4 == 3);
+        if let Some(id) = both {
+            log.append_outcome(&outcome(id, 1, Fate::Delivered, 1)).unwrap();
+            live.insert(id, (1, vec![0]));
+        }
+        if stayed.len() > 30 && live[&stayed[0]].1 == [0] {
             fresh.push(stayed[0]);
         }
         for id in fresh.drain(..fresh.len() * 2 / 3) {
-            log.append_outcome(&outcome(id, Fate::Delivered, 2)).unwrap();
+            log.append_outcome(&outcome(id, 0, Fate::Delivered, 2)).unwrap();
             live.remove(&id);
         }
         settle(log, now, live);
@@ -126,7 +131,7 @@ fn pass(log: &mut Log, live: &mut Attempts, rounds: u32, then: &mut dyn FnMut(&m
         then(log, live);
     }
     for id in fresh {
-        log.append_outcome(&outcome(id, Fate::Delivered, 2)).unwrap();
+        log.append_outcome(&outcome(id, 0, Fate::Delivered, 2)).unwrap();
         live.remove(&id);
     }
     settle(log, now, live);
@@ -188,13 +193,14 @@ fn lose(disk: &SimDisk, loss: Loss) {
 }
 
 /// Checks what is told once both checkpoints are lost.
-fn check(found: &Found, live: &Attempts, discarded: u64, what: &str) {
-    for (id, attempts) in &found.live {
-        assert_eq!(live.get(id), Some(attempts), "{what}: {id} is sent again, or at another time");
+fn check(found: &Found, live: &Model, discarded: u64, what: &str) {
+    for (id, state) in &found.live {
+        assert_eq!(live.get(id), Some(state), "{what}: {id} is sent again, or at another time");
     }
-    for (id, attempts) in live {
-        let told = found.live.get(id).or(found.held.get(id));
-        assert_eq!(told, Some(attempts), "{what}: {id}");
+    for (id, (attempts, pending)) in live {
+        let (told, known) = found.live.get(id).or(found.held.get(id)).unwrap_or_else(|| panic!("{what}: {id}"));
+        assert_eq!(told, attempts, "{what}: {id}");
+        assert!(pending.iter().all(|index| known.contains(index)), "{what}: {id}");
         assert!(id.sequence().0 <= discarded || found.live.contains_key(id), "{what}: {id} is newer than {discarded}");
     }
     assert!(found.held.keys().all(|id| id.sequence().0 <= discarded), "{what}");
@@ -208,7 +214,7 @@ fn what_may_have_been_delivered_is_held() {
         let disk = SimDisk::new(1);
         let (_spool, mut log, _) = open(&disk, 1);
         let (mut all_held, mut thirds, mut undecided) = (0, 0, 0);
-        pass(&mut log, &mut Attempts::new(), 300, &mut |_, live| {
+        pass(&mut log, &mut Model::new(), 300, &mut |_, live| {
             let copy = disk.restart();
             let discarded = discarded(&copy);
             thirds += usize::from(finished(&copy).len() == 3);
@@ -234,7 +240,7 @@ fn what_may_have_been_delivered_is_held() {
 fn what_is_held_stays_held() {
     let disk = SimDisk::new(1);
     let (spool, mut log, _) = open(&disk, 1);
-    let mut live = Attempts::new();
+    let mut live = Model::new();
     pass(&mut log, &mut live, 260, &mut |_, _| {});
     drop((spool, log));
     let disk = disk.restart();
@@ -250,9 +256,11 @@ fn what_is_held_stays_held() {
     assert!(log.statistics().messages_copied as usize > held.len() / 2);
 
     // An outcome ends it as it ends any message.
-    let (first, _) = held.pop_first().unwrap();
+    let (first, (_, pending)) = held.pop_first().unwrap();
     assert!(log.is_live(first));
-    log.append_outcome(&outcome(first, Fate::AdminBounced, 9)).unwrap();
+    for index in pending {
+        log.append_outcome(&outcome(first, index, Fate::AdminBounced, 9)).unwrap();
+    }
     settle(&mut log, Duration::from_secs(60), &known);
     drop((spool, log));
 
@@ -263,5 +271,5 @@ fn what_is_held_stays_held() {
     let (again, before): (BTreeSet<_>, BTreeSet<_>) = (found.held.keys().collect(), held.keys().collect());
     assert!(again.is_superset(&before));
     assert!(!again.contains(&first) || first.sequence().0 <= discarded(&copy));
-    assert!(found.live.iter().all(|(id, attempts)| known.get(id) == Some(attempts)));
+    assert!(found.live.iter().all(|(id, state)| known.get(id) == Some(state)));
 }
