@@ -192,8 +192,11 @@ impl Log {
         };
         let written = self.append_record(RoomFor::Outcome, Chain::Mail, header, Some(outcome), None, [&[], &[]])?;
         let results = outcome.results.iter().map(|result| (result.index, Settles::from(result.fate.is_final())));
-        if let Some((before, _)) = self.index.settle(id.sequence().0, written.place, results) {
+        if let Some((before, is_gone)) = self.index.settle(id.sequence().0, written.place, results) {
             self.recount(&before, written.commit);
+            if let Some(body) = before.body.filter(|_| is_gone) {
+                self.bodies.unreference(&mut self.segments, body, written.commit);
+            }
             self.note(Change::Replaced(before));
         }
         if self.index.get(id.sequence().0).is_some_and(|entry| self.index.states_len(entry) > STATES_MAX) {
@@ -204,7 +207,8 @@ impl Log {
         Ok((Sequence(written.sequence), written.commit))
     }
 
-    /// The records that tell about a message have changed: what counts in the segments follows.
+    /// The records that tell about a message have changed: what counts in the segments follows. Who names a shared body
+    /// is counted apart.
     pub(crate) fn recount(&mut self, before: &Before, commit: CommitNumber) {
         let present = self.index.get(before.entry.sequence()).copied();
         if let Some(entry) = &present {
@@ -221,9 +225,6 @@ impl Log {
         }
         for state in before.states() {
             self.segments.remove_live(state, commit);
-        }
-        if let (None, Some(body)) = (present, before.body) {
-            self.bodies.unreference(&mut self.segments, body, commit);
         }
     }
 

@@ -223,8 +223,8 @@ impl Log {
         };
         let newest = recovery.take_checkpoints(checkpoints);
         recovery.read_segments(sorted, newest.as_ref());
-        recovery.count_bodies();
         recovery.find_lost();
+        recovery.count_bodies();
         if let Some(checkpoint) = &newest {
             recovery.tell_summaries(checkpoint);
         }

@@ -23,7 +23,7 @@ fn run(seed: u64, steps: u64, images_per_write: u64) -> (u64, Seen) {
     let final_in_ten = 3 + random.below(7);
     let fails = random.one_in(2);
     for _ in 0..steps {
-        match random.below(30) {
+        match random.below(34) {
             0..9 => {
                 let length = if random.one_in(12) { 15_000 + random.below(25_000) } else { random.below(4_000) };
                 let recipients = if random.one_in(15) { 40 } else { 1 + random.below(3) as u32 };
@@ -39,6 +39,12 @@ fn run(seed: u64, steps: u64, images_per_write: u64) -> (u64, Seen) {
             25 => world.settle(),
             26 => world.move_cursor(),
             27 => world.advance(random.below(300)),
+            30 if random.one_in(2) => {
+                let bytes = if random.one_in(4) { 15_000 + random.below(25_000) } else { random.below(4_000) };
+                world.append_body(bytes as usize);
+            }
+            30 => world.release_body(),
+            31..34 => world.append_sharing(1 + random.below(3) as u32),
             28 if fails && random.one_in(4) => world.set_faults(Faults {
                 operations_left: Some(random.below(4)),
                 sectors_written: random.below(60),
@@ -82,6 +88,7 @@ fn every_image_holds_what_was_acknowledged() {
         all.refused += seen.refused;
         all.checkpoints += seen.checkpoints;
         all.summaries += seen.summaries;
+        all.shared += seen.shared;
     }
     println!("{images} images in {seed} histories: {all:?}");
     // Else the histories have become too tame to show anything.
@@ -92,4 +99,5 @@ fn every_image_holds_what_was_acknowledged() {
     assert!(all.flights_found > 0);
     assert!(all.checkpoints > 0);
     assert!(all.summaries > 0);
+    assert!(all.shared > 0);
 }

@@ -16,6 +16,9 @@ use world::World;
 enum Step {
     Message { recipients: u32, length: usize },
     Outcome { final_in_ten: u64 },
+    Body { bytes: usize },
+    Share { recipients: u32 },
+    Release,
     Execute { times: u8 },
     Settle,
     Advance { ms: u64 },
@@ -37,8 +40,11 @@ fn step() -> impl Strategy<Value = Step> {
     let recipients = prop_oneof![8 => 1_u32..4, 1 => 30_u32..70];
     let length = prop_oneof![6 => 0_usize..3_000, 2 => 3_000_usize..12_000, 1 => 20_000_usize..30_000];
     prop_oneof![
-        12 => (recipients, length).prop_map(|(recipients, length)| Step::Message { recipients, length }),
         12 => (2_u64..11).prop_map(|final_in_ten| Step::Outcome { final_in_ten }),
+        1 => length.clone().prop_map(|bytes| Step::Body { bytes }),
+        4 => recipients.clone().prop_map(|recipients| Step::Share { recipients }),
+        1 => Just(Step::Release),
+        12 => (recipients, length).prop_map(|(recipients, length)| Step::Message { recipients, length }),
         12 => (1_u8..5).prop_map(|times| Step::Execute { times }),
         4 => Just(Step::Settle),
         3 => (0_u64..2_000).prop_map(|ms| Step::Advance { ms }),
@@ -73,6 +79,9 @@ fn run(seed: u64, steps: &[Step]) {
             Step::Outcome { final_in_ten } => {
                 world.append_outcome(final_in_ten);
             }
+            Step::Body { bytes } => world.append_body(bytes),
+            Step::Share { recipients } => world.append_sharing(recipients),
+            Step::Release => world.release_body(),
             Step::Execute { times } => (0..times).for_each(|_| world.step(0)),
             Step::Settle => world.settle(),
             Step::Advance { ms } => world.advance(ms),

@@ -12,7 +12,7 @@ use std::time::Duration;
 use postrider_spool::record::{Answer, CommitNumber};
 use postrider_spool::sim::{Faults, SimDisk};
 use postrider_spool::{
-    AppendError, Completion, Envelope, Fate, Fetch, Log, MessageId, Operation, Outcome, Progress, Recipient,
+    AppendError, BodyId, Completion, Envelope, Fate, Fetch, Log, MessageId, Operation, Outcome, Progress, Recipient,
     RecipientResult, RecordRef, RecoverOptions, Recovered, Sequence, Spool, SpoolOptions, Summarize, execute,
 };
 
@@ -34,7 +34,7 @@ impl Random {
 /// What was appended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Appended {
-    Message { id: MessageId, recipients: u32, content: (usize, u8) },
+    Message { id: MessageId, recipients: u32, content: Content },
     Outcome { sequence: Sequence, id: MessageId, results: Vec<(u32, Fate, u32)> },
 }
 
@@ -47,10 +47,18 @@ impl Appended {
     }
 }
 
+/// What is sent: so many octets of prefix, and so many of one value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Content {
+    prefix: usize,
+    body: usize,
+    fill: u8,
+}
+
 /// A live message as the model has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Live {
-    pub(crate) content: (usize, u8),
+    pub(crate) content: Content,
     /// Attempts and due time of each pending recipient that has been deferred.
     pub(crate) pending: BTreeMap<u32, Option<(u32, u64)>>,
 }
@@ -102,8 +110,9 @@ impl Summarize for Summaries<'_> {
             return;
         }
         let model = self.model.get_or_insert_with(|| expected(self.durable, self.pending));
-        let Live { content: (length, fill), pending } = &model[&id];
-        summary.extend((*length as u64).to_le_bytes());
+        let Live { content: Content { prefix, body, fill }, pending } = &model[&id];
+        summary.extend((*prefix as u32).to_le_bytes());
+        summary.extend((*body as u32).to_le_bytes());
         summary.push(*fill);
         for (index, state) in pending {
             let (attempts, due_ms) = state.unwrap_or((0, 0));
@@ -122,7 +131,8 @@ fn summarized(summary: &[u8]) -> Live {
         let attempts = number(&state[4..8]) as u32;
         pending.insert(number(&state[..4]) as u32, (attempts > 0).then_some((attempts, number(&state[8..]))));
     }
-    Live { content: (number(&summary[..8]) as usize, summary[8]), pending }
+    let (prefix, body) = (number(&summary[..4]) as usize, number(&summary[4..8]) as usize);
+    Live { content: Content { prefix, body, fill: summary[8] }, pending }
 }
 
 fn handle_of(id: MessageId) -> u32 {
@@ -166,8 +176,18 @@ pub(crate) struct World {
     pub(crate) operations: Vec<Operation>,
     pub(crate) reads: BTreeSet<MessageId>,
     pub(crate) pins: Vec<MessageId>,
+    /// Bodies that this process appended, and that are not known to be gone.
+    bodies: Vec<SharedBody>,
     pub(crate) images: u64,
     pub(crate) seen: Seen,
+}
+
+struct SharedBody {
+    id: BodyId,
+    commit: CommitNumber,
+    bytes: usize,
+    fill: u8,
+    is_held: bool,
 }
 
 /// What happened, so that a test can tell that it tested something.
@@ -182,6 +202,7 @@ pub(crate) struct Seen {
     pub(crate) flights_found: u64,
     pub(crate) checkpoints: u64,
     pub(crate) summaries: u64,
+    pub(crate) shared: u64,
 }
 
 pub(crate) const PATH: &str = "/spool";
@@ -203,6 +224,7 @@ impl World {
             operations: Vec::new(),
             reads: BTreeSet::new(),
             pins: Vec::new(),
+            bodies: Vec::new(),
             images: 0,
             seen: Seen::default(),
         };
@@ -234,6 +256,7 @@ impl World {
         self.operations.clear();
         self.reads.clear();
         self.pins.clear();
+        self.bodies.clear();
     }
 
     pub(crate) fn append_message(&mut self, recipients: u32, length: usize) -> bool {
@@ -242,8 +265,8 @@ impl World {
         let body = vec![fill; length - prefix.len()];
         match self.log().append_message(&envelope(recipients), &prefix, &body) {
             Ok((id, commit)) => {
-                assert_eq!(self.log().set_handle(id, handle_of(id)), recipients > 0);
-                self.pending.push((commit, Appended::Message { id, recipients, content: (length, fill) }));
+                let content = Content { prefix: prefix.len(), body: body.len(), fill };
+                self.note_message(id, commit, recipients, content);
                 true
             }
             Err(AppendError::TooLarge { .. }) => {
@@ -255,6 +278,52 @@ impl World {
                 false
             }
             Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn note_message(&mut self, id: MessageId, commit: CommitNumber, recipients: u32, content: Content) {
+        assert_eq!(self.log().set_handle(id, handle_of(id)), recipients > 0);
+        self.pending.push((commit, Appended::Message { id, recipients, content }));
+    }
+
+    /// A body for messages to share, held for now.
+    pub(crate) fn append_body(&mut self, bytes: usize) {
+        let fill = if bytes == 0 { 0 } else { 1 + self.random.below(255) as u8 };
+        match self.log().append_body(&vec![fill; bytes]) {
+            Ok((id, commit)) => self.bodies.push(SharedBody { id, commit, bytes, fill, is_held: true }),
+            Err(AppendError::TooLarge { .. }) => assert!(bytes as u64 + 200 > self.options.segment_bytes - 4096),
+            Err(AppendError::Full(_) | AppendError::Failed) => self.seen.refused += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// A message with one of the bodies; one that nobody holds any more may be gone.
+    pub(crate) fn append_sharing(&mut self, recipients: u32) {
+        if self.bodies.is_empty() {
+            return;
+        }
+        let position = self.random.below(self.bodies.len() as u64) as usize;
+        let SharedBody { id: body, bytes, fill, is_held, .. } = self.bodies[position];
+        let prefix = vec![b'P'; self.random.below(100) as usize];
+        match self.log().append_message_sharing(&envelope(recipients), &prefix, body) {
+            Ok((id, commit)) => {
+                self.seen.shared += 1;
+                self.note_message(id, commit, recipients, Content { prefix: prefix.len(), body: bytes, fill });
+            }
+            Err(AppendError::UnknownBody) => {
+                assert!(!is_held, "{body} is held");
+                self.bodies.swap_remove(position);
+            }
+            Err(AppendError::Full(_) | AppendError::Failed) => self.seen.refused += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    pub(crate) fn release_body(&mut self) {
+        if let Some(position) = self.bodies.iter().position(|body| body.is_held) {
+            self.bodies[position].is_held = false;
+            let body = self.bodies[position].id;
+            self.log().release_body(body);
         }
     }
 
@@ -338,6 +407,8 @@ impl World {
                 self.seen.reopened += 1;
             }
             Progress::Failed { .. } => {
+                let durable = self.log().durable();
+                self.bodies.retain(|body| body.commit <= durable);
                 // Only the first of them was under way.
                 let first = self.pending.first().map(|(commit, _)| *commit);
                 let flight = self.pending.drain(..).filter(|(commit, _)| Some(*commit) == first);
@@ -531,7 +602,12 @@ pub(crate) fn note(found: &mut Found, recovered: &mut Recovered<'_>) {
         Recovered::Held { id, .. } => panic!("{id} is held"),
         Recovered::Message { id, message, pending, results, handle } => {
             **handle = handle_of(*id);
-            let mut live = Live { content: (0, 0), pending: BTreeMap::new() };
+            let content = Content {
+                prefix: message.prefix().len(),
+                body: message.body().len(),
+                fill: message.body().first().copied().unwrap_or_default(),
+            };
+            let mut live = Live { content, pending: BTreeMap::new() };
             for index in pending.iter() {
                 let result = results.iter().find(|result| result.index == *index);
                 let state = result.map(|result| match result.fate {
@@ -541,7 +617,6 @@ pub(crate) fn note(found: &mut Found, recovered: &mut Recovered<'_>) {
                 live.pending.insert(*index, state);
             }
             assert!(results.iter().all(|result| pending.contains(&result.index)));
-            live.content = (message.size() as usize, message.body().first().copied().unwrap_or_default());
             check_content(message, &live);
             assert!(found.model.insert(*id, live).is_none());
         }
@@ -551,12 +626,12 @@ pub(crate) fn note(found: &mut Found, recovered: &mut Recovered<'_>) {
 }
 
 fn check_content(message: &postrider_spool::Message, live: &Live) {
-    let (length, fill) = live.content;
+    let Content { prefix, body, fill } = live.content;
     let recipients = message.envelope().unwrap().recipients.len();
     assert!(live.pending.keys().all(|index| (*index as usize) < recipients));
-    assert_eq!(message.prefix(), vec![b'P'; length / 10]);
-    assert!(length == 0 || message.body().iter().all(|byte| *byte == fill));
-    assert_eq!(message.size() as usize, length);
+    assert_eq!(message.prefix(), vec![b'P'; prefix]);
+    assert_eq!(message.body(), vec![fill; body]);
+    assert_eq!(message.size() as usize, prefix + body);
 }
 
 pub(crate) fn envelope(recipients: u32) -> Envelope {

@@ -1,0 +1,240 @@
+//! Shared bodies: stored once, there for as long as a live message names them or their owner holds them, and gone after
+//! that, with the segment that they were in.
+
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use postrider_spool::record::Answer;
+use postrider_spool::sim::{Faults, SimDisk};
+use postrider_spool::{
+    AppendError, BodyId, Envelope, Fate, Fetch, Log, MessageId, Outcome, Progress, Recipient, RecipientResult,
+    RecoverOptions, Recovered, Sequence, Spool, SpoolOptions, execute,
+};
+
+const SEGMENT_BYTES: u64 = 64 << 10;
+
+fn open(disk: &SimDisk) -> (Spool, Log, BTreeMap<MessageId, Vec<u8>>) {
+    let options = SpoolOptions { segment_bytes: SEGMENT_BYTES, hot_bytes: 0, ..SpoolOptions::default() };
+    let mut spool = Spool::open_on(Arc::new(disk.clone()), Path::new("/spool"), options).unwrap();
+    let directory = spool.assign(1).unwrap().remove(0).remove(0);
+    let mut bodies = BTreeMap::new();
+    let recover = RecoverOptions { seed: 1, event_cursor: Sequence(u64::MAX), ..RecoverOptions::default() };
+    let log = Log::recover(directory, recover, &mut |recovered| match recovered {
+        Recovered::Message { id, message, .. } => assert!(bodies.insert(id, message.body().to_vec()).is_none()),
+        other => panic!("{other:?}"),
+    })
+    .unwrap();
+    (spool, log, bodies)
+}
+
+fn settle(log: &mut Log, now: Duration) {
+    while let Some(operation) = log.poll_operation(now, &mut ()) {
+        let progress = log.handle_completion(now, execute(operation));
+        assert!(!matches!(progress, Progress::Failed { .. }));
+    }
+}
+
+fn envelope() -> Envelope {
+    Envelope { recipients: vec![Recipient::default()], ..Envelope::default() }
+}
+
+fn share(log: &mut Log, body: BodyId) -> MessageId {
+    log.append_message_sharing(&envelope(), b"P", body).unwrap().0
+}
+
+fn deliver(log: &mut Log, id: MessageId) {
+    let result = RecipientResult {
+        index: 0,
+        recipient: String::new(),
+        queue: String::new(),
+        fate: Fate::Delivered,
+        attempts: 1,
+        answer: Answer::default(),
+    };
+    let outcome = Outcome { message: id.to_raw(), results: vec![result], ..Outcome::default() };
+    log.append_outcome(&outcome).unwrap();
+}
+
+/// Mail that comes and goes, until everything that can be used again was.
+fn churn(log: &mut Log, now: &mut Duration) {
+    for _ in 0..60 {
+        if let Ok((id, _)) = log.append_message(&envelope(), b"", &[b'x'; 12_000]) {
+            deliver(log, id);
+        }
+        settle(log, *now);
+        *now += Duration::from_millis(60);
+    }
+}
+
+fn read(log: &mut Log, id: MessageId) -> Vec<u8> {
+    let mut operation = match log.message(id).unwrap() {
+        Fetch::Ready(message) => return message.body().to_vec(),
+        Fetch::Read(operation) => operation,
+    };
+    // First the message's record, then the body's.
+    loop {
+        match log.handle_completion(Duration::ZERO, execute(operation)) {
+            Progress::Read { result, .. } => return result.unwrap().body().to_vec(),
+            Progress::Nothing => operation = log.poll_operation(Duration::ZERO, &mut ()).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// How often the octets are in the segments.
+fn copies_of(disk: &SimDisk, octets: &[u8]) -> usize {
+    let segments = disk.paths().into_iter().filter(|path| path.to_str().unwrap().contains("segment-"));
+    segments.map(|path| disk.bytes(&path).windows(octets.len()).filter(|window| *window == octets).count()).sum()
+}
+
+/// Recognised wherever it is.
+fn content(fill: u8) -> Vec<u8> {
+    let mut content = vec![fill; 9_000];
+    content[0] = b'<';
+    content
+}
+
+#[test]
+fn a_body_goes_with_the_last_that_needs_it() {
+    let disk = SimDisk::new(1);
+    let (spool, mut log, _) = open(&disk);
+    let mut now = Duration::ZERO;
+    let (held, _) = log.append_body(&content(1)).unwrap();
+    let (shared, _) = log.append_body(&content(2)).unwrap();
+    let ids: Vec<MessageId> = (0..5).map(|_| share(&mut log, shared)).collect();
+    settle(&mut log, now);
+    assert_eq!((copies_of(&disk, &content(1)), copies_of(&disk, &content(2))), (1, 1));
+    log.release_body(shared);
+    for id in &ids[..4] {
+        deliver(&mut log, *id);
+        churn(&mut log, &mut now);
+        assert_eq!(read(&mut log, ids[4]), content(2));
+        assert!(copies_of(&disk, &content(1)) > 0, "its owner holds it");
+    }
+    // As long as one message is live, another may name it, too.
+    let last = share(&mut log, shared);
+    deliver(&mut log, ids[4]);
+    churn(&mut log, &mut now);
+    assert_eq!(read(&mut log, last), content(2));
+    deliver(&mut log, last);
+    settle(&mut log, now);
+    let refusal = log.append_message_sharing(&envelope(), b"", shared);
+    assert_eq!(refusal.unwrap_err(), AppendError::UnknownBody);
+    churn(&mut log, &mut now);
+    assert_eq!(copies_of(&disk, &content(2)), 0, "nobody needs it");
+    assert_eq!(log.statistics().live_bytes, 64 + 9_008 - 9_008 % 16, "the other one counts");
+    let late = share(&mut log, held);
+    settle(&mut log, now);
+    log.release_body(held);
+    churn(&mut log, &mut now);
+    assert_eq!(read(&mut log, late), content(1));
+    drop((spool, log));
+    assert_eq!(open(&disk.restart()).2, BTreeMap::from([(late, content(1))]));
+}
+
+/// A start counts anew who names a body, from a checkpoint and what came after it. What was only held is gone.
+#[test]
+fn a_start_counts_again() {
+    for rounds in 0..3 {
+        let disk = SimDisk::new(1);
+        let (spool, mut log, _) = open(&disk);
+        let mut now = Duration::ZERO;
+        let (held, _) = log.append_body(&content(1)).unwrap();
+        let (shared, _) = log.append_body(&content(2)).unwrap();
+        let mut ids: Vec<MessageId> = (0..6).map(|_| share(&mut log, shared)).collect();
+        settle(&mut log, now);
+        // In the replay only; or in the checkpoint, where some end behind it.
+        for _ in 0..rounds {
+            churn(&mut log, &mut now);
+        }
+        for id in ids.drain(..3) {
+            deliver(&mut log, id);
+        }
+        settle(&mut log, now);
+        drop((spool, log));
+        let disk = disk.restart();
+        let (spool, mut log, found) = open(&disk);
+        assert_eq!(found, ids.iter().map(|id| (*id, content(2))).collect());
+        let refusal = log.append_message_sharing(&envelope(), b"", held);
+        assert_eq!(refusal.unwrap_err(), AppendError::UnknownBody);
+        ids.push(share(&mut log, shared));
+        settle(&mut log, now);
+        while let Some(id) = ids.pop() {
+            assert_eq!(read(&mut log, id), content(2));
+            churn(&mut log, &mut now);
+            assert_eq!(read(&mut log, id), content(2));
+            deliver(&mut log, id);
+            settle(&mut log, now);
+        }
+        churn(&mut log, &mut now);
+        churn(&mut log, &mut now);
+        assert_eq!((copies_of(&disk, &content(1)), copies_of(&disk, &content(2))), (0, 0), "{rounds}");
+        assert_eq!(log.statistics().live_bytes, 0);
+        drop((spool, log));
+        assert_eq!(open(&disk.restart()).2, BTreeMap::new());
+    }
+}
+
+/// A commit that failed takes back who names a body, and a body that came with it.
+#[test]
+fn a_failed_commit_is_not_counted() {
+    let disk = SimDisk::new(1);
+    let (_spool, mut log, _) = open(&disk);
+    let mut now = Duration::ZERO;
+    let (body, _) = log.append_body(&content(1)).unwrap();
+    let first = share(&mut log, body);
+    settle(&mut log, now);
+    log.release_body(body);
+    for round in 0..3 {
+        // One message ends, and others begin with the same body and with one that was never there.
+        let (other, _) = log.append_body(&content(2)).unwrap();
+        share(&mut log, other);
+        share(&mut log, body);
+        deliver(&mut log, first);
+        if round == 1 {
+            log.release_body(other);
+        }
+        disk.set_faults(Faults { operations_left: Some(0), ..Faults::default() });
+        let operation = log.poll_operation(now, &mut ()).unwrap();
+        assert!(matches!(log.handle_completion(now, execute(operation)), Progress::Failed { .. }));
+        log.begin_reopen();
+        settle(&mut log, now);
+        let refusal = log.append_message_sharing(&envelope(), b"", other);
+        assert_eq!(refusal.unwrap_err(), AppendError::UnknownBody);
+        churn(&mut log, &mut now);
+        assert_eq!(read(&mut log, first), content(1));
+    }
+    deliver(&mut log, first);
+    churn(&mut log, &mut now);
+    assert_eq!(copies_of(&disk, &content(1)), 0);
+    assert_eq!(log.statistics().live_bytes, 0);
+}
+
+/// A body that does not fit into the rest of a segment goes into the next one, and its messages with it or elsewhere.
+#[test]
+fn a_body_may_fill_a_segment() {
+    let disk = SimDisk::new(1);
+    let (spool, mut log, _) = open(&disk);
+    let mut now = Duration::ZERO;
+    let mut expected = BTreeMap::new();
+    for (round, bytes) in [30_000, 50_000, SEGMENT_BYTES as usize - 4_096 - 128, 1, 0].into_iter().enumerate() {
+        let fill = vec![round as u8; bytes];
+        now += Duration::from_millis(60);
+        settle(&mut log, now);
+        let (body, _) = log.append_body(&fill).unwrap();
+        expected.insert(share(&mut log, body), fill.clone());
+        settle(&mut log, now);
+        now += Duration::from_millis(60);
+        settle(&mut log, now);
+        expected.insert(share(&mut log, body), fill);
+        settle(&mut log, now);
+    }
+    let refusal = log.append_body(&vec![0; SEGMENT_BYTES as usize - 4_096 - 127]);
+    assert!(matches!(refusal, Err(AppendError::TooLarge { .. })));
+    drop((spool, log));
+    assert_eq!(open(&disk.restart()).2, expected);
+}
