@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use postrider_spool::record::{Envelope, LogId, MessageId, Outcome, RecipientResult, Sequence};
 use postrider_spool::{
-    CommitNumber, Completion, Fetch, Log, LogDirectory, Message, Operation, Progress, ReadError, RecordRef,
-    RecoverError, RecoverOptions, Recovered, Summarize,
+    AppendError, CommitNumber, Completion, Fetch, Log, LogDirectory, Message, Operation, Progress, ReadError,
+    RecordRef, RecoverError, RecoverOptions, Recovered, Summarize,
 };
 
 use super::schedule::PendingRead;
@@ -28,8 +28,9 @@ pub(super) struct HomeLog {
     pub(super) log: Log,
     /// In commit order.
     pub(super) uncommitted: VecDeque<(CommitNumber, Uncommitted)>,
-    /// Outcomes of commits that failed, to be appended again once the log is open.
-    again: Vec<Outcome>,
+    /// Outcomes that the log does not take now, and those of commits that failed, in the order in which they came
+    /// about: the latest record about a recipient counts.
+    waiting: VecDeque<Outcome>,
     /// Records that are durable and not yet given to the event log.
     events: Vec<LoggedRecord>,
     /// Nobody waits for an outcome's commit, so it may ride with a message's until then.
@@ -103,6 +104,25 @@ impl HomeLog {
         self.commit_at = now.monotonic;
     }
 
+    /// Appends what waits, for as long as the log takes it.
+    fn append_waiting(&mut self, now: Now) -> Result<(), AppendError> {
+        while let Some(outcome) = self.waiting.pop_front() {
+            if !self.log.has_uncommitted() {
+                self.commit_at = now.monotonic + OUTCOME_COMMIT_DELAY;
+            }
+            match self.log.append_outcome(&outcome) {
+                Ok((sequence, commit)) => {
+                    self.uncommitted.push_back((commit, Uncommitted::Outcome(sequence, Box::new(outcome))));
+                }
+                Err(error) => {
+                    self.waiting.push_front(outcome);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn next_timeout(&self) -> Duration {
         let may_commit = self.log.has_uncommitted() && !self.log.is_committing();
         let commit = if may_commit { self.commit_at } else { Duration::MAX };
@@ -110,7 +130,7 @@ impl HomeLog {
     }
 
     pub(super) fn is_quiet(&self) -> bool {
-        self.uncommitted.is_empty() && self.again.is_empty() && self.events.is_empty() && !self.log.has_uncommitted()
+        self.uncommitted.is_empty() && self.waiting.is_empty() && self.events.is_empty() && !self.log.has_uncommitted()
     }
 }
 
@@ -148,7 +168,7 @@ impl Shard {
         self.logs.push(HomeLog {
             log,
             uncommitted: VecDeque::new(),
-            again: Vec::new(),
+            waiting: VecDeque::new(),
             events,
             commit_at: Duration::ZERO,
             running_operations: 0,
@@ -181,7 +201,8 @@ impl Shard {
             Progress::Durable(commit) => self.release_durable(now, place, commit),
             Progress::Read { id, result } => self.handle_read(now, id, result),
             Progress::Failed { error } => self.handle_spool_failure(now, place, &error),
-            Progress::Reopened => self.handle_spool_reopened(now, place),
+            // The turn appends what waits for it.
+            Progress::Reopened => tracing::warn!(log = log.0, "the spool is open again"),
         }
     }
 
@@ -193,6 +214,8 @@ impl Shard {
     /// Begins what the logs want done: for a message's sake at once, for outcomes alone a little later.
     pub(super) fn commit(&mut self, now: Now) {
         for home in &mut self.logs {
+            // What still finds no room is tried again with the next turn.
+            let _ = home.append_waiting(now);
             if home.log.has_uncommitted() && now.monotonic < home.commit_at {
                 continue;
             }
@@ -226,17 +249,9 @@ impl Shard {
     pub(super) fn append_outcome(&mut self, now: Now, outcome: Outcome) {
         let place = self.log_index(MessageId::from_raw(outcome.message).log());
         let home = &mut self.logs[place];
-        if !home.log.has_uncommitted() {
-            home.commit_at = now.monotonic + OUTCOME_COMMIT_DELAY;
-        }
-        match home.log.append_outcome(&outcome) {
-            Ok((sequence, commit)) => {
-                home.uncommitted.push_back((commit, Uncommitted::Outcome(sequence, Box::new(outcome))));
-            }
-            Err(error) => {
-                tracing::error!(%error, "an outcome waits for the spool");
-                home.again.push(outcome);
-            }
+        home.waiting.push_back(outcome);
+        if let Err(error) = home.append_waiting(now) {
+            tracing::error!(%error, "an outcome waits for the spool");
         }
     }
 
@@ -280,23 +295,18 @@ impl Shard {
     fn handle_spool_failure(&mut self, now: Now, place: usize, error: &std::io::Error) {
         let log = self.logs[place].log.id();
         tracing::error!(log = log.0, %error, "the spool failed to write; it takes no mail until it is reopened");
+        let waiting = std::mem::take(&mut self.logs[place].waiting);
         for (_, uncommitted) in std::mem::take(&mut self.logs[place].uncommitted) {
             match uncommitted {
-                Uncommitted::Outcome(_, outcome) => self.logs[place].again.push(*outcome),
+                Uncommitted::Outcome(_, outcome) => self.logs[place].waiting.push_back(*outcome),
                 Uncommitted::Message(appended) => {
                     let refusal = Refusal::new(451, (4, 3, 0), "Spool failed, try again later");
                     self.answer_sender(now, appended.answer_to, Err(refusal));
                 }
             }
         }
+        self.logs[place].waiting.extend(waiting);
         self.logs[place].log.begin_reopen();
-    }
-
-    fn handle_spool_reopened(&mut self, now: Now, place: usize) {
-        tracing::warn!(log = self.logs[place].log.id().0, "the spool is open again");
-        for outcome in std::mem::take(&mut self.logs[place].again) {
-            self.append_outcome(now, outcome);
-        }
     }
 
     /// Gets a message that something waits for: at once where it is in memory, else by a read.

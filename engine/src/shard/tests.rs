@@ -42,12 +42,16 @@ impl World {
         Self::open(TempDir::new().unwrap(), START, Config::new("mta.example"))
     }
 
-    fn open(directory: TempDir, now: Now, mut config: Config) -> Self {
+    fn open(directory: TempDir, now: Now, config: Config) -> Self {
+        Self::open_with(directory, now, config, 1 << 20)
+    }
+
+    fn open_with(directory: TempDir, now: Now, mut config: Config, segment_bytes: u64) -> Self {
         let to = vec![RouteTarget::Address("127.0.0.1:25".parse().unwrap())];
         config.routes = vec![Route { domain: DomainPattern::Any, to, tls: TlsMode::Disabled }];
         let config = Arc::new(config);
         let policy = Arc::new(Policy::new(&config).unwrap());
-        let options = SpoolOptions { segment_bytes: 1 << 20, ..SpoolOptions::default() };
+        let options = SpoolOptions { segment_bytes, ..SpoolOptions::default() };
         let mut spool = Spool::open(directory.path(), options).unwrap();
         let logs = spool.assign(1).unwrap().remove(0);
         let metrics = Arc::default();
@@ -347,4 +351,33 @@ fn messages_wait_for_their_turn_to_be_read() {
     assert_eq!(world.shard.home.out(), count as u64);
     let held = world.shard.home.entries().filter(|(_, entry)| entry.last_answer.is_some()).count();
     assert_eq!(held, 0, "none of them counts as unreadable");
+}
+
+/// The log takes no outcome while it has no segment for it: the outcome is recorded as soon as there is one, and not
+/// only when the log fails and is opened again.
+#[test]
+fn an_outcome_that_finds_no_room_is_recorded_later() {
+    let mut world = World::open_with(TempDir::new().unwrap(), START, Config::new("mta.example"), 32 << 10);
+    let recipients: String = (0..60).map(|place| format!("RCPT TO:<b{place}@peer.example>\r\n")).collect();
+    let envelope = format!("MAIL FROM:<a@client.example>\r\n{recipients}DATA\r\n");
+    let messages = 20;
+    let session = world.connect_client();
+    world.client_says(session, "EHLO client.example\r\n");
+    for _ in 0..messages {
+        world.client_says(session, &envelope);
+        world.client_says(session, CONTENT);
+        world.sync();
+    }
+    let peer = world.accept_connection();
+    let mut said = world.peer_says(peer, "250 peer.example\r\n");
+    while !said.is_empty() {
+        let reply = if said.starts_with("RSET") { "250 2.0.0 ok\r\n" } else { "550 5.7.1 not from you\r\n" };
+        said = world.peer_says(peer, reply);
+    }
+    assert_eq!((world.shard.home.len(), world.outcomes()), (0, 0), "all were refused, and nothing is written yet");
+    for _ in 0..10 {
+        world.pass(Duration::from_secs(1));
+    }
+    assert_eq!(world.outcomes(), messages);
+    assert!(world.shard.is_committed());
 }
