@@ -148,7 +148,8 @@ impl Shard {
             let deadline = session.closing.unwrap_or_else(|| session.server.next_timeout());
             (deadline <= now.monotonic).then_some(*key)
         };
-        let late: Vec<SessionKey> = self.sessions.iter_mut().filter_map(late).collect();
+        let mut late: Vec<SessionKey> = self.sessions.iter_mut().filter_map(late).collect();
+        late.sort_unstable();
         for key in late {
             let Some(session) = self.sessions.get_mut(&key) else { continue };
             if session.closing.is_some() {
@@ -163,7 +164,8 @@ impl Shard {
     }
 
     pub(super) fn stop_sessions(&mut self, now: Now) {
-        let keys: Vec<SessionKey> = self.sessions.keys().copied().collect();
+        let mut keys: Vec<SessionKey> = self.sessions.keys().copied().collect();
+        keys.sort_unstable();
         for key in keys {
             let Some(session) = self.sessions.get_mut(&key) else { continue };
             let mut out = Vec::new();

@@ -164,7 +164,8 @@ impl Shard {
             };
             deadline.is_some_and(|deadline| deadline <= now.monotonic).then_some(key)
         };
-        let late: Vec<ConnectionKey> = self.deliveries.iter().filter_map(late).collect();
+        let mut late: Vec<ConnectionKey> = self.deliveries.iter().filter_map(late).collect();
+        late.sort_unstable();
         for connection in late {
             let connecting = matches!(self.deliveries[&connection].state, DeliveryState::Connecting { .. });
             if connecting {
