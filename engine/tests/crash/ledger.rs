@@ -1,0 +1,369 @@
+//! What was promised, and what became of it: the one who complains.
+//!
+//! It is fed by what clients were answered, by what peers took, and by the records that shards tell the event log. A
+//! crash takes nothing from it. After one, the records behind the event cursor are told again, and what was told, what
+//! was answered and what is scheduled must still fit together.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use postrider::admin::MessageRow;
+use postrider::outcome::event::{Logged, LoggedRecord};
+use postrider_spool::record::{Envelope, Fate, LogId, MessageId, Outcome, RecipientResult, Sequence};
+
+/// A message as its sender wrote it. Its marker is in the reverse path and in the content.
+pub(crate) type Marker = u64;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Sent {
+    pub(crate) reverse_path: String,
+    pub(crate) recipients: Vec<String>,
+    /// What follows the fields that the engine puts in front.
+    pub(crate) content: Vec<u8>,
+}
+
+/// What the sender knows of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    /// The final dot is not out: nobody may take it for a message.
+    Unfinished,
+    /// It is with the engine.
+    None,
+    Accepted(MessageId),
+    Refused,
+}
+
+/// A message whose record is durable.
+#[derive(Debug, Clone)]
+struct Durable {
+    marker: Marker,
+    expires_ms: u64,
+    recipients: Vec<Recipient>,
+}
+
+/// As the last durable outcome left it.
+#[derive(Debug, Clone, Copy)]
+struct Recipient {
+    attempts: u32,
+    due_ms: u64,
+    fate: Option<Fate>,
+}
+
+/// A peer took the message for one recipient.
+#[derive(Debug, Clone, Copy, Default)]
+struct Taken {
+    times: u64,
+    /// The engine can't know of the last time, so that it may come again.
+    is_unknown: bool,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Ledger {
+    sent: BTreeMap<Marker, (Arc<Sent>, Answer)>,
+    /// Refused because a commit failed: the record may be on the medium until the log is open again.
+    doubts: BTreeMap<Marker, LogId>,
+    is_recovering: bool,
+    durable: BTreeMap<MessageId, Durable>,
+    ids: BTreeMap<Marker, MessageId>,
+    taken: BTreeMap<(Marker, String), Taken>,
+    refused_by_peer: BTreeSet<(Marker, String)>,
+    /// Records that were told and are not in the event log yet; in this life, or before the crash.
+    told: BTreeMap<(LogId, Sequence), Arc<LoggedRecord>>,
+    untold: BTreeMap<(LogId, Sequence), Arc<LoggedRecord>>,
+    last_told: BTreeMap<LogId, Sequence>,
+    last_of_life: BTreeMap<LogId, Sequence>,
+    pub(crate) counts: Counts,
+}
+
+/// What happened, so that a test can tell that it tested something.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) accepted: u64,
+    pub(crate) refused: u64,
+    pub(crate) delivered: u64,
+    pub(crate) bounced: u64,
+    pub(crate) expired: u64,
+    pub(crate) deferred: u64,
+    /// Records that a crash image held although nobody had been told of them.
+    pub(crate) found: u64,
+    /// Deliveries that a crash, or a lost reply, made the engine forget; and those that were made again.
+    pub(crate) forgotten: u64,
+    pub(crate) repeated: u64,
+}
+
+impl Ledger {
+    pub(crate) fn new(counts: Counts) -> Self {
+        Self { counts, ..Self::default() }
+    }
+
+    /// A sender has begun to write it.
+    pub(crate) fn send(&mut self, sent: impl FnOnce(Marker) -> Sent) -> Marker {
+        let marker = self.sent.len() as Marker;
+        self.sent.insert(marker, (Arc::new(sent(marker)), Answer::Unfinished));
+        marker
+    }
+
+    pub(crate) fn sent(&self, marker: Marker) -> Arc<Sent> {
+        Arc::clone(&self.sent[&marker].0)
+    }
+
+    pub(crate) fn finish(&mut self, marker: Marker) {
+        self.answer(marker, Answer::None);
+    }
+
+    pub(crate) fn accept(&mut self, marker: Marker, id: MessageId) {
+        let known = self.ids.get(&marker);
+        assert!(known.is_none_or(|known| *known == id), "RIGHT-ENVELOPE: {marker} is {known:?}, answered was {id}");
+        self.answer(marker, Answer::Accepted(id));
+        self.counts.accepted += 1;
+    }
+
+    /// `in_doubt` names the log whose commit failed.
+    pub(crate) fn refuse(&mut self, marker: Marker, in_doubt: Option<LogId>) {
+        assert!(!self.ids.contains_key(&marker), "ACCEPTED-ONCE: {marker} is durable and was refused");
+        self.answer(marker, Answer::Refused);
+        self.doubts.extend(in_doubt.map(|log| (marker, log)));
+        self.counts.refused += 1;
+    }
+
+    fn answer(&mut self, marker: Marker, answer: Answer) {
+        self.sent.get_mut(&marker).expect("it was sent").1 = answer;
+    }
+
+    /// A peer has taken a transaction's content, and is about to say so.
+    pub(crate) fn take(&mut self, reverse_path: &str, recipients: &[String], content: &[u8]) -> Marker {
+        let text = std::str::from_utf8(content).expect("only ASCII was sent");
+        let marker = text.lines().find_map(|line| line.strip_prefix("Subject: m")).expect("it has a marker");
+        let marker: Marker = marker.parse().expect("a number");
+        let sent = self.sent(marker);
+        assert_eq!(sent.reverse_path, reverse_path, "RIGHT-ENVELOPE: {marker}");
+        assert!(content.ends_with(&sent.content), "RIGHT-ENVELOPE: the content of {marker} is another: {text}");
+        let id = *self.ids.get(&marker).unwrap_or_else(|| panic!("ACK-AFTER-SYNC: {marker} left before its commit"));
+        for recipient in recipients {
+            let index = sent.recipients.iter().position(|known| known == recipient);
+            let index = index.unwrap_or_else(|| panic!("RIGHT-ENVELOPE: {marker} has no recipient {recipient}"));
+            let fate = self.durable[&id].recipients[index].fate;
+            assert!(fate.is_none(), "DELIVERED-ONCE: {marker} came to {recipient}, whose fate is {fate:?}");
+            let taken = self.taken.entry((marker, recipient.clone())).or_default();
+            assert!(
+                taken.times == 0 || taken.is_unknown,
+                "DELIVERED-ONCE: {marker} came to {recipient} again, and nothing had been forgotten"
+            );
+            self.counts.repeated += u64::from(taken.times > 0);
+            taken.times += 1;
+            taken.is_unknown = false;
+        }
+        marker
+    }
+
+    /// The engine will not hear that the peer took it.
+    pub(crate) fn forget(&mut self, marker: Marker, recipients: &[String]) {
+        for recipient in recipients {
+            let taken = self.taken.get_mut(&(marker, recipient.clone())).expect("it was taken");
+            self.counts.forgotten += u64::from(!taken.is_unknown);
+            taken.is_unknown = true;
+        }
+    }
+
+    /// A peer refused the sender, the recipient or the content for good.
+    pub(crate) fn bounce(&mut self, reverse_path: &str, recipient: &str) {
+        let marker = marker_of(reverse_path);
+        self.refused_by_peer.insert((marker, recipient.to_owned()));
+    }
+
+    /// A shard told the event log of a durable record.
+    pub(crate) fn tell(&mut self, record: &Arc<LoggedRecord>) {
+        let key = (record.log, record.sequence);
+        let last = self.last_of_life.insert(record.log, record.sequence);
+        assert!(last.is_none_or(|last| last < record.sequence), "EVENTS-ONCE: {key:?} was told after {last:?}");
+        if let Some(known) = self.untold.remove(&key) {
+            assert!(is_same(&known.record, &record.record), "EVENTS-ONCE: told {record:?}, and before it {known:?}");
+            self.told.insert(key, known);
+            return;
+        }
+        assert!(!self.told.contains_key(&key), "EVENTS-ONCE: {key:?} was told twice");
+        let last = self.last_told.insert(record.log, record.sequence);
+        assert!(last.is_none_or(|last| last < record.sequence), "EVENTS-ONCE: {key:?} was told after {last:?}");
+        self.told.insert(key, Arc::clone(record));
+        match &record.record {
+            Logged::Message { envelope, .. } => {
+                self.found_message(MessageId::new(record.log, record.sequence), envelope);
+            }
+            Logged::Outcome(outcome) => self.found_outcome(outcome),
+        }
+        if self.is_recovering {
+            self.counts.found += 1;
+        } else {
+            // The log is open, and has voided what failed.
+            self.doubts.retain(|_, log| *log != record.log);
+        }
+    }
+
+    /// The event log has it on its disk.
+    pub(crate) fn write(&mut self, log: LogId, sequence: Sequence) {
+        assert!(self.told.remove(&(log, sequence)).is_some(), "it was told");
+    }
+
+    fn found_message(&mut self, id: MessageId, envelope: &Envelope) {
+        let marker = marker_of(&envelope.reverse_path);
+        let (sent, answer) = self.sent.get(&marker).expect("somebody sent it");
+        let recipients: Vec<&String> = envelope.recipients.iter().map(|recipient| &recipient.address).collect();
+        assert!(recipients.into_iter().eq(&sent.recipients), "RIGHT-ENVELOPE: {marker}: {:?}", envelope.recipients);
+        match *answer {
+            Answer::Unfinished => panic!("ACCEPTED-ONCE: {marker} was never sent whole"),
+            Answer::Accepted(answered) => assert_eq!(answered, id, "RIGHT-ENVELOPE: {marker}"),
+            Answer::Refused => {
+                let may_be = self.is_recovering && self.doubts.contains_key(&marker);
+                assert!(may_be, "ACCEPTED-ONCE: {marker} was refused, and is there");
+            }
+            Answer::None => {}
+        }
+        let first = Recipient { attempts: 0, due_ms: envelope.first_attempt_ms, fate: None };
+        let recipients = vec![first; sent.recipients.len()];
+        let other = self.ids.insert(marker, id);
+        assert!(other.is_none(), "ACCEPTED-ONCE: {marker} is both {other:?} and {id}");
+        self.durable.insert(id, Durable { marker, expires_ms: envelope.expires_ms, recipients });
+    }
+
+    fn found_outcome(&mut self, outcome: &Outcome) {
+        let id = MessageId::from_raw(outcome.message);
+        let durable = self.durable.get_mut(&id).expect("an outcome follows its message");
+        let marker = durable.marker;
+        let sent = &self.sent[&marker].0;
+        for result in &outcome.results {
+            let RecipientResult { index, recipient, fate, attempts, .. } = result;
+            let state = &mut durable.recipients[*index as usize];
+            assert_eq!(*recipient, sent.recipients[*index as usize], "RIGHT-ENVELOPE: {marker}");
+            assert!(state.fate.is_none(), "NOTHING-LOST: {marker} to {recipient} ended as {state:?}, and {fate:?} now");
+            let by_attempt = *attempts == state.attempts + 1;
+            let by_decision = matches!(fate, Fate::Bounced | Fate::Expired) && *attempts == state.attempts;
+            assert!(by_attempt || by_decision, "EXACT-RETRY-STATE: {marker} to {recipient}: {state:?}, now {result:?}");
+            state.attempts = *attempts;
+            let key = (marker, recipient.clone());
+            match *fate {
+                Fate::Deferred { due_ms } => {
+                    assert!(due_ms > outcome.at_ms, "EXACT-RETRY-STATE: {marker} is due before it was tried");
+                    state.due_ms = due_ms;
+                    self.counts.deferred += 1;
+                    continue;
+                }
+                Fate::Delivered => {
+                    assert!(self.taken.contains_key(&key), "NOTHING-LOST: no peer took {marker} to {recipient}");
+                    self.counts.delivered += 1;
+                }
+                Fate::Bounced => {
+                    let nowhere = by_decision && recipient.ends_with("@nowhere.example");
+                    let refused = nowhere || self.refused_by_peer.contains(&key);
+                    assert!(refused, "NOTHING-LOST: no peer refused {marker} to {recipient}");
+                    self.counts.bounced += 1;
+                }
+                Fate::Expired | Fate::AdminBounced => self.counts.expired += 1,
+            }
+            state.fate = Some(*fate);
+        }
+    }
+
+    /// A crash: what was told and is not in the event log is to be told again.
+    pub(crate) fn crash(&mut self) {
+        assert!(self.untold.is_empty());
+        self.is_recovering = true;
+        self.untold = std::mem::take(&mut self.told);
+        self.last_of_life.clear();
+    }
+
+    /// The engine has told all that it found: whatever was promised must be among it.
+    pub(crate) fn check_recovered(&mut self) {
+        self.is_recovering = false;
+        self.doubts.clear();
+        assert!(self.untold.is_empty(), "ACK-AFTER-SYNC: these were told, and are gone: {:#?}", self.untold);
+        for (marker, (_, answer)) in &mut self.sent {
+            match *answer {
+                Answer::Accepted(id) => {
+                    let is_there = self.durable.contains_key(&id);
+                    assert!(is_there, "ACK-AFTER-SYNC: {marker} was answered 250 as {id}, and is gone");
+                }
+                // What was not found can't come later.
+                Answer::None if !self.ids.contains_key(marker) => *answer = Answer::Refused,
+                _ => {}
+            }
+        }
+        for ((marker, recipient), taken) in &mut self.taken {
+            let index = self.sent[marker].0.recipients.iter().position(|known| known == recipient);
+            let state = self.durable[&self.ids[marker]].recipients[index.expect("one of its recipients")];
+            if state.fate.is_none() && !taken.is_unknown {
+                taken.is_unknown = true;
+                self.counts.forgotten += 1;
+            }
+        }
+    }
+
+    /// What is scheduled must be what is durable, to the millisecond.
+    pub(crate) fn check_schedule(&self, rows: &[MessageRow], now_ms: u64) {
+        let mut scheduled = BTreeMap::new();
+        for row in rows {
+            let id: MessageId = row.id.parse().expect("an id");
+            let other = scheduled.insert((id, row.recipient.as_str()), row);
+            assert!(other.is_none(), "NOTHING-LOST: {row:?} is scheduled twice");
+        }
+        for (id, durable) in &self.durable {
+            let recipients = &self.sent[&durable.marker].0.recipients;
+            for (recipient, state) in recipients.iter().zip(&durable.recipients) {
+                let row = scheduled.remove(&(*id, recipient.as_str()));
+                if state.fate.is_some() {
+                    assert!(row.is_none(), "NOTHING-LOST: {recipient} of {id} has a fate, and is scheduled: {row:?}");
+                    continue;
+                }
+                let Some(row) = row else {
+                    let may_end = durable.expires_ms <= now_ms;
+                    assert!(may_end, "NOTHING-LOST: {recipient} of {id} is not scheduled; it was {state:?}");
+                    continue;
+                };
+                assert_eq!(row.num_attempts, state.attempts, "EXACT-RETRY-STATE: {recipient} of {id}: {row:?}");
+                let due_ms = row.due.expect("it waits").0;
+                let is_exact = due_ms == state.due_ms || due_ms > state.due_ms && row.blocked_by.is_some();
+                assert!(is_exact, "EXACT-RETRY-STATE: {recipient} of {id} is due at {}: {row:?}", state.due_ms);
+            }
+        }
+        assert!(scheduled.is_empty(), "NOTHING-LOST: nobody knows of {scheduled:#?}");
+    }
+
+    /// What is durable and has no fate yet.
+    pub(crate) fn pending(&self) -> Vec<(MessageId, Marker, usize)> {
+        let pending = self.durable.iter().flat_map(|(id, durable)| {
+            let recipients = durable.recipients.iter().enumerate();
+            let pending = recipients.filter(|(_, recipient)| recipient.fate.is_none());
+            pending.map(|(index, _)| (*id, durable.marker, index))
+        });
+        pending.collect()
+    }
+
+    /// Everything that was accepted has ended, and is in the event log.
+    pub(crate) fn check_finished(&self) {
+        for durable in self.durable.values() {
+            let pending = durable.recipients.iter().position(|recipient| recipient.fate.is_none());
+            assert!(pending.is_none(), "NOTHING-LOST: {durable:?} has no end");
+        }
+        for (marker, (_, answer)) in &self.sent {
+            if let Answer::Accepted(id) = answer {
+                assert_eq!(self.ids.get(marker), Some(id), "NOTHING-LOST: {marker} was answered 250");
+            }
+        }
+        let unwritten = self.told.len() + self.untold.len();
+        assert_eq!(unwritten, 0, "EVENTS-ONCE: records are not in the event log");
+    }
+}
+
+pub(crate) fn marker_of(reverse_path: &str) -> Marker {
+    let local = reverse_path.strip_prefix('m').and_then(|rest| rest.split_once('@'));
+    local.and_then(|(marker, _)| marker.parse().ok()).expect("a marker is in the reverse path")
+}
+
+fn is_same(one: &Logged, other: &Logged) -> bool {
+    match (one, other) {
+        (Logged::Message { envelope, size }, Logged::Message { envelope: other, size: other_size }) => {
+            envelope == other && size == other_size
+        }
+        (Logged::Outcome(one), Logged::Outcome(other)) => one == other,
+        _ => false,
+    }
+}

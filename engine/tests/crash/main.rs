@@ -1,0 +1,85 @@
+//! Crash images with the whole engine on top: at any write, the disk as it may be found after the power went, and an
+//! engine that is started on it, at times with another number of shards. Whatever clients, peers and the event log
+//! learned before must hold: `ledger.rs` knows the promises.
+//!
+//! `ENGINE_CRASH_IMAGES` sets about how many images are looked at; `ENGINE_CRASH_SEED` says with which history to
+//! begin.
+
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod client;
+mod event_log;
+mod image;
+mod ledger;
+mod peer;
+mod world;
+
+use image::Images;
+use ledger::Counts;
+use postrider_spool::sim::SimDisk;
+use world::{Past, Random, Seen, World};
+
+/// One history of several lives, with looks at crash images on the way; at its end everything has come to an end.
+fn run(seed: u64, lives: u64, counts: Counts, seen: Seen, images: &mut Images) -> Past {
+    let mut random = Random::new(!seed);
+    let past = Past::new(counts, seen);
+    let mut world = World::start(past, SimDisk::new(seed), seed, 1 + random.below(3) as usize);
+    for _ in 0..lives {
+        for _ in 0..500 + random.below(3_000) {
+            if random.one_in(100) {
+                world.execute_under_looks(2, images);
+            } else {
+                world.step();
+            }
+        }
+        world = world.restart(images);
+    }
+    world.finish()
+}
+
+#[test]
+fn every_image_keeps_every_promise() {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    let wanted = number("ENGINE_CRASH_IMAGES").unwrap_or(600);
+    let first = number("ENGINE_CRASH_SEED").unwrap_or(1);
+    let (mut counts, mut seen, mut images) = (Counts::default(), Seen::default(), Images::default());
+    let mut seed = first;
+    while images.losing_all + images.losing_some < wanted {
+        println!("ENGINE_CRASH_SEED={seed}");
+        let past = run(seed, LIVES, counts, seen, &mut images);
+        (counts, seen) = (past.ledger.counts, past.seen);
+        seed += 1;
+    }
+    println!("{} histories: {images:?} {counts:?} {seen:?}", seed - first);
+    // Else the histories have become too tame to show anything.
+    assert!(images.finished > 0);
+    assert!(images.crashes > 0);
+    assert!(images.kills > 0);
+    assert!(counts.accepted > 100);
+    assert!(counts.refused > 0);
+    assert!(counts.delivered > 500);
+    assert!(counts.bounced > 0);
+    assert!(counts.expired > 0);
+    assert!(counts.deferred > 0);
+    assert!(counts.found > 0);
+    assert!(counts.repeated > 0);
+    assert!(seen.failed_operations > 0);
+    assert!(seen.logs_removed > 0);
+    assert!(seen.schedules_compared > images.crashes);
+    assert!(seen.checkpoints > 0);
+    assert!(seen.copies > 0);
+    assert!(seen.reused > 0);
+}
+
+/// One seed replays all.
+#[test]
+fn a_seed_gives_the_same_history_again() {
+    let history = || {
+        let mut images = Images::default();
+        let past = run(7, 2, Counts::default(), Seen::default(), &mut images);
+        (past.ledger.counts, past.seen, past.wall_ms, images)
+    };
+    assert_eq!(history(), history());
+}
+
+const LIVES: u64 = 5;
