@@ -22,9 +22,9 @@ use crate::directory::Durability;
 use crate::format::SEGMENT_HEADER_BYTES;
 use crate::index::{Pending, Place};
 use crate::limits::{
-    BLOCK_BYTES, CHECKPOINT_FILE_BYTES_MIN, CHECKPOINT_FILE_HEADROOM_PERCENT, CHECKPOINT_RETRY_MS,
-    CHECKPOINT_ROW_BYTES_DEFAULT, CHECKPOINT_SLICE_BYTES, CHECKPOINT_SLICE_INTERVAL_MS, CHECKPOINT_WRITE_BYTES,
-    CHECKPOINT_WRITTEN_BYTES_MAX, CHECKPOINT_WRITTEN_RATIO,
+    BLOCK_BYTES, CHECKPOINT_FILE_BYTES_MIN, CHECKPOINT_FILE_HEADROOM_PERCENT, CHECKPOINT_FREED_RATIO,
+    CHECKPOINT_RETRY_MS, CHECKPOINT_ROW_BYTES_DEFAULT, CHECKPOINT_SLICE_BYTES, CHECKPOINT_SLICE_INTERVAL_MS,
+    CHECKPOINT_WRITE_BYTES, CHECKPOINT_WRITTEN_BYTES_MAX, CHECKPOINT_WRITTEN_RATIO,
 };
 use crate::log::{Log, State};
 use crate::record::{CommitNumber, MessageId, Sequence};
@@ -273,8 +273,19 @@ impl Log {
             .min(CHECKPOINT_WRITTEN_BYTES_MAX)
             .max(self.directory.options().segment_bytes);
         let written = self.counters.bytes_frames.wrapping_sub(checkpoints.written_at_begin);
-        let is_short = || self.is_pressed() || self.spares_ready() == 0;
-        written >= interval || is_short() && self.waits_for_checkpoint()
+        written >= interval || self.is_short_of_segments()
+    }
+
+    /// Whether checkpoints are what makes room, and there is need of it. They are worth it when they free a few times
+    /// what they cost, or when nothing else is left to do.
+    fn is_short_of_segments(&self) -> bool {
+        let is_short = self.is_pressed() || self.spares_ready() == 0;
+        if !is_short {
+            return false;
+        }
+        let waiting = self.bytes_waiting_for_checkpoint();
+        let is_worth_it = || waiting >= self.checkpoints.last_bytes * CHECKPOINT_FREED_RATIO || self.is_copying_idle();
+        waiting > 0 && is_worth_it()
     }
 
     fn begin_checkpoint(&mut self, now: Duration, summaries: &mut dyn Summarize) {

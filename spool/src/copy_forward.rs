@@ -196,6 +196,13 @@ impl Log {
             && self.spares_ready() > 0
     }
 
+    /// Whether nothing is being copied, and nothing would be worth it.
+    pub(crate) fn is_copying_idle(&self) -> bool {
+        let CopyForward { source, left, running, ready, .. } = &self.copy_forward;
+        let is_idle = source.is_none() && left.is_empty() && running.is_empty() && ready.is_empty();
+        is_idle && self.emptiest().is_none()
+    }
+
     fn next_item(&mut self) -> Option<Item> {
         let restate = self.copy_forward.restates.pop_front().map(Item::Message);
         restate.or_else(|| self.copy_forward.left.pop_front())

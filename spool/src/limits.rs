@@ -90,6 +90,9 @@ pub const RESTATES_WAITING_MAX: usize = 65_536;
 pub const CHECKPOINT_WRITTEN_RATIO: u64 = 8;
 pub const CHECKPOINT_WRITTEN_BYTES_MAX: u64 = 768 << 20;
 
+/// When there is need of room, a checkpoint is begun when it can free this many times the last one's size.
+pub const CHECKPOINT_FREED_RATIO: u64 = 4;
+
 /// Rows are gathered in slices of about this size, one a turn, at least so far apart.
 pub const CHECKPOINT_SLICE_BYTES: usize = 64 << 10;
 pub const CHECKPOINT_SLICE_INTERVAL_MS: u64 = 1;

@@ -80,9 +80,10 @@ impl Log {
         self.is_unneeded(slot) && self.segments.get(slot).last_sequence < floor
     }
 
-    /// Whether checkpoints are all that some dead segment waits for.
-    pub(crate) fn waits_for_checkpoint(&self) -> bool {
-        self.segments.dead.iter().any(|slot| self.is_dead(*slot) && self.is_unneeded(*slot) && !self.is_covered(*slot))
+    /// Bytes in dead segments that wait for nothing but checkpoints.
+    pub(crate) fn bytes_waiting_for_checkpoint(&self) -> u64 {
+        let waits = |slot: &&u16| self.is_dead(**slot) && self.is_unneeded(**slot) && !self.is_covered(**slot);
+        self.segments.dead.iter().filter(waits).map(|slot| self.segments.get(*slot).charged).sum()
     }
 
     fn retire(&mut self, slot: u16) {
