@@ -1,5 +1,5 @@
-//! The bytes on disk, pinned: the meta file, a segment with a message and an outcome, each kind of record that is made of
-//! older ones, and a checkpoint.
+//! The bytes on disk, pinned: the meta file, a segment with a message and an outcome, each kind of record that is made
+//! of older ones, and a checkpoint.
 //!
 //! A change here is a new format version. `UPDATE_GOLDEN=1` writes the files anew.
 

@@ -1,5 +1,5 @@
-//! Stale octets: what earlier uses of a file left behind, and frames that somebody copied from elsewhere, are never taken
-//! for what was written last.
+//! Stale octets: what earlier uses of a file left behind, and frames that somebody copied from elsewhere, are never
+//! taken for what was written last.
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
