@@ -15,6 +15,9 @@ pub(crate) const CONFIG_LISTENERS_MAX: usize = 64;
 pub(crate) const CONFIG_ROUTE_TARGETS_MAX: usize = 64;
 pub(crate) const CONFIG_EGRESS_SOURCES_MAX: usize = 4_096;
 pub(crate) const CONFIG_SOURCE_WEIGHT_MAX: u64 = 1_000_000;
+pub(crate) const CONFIG_TENANTS_MAX: usize = 100_000;
+/// Domains of one tenant.
+pub(crate) const CONFIG_TENANT_DOMAINS_MAX: usize = 10_000;
 pub(crate) const CONFIG_RETRY_INTERVALS_MAX: usize = 100;
 pub(crate) const CONFIG_CONNECTION_LIMIT_MAX: u64 = 10_000;
 pub(crate) const CONFIG_DELIVERIES_PER_CONNECTION_MAX: u64 = 1_000_000;

@@ -46,6 +46,7 @@ use crate::pool::connection::ConnectionKey;
 use crate::pool::egress::EgressTurns;
 use crate::pool::pair::Pools;
 use crate::schedule::queue::Home;
+use crate::schedule::retry::Retries;
 
 /// Names a client's session for as long as its shard lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -156,6 +157,7 @@ pub struct Shard {
 
     // schedule
     home: Home,
+    retries: Retries,
     routes: RouteCache,
     egress: HashMap<String, EgressTurns>,
     /// Whether each source's address is on this machine.
@@ -192,6 +194,7 @@ impl Shard {
             events_blocked: false,
             logs: Vec::new(),
             home: Home::default(),
+            retries: Retries::new(&config),
             routes: RouteCache::new(&config.routes),
             egress: HashMap::new(),
             plumbed: vec![true; config.egress_sources.len()],

@@ -19,13 +19,14 @@ use postrider_spool::record::{Envelope, Recipient};
 use serde::Deserialize;
 
 use super::dkim_sign::Signers;
+use super::tenant::{Tenant, Tenants};
 use super::{Received, Refusal};
-use crate::config::{Config, ReceivedDetail};
+use crate::config::{Config, Priority, ReceivedDetail};
 use crate::limits::{
     CAPTURED_FIELDS_MAX, CAPTURED_VALUE_BYTES_MAX, RECEIVED_FIELDS_MAX, ROUTING_NAME_BYTES_MAX,
     SCHEDULE_FIELD_BYTES_MAX,
 };
-use crate::mail::header::{self, Field, Line};
+use crate::mail::header::{self, Field, FromDomains, Line};
 use crate::mail::message_id;
 use crate::mail::time::Now;
 
@@ -34,6 +35,7 @@ use crate::mail::time::Now;
 pub struct Policy {
     hostname: String,
     signers: Signers,
+    tenants: Tenants,
     max_age_ms: u64,
     captured: Vec<NamePattern>,
     pools: HashSet<String>,
@@ -75,6 +77,7 @@ impl Policy {
         Ok(Self {
             hostname: config.hostname.clone(),
             signers: Signers::new(&config.dkim)?,
+            tenants: Tenants::new(config),
             max_age_ms: u64::try_from(config.retry.max_age.as_millis()).unwrap_or(u64::MAX),
             captured: config.events.headers.iter().map(|pattern| NamePattern::new(pattern)).collect(),
             pools: config.egress_pools.iter().map(|pool| pool.name.clone()).collect(),
@@ -91,8 +94,14 @@ impl Policy {
             // RFC 5321 §6.3.
             return Err(Refusal::new(554, (5, 4, 6), "too many Received fields: the message loops"));
         }
-        let steering = if received.trusted { self.steer(&scan, now)? } else { Steering::at(now) };
-        let expires_ms = steering.expires_ms.unwrap_or(steering.first_attempt_ms.saturating_add(self.max_age_ms));
+        let named = scan.tenant.as_deref().filter(|_| received.trusted);
+        let tenant = self.tenants.choose(named, &received.reverse_path, &scan.from)?;
+        let mut steering = Steering::at(now, tenant);
+        if received.trusted {
+            self.steer(&mut steering, &scan, now, tenant)?;
+        }
+        let max_age_ms = tenant.map_or(self.max_age_ms, |tenant| tenant.max_age_ms);
+        let expires_ms = steering.expires_ms.unwrap_or(steering.first_attempt_ms.saturating_add(max_age_ms));
         let signers = self.signers.select(scan.from_domain.as_deref());
         let rsa_signatures = signers.iter().filter(|index| self.signers.is_rsa(**index)).count();
 
@@ -130,10 +139,10 @@ impl Policy {
         let envelope = Envelope {
             reverse_path: received.reverse_path,
             recipients: received.recipients.into_iter().map(|address| Recipient { address }).collect(),
-            tenant: String::new(),
+            tenant: tenant.map(|tenant| tenant.name.clone()).unwrap_or_default(),
             campaign: steering.campaign,
             egress_pool: steering.egress_pool,
-            priority: PRIORITY_NORMAL,
+            priority: tenant.map_or(Priority::Normal, |tenant| tenant.priority) as u8,
             created_ms: now.wall_ms,
             first_attempt_ms: steering.first_attempt_ms,
             expires_ms,
@@ -169,8 +178,7 @@ impl Policy {
     }
 
     /// What a trusted client asks for in header fields.
-    fn steer(&self, scan: &Scan, now: Now) -> Result<Steering, Refusal> {
-        let mut steering = Steering::at(now);
+    fn steer(&self, steering: &mut Steering, scan: &Scan, now: Now, tenant: Option<&Tenant>) -> Result<(), Refusal> {
         if let Some(campaign) = scan.campaign.as_ref().or(scan.job.as_ref()) {
             check_routing_name("X-Campaign", campaign)?;
             steering.campaign.clone_from(campaign);
@@ -181,6 +189,11 @@ impl Policy {
                 let text = format!("X-Virtual-MTA: no egress pool or source is called {name}");
                 return Err(Refusal::new(550, (5, 7, 1), text));
             }
+            if let Some(tenant) = tenant.filter(|tenant| !tenant.may_use(name)) {
+                let text =
+                    format!("X-Virtual-MTA: {name} is neither the pool of tenant {} nor a source of it", tenant.name);
+                return Err(Refusal::new(550, (5, 7, 1), text));
+            }
             steering.egress_pool.clone_from(name);
         }
         if let Some(schedule) = &scan.schedule {
@@ -189,7 +202,7 @@ impl Policy {
                 Refusal::new(550, (5, 6, 0), text)
             })?;
         }
-        Ok(steering)
+        Ok(())
     }
 
     /// RFC 5321 §4.4. The spool gives a message its id when it is appended, so the id here is another one; it finds the
@@ -247,7 +260,10 @@ struct Scan {
     has_date: bool,
     has_message_id: bool,
     received_fields: usize,
+    /// That signatures go by.
     from_domain: Option<String>,
+    from: FromDomains,
+    tenant: Option<String>,
     campaign: Option<String>,
     job: Option<String>,
     virtual_mta: Option<String>,
@@ -291,8 +307,11 @@ impl Scan {
             () if field.is("Received") => self.received_fields += 1,
             () if field.is("Date") => self.has_date = true,
             () if field.is("Message-ID") => self.has_message_id = true,
-            () if field.is("From") && self.from_domain.is_none() => {
-                self.from_domain = header::from_domain(field.value);
+            () if field.is("From") => {
+                self.from.add(field.value);
+                if self.from_domain.is_none() {
+                    self.from_domain = header::from_domain(field.value);
+                }
             }
             () if !broken && REMOVED_FIELDS.iter().any(|name| field.is(name)) => {
                 self.removed.push(field.range());
@@ -305,6 +324,7 @@ impl Scan {
     /// The first of each name counts.
     fn steered_by(&mut self, field: &Field<'_>) {
         let slot = match () {
+            () if field.is("X-Tenant") => &mut self.tenant,
             () if field.is("X-Campaign") => &mut self.campaign,
             () if field.is("X-Job") => &mut self.job,
             () if field.is("X-Virtual-MTA") => &mut self.virtual_mta,
@@ -335,10 +355,10 @@ struct Schedule {
 }
 
 impl Steering {
-    fn at(now: Now) -> Self {
+    fn at(now: Now, tenant: Option<&Tenant>) -> Self {
         Self {
             campaign: String::new(),
-            egress_pool: DEFAULT_POOL.to_owned(),
+            egress_pool: tenant.map_or(DEFAULT_POOL, |tenant| &tenant.egress_pool).to_owned(),
             first_attempt_ms: now.wall_ms,
             expires_ms: None,
         }
@@ -425,7 +445,6 @@ const REMOVED_FIELDS: &[&str] =
     &["X-Tenant", "X-Campaign", "X-Job", "X-Virtual-MTA", "X-Schedule", "Return-Path", "Bcc"];
 const FEEDBACK_REFERENCE: &str = "X-Postrider-Ref";
 const DEFAULT_POOL: &str = "default";
-const PRIORITY_NORMAL: u8 = 1;
 const SECRET_BYTES: usize = 16;
 const PREFIX_BYTES_TYPICAL: usize = 512;
 

@@ -15,6 +15,7 @@ pub mod dkim_sign;
 pub mod smtp_command;
 pub mod smtp_data;
 pub mod smtp_server;
+mod tenant;
 
 pub use admission::{Admitted, Policy};
 pub use smtp_server::{Handled, ServerEvent, SessionOptions, SmtpServer};
@@ -38,7 +39,7 @@ pub struct Received {
     pub protocol: &'static str,
     pub client: Option<SocketAddr>,
     pub session_id: u64,
-    /// The client may steer by X-Campaign, X-Virtual-MTA and X-Schedule.
+    /// The client may steer by X-Tenant, X-Campaign, X-Virtual-MTA and X-Schedule.
     pub trusted: bool,
     pub received_detail: ReceivedDetail,
 }

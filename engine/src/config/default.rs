@@ -35,6 +35,8 @@ impl Config {
             routes: Vec::new(),
             egress_sources: vec![EgressSource::unbound(hostname)],
             egress_pools: vec![EgressPool { name: "default".into(), sources: vec![(0, 1)] }],
+            tenants: Vec::new(),
+            return_path_domains: Vec::new(),
             dkim: Vec::new(),
             retry: RetryConfig::default(),
             shaping: Shaping::default(),

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use super::egress::{DEFAULT_POOL, UNBOUND_SOURCE};
 use super::value::{duration_text, size_text};
-use super::{Config, DkimAlgorithm, Durability, LineEndings, ReceivedDetail, RetrySchedule, TlsMode};
+use super::{
+    Config, DkimAlgorithm, Durability, LineEndings, Priority, ReceivedDetail, RetryConfig, RetrySchedule, TlsMode,
+};
 
 /// Retries spelled out before "then every …" takes over.
 const RETRIES_SHOWN: usize = 12;
@@ -30,6 +32,7 @@ fn write_all(config: &Config, out: &mut String) -> fmt::Result {
     write_spool(config, out)?;
     write_listeners(config, out)?;
     write_egress(config, out)?;
+    write_tenants(config, out)?;
     write_routing(config, out)?;
     write_dkim(config, out)?;
     write_retry(config, out)?;
@@ -119,6 +122,29 @@ fn write_egress(config: &Config, out: &mut String) -> fmt::Result {
     Ok(())
 }
 
+fn write_tenants(config: &Config, out: &mut String) -> fmt::Result {
+    if !config.tenants.is_empty() {
+        writeln!(out, "\ntenants")?;
+    }
+    for tenant in &config.tenants {
+        let domains = if tenant.domains.is_empty() { "any domain".into() } else { tenant.domains.join(", ") };
+        let priority = match tenant.priority {
+            Priority::High => "high",
+            Priority::Normal => "normal",
+            Priority::Bulk => "bulk",
+        };
+        writeln!(out, "  {:<14}{domains}; pool {}; priority {priority}", tenant.name, tenant.egress_pool)?;
+        if !tenant.retry.is_empty() {
+            write!(out, "                retries ")?;
+            write_schedule(&config.retry.with(&tenant.retry), "                ", out)?;
+        }
+    }
+    if !config.return_path_domains.is_empty() {
+        writeln!(out, "  MAIL FROM     also {} for every tenant", config.return_path_domains.join(", "))?;
+    }
+    Ok(())
+}
+
 fn write_routing(config: &Config, out: &mut String) -> fmt::Result {
     writeln!(out, "\nroutes")?;
     for route in &config.routes {
@@ -169,18 +195,24 @@ fn txt_strings(text: &str) -> String {
 }
 
 fn write_retry(config: &Config, out: &mut String) -> fmt::Result {
-    let jitter = match config.retry.schedule {
+    write!(out, "\nretries   ")?;
+    write_schedule(&config.retry, "          ", out)
+}
+
+/// `indent` is for further lines.
+fn write_schedule(retry: &RetryConfig, indent: &str, out: &mut String) -> fmt::Result {
+    let jitter = match retry.schedule {
         RetrySchedule::Doubling { .. } => ", each interval with jitter",
         RetrySchedule::Listed(_) => "",
     };
-    let (times, more) = retry_times(&config.retry.schedule, config.retry.max_age);
+    let (times, more) = retry_times(&retry.schedule, retry.max_age);
     let times: Vec<String> = times.into_iter().map(duration_text).collect();
     let times = if times.is_empty() { "none".into() } else { times.join(", ") };
-    writeln!(out, "\nretries   {times} after the first attempt{jitter}")?;
+    writeln!(out, "{times} after the first attempt{jitter}")?;
     if let Some((interval, count)) = more {
-        writeln!(out, "          then {count} more, every {}", duration_text(interval))?;
+        writeln!(out, "{indent}then {count} more, every {}", duration_text(interval))?;
     }
-    writeln!(out, "          given up {} after acceptance", duration_text(config.retry.max_age))
+    writeln!(out, "{indent}given up {} after acceptance", duration_text(retry.max_age))
 }
 
 /// The first retries' times after the first attempt; and the interval and the number of those behind them.

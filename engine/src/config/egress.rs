@@ -159,7 +159,7 @@ fn read_member(element: Section<'_>, sources: &mut Sources<'_>, members: &mut Ve
     element.finish();
 }
 
-fn duplicate(section: &Section<'_>, place: Place, name: &str, other: Place) {
+pub(super) fn duplicate(section: &Section<'_>, place: Place, name: &str, other: Place) {
     let wrong = Wrong::new(format!("{name:?} is already the name of the one at {}", section.report.describe(other)));
     section.wrong(place, "name", wrong.instead("write another name"));
 }

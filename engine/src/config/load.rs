@@ -12,7 +12,7 @@ use super::error::{Place, Report, Wrong};
 use super::reader::Section;
 use super::{
     Config, ConfigErrors, DnsConfig, Durability, EventsConfig, SpoolConfig, default, dkim, egress, include, listener,
-    retry, route, shaping, value,
+    retry, route, shaping, tenant, value,
 };
 use crate::limits;
 
@@ -76,7 +76,11 @@ fn read_top(top: Section<'_>) -> Config {
     config.routes = route::read(&top, &config);
     config.dkim = dkim::read(&top);
     if let Some(section) = top.table("retry", "[retry]") {
-        config.retry = retry::read(section);
+        config.retry = config.retry.with(&retry::read(section, &config.retry));
+    }
+    config.tenants = tenant::read(&top, &config);
+    if let Some(section) = top.table("return_path", "[return_path]") {
+        config.return_path_domains = tenant::read_return_path(section);
     }
     if let Some(section) = top.table("shaping", "[shaping.default]") {
         config.shaping = shaping::read(section);
@@ -88,7 +92,7 @@ fn read_top(top: Section<'_>) -> Config {
         section.not_yet(&[("generate", Some("\"never\""))]);
         section.finish();
     }
-    top.not_yet(&[("warmup", None), ("tenant", None), ("return_path", None), ("provider", None), ("limit", None)]);
+    top.not_yet(&[("warmup", None), ("provider", None), ("limit", None)]);
     top.finish();
     config
 }

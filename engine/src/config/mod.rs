@@ -17,6 +17,7 @@ mod reader;
 mod retry;
 mod route;
 mod shaping;
+mod tenant;
 mod value;
 
 #[cfg(test)]
@@ -50,6 +51,9 @@ pub struct Config {
     pub egress_sources: Vec<EgressSource>,
     /// Never without a pool named "default"; without one configured, all of the unbound source.
     pub egress_pools: Vec<EgressPool>,
+    pub tenants: Vec<Tenant>,
+    /// Domains that every tenant may use in MAIL FROM, those below included.
+    pub return_path_domains: Vec<String>,
     pub dkim: Vec<DkimIdentity>,
     pub retry: RetryConfig,
     pub shaping: Shaping,
@@ -178,6 +182,26 @@ pub struct EgressPool {
     pub sources: Vec<(usize, u32)>,
 }
 
+/// Whose mail it is: what may stand in it, how it goes, and how much of a busy pair it gets.
+#[derive(Debug, Clone)]
+pub struct Tenant {
+    pub name: String,
+    /// The name of one of [`Config::egress_pools`].
+    pub egress_pool: String,
+    /// May stand in From and MAIL FROM, those below included; in lower case. Empty: any may.
+    pub domains: Vec<String>,
+    pub priority: Priority,
+    pub retry: RetryRules,
+}
+
+/// The classes that share a busy pair 16:4:1, by the numbers that envelopes have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Priority {
+    High = 0,
+    Normal = 1,
+    Bulk = 2,
+}
+
 #[derive(Debug, Clone)]
 pub struct DkimIdentity {
     pub domain: String,
@@ -215,6 +239,21 @@ impl std::fmt::Debug for DkimKeyPem {
 pub struct RetryConfig {
     pub schedule: RetrySchedule,
     pub max_age: Duration,
+}
+
+/// What a tenant says about retries: what it leaves out is as for all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RetryRules {
+    pub interval: Option<RetryInterval>,
+    pub max_interval: Option<Duration>,
+    pub max_age: Option<Duration>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RetryInterval {
+    /// Doubles.
+    First(Duration),
+    Listed(Vec<Duration>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

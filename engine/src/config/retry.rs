@@ -1,16 +1,18 @@
-//! `[retry]`: when a deferred recipient is tried again.
+//! `[retry]`, also of a tenant: when a deferred recipient is tried again.
 
 use std::time::Duration;
 
 use super::document::Value;
 use super::error::{Placed, Wrong};
 use super::reader::Section;
-use super::{RetryConfig, RetrySchedule, value};
+use super::{RetryConfig, RetryInterval, RetryRules, RetrySchedule, value};
 use crate::limits;
 
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
 const INTERVAL_MAX: Duration = Duration::from_secs(7 * 86_400);
 const AGE_MAX: Duration = Duration::from_secs(365 * 86_400);
+/// Where doubling stops when nothing says so.
+const DOUBLED_INTERVAL_MAX: Duration = Duration::from_secs(4 * 3_600);
 
 impl RetrySchedule {
     /// The interval behind a message's `attempts`-th counted attempt (from 1), without jitter.
@@ -30,40 +32,70 @@ impl RetrySchedule {
     }
 }
 
-pub(super) fn read(section: Section<'_>) -> RetryConfig {
-    let mut retry = RetryConfig::default();
-    let RetrySchedule::Doubling { first, max } = retry.schedule else { unreachable!("the default doubles") };
+impl RetryRules {
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl RetryConfig {
+    /// What holds where `rules` say more: each key that they have stands in for the one before.
+    #[must_use]
+    pub fn with(&self, rules: &RetryRules) -> Self {
+        let schedule = match (&rules.interval, &self.schedule) {
+            (Some(RetryInterval::Listed(intervals)), _) => RetrySchedule::Listed(intervals.clone()),
+            (Some(RetryInterval::First(first)), before) => {
+                let before = match before {
+                    RetrySchedule::Doubling { max, .. } => *max,
+                    RetrySchedule::Listed(_) => DOUBLED_INTERVAL_MAX,
+                };
+                RetrySchedule::Doubling { first: *first, max: rules.max_interval.unwrap_or(before).max(*first) }
+            }
+            (None, RetrySchedule::Doubling { first, max }) => {
+                RetrySchedule::Doubling { first: *first, max: rules.max_interval.unwrap_or(*max).max(*first) }
+            }
+            // A list has its longest interval in itself.
+            (None, listed @ RetrySchedule::Listed(_)) => listed.clone(),
+        };
+        Self { schedule, max_age: rules.max_age.unwrap_or(self.max_age) }
+    }
+}
+
+/// Reads a retry table, and checks what it makes of the one that it stands on.
+pub(super) fn read(section: Section<'_>, base: &RetryConfig) -> RetryRules {
     let longest = section.duration("max_retry_interval", "4h", INTERVAL_MIN..=INTERVAL_MAX);
     let age = section.duration("max_age", "5d", INTERVAL_MIN..=AGE_MAX);
-    retry.max_age = age.as_ref().map_or(retry.max_age, |found| found.value);
-
     let listed = section.node("retry_interval").filter(|node| matches!(node.value, Value::List(_)));
-    retry.schedule = if let Some(node) = listed {
-        if longest.is_some() {
-            let place = section.place_of("max_retry_interval").unwrap_or(section.place);
-            let wrong = Wrong::new("conflicts with a list as retry_interval, whose last interval is the longest");
-            section.wrong(place, "max_retry_interval", wrong.instead("leave one of them out"));
-        }
+    let interval = if let Some(node) = listed {
         let intervals = read_list(&section);
         if matches!(&node.value, Value::List(list) if list.is_empty()) {
             let wrong = Wrong::new("has no interval");
             section.wrong(node.place, "retry_interval", wrong.instead("write for example retry_interval = \"20m\""));
         }
-        if intervals.is_empty() { retry.schedule.clone() } else { RetrySchedule::Listed(intervals) }
+        (!intervals.is_empty()).then_some(RetryInterval::Listed(intervals))
     } else {
         let given = section.duration("retry_interval", "20m", INTERVAL_MIN..=INTERVAL_MAX);
-        let first = given.as_ref().map_or(first, |found| found.value);
-        match (&given, longest) {
-            (_, Some(Placed { value: max, place })) if max < first => {
-                let (max, first) = (value::duration_text(max), value::duration_text(first));
-                let wrong = Wrong::new(format!("{max} is less than retry_interval, which is {first}"));
-                section.wrong(place, "max_retry_interval", wrong.instead(format!("write \"{first}\" or more")));
-                retry.schedule.clone()
-            }
-            (_, longest) => RetrySchedule::Doubling { first, max: longest.map_or(max.max(first), |found| found.value) },
-        }
+        given.map(|found| RetryInterval::First(found.value))
     };
-
+    let rules = RetryRules {
+        interval,
+        max_interval: longest.as_ref().map(|found| found.value),
+        max_age: age.as_ref().map(|found| found.value),
+    };
+    let retry = base.with(&rules);
+    match (&retry.schedule, longest) {
+        (RetrySchedule::Doubling { first, .. }, Some(Placed { value: max, place })) if max < *first => {
+            let (max, first) = (value::duration_text(max), value::duration_text(*first));
+            let wrong = Wrong::new(format!("{max} is less than retry_interval, which is {first}"));
+            section.wrong(place, "max_retry_interval", wrong.instead(format!("write \"{first}\" or more")));
+        }
+        (RetrySchedule::Listed(_), Some(_)) => {
+            let place = section.place_of("max_retry_interval").unwrap_or(section.place);
+            let wrong = Wrong::new("conflicts with a list as retry_interval, whose last interval is the longest");
+            section.wrong(place, "max_retry_interval", wrong.instead("leave one of them out"));
+        }
+        _ => {}
+    }
     let first = retry.schedule.interval(1);
     if retry.max_age < first && (age.is_some() || section.place_of("max_age").is_none()) {
         let place = age.map(|found| found.place).or_else(|| section.place_of("retry_interval"));
@@ -72,7 +104,7 @@ pub(super) fn read(section: Section<'_>) -> RetryConfig {
         section.wrong(place.unwrap_or(section.place), "max_age", wrong.instead(format!("write more than \"{first}\"")));
     }
     section.finish();
-    retry
+    rules
 }
 
 fn read_list(section: &Section<'_>) -> Vec<Duration> {

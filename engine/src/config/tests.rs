@@ -50,8 +50,10 @@ fn the_interface_example_has_known_keys_only() {
     let expected = [
         " route.auth: is not available yet; leave it out",
         " warmup: is not available yet; leave it out",
-        " tenant: is not available yet; leave it out",
-        " return_path: is not available yet; leave it out",
+        " tenant.credentials: is not available yet; leave it out",
+        " tenant.tokens: is not available yet; leave it out",
+        " tenant.max_injection_rate: is not available yet; write max_injection_rate = \"unlimited\" or leave it out",
+        " tenant.max_message_rate: is not available yet; write max_message_rate = \"unlimited\" or leave it out",
         " shaping.default.max_in_flight: is not available yet; leave it out",
         " shaping.default.mta_sts: is not available yet; write mta_sts = false or leave it out",
         " shaping.default.dane: is not available yet; write dane = false or leave it out",
@@ -227,6 +229,33 @@ fn unreadable_files_are_errors() {
     assert_eq!(strip(load("large.toml")), format!("DIR/large.toml: {large}; {instead}"));
 }
 
+/// A tenant's keys stand in for the general ones, each by itself.
+#[test]
+fn a_tenants_retries_stand_on_the_general_ones() {
+    let seconds = Duration::from_secs;
+    let doubling = |first, max| RetrySchedule::Doubling { first: seconds(first), max: seconds(max) };
+    let general = RetryConfig { schedule: doubling(600, 3_600), max_age: seconds(86_400) };
+    let listed = RetryConfig { schedule: RetrySchedule::Listed(vec![seconds(5)]), ..general.clone() };
+    let with = |general: &RetryConfig, first: Option<u64>, max: Option<u64>, age: Option<u64>| {
+        let rules = RetryRules {
+            interval: first.map(|first| RetryInterval::First(seconds(first))),
+            max_interval: max.map(seconds),
+            max_age: age.map(seconds),
+        };
+        let RetryConfig { schedule, max_age } = general.with(&rules);
+        (schedule, max_age.as_secs())
+    };
+    assert_eq!(with(&general, None, None, None), (doubling(600, 3_600), 86_400));
+    assert_eq!(with(&general, Some(60), None, None), (doubling(60, 3_600), 86_400));
+    assert_eq!(with(&general, Some(7_200), None, None), (doubling(7_200, 7_200), 86_400));
+    assert_eq!(with(&general, None, Some(1_200), Some(60)), (doubling(600, 1_200), 60));
+    assert_eq!(with(&listed, None, Some(1_200), None), (listed.schedule.clone(), 86_400));
+    assert_eq!(with(&listed, Some(60), None, None), (doubling(60, 14_400), 86_400));
+    let own = RetryInterval::Listed(vec![seconds(1), seconds(2)]);
+    let rules = RetryRules { interval: Some(own), ..RetryRules::default() };
+    assert_eq!(general.with(&rules).schedule, RetrySchedule::Listed(vec![seconds(1), seconds(2)]));
+}
+
 #[test]
 fn retry_intervals_double_up_to_the_maximum_or_follow_the_list() {
     let minute = Duration::from_secs(60);
@@ -352,6 +381,8 @@ const SECTIONS: &[&str] = &[
     "[[egress_source]]",
     "[[egress_pool]]",
     "[[dkim]]",
+    "[[tenant]]",
+    "[return_path]",
     "[retry]",
     "[shaping]",
     "[shaping.default]",
@@ -402,6 +433,10 @@ const KEYS: &[&str] = &[
     "default",
     "meta",
     "generate",
+    "egress_pool",
+    "domains",
+    "priority",
+    "retry",
     "zzz",
 ];
 

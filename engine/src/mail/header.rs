@@ -110,7 +110,33 @@ pub fn unfold(value: &[u8]) -> String {
 /// The domain of the first mailbox in the value of a From field, in lower case.
 pub fn from_domain(value: &[u8]) -> Option<String> {
     let parsed = mail_parser::parsers::MessageStream::new(value).parse_address();
-    let address = parsed.as_address()?.iter().find_map(|mailbox| mailbox.address())?;
+    mailbox_domain(parsed.as_address()?.iter().find_map(|mailbox| mailbox.address())?)
+}
+
+/// The domains of all From fields of a message.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FromDomains {
+    /// In lower case, in the order of the mailboxes.
+    pub domains: Vec<String>,
+    /// There is a field without a mailbox, or a mailbox without a domain.
+    pub unreadable: bool,
+}
+
+impl FromDomains {
+    pub fn add(&mut self, value: &[u8]) {
+        let parsed = mail_parser::parsers::MessageStream::new(value).parse_address();
+        let mailboxes: Vec<_> = parsed.as_address().into_iter().flat_map(|address| address.iter()).collect();
+        self.unreadable |= mailboxes.is_empty();
+        for mailbox in mailboxes {
+            match mailbox.address().and_then(mailbox_domain) {
+                Some(domain) => self.domains.push(domain),
+                None => self.unreadable = true,
+            }
+        }
+    }
+}
+
+fn mailbox_domain(address: &str) -> Option<String> {
     let (local, domain) = address.trim().rsplit_once('@')?;
     if local.is_empty() || !super::address::is_host_name(domain) {
         return None;

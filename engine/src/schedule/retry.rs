@@ -1,6 +1,29 @@
 //! When to try again.
 
-use crate::config::{RetryConfig, RetrySchedule};
+use std::collections::HashMap;
+
+use crate::config::{Config, RetryConfig, RetrySchedule};
+
+/// Everybody's retries, prepared once.
+#[derive(Debug)]
+pub struct Retries {
+    general: RetryConfig,
+    /// Of the tenants that have their own.
+    tenants: HashMap<String, RetryConfig>,
+}
+
+impl Retries {
+    pub fn new(config: &Config) -> Self {
+        let own = config.tenants.iter().filter(|tenant| !tenant.retry.is_empty());
+        let own = own.map(|tenant| (tenant.name.clone(), config.retry.with(&tenant.retry)));
+        Self { general: config.retry.clone(), tenants: own.collect() }
+    }
+
+    /// Of a tenant's messages. One that the configuration no longer has, and the engine's own, have the general ones.
+    pub fn of_tenant(&self, tenant: &str) -> &RetryConfig {
+        self.tenants.get(tenant).unwrap_or(&self.general)
+    }
+}
 
 /// Wall milliseconds of the next attempt after `attempts` failed ones (≥ 1).
 ///
@@ -28,6 +51,16 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn who_has_no_retries_of_its_own_has_the_general_ones() {
+        let toml = "[spool]\nallow_filesystem = true\n[retry]\nmax_age = \"9h\"\n[[tenant]]\nname = \"plain\"\n\
+                    [[tenant]]\nname = \"own\"\nretry = { max_age = \"1h\" }\n";
+        let config = Config::from_toml(toml, "t.toml", std::path::Path::new(".")).unwrap();
+        let retries = Retries::new(&config);
+        let hours = |tenant| retries.of_tenant(tenant).max_age.as_secs() / 3_600;
+        assert_eq!(["", "plain", "own", "gone"].map(hours), [9, 9, 1, 9]);
+    }
 
     fn retry(schedule: RetrySchedule) -> RetryConfig {
         RetryConfig { schedule, max_age: Duration::from_secs(432_000) }

@@ -104,8 +104,10 @@ impl Shard {
     fn dispose(&mut self, now: Now, attempt: &Attempt, verdicts: Vec<(u32, verdict::RecipientVerdict)>) -> Disposition {
         let entry = self.home.entry(attempt.ticket.entry);
         let (attempts, expires_ms) = (entry.attempts + 1, entry.expires_ms);
-        let queue = Arc::clone(&self.home.queue_of(attempt.ticket.entry).name);
-        let due_ms = next_attempt_ms(&self.config.retry, attempts, now.wall_ms, self.random.u64(..));
+        let queue = self.home.queue_of(attempt.ticket.entry);
+        let retry = self.retries.of_tenant(&queue.tenant);
+        let queue = Arc::clone(&queue.name);
+        let due_ms = next_attempt_ms(retry, attempts, now.wall_ms, self.random.u64(..));
         let mut disposition = Disposition { due_ms, attempts, ..Disposition::default() };
         for (index, verdict) in verdicts {
             let answer = verdict.answer;

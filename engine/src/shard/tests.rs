@@ -10,7 +10,10 @@ use tempfile::TempDir;
 
 use super::{Action, Connected, SessionKey, Shard, ShardOptions};
 use crate::accept::Policy;
-use crate::config::{Config, DkimIdentity, DkimKeyPem, DomainPattern, Route, RouteTarget, SmtpListener, TlsMode};
+use crate::config::{
+    Config, DkimIdentity, DkimKeyPem, DomainPattern, Priority, RetryInterval, RetryRules, Route, RouteTarget,
+    SmtpListener, Tenant, TlsMode,
+};
 use crate::handover::{ControlMessage, ShardMessage};
 use crate::mail::time::Now;
 use crate::outcome::event::{Logged, LoggedRecord};
@@ -254,6 +257,35 @@ fn a_deferred_message_is_due_at_the_same_time_after_a_restart() {
     world.pass(Duration::from_millis(1));
     assert_eq!(world.connects.len(), 1);
     assert!(world.directory.path().exists());
+}
+
+/// `[tenant.retry]` holds for the tenant's messages alone, and as exactly.
+#[test]
+fn a_tenants_message_is_retried_after_its_own_interval() {
+    let mut config = Config::new("mta.example");
+    let retry = RetryRules {
+        interval: Some(RetryInterval::Listed(vec![Duration::from_secs(7)])),
+        max_age: Some(Duration::from_secs(20)),
+        ..RetryRules::default()
+    };
+    config.tenants = vec![Tenant {
+        name: "acme".to_owned(),
+        egress_pool: "default".to_owned(),
+        domains: vec!["client.example".to_owned()],
+        priority: Priority::High,
+        retry,
+    }];
+    let mut world = World::open(TempDir::new().unwrap(), START, config);
+    accepted(&mut world);
+    let began_ms = world.now.wall_ms;
+    let peer = world.accept_connection();
+    world.peer_says(peer, "250 peer.example\r\n");
+    world.peer_says(peer, "250 ok\r\n");
+    world.peer_says(peer, "451 4.2.1 not now\r\n");
+    let (key, entry) = world.shard.home.entries().next().expect("it waits");
+    assert_eq!((entry.due_ms - began_ms, entry.expires_ms - began_ms), (7_000, 20_000));
+    let queue = world.shard.home.queue_of(key);
+    assert_eq!((&*queue.name, &*queue.tenant, queue.priority), ("acme@peer.example", "acme", 0));
 }
 
 /// Ready RSA signatures in a row would hold up commits and replies: a turn makes a few, and the rest wait.

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::accept::dkim_sign::tests::{identity, verify};
-use crate::config::{EgressPool, EgressSource};
+use crate::config::{EgressPool, EgressSource, RetryRules, Tenant};
 
 const NOW: Now = Now { monotonic: Duration::from_secs(1), wall_ms: 1_764_547_200_500 };
 
@@ -134,7 +134,16 @@ fn fields_that_must_not_travel_are_taken_out() {
     let content = "Return-Path: <x@y>\r\nFrom: a@a.example\r\nBCC: secret@x.example,\r\n\tother@x.example\r\n\
                    X-Tenant: t\r\nTo: b@b.example\r\nx-job: j\r\nX-Campaign : c\r\nX-Virtual-MTA: bulk\r\n\
                    X-Schedule: {}\r\nBcc-Like: kept\r\n\r\nBcc: in the body\r\n";
-    let admitted = admit(content).unwrap();
+    let mut config = config();
+    config.tenants = vec![Tenant {
+        name: "t".to_owned(),
+        egress_pool: "bulk".to_owned(),
+        domains: Vec::new(),
+        priority: Priority::High,
+        retry: RetryRules::default(),
+    }];
+    let admitted = Policy::new(&config).unwrap().admit(NOW, received(content), [1, 2]).unwrap();
+    assert_eq!((&admitted.envelope.tenant[..], admitted.envelope.priority), ("t", 0));
     assert_eq!(
         text(&admitted.content),
         "From: a@a.example\r\nTo: b@b.example\r\nBcc-Like: kept\r\n\r\nBcc: in the body\r\n"
@@ -147,7 +156,8 @@ fn fields_that_must_not_travel_are_taken_out() {
 
 #[test]
 fn strangers_do_not_steer() {
-    let mut message = received("X-Campaign: c\r\nX-Virtual-MTA: nowhere\r\nX-Schedule: nonsense\r\nTo: x\r\n\r\n");
+    let mut message =
+        received("X-Tenant: t\r\nX-Campaign: c\r\nX-Virtual-MTA: nowhere\r\nX-Schedule: nonsense\r\nTo: x\r\n\r\n");
     message.trusted = false;
     let admitted = policy().admit(NOW, message, [1, 2]).unwrap();
     assert_eq!(text(&admitted.content), "To: x\r\n\r\n");
@@ -401,7 +411,7 @@ fn header_line() -> impl Strategy<Value = (&'static str, bool)> {
         (".dot: x\r\n", false),
         ("Bcc: x\r\n", true),
         ("RETURN-PATH:\r\n\t<>\r\n", true),
-        ("X-Tenant\t: x\r\n", true),
+        ("X-Tenant\t: \r\n", true),
         ("X-Job: \r\n", true),
         ("bcc:\r\n", true),
     ])
