@@ -79,6 +79,11 @@ pub const HOST_BACK_OFF_FIRST_MAX: std::time::Duration = std::time::Duration::fr
 /// The longest pause after a host failed often.
 pub const HOST_BACK_OFF_MAX: std::time::Duration = std::time::Duration::from_secs(600);
 
+/// For how long a domain whose peer refuses a source's address gets its mail from the pool's other sources.
+pub const SOURCE_AVOIDED: std::time::Duration = std::time::Duration::from_secs(4 * 3_600);
+/// Refused (domain, source) pairs that a home remembers.
+pub const SOURCES_AVOIDED_MAX: usize = 10_000;
+
 // mail/reply and deliver
 
 /// RFC 5321 §4.5.3.1.5 allows 512 octets a reply line; large providers send more. The rest of a longer line is dropped.
@@ -87,6 +92,8 @@ pub(crate) const REPLY_LINE_OCTETS_MAX: usize = 2_048;
 pub(crate) const REPLY_LINES_MAX: usize = 128;
 /// Octets dropped from one reply before the peer is given up.
 pub(crate) const REPLY_DROPPED_OCTETS_MAX: usize = 65_536;
+/// Of a refusal's text this much is read to see whom it blames.
+pub(crate) const BLAME_TEXT_OCTETS_MAX: usize = 2_048;
 /// Of a reply's text this much is kept in records.
 pub(crate) const ANSWER_TEXT_OCTETS_MAX: usize = 4_096;
 /// Transactions on one connection: the one whose content is under way, and the one that rides behind it.

@@ -43,7 +43,7 @@ use crate::limits::{INBOX_MESSAGES_PER_TURN, SESSIONS_MAX, SWEEP_INTERVAL};
 use crate::mail::time::Now;
 use crate::outcome::event::LoggedRecord;
 use crate::pool::connection::ConnectionKey;
-use crate::pool::egress::EgressTurns;
+use crate::pool::egress::{AvoidedSources, EgressTurns};
 use crate::pool::pair::Pools;
 use crate::schedule::queue::Home;
 use crate::schedule::retry::Retries;
@@ -160,6 +160,7 @@ pub struct Shard {
     retries: Retries,
     routes: RouteCache,
     egress: HashMap<String, EgressTurns>,
+    avoided: AvoidedSources,
     /// Whether each source's address is on this machine.
     plumbed: Vec<bool>,
     reading: HashMap<MessageId, Vec<PendingRead>>,
@@ -197,6 +198,7 @@ impl Shard {
             retries: Retries::new(&config),
             routes: RouteCache::new(&config.routes),
             egress: HashMap::new(),
+            avoided: AvoidedSources::default(),
             plumbed: vec![true; config.egress_sources.len()],
             reading: HashMap::new(),
             unread: VecDeque::new(),

@@ -6,9 +6,11 @@
 //! * `extension.rs`: what the peer offers.
 //! * `in_flight.rs`: one transaction on a connection.
 //! * `smtp_client.rs`: the SMTP and LMTP client, without I/O.
+//! * `blame.rs`: whether a refusal blames our address.
 //! * `verdict.rs`: what a failure means. The only file that decides it.
 
 pub mod attempt;
+pub(crate) mod blame;
 pub mod content;
 pub mod extension;
 pub(crate) mod in_flight;

@@ -16,6 +16,7 @@ use postrider_spool::record::Answer;
 
 use crate::config::TlsMode;
 use crate::deliver::attempt::Stage;
+use crate::deliver::blame;
 use crate::limits::ANSWER_TEXT_OCTETS_MAX;
 use crate::mail::reply::Reply;
 
@@ -53,6 +54,8 @@ pub struct Retry {
 pub enum When {
     /// Back among the messages that are ready; the host itself may be backing off.
     AtOnce,
+    /// As soon as another source of its pool may be tried; where there is none, as `[retry]` says.
+    OtherSource,
     /// As `[retry]` says.
     Scheduled,
 }
@@ -75,6 +78,8 @@ pub enum Scope {
     Recipient,
     Message,
     Host,
+    /// The address that mail leaves from, at this site.
+    Source,
 }
 
 /// A host could not be used, or must not be used for now. It counts no attempt for any message.
@@ -83,6 +88,8 @@ pub struct SessionFailure {
     pub stage: Stage,
     pub action: HostAction,
     pub fault: Fault,
+    /// The host's, or our source's there.
+    pub scope: Scope,
     pub rule: &'static str,
     pub answer: Answer,
 }
@@ -230,6 +237,16 @@ pub const RULES: &[Rule] = &[
         connection: Connection::Stays,
     },
     Rule {
+        // "Client host blocked using …", "banned sending IP": another address of the pool may well be welcome, so it is
+        // no hard bounce. What counts as blame stands in `blame.rs`.
+        name: "source_refused",
+        applies: |c| c.happened.blames_source(),
+        fate: ELSEWHERE,
+        fault: Fault::Us,
+        scope: Some(Scope::Source),
+        connection: Connection::Stays,
+    },
+    Rule {
         name: "refused",
         applies: |c| c.class() == 5,
         fate: Fate::Bounce,
@@ -293,6 +310,7 @@ pub struct SessionRule {
     applies: fn(Stage, &Happened, TlsMode) -> bool,
     action: HostAction,
     fault: Fault,
+    scope: Scope,
 }
 
 /// Read from the top; the first that applies decides.
@@ -302,12 +320,14 @@ pub const SESSION_RULES: &[SessionRule] = &[
         applies: |_, happened, _| happened.code() == 421,
         action: HostAction::BackOff,
         fault: Fault::Peer,
+        scope: Scope::Host,
     },
     SessionRule {
         name: "tls_failed_in_clear_instead",
         applies: |stage, _, tls| stage.is_tls() && tls == TlsMode::Opportunistic,
         action: HostAction::RetryInClear,
         fault: Fault::Peer,
+        scope: Scope::Host,
     },
     SessionRule {
         // Octets in the clear behind the reply to STARTTLS (RFC 3207 §6): somebody meddles. Where TLS is opportunistic
@@ -316,18 +336,29 @@ pub const SESSION_RULES: &[SessionRule] = &[
         applies: |stage, happened, _| stage == Stage::StartTls && matches!(happened, Happened::Garbled(_)),
         action: HostAction::BackOff,
         fault: Fault::Route,
+        scope: Scope::Host,
     },
     SessionRule {
         name: "tls_required",
         applies: |stage, _, _| stage.is_tls(),
         action: HostAction::BackOff,
         fault: Fault::Peer,
+        scope: Scope::Host,
     },
     SessionRule {
         name: "connect_failed",
         applies: |stage, _, _| stage == Stage::Connect,
         action: HostAction::BackOff,
         fault: Fault::Route,
+        scope: Scope::Host,
+    },
+    SessionRule {
+        // A greeting, or a reply to EHLO, that refuses our address: its other hosts share the list.
+        name: "source_refused",
+        applies: |_, happened, _| happened.blames_source(),
+        action: HostAction::BackOff,
+        fault: Fault::Us,
+        scope: Scope::Source,
     },
     SessionRule {
         // A banner of 554, too, is about the host and us, not about a message (RFC 5321 §3.1).
@@ -335,15 +366,22 @@ pub const SESSION_RULES: &[SessionRule] = &[
         applies: |_, happened, _| happened.code() != 0,
         action: HostAction::BackOff,
         fault: Fault::Peer,
+        scope: Scope::Host,
     },
-    SessionRule { name: "host_lost", applies: |_, _, _| true, action: HostAction::BackOff, fault: Fault::Route },
+    SessionRule {
+        name: "host_lost",
+        applies: |_, _, _| true,
+        action: HostAction::BackOff,
+        fault: Fault::Route,
+        scope: Scope::Host,
+    },
 ];
 
 impl SessionFailure {
     /// A transaction's verdict that is the host's as well.
     pub(crate) fn of_transaction(stage: Stage, verdict: &RecipientVerdict) -> Self {
-        let answer = verdict.answer.clone();
-        Self { stage, action: HostAction::BackOff, fault: verdict.fault, rule: verdict.rule, answer }
+        let RecipientVerdict { fault, scope, rule, answer, .. } = verdict.clone();
+        Self { stage, action: HostAction::BackOff, fault, scope, rule, answer }
     }
 }
 
@@ -352,7 +390,8 @@ pub fn judge_session(stage: Stage, happened: &Happened, tls: TlsMode, command: &
     let rule = SESSION_RULES.iter().find(|rule| (rule.applies)(stage, happened, tls));
     let rule = rule.expect("the last rule applies to everything");
     let answer = happened.answer(stage, command);
-    SessionFailure { stage, action: rule.action, fault: rule.fault, rule: rule.name, answer }
+    let &SessionRule { name, action, fault, scope, .. } = rule;
+    SessionFailure { stage, action, fault, scope, rule: name, answer }
 }
 
 /// Connection refused, host unreachable and the like.
@@ -476,6 +515,10 @@ impl Happened {
         }
     }
 
+    fn blames_source(&self) -> bool {
+        matches!(self, Self::Replied(reply) if blame::blames_source(reply))
+    }
+
     /// The peer's reply, or ours in its place.
     fn answer(&self, stage: Stage, command: &str) -> Answer {
         let (code, enhanced, mut text) = match self {
@@ -505,6 +548,7 @@ fn truncate(text: &mut String, octets_max: usize) {
 }
 
 const AT_ONCE: Fate = Fate::Retry(Retry { when: When::AtOnce, counts_attempt: false, in_doubt: false });
+const ELSEWHERE: Fate = Fate::Retry(Retry { when: When::OtherSource, counts_attempt: true, in_doubt: false });
 const LATER: Fate = Fate::Retry(Retry { when: When::Scheduled, counts_attempt: true, in_doubt: false });
 const IN_DOUBT: Fate = Fate::Retry(Retry { when: When::Scheduled, counts_attempt: true, in_doubt: true });
 
@@ -549,6 +593,7 @@ mod tests {
             for status in ["", "x.5.3 ", "x.7.1 "] {
                 let status = status.replace('x', &(code / 100).to_string());
                 all.push(replied(&format!("{code} {status}text")));
+                all.push(replied(&format!("{code} {status}client host [192.0.2.1] blocked using a list")));
             }
         }
         for (happened, stage) in all.iter().flat_map(|h| TRANSACTION_STAGES.map(|s| (h, s))) {
@@ -595,7 +640,10 @@ mod tests {
                 let refused = matches!(c.class(), 4 | 5);
                 let doubtful = c.content_written && !refused && !c.nothing_executed;
                 assert_eq!(retry.in_doubt, doubtful, "{c:?}");
-                assert_eq!(retry.counts_attempt, retry.when == When::Scheduled, "{c:?}");
+                assert_eq!(retry.counts_attempt, retry.when != When::AtOnce, "{c:?}");
+                if retry.when == When::OtherSource {
+                    assert_eq!(c.class(), 5, "what is refused for now is tried again from the same source: {c:?}");
+                }
                 let progress = c.nothing_executed || c.others_accepted;
                 assert!(retry.counts_attempt || progress, "an uncounted retry must get somewhere: {c:?}");
             }
@@ -661,6 +709,23 @@ mod tests {
         let clear = Circumstances { encrypted: false, ..at(Stage::Mail, &happened) };
         assert_eq!(judge(&clear, "").0.rule, "tls_demanded");
         assert_eq!(judge(&at(Stage::Mail, &happened), "").0.rule, "refused");
+    }
+
+    /// Never a hard bounce, whatever was asked; the message is tried from another address.
+    #[test]
+    fn a_refusal_that_blames_our_address_is_no_bounce() {
+        let text = "554 5.7.1 Service unavailable; Client host [192.0.2.1] blocked using zen.spamhaus.org";
+        for stage in TRANSACTION_STAGES {
+            let happened = replied(text);
+            let (verdict, connection) = judge(&at(stage, &happened), "");
+            assert_eq!((verdict.rule, verdict.fate, verdict.scope), ("source_refused", ELSEWHERE, Scope::Source));
+            assert_eq!((verdict.fault, connection), (Fault::Us, Connection::Stays));
+            assert_eq!(verdict.answer.code, 554, "what is recorded is what the peer said");
+        }
+        let failure = judge_session(Stage::Banner, &replied(text), TlsMode::Opportunistic, "");
+        assert_eq!((failure.rule, failure.action), ("source_refused", HostAction::BackOff));
+        assert_eq!(failure.scope, Scope::Source);
+        assert_eq!(rule(Stage::Recipient, "550 5.7.1 your message is spam"), "refused");
     }
 
     #[test]

@@ -1,6 +1,11 @@
-//! Which source of a pool a message goes by.
+//! Which source of a pool a message goes by, and which sources a domain's mail avoids.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::EgressPool;
+use crate::limits::{SOURCE_AVOIDED, SOURCES_AVOIDED_MAX};
 
 /// The weighted turns of one pool's sources at one home shard.
 ///
@@ -42,6 +47,33 @@ impl EgressTurns {
     }
 }
 
+/// The sources that domains' peers refused for the address itself, at one home shard.
+///
+/// It only turns a choice: a domain that avoids all sources of its pool is sent to by any of them, at its own pace of
+/// retries. It is not kept over a restart; the next refusal brings it back.
+#[derive(Debug, Default)]
+pub struct AvoidedSources {
+    until: HashMap<(Arc<str>, usize), Duration>,
+}
+
+impl AvoidedSources {
+    /// A peer of this domain refused the source's address just now.
+    pub fn refused(&mut self, now: Duration, domain: &Arc<str>, source: usize) {
+        if self.until.len() >= SOURCES_AVOIDED_MAX {
+            self.until.retain(|_, until| *until > now);
+        }
+        if self.until.len() >= SOURCES_AVOIDED_MAX {
+            self.until.clear();
+        }
+        self.until.insert((Arc::clone(domain), source), now + SOURCE_AVOIDED);
+    }
+
+    pub fn avoids(&self, now: Duration, domain: &Arc<str>, source: usize) -> bool {
+        // Nearly always there is none.
+        !self.until.is_empty() && self.until.get(&(Arc::clone(domain), source)).is_some_and(|until| *until > now)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,5 +108,26 @@ mod tests {
     #[test]
     fn without_a_source_there_is_no_choice() {
         assert_eq!(turns().next(|_| false), None);
+    }
+    #[test]
+    fn a_source_is_avoided_by_one_domain_for_a_while() {
+        let mut avoided = AvoidedSources::default();
+        let (a, b): (Arc<str>, Arc<str>) = ("a.example".into(), "b.example".into());
+        avoided.refused(Duration::ZERO, &a, 1);
+        let last = SOURCE_AVOIDED - Duration::from_millis(1);
+        assert!(avoided.avoids(Duration::ZERO, &a, 1) && avoided.avoids(last, &a, 1));
+        assert!(!avoided.avoids(Duration::ZERO, &b, 1) && !avoided.avoids(Duration::ZERO, &a, 0));
+        assert!(!avoided.avoids(SOURCE_AVOIDED, &a, 1));
+    }
+
+    #[test]
+    fn refusals_are_remembered_up_to_a_bound() {
+        let mut avoided = AvoidedSources::default();
+        for number in 0..3 * SOURCES_AVOIDED_MAX {
+            avoided.refused(Duration::ZERO, &format!("{number}.example").into(), 0);
+            assert!(avoided.until.len() <= SOURCES_AVOIDED_MAX);
+        }
+        let last = format!("{}.example", 3 * SOURCES_AVOIDED_MAX - 1).into();
+        assert!(avoided.avoids(Duration::ZERO, &last, 0));
     }
 }

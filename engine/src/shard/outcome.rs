@@ -8,17 +8,18 @@ use postrider_spool::{Message, ReadError};
 use super::Shard;
 use super::schedule::{Ending, PendingRead, expired};
 use crate::admin::answer_text;
-use crate::deliver::verdict::{self, Retry};
+use crate::deliver::verdict::{self, Retry, When};
 use crate::handover::{Attempt, DeliveryContext, Settled};
 use crate::mail::time::Now;
 use crate::schedule::queue::EntryKey;
 use crate::schedule::retry::next_attempt_ms;
 
-/// What becomes of an entry's recipients: some are settled, some wait, some go on at once.
+/// What becomes of an entry's recipients: some are settled, some wait, some go by another source, some go on at once.
 #[derive(Debug, Default)]
 struct Disposition {
     results: Vec<RecipientResult>,
     deferred: Vec<u32>,
+    moved: Vec<u32>,
     at_once: Vec<u32>,
     due_ms: u64,
     attempts: u32,
@@ -32,7 +33,7 @@ impl Shard {
         let key = attempt.ticket.entry;
         self.unpin(attempt.message.id());
         let disposition = self.dispose(now, &attempt, result.results);
-        let Disposition { results, deferred, at_once, due_ms, attempts, last_answer } = disposition;
+        let Disposition { results, deferred, moved, at_once, due_ms, attempts, last_answer } = disposition;
         let delivered = results.iter().filter(|result| result.fate == Fate::Delivered).count();
         self.home.count_delivered(key, delivered as u32);
         if !results.is_empty() {
@@ -40,15 +41,20 @@ impl Shard {
         }
         let entry = self.home.entry(key);
         let (old_attempts, old_due_ms) = (entry.attempts, entry.due_ms);
-        match (deferred.is_empty(), at_once.is_empty()) {
-            (true, true) => self.remove_entry(key),
-            (true, false) => {
+        let waiting = [(deferred, due_ms), (moved, now.wall_ms)];
+        let mut waiting = waiting.into_iter().filter(|(recipients, _)| !recipients.is_empty());
+        match (waiting.next(), at_once.is_empty()) {
+            (None, true) => self.remove_entry(key),
+            (None, false) => {
                 self.home.take_back(key);
                 self.home.keep_only(key, &at_once);
                 self.route(now, key);
             }
-            (false, _) => {
-                self.home.defer(key, &deferred, attempts, due_ms, &last_answer);
+            (Some((recipients, due_ms)), _) => {
+                self.home.defer(key, &recipients, attempts, due_ms, &last_answer);
+                for (recipients, due_ms) in waiting {
+                    self.home.split(key, &recipients, attempts, due_ms);
+                }
                 if !at_once.is_empty() {
                     self.home.split(key, &at_once, old_attempts, old_due_ms);
                 }
@@ -106,11 +112,20 @@ impl Shard {
         let (attempts, expires_ms) = (entry.attempts + 1, entry.expires_ms);
         let queue = self.home.queue_of(attempt.ticket.entry);
         let retry = self.retries.of_tenant(&queue.tenant);
-        let queue = Arc::clone(&queue.name);
+        let (queue, domain, pool) = (Arc::clone(&queue.name), Arc::clone(&queue.domain), Arc::clone(&queue.pool));
         let due_ms = next_attempt_ms(retry, attempts, now.wall_ms, self.random.u64(..));
         let mut disposition = Disposition { due_ms, attempts, ..Disposition::default() };
+        let by_another = |(_, verdict): &(u32, verdict::RecipientVerdict)| {
+            matches!(verdict.fate, verdict::Fate::Retry(Retry { when: When::OtherSource, .. }))
+        };
+        let mut moves = false;
+        if verdicts.iter().any(by_another) {
+            self.avoided.refused(now.monotonic, &domain, attempt.pair.source);
+            moves = self.has_welcome_source(now, &pool, &domain);
+        }
         for (index, verdict) in verdicts {
             let answer = verdict.answer;
+            let mut due_ms = due_ms;
             let (fate, answer) = match verdict.fate {
                 verdict::Fate::Delivered => (Fate::Delivered, answer),
                 // The peer's hosts are nearly always alike in what they can do.
@@ -119,9 +134,12 @@ impl Shard {
                     disposition.at_once.push(index);
                     continue;
                 }
-                verdict::Fate::Retry(Retry { in_doubt, .. }) => {
+                verdict::Fate::Retry(Retry { in_doubt, when, .. }) => {
                     if in_doubt {
                         self.metrics.possible_duplicates.inc();
+                    }
+                    if when == When::OtherSource && moves {
+                        due_ms = now.wall_ms;
                     }
                     if due_ms < expires_ms {
                         (Fate::Deferred { due_ms }, answer)
@@ -138,7 +156,8 @@ impl Shard {
                 }
             };
             if !fate.is_final() {
-                disposition.deferred.push(index);
+                let moved = due_ms == now.wall_ms;
+                if moved { &mut disposition.moved } else { &mut disposition.deferred }.push(index);
                 disposition.last_answer = answer_text(answer.code, answer.enhanced, &answer.text);
             }
             let recipient = attempt.recipients.iter().find(|(place, _)| *place == index);

@@ -91,7 +91,7 @@ impl Shard {
         let Some(route) = self.routes.get(now, &self.config.routes, &domain) else {
             return self.home.wait_for_route(entry);
         };
-        match self.choose_source(&pool) {
+        match self.choose_source(now, &pool, &domain) {
             Some(source) => {
                 let pair = PairKey { source, rollup: Arc::from(&*route.site.name) };
                 self.home.make_ready(entry, &pair);
@@ -239,13 +239,23 @@ impl Shard {
         }
     }
 
-    fn choose_source(&mut self, pool: &str) -> Option<usize> {
+    /// The source that the next message of this pool to this domain goes by: one that the domain doesn't avoid, where
+    /// there is one.
+    fn choose_source(&mut self, now: Now, pool: &str, domain: &Arc<str>) -> Option<usize> {
         if !self.egress.contains_key(pool) {
             let turns = EgressTurns::new(&named_pool(&self.config, pool));
             self.egress.insert(pool.to_owned(), turns);
         }
-        let plumbed = &self.plumbed;
-        self.egress.get_mut(pool)?.next(|source| plumbed[source])
+        let (plumbed, avoided) = (&self.plumbed, &self.avoided);
+        let turns = self.egress.get_mut(pool)?;
+        let welcome = turns.next(|source| plumbed[source] && !avoided.avoids(now.monotonic, domain, source));
+        welcome.or_else(|| turns.next(|source| plumbed[source]))
+    }
+
+    /// Whether a source of the pool is left that the domain doesn't avoid.
+    pub(super) fn has_welcome_source(&self, now: Now, pool: &str, domain: &Arc<str>) -> bool {
+        let welcome = |source| self.plumbed[source] && !self.avoided.avoids(now.monotonic, domain, source);
+        named_pool(&self.config, pool).sources.iter().any(|&(source, _)| welcome(source))
     }
 
     fn pause_max(&self) -> Duration {

@@ -1,10 +1,12 @@
 //! A whole shard in memory: the test is its clock, its clients, its peers and the executor of its spool's operations.
 
+mod moving;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use postrider_spool::record::{LogId, Sequence};
+use postrider_spool::record::{Fate, LogId, Sequence};
 use postrider_spool::{Operation, Spool, SpoolOptions};
 use tempfile::TempDir;
 
@@ -33,6 +35,8 @@ struct World {
     to_client: String,
     to_peer: String,
     connects: Vec<(ConnectionKey, SocketAddr)>,
+    /// The source of each connection that was begun.
+    connect_sources: Vec<usize>,
     closed: Vec<ConnectionKey>,
     events: Vec<LoggedRecord>,
     directory: TempDir,
@@ -70,6 +74,7 @@ impl World {
             to_client: String::new(),
             to_peer: String::new(),
             connects: Vec::new(),
+            connect_sources: Vec::new(),
             closed: Vec::new(),
             events: Vec::new(),
             directory,
@@ -96,7 +101,10 @@ impl World {
         match action {
             Action::SessionSend { bytes, .. } => self.to_client.push_str(std::str::from_utf8(&bytes).unwrap()),
             Action::Spool { log, operation } => self.operations.push((log, operation)),
-            Action::Connect { connection, to, .. } => self.connects.push((connection, to)),
+            Action::Connect { connection, source, to } => {
+                self.connects.push((connection, to));
+                self.connect_sources.push(source);
+            }
             Action::ConnectionSend { connection, chunks } => {
                 let octets: usize = chunks.iter().map(|chunk| chunk.as_ref().len()).sum();
                 for chunk in &chunks {

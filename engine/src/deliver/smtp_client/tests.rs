@@ -188,6 +188,7 @@ fn describe(verdict: &RecipientVerdict) -> String {
         Fate::Hold => "held",
         Fate::Retry(Retry { when: When::AtOnce, counts_attempt: false, in_doubt: false }) => "again at once",
         Fate::Retry(Retry { when: When::Scheduled, counts_attempt: true, in_doubt: false }) => "later",
+        Fate::Retry(Retry { when: When::OtherSource, counts_attempt: true, in_doubt: false }) => "from another source",
         Fate::Retry(Retry { when: When::Scheduled, counts_attempt: true, in_doubt: true }) => "later, in doubt",
         Fate::Retry(retry) => panic!("no such retry: {retry:?}"),
     };
