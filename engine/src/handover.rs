@@ -17,7 +17,7 @@ use postrider_spool::record::MessageId;
 use crate::accept::Refusal;
 use crate::accept::admission::Admitted;
 use crate::admin::{MessageFilter, MessageRow, QueueRow};
-use crate::config::TlsMode;
+use crate::config::{Shaping, TlsMode};
 use crate::deliver::attempt::TransactionResult;
 use crate::deliver::route::{RouteFailure, Site};
 use crate::schedule::queue::EntryKey;
@@ -44,13 +44,14 @@ pub struct RecipientGroup {
     pub last_answer: Option<Arc<str>>,
 }
 
-/// An egress source and a roll-up: what connections, rates and back-off belong to.
+/// An egress source and a site: what connections, rates and back-off belong to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PairKey {
     /// Index into the configuration's egress sources.
     pub source: usize,
-    /// The site's name; a provider's, where one rolls it up.
+    /// The site's name; a provider's, where one rolls it up. All sites of a roll-up have one owner.
     pub rollup: Arc<str>,
+    pub site: Arc<str>,
 }
 
 /// A domain's site with the TLS that its route asks for.
@@ -66,6 +67,7 @@ pub struct Attempt {
     pub ticket: Ticket,
     pub pair: PairKey,
     pub route: Route,
+    pub shaping: Arc<Shaping>,
     pub reverse_path: String,
     pub recipients: Vec<(u32, String)>,
     pub message: postrider_spool::Message,
@@ -124,6 +126,8 @@ pub enum ShardMessage {
     Unstarted(Box<Attempt>),
     /// Home ← control: a domain's route.
     Routed { domain: Arc<str>, result: Result<Route, RouteFailure> },
+    /// Home ← control: the site of a domain that shaping has a table for.
+    RuleSite { domain: Arc<str>, site: Arc<str> },
     /// Home ← control: a pair's owner.
     Owner { pair: PairKey, owner: usize },
     /// Any ← control: whether a source's address is on this machine.

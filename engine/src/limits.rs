@@ -21,6 +21,8 @@ pub(crate) const CONFIG_TENANT_DOMAINS_MAX: usize = 10_000;
 pub(crate) const CONFIG_RETRY_INTERVALS_MAX: usize = 100;
 pub(crate) const CONFIG_CONNECTION_LIMIT_MAX: u64 = 10_000;
 pub(crate) const CONFIG_DELIVERIES_PER_CONNECTION_MAX: u64 = 1_000_000;
+/// What a rate's period may let pass.
+pub(crate) const CONFIG_RATE_COUNT_MAX: u32 = 10_000_000;
 /// RFC 5321 §4.5.3.1.8: a server takes at least 100 recipients; few take more than 1,000.
 pub(crate) const CONFIG_RECIPIENTS_PER_BATCH_MAX: u64 = 1_000;
 /// A message is one record and so must fit into one segment of the spool (64 MiB), headers that we add included.
@@ -229,6 +231,11 @@ pub(crate) const LOOKUPS_RUNNING_MAX: usize = 1_000;
 pub(crate) const PAIRS_MAX: usize = 1_000_000;
 /// How often it is looked whether the sources' addresses are on this machine.
 pub(crate) const PLUMBING_INTERVAL: std::time::Duration = std::time::Duration::from_secs(2);
+/// How often the site of a domain that shaping has a table for is looked up, whatever its TTL.
+pub(crate) const RULE_SITE_INTERVAL_MIN: std::time::Duration = std::time::Duration::from_secs(5);
+pub(crate) const RULE_SITE_INTERVAL_MAX: std::time::Duration = std::time::Duration::from_secs(3_600);
+/// How long the first mail waits until those sites are known.
+pub(crate) const RULE_SITES_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 /// A shard that takes no turn for this long is stuck: it takes one every second at least.
 pub(crate) const HEARTBEAT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(15);
 /// The longest that an embedder's message waits in a shard's full mailbox before it is refused.

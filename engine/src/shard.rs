@@ -16,6 +16,7 @@ mod ask;
 mod deliver;
 mod outcome;
 mod schedule;
+mod shaping;
 mod spool;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ use self::ask::Asked;
 use self::deliver::Delivery;
 pub use self::deliver::{ConnectError, Connected};
 use self::schedule::{PendingRead, RouteCache};
+use self::shaping::Shapings;
 use self::spool::HomeLog;
 use crate::accept::Policy;
 use crate::admin::metrics::ShardMetrics;
@@ -159,6 +161,7 @@ pub struct Shard {
     home: Home,
     retries: Retries,
     routes: RouteCache,
+    shapings: Shapings,
     egress: HashMap<String, EgressTurns>,
     avoided: AvoidedSources,
     /// Whether each source's address is on this machine.
@@ -183,6 +186,13 @@ impl Shard {
     /// A shard without logs; they are added by [`Self::recover`] before the first turn.
     pub fn new(options: ShardOptions) -> Self {
         let ShardOptions { id, shards, config, policy, metrics, seed, sessions_max } = options;
+        let routes = RouteCache::new(&config.routes);
+        let mut shapings = Shapings::new(&config);
+        for rule in &config.shaping_rules.domains {
+            if let Some(route) = routes.fixed(&config.routes, &rule.domain) {
+                shapings.learn_site(&rule.domain, &route.site.name);
+            }
+        }
         Self {
             id,
             policy,
@@ -196,7 +206,8 @@ impl Shard {
             logs: Vec::new(),
             home: Home::default(),
             retries: Retries::new(&config),
-            routes: RouteCache::new(&config.routes),
+            routes,
+            shapings,
             egress: HashMap::new(),
             avoided: AvoidedSources::default(),
             plumbed: vec![true; config.egress_sources.len()],
@@ -287,6 +298,7 @@ impl Shard {
             ShardMessage::Settled(settled) => self.settle(now, *settled),
             ShardMessage::Unstarted(attempt) => self.take_back(now, *attempt),
             ShardMessage::Routed { domain, result } => self.handle_route(now, &domain, result),
+            ShardMessage::RuleSite { domain, site } => self.shapings.learn_site(&domain, &site),
             ShardMessage::Owner { pair, owner } => self.home.set_owner(&pair, owner),
             ShardMessage::SourcePlumbed { source, plumbed } => self.set_plumbed(now, source, plumbed),
             ShardMessage::EventCursor { log, sequence } => self.set_event_cursor(log, sequence),

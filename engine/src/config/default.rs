@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::egress::UNBOUND_SOURCE;
 use super::{
     Config, DnsConfig, Durability, EgressPool, EgressSource, EventsConfig, HttpListener, LineEndings, ReceivedDetail,
-    RetryConfig, RetrySchedule, Shaping, SmtpListener, SpoolConfig, Timeouts, TlsMode, value,
+    RetryConfig, RetrySchedule, Shaping, ShapingRules, SmtpListener, SpoolConfig, Timeouts, TlsMode, value,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -40,6 +40,7 @@ impl Config {
             dkim: Vec::new(),
             retry: RetryConfig::default(),
             shaping: Shaping::default(),
+            shaping_rules: ShapingRules::default(),
             events: EventsConfig::default(),
             shutdown_grace: Duration::from_secs(30),
             feedback_reference: true,
@@ -123,6 +124,10 @@ impl Default for Shaping {
     fn default() -> Self {
         Self {
             connection_limit: 10,
+            max_message_rate: None,
+            max_connection_rate: None,
+            provider_connection_limit: None,
+            provider_max_message_rate: None,
             max_deliveries_per_connection: 100,
             max_recipients_per_batch: 100,
             idle_timeout: MINUTE,

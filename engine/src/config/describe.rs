@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::egress::{DEFAULT_POOL, UNBOUND_SOURCE};
 use super::value::{duration_text, size_text};
 use super::{
-    Config, DkimAlgorithm, Durability, LineEndings, Priority, ReceivedDetail, RetryConfig, RetrySchedule, TlsMode,
+    Config, DkimAlgorithm, Durability, LineEndings, Priority, ProviderMatch, Rate, ReceivedDetail, RetryConfig,
+    RetrySchedule, Settings, TlsMode,
 };
 
 /// Retries spelled out before "then every …" takes over.
@@ -262,7 +263,41 @@ fn write_shaping(config: &Config, out: &mut String) -> fmt::Result {
     ];
     let named: Vec<String> =
         named.iter().map(|(name, timeout)| format!("{name} {}", duration_text(*timeout))).collect();
-    writeln!(out, "          timeouts: {}", named.join(", "))
+    writeln!(out, "          timeouts: {}", named.join(", "))?;
+    let rate = |rate: Option<Rate>| rate.map_or_else(|| "unlimited".to_owned(), |rate| rate.to_string());
+    let (messages, connections) = (rate(shaping.max_message_rate), rate(shaping.max_connection_rate));
+    writeln!(out, "          rates: recipients {messages}, new connections {connections}")?;
+    write_shaping_rules(config, out)
+}
+
+/// Where something else holds, in the order in which it is applied: later wins.
+fn write_shaping_rules(config: &Config, out: &mut String) -> fmt::Result {
+    let rules = &config.shaping_rules;
+    let source_name = |source: usize| config.egress_sources.get(source).map_or("?", |source| source.name.as_str());
+    let write_sources = |out: &mut String, sources: &[(usize, Settings)]| {
+        sources
+            .iter()
+            .try_for_each(|(source, settings)| writeln!(out, "            by {}: {settings}", source_name(*source)))
+    };
+    write_sources(out, &rules.default_sources)?;
+    for provider in &rules.providers {
+        let matches = provider.matches.iter().map(|known| match known {
+            ProviderMatch::MxSuffix(suffix) if suffix.starts_with('.') => format!("*{suffix}"),
+            ProviderMatch::MxSuffix(host) => format!("{host} and below"),
+            ProviderMatch::Domain(domain) => format!("the domain {domain}"),
+        });
+        let matches = matches.collect::<Vec<_>>().join(" or ");
+        writeln!(out, "  provider {}: all MX hosts are {matches}", provider.name)?;
+        writeln!(out, "            {}", provider.layer.settings)?;
+        write_sources(out, &provider.layer.sources)?;
+    }
+    for rule in &rules.domains {
+        let whom = if rule.mx_rollup { "and all domains with its MX hosts" } else { "only, as a site of its own" };
+        writeln!(out, "  {} {whom}", rule.domain)?;
+        writeln!(out, "            {}", rule.layer.settings)?;
+        write_sources(out, &rule.layer.sources)?;
+    }
+    Ok(())
 }
 
 fn tls_word(mode: TlsMode) -> &'static str {

@@ -165,7 +165,7 @@ pub(super) fn duplicate(section: &Section<'_>, place: Place, name: &str, other: 
 }
 
 /// Names appear in headers, metrics and addresses of the HTTP service.
-fn name(text: &str) -> Result<String, Wrong> {
+pub(super) fn name(text: &str) -> Result<String, Wrong> {
     let fits = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:@".contains(&byte));
     if text.is_empty() || text.len() > 64 || !fits {
         let wrong = Wrong::new(format!("{text:?} is not a name"));

@@ -83,7 +83,10 @@ fn read_top(top: Section<'_>) -> Config {
         config.return_path_domains = tenant::read_return_path(section);
     }
     if let Some(section) = top.table("shaping", "[shaping.default]") {
-        config.shaping = shaping::read(section);
+        shaping::read(section, &mut config);
+    }
+    if let Some(section) = top.table("provider", "[provider.\"name\"]") {
+        shaping::read_providers(section, &mut config);
     }
     if let Some(section) = top.table("events", "[events]") {
         config.events = read_events(section);
@@ -92,7 +95,7 @@ fn read_top(top: Section<'_>) -> Config {
         section.not_yet(&[("generate", Some("\"never\""))]);
         section.finish();
     }
-    top.not_yet(&[("warmup", None), ("provider", None), ("limit", None)]);
+    top.not_yet(&[("warmup", None), ("limit", None)]);
     top.finish();
     config
 }

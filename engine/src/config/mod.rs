@@ -13,6 +13,7 @@ mod filesystem;
 mod include;
 mod listener;
 mod load;
+mod rate;
 mod reader;
 mod retry;
 mod route;
@@ -33,6 +34,8 @@ use ipnet::IpNet;
 pub use describe::describe;
 pub use error::{ConfigError, ConfigErrors};
 pub use filesystem::Filesystem;
+pub use rate::Rate;
+pub use shaping::Settings;
 
 /// A checked configuration. [`Config::default`] is what `postrider serve` runs without a file.
 #[derive(Debug, Clone)]
@@ -56,7 +59,9 @@ pub struct Config {
     pub return_path_domains: Vec<String>,
     pub dkim: Vec<DkimIdentity>,
     pub retry: RetryConfig,
+    /// What holds where no rule says otherwise.
     pub shaping: Shaping,
+    pub shaping_rules: ShapingRules,
     pub events: EventsConfig,
     pub shutdown_grace: Duration,
     /// Whether `X-Postrider-Ref` is added.
@@ -264,9 +269,16 @@ pub enum RetrySchedule {
     Listed(Vec<Duration>),
 }
 
+/// How one (egress source, site) is treated. A rate or limit of None is none.
 #[derive(Debug, Clone)]
 pub struct Shaping {
     pub connection_limit: u32,
+    /// Recipients, counted when MAIL is written.
+    pub max_message_rate: Option<Rate>,
+    pub max_connection_rate: Option<Rate>,
+    /// Over all of a provider's sites.
+    pub provider_connection_limit: Option<u32>,
+    pub provider_max_message_rate: Option<Rate>,
     pub max_deliveries_per_connection: u32,
     pub max_recipients_per_batch: u32,
     pub idle_timeout: Duration,
@@ -275,6 +287,45 @@ pub struct Shaping {
     pub riding: bool,
     pub tls: TlsMode,
     pub timeouts: Timeouts,
+}
+
+/// What `[shaping]` and `[provider]` say beside the default. All lists are sorted by name.
+#[derive(Debug, Clone, Default)]
+pub struct ShapingRules {
+    /// By index of the egress source.
+    pub default_sources: Vec<(usize, Settings)>,
+    pub providers: Vec<Provider>,
+    pub domains: Vec<DomainShaping>,
+}
+
+/// A roll-up of sites.
+#[derive(Debug, Clone)]
+pub struct Provider {
+    pub name: String,
+    pub matches: Vec<ProviderMatch>,
+    pub layer: Layer,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProviderMatch {
+    /// Each of a domain's MX hosts ends with one of the provider's suffixes.
+    MxSuffix(String),
+    Domain(String),
+}
+
+#[derive(Debug, Clone)]
+pub struct DomainShaping {
+    pub domain: String,
+    /// Whether it holds for the whole site that the domain's MX set is. Else the domain is a site of its own.
+    pub mx_rollup: bool,
+    pub layer: Layer,
+}
+
+/// What one table says, and what it says of single egress sources, by their index.
+#[derive(Debug, Clone, Default)]
+pub struct Layer {
+    pub settings: Settings,
+    pub sources: Vec<(usize, Settings)>,
 }
 
 /// RFC 5321 §4.5.3.2 unless configured.

@@ -1,87 +1,415 @@
-//! `[shaping.default]`: how one (egress source, site) is treated.
+//! `[shaping.default]`, `[provider."name"]` and `[shaping."domain"]`: how an (egress source, site) is treated.
+//!
+//! Each table is a list of [`Settings`] over what holds already. Later wins: default, provider, provider and source,
+//! site, site and source, domain, domain and source.
 
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::document::Value;
-use super::error::{Placed, Wrong};
+use super::document::{Entry, Value};
+use super::error::Wrong;
+use super::rate::Rate;
 use super::reader::Section;
 use super::route::TLS_MODES;
-use super::value::did_you_mean;
-use super::{Shaping, Timeouts};
+use super::value::{did_you_mean, dns_name};
+use super::{Config, DomainShaping, Layer, Provider, ProviderMatch, Shaping, ShapingRules, Timeouts, egress};
 use crate::limits;
 
 const TIMEOUT_MIN: Duration = Duration::from_millis(1);
 const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 
-pub(super) fn read(section: Section<'_>) -> Shaping {
-    let shaping = section.table("default", "[shaping.default]").map_or_else(Shaping::default, read_default);
-    for (name, entry) in section.others() {
-        let is_table = matches!(entry.node.value, Value::Table(_));
-        let wrong = if is_table && did_you_mean(name, ["default"]).is_none() {
-            Wrong::new("shaping for one domain is not available yet").instead("write [shaping.default] or leave it out")
-        } else {
-            Wrong::new("is not a known key").instead("write it below [shaping.default]")
-        };
-        section.wrong(entry.key_place, name, wrong);
-    }
-    shaping
+/// What one table says, in the order in which it is applied.
+#[derive(Debug, Clone, Default)]
+pub struct Settings(Vec<Setting>);
+
+#[derive(Clone)]
+struct Setting {
+    key: String,
+    /// The value as it was written.
+    text: String,
+    apply: Arc<dyn Fn(&mut Shaping) + Send + Sync>,
 }
 
-fn read_default(section: Section<'_>) -> Shaping {
-    let mut shaping = Shaping::default();
-    let number = |key, otherwise: u32, max| {
-        let found: Option<Placed<u64>> = section.integer(key, otherwise.into(), 1..=max);
-        found.and_then(|found| u32::try_from(found.value).ok()).unwrap_or(otherwise)
-    };
-    shaping.connection_limit =
-        number("connection_limit", shaping.connection_limit, limits::CONFIG_CONNECTION_LIMIT_MAX);
-    shaping.max_deliveries_per_connection = number(
-        "max_deliveries_per_connection",
-        shaping.max_deliveries_per_connection,
-        limits::CONFIG_DELIVERIES_PER_CONNECTION_MAX,
-    );
-    shaping.max_recipients_per_batch =
-        number("max_recipients_per_batch", shaping.max_recipients_per_batch, limits::CONFIG_RECIPIENTS_PER_BATCH_MAX);
-    let idle = section.duration("idle_timeout", "60s", TIMEOUT_MIN..=TIMEOUT_MAX);
-    shaping.idle_timeout = idle.map_or(shaping.idle_timeout, |found| found.value);
-    shaping.pipelining = section.boolean("pipelining").unwrap_or(shaping.pipelining);
-    shaping.riding =
-        section.choice("chunking", &[("on", true), ("off", false)], &["back_to_back"]).unwrap_or(shaping.riding);
-    shaping.tls = section.choice("tls", &TLS_MODES, &[]).unwrap_or(shaping.tls);
-    if let Some(timeouts) = section.table("timeouts", "timeouts = { connect = \"30s\" }") {
-        shaping.timeouts = read_timeouts(timeouts);
-    }
-    section.not_yet(&[
-        ("max_message_rate", Some("\"unlimited\"")),
-        ("max_connection_rate", Some("\"unlimited\"")),
-        ("max_in_flight", None),
-        ("mta_sts", Some("false")),
-        ("dane", Some("false")),
-        ("mx_rollup", None),
-        ("retry", None),
-        ("automation", None),
-        ("sources", None),
-    ]);
-    section.finish();
-    shaping
-}
-
-fn read_timeouts(section: Section<'_>) -> Timeouts {
-    let mut timeouts = Timeouts::default();
-    let read = |key, example, timeout: &mut Duration| {
-        if let Some(found) = section.duration(key, example, TIMEOUT_MIN..=TIMEOUT_MAX) {
-            *timeout = found.value;
+impl Settings {
+    pub fn apply(&self, shaping: &mut Shaping) {
+        for setting in &self.0 {
+            (setting.apply)(shaping);
         }
-    };
-    read("connect", "30s", &mut timeouts.connect);
-    read("banner", "5m", &mut timeouts.banner);
-    read("ehlo", "5m", &mut timeouts.ehlo);
-    read("mail", "5m", &mut timeouts.mail);
-    read("rcpt", "5m", &mut timeouts.rcpt);
-    read("data", "2m", &mut timeouts.data);
-    read("data_block", "3m", &mut timeouts.data_block);
-    read("data_end", "10m", &mut timeouts.data_end);
-    read("quit", "10s", &mut timeouts.quit);
-    section.finish();
-    timeouts
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Takes what was found at `key`, if anything.
+    fn take<T: Copy + Send + Sync + 'static>(
+        &mut self,
+        section: &Section<'_>,
+        key: &'static str,
+        found: Option<T>,
+        set: fn(&mut Shaping, T),
+    ) {
+        let Some(value) = found else { return };
+        let text = section.node(key).and_then(|node| node.value.literal()).unwrap_or_default();
+        self.0.push(Setting { key: section.path_of(key), text, apply: Arc::new(move |shaping| set(shaping, value)) });
+    }
+
+    fn count(&mut self, section: &Section<'_>, key: &'static str, example: u64, max: u64, set: fn(&mut Shaping, u32)) {
+        let found = section.integer(key, example, 1..=max);
+        self.take(section, key, found.and_then(|found| u32::try_from(found.value).ok()), set);
+    }
+
+    fn rate(&mut self, section: &Section<'_>, key: &'static str, set: fn(&mut Shaping, Option<Rate>)) {
+        let found = section.text(key, "\"100/s\"", Rate::parse);
+        if let Some(found) = found.as_ref().filter(|found| found.value.is_some()) {
+            let instead = format!("write {key} = \"unlimited\" or leave it out");
+            section.wrong(found.place, key, Wrong::new("is not available yet").instead(instead));
+        }
+        self.take(section, key, found.map(|found| found.value), set);
+    }
+
+    fn timeout(
+        &mut self,
+        section: &Section<'_>,
+        key: &'static str,
+        example: &'static str,
+        set: fn(&mut Timeouts, Duration),
+    ) {
+        let range: RangeInclusive<Duration> = TIMEOUT_MIN..=TIMEOUT_MAX;
+        let Some(found) = section.duration(key, example, range) else { return };
+        let text = section.node(key).and_then(|node| node.value.literal()).unwrap_or_default();
+        let apply = Arc::new(move |shaping: &mut Shaping| set(&mut shaping.timeouts, found.value));
+        self.0.push(Setting { key: section.path_of(key), text, apply });
+    }
 }
+
+impl fmt::Debug for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} = {}", self.key, self.text)
+    }
+}
+
+impl fmt::Display for Settings {
+    /// As `key = value, …`, with the keys' last part.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, setting) in self.0.iter().enumerate() {
+            let key = match setting.key.rsplit_once('.') {
+                Some((rest, key)) if rest.ends_with("timeouts") => format!("timeouts.{key}"),
+                Some((_, key)) => key.to_owned(),
+                None => setting.key.clone(),
+            };
+            write!(f, "{}{key} = {}", if place == 0 { "" } else { ", " }, setting.text)?;
+        }
+        if self.is_empty() { f.write_str("nothing of its own") } else { Ok(()) }
+    }
+}
+
+impl Layer {
+    fn apply(&self, source: usize, shaping: &mut Shaping) {
+        self.settings.apply(shaping);
+        for (_, settings) in self.sources.iter().filter(|(name, _)| *name == source) {
+            settings.apply(shaping);
+        }
+    }
+}
+
+impl ShapingRules {
+    /// Whether every mail is treated by `[shaping.default]` alone.
+    pub fn is_empty(&self) -> bool {
+        self.default_sources.is_empty() && self.providers.is_empty() && self.domains.is_empty()
+    }
+
+    /// The rules of one domain's table, by the domain in lower case.
+    pub fn of_domain(&self, domain: &str) -> Option<usize> {
+        self.domains.binary_search_by(|rule| (*rule.domain).cmp(domain)).ok()
+    }
+
+    /// The provider that all of a domain's hosts belong to. A name of the domain itself is closest, then the longest
+    /// suffix that all its hosts have; of equals, the first by name.
+    pub fn provider_of(&self, domain: &str, site: &str) -> Option<usize> {
+        let mut closest: Option<(usize, usize)> = None;
+        for (place, provider) in self.providers.iter().enumerate() {
+            let Some(closeness) = provider.closeness(domain, site) else { continue };
+            if closest.is_none_or(|(_, best)| closeness > best) {
+                closest = Some((place, closeness));
+            }
+        }
+        closest.map(|(place, _)| place)
+    }
+
+    /// What holds for a source at a provider's site: `site_rules` are the tables of the domains whose site it is,
+    /// `domain_rule` that of the domain where it stands for the domain only.
+    pub fn resolve(
+        &self,
+        default: &Shaping,
+        source: usize,
+        provider: Option<usize>,
+        site_rules: impl Iterator<Item = usize>,
+        domain_rule: Option<usize>,
+    ) -> Shaping {
+        let mut shaping = default.clone();
+        for (_, settings) in self.default_sources.iter().filter(|(name, _)| *name == source) {
+            settings.apply(&mut shaping);
+        }
+        if let Some(provider) = provider {
+            self.providers[provider].layer.apply(source, &mut shaping);
+        }
+        for rule in site_rules.chain(domain_rule) {
+            self.domains[rule].layer.apply(source, &mut shaping);
+        }
+        shaping
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Settings> {
+        let providers = self.providers.iter().map(|provider| &provider.layer);
+        let layers = providers.chain(self.domains.iter().map(|domain| &domain.layer));
+        let of_layers = layers.flat_map(|layer| {
+            let sources = layer.sources.iter().map(|(_, settings)| settings);
+            std::iter::once(&layer.settings).chain(sources)
+        });
+        self.default_sources.iter().map(|(_, settings)| settings).chain(of_layers)
+    }
+}
+
+impl Config {
+    /// The most recipients that a transaction may have anywhere.
+    pub fn recipients_per_batch_max(&self) -> usize {
+        let of = |settings: &Settings| {
+            let mut shaping = self.shaping.clone();
+            settings.apply(&mut shaping);
+            shaping.max_recipients_per_batch
+        };
+        let max = self.shaping_rules.all().map(of).fold(self.shaping.max_recipients_per_batch, u32::max);
+        max as usize
+    }
+}
+
+impl Shaping {
+    /// The most recipients of one transaction: the rates must let it pass.
+    pub fn batch_max(&self) -> usize {
+        let rates = [self.max_message_rate, self.provider_max_message_rate];
+        let max = rates.into_iter().flatten().map(|rate| rate.batch_max());
+        max.fold(self.max_recipients_per_batch, u32::min) as usize
+    }
+}
+
+impl Provider {
+    /// None: it is another's. Else how closely it is named.
+    fn closeness(&self, domain: &str, site: &str) -> Option<usize> {
+        let named = |known: &ProviderMatch| matches!(known, ProviderMatch::Domain(name) if **name == *domain);
+        if self.matches.iter().any(named) {
+            return Some(usize::MAX);
+        }
+        let of_host = |host: &str| {
+            let fitting = self.matches.iter().filter_map(|known| match known {
+                ProviderMatch::MxSuffix(suffix) => has_suffix(host, suffix).then_some(suffix.len()),
+                ProviderMatch::Domain(_) => None,
+            });
+            fitting.max()
+        };
+        let mut least = None;
+        for host in host_names(site) {
+            let fitting = of_host(host)?;
+            least = Some(least.map_or(fitting, |least: usize| least.min(fitting)));
+        }
+        least
+    }
+}
+
+/// `.example.com` is what every host below example.com ends with; `example.com` is that host as well.
+fn has_suffix(host: &str, suffix: &str) -> bool {
+    if suffix.starts_with('.') {
+        return host.len() > suffix.len() && host.ends_with(suffix);
+    }
+    host == suffix || host.strip_suffix(suffix).is_some_and(|below| below.len() > 1 && below.ends_with('.'))
+}
+
+/// The hosts that a site's name consists of, without a static route's `mx:` and ports.
+fn host_names(site: &str) -> impl Iterator<Item = &str> {
+    site.split(',').map(|label| {
+        let label = label.strip_prefix("mx:").unwrap_or(label);
+        match label.rsplit_once(':') {
+            Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+            _ => label,
+        }
+    })
+}
+
+/// `[shaping]`: the default, what single sources have of their own, and what single domains have.
+pub(super) fn read(section: Section<'_>, config: &mut Config) {
+    if let Some(default) = section.table("default", "[shaping.default]") {
+        let layer = read_layer(&default, config, no_provider_limits);
+        layer.settings.apply(&mut config.shaping);
+        config.shaping_rules.default_sources = layer.sources;
+        default.inapplicable(&["mx_rollup"], "for all domains");
+        default.finish();
+    }
+    for (name, entry) in section.others() {
+        let Value::Table(table) = &entry.node.value else {
+            let wrong = Wrong::new("is not a known key").instead("write it below [shaping.default]");
+            section.wrong(entry.key_place, name, wrong);
+            continue;
+        };
+        let domain = match dns_name(name) {
+            Ok(domain) if domain.contains('.') || did_you_mean(name, ["default"]).is_none() => domain,
+            Ok(_) => {
+                let wrong = Wrong::new("is not a known key").instead("write it below [shaping.default]");
+                section.wrong(entry.key_place, name, wrong);
+                continue;
+            }
+            Err(wrong) => {
+                section.wrong(entry.key_place, name, wrong);
+                continue;
+            }
+        };
+        let own = Section::new(section.path_of(name), entry.node.place, table, section.report);
+        let layer = read_layer(&own, config, no_provider_limits);
+        let mx_rollup = own.boolean("mx_rollup").unwrap_or(true);
+        own.finish();
+        let rules = &mut config.shaping_rules.domains;
+        if rules.iter().any(|rule| rule.domain == domain) {
+            let wrong = Wrong::new("is the same domain in another case").instead("write its table once");
+            section.wrong(entry.key_place, name, wrong);
+        } else {
+            rules.push(DomainShaping { domain, mx_rollup, layer });
+        }
+    }
+    config.shaping_rules.domains.sort_by(|a, b| a.domain.cmp(&b.domain));
+}
+
+/// `[provider]`: tables by their names.
+pub(super) fn read_providers(section: Section<'_>, config: &mut Config) {
+    for (name, entry) in section.others() {
+        let Entry { node, key_place } = entry;
+        let Value::Table(table) = &node.value else {
+            let wrong = Wrong::new(format!("is {}, not a table", node.value.kind()));
+            section.wrong(*key_place, name, wrong.instead("write [provider.\"name\"]"));
+            continue;
+        };
+        if let Err(wrong) = egress::name(name) {
+            section.wrong(*key_place, name, wrong);
+            continue;
+        }
+        let own = Section::new(section.path_of(name), node.place, table, section.report);
+        let layer = read_layer(&own, config, read_provider_limits);
+        let matches = read_matches(&own);
+        own.inapplicable(&["mx_rollup"], "in a provider");
+        own.finish();
+        config.shaping_rules.providers.push(Provider { name: name.to_owned(), matches, layer });
+    }
+}
+
+fn read_matches(section: &Section<'_>) -> Vec<ProviderMatch> {
+    let example = "match = [{ mx_suffix = \".example.com\" }]";
+    let elements = section.tables("match", example);
+    if elements.is_empty() && section.node("match").is_none_or(|node| node.value.literal().as_deref() == Some("[]")) {
+        let place = section.place_of("match").unwrap_or(section.place);
+        let wrong = Wrong::new("a provider needs something that it is known by");
+        section.wrong(place, "match", wrong.instead(format!("write {example}")));
+    }
+    let mut matches = Vec::new();
+    for element in elements {
+        let suffix = element.text("mx_suffix", "\".example.com\"", |text| {
+            let name = dns_name(text.strip_prefix('.').unwrap_or(text))?;
+            Ok(if text.starts_with('.') { format!(".{name}") } else { name })
+        });
+        let domain = element.text("domain", "\"example.com\"", dns_name);
+        match (&suffix, &domain) {
+            (Some(_), Some(domain)) => {
+                let wrong = Wrong::new("stands beside mx_suffix");
+                element.wrong(domain.place, "domain", wrong.instead("write each in braces of its own"));
+            }
+            (None, None) if element.place_of("mx_suffix").or(element.place_of("domain")).is_none() => {
+                element.missing("mx_suffix", "\".example.com\"");
+            }
+            _ => {}
+        }
+        matches.extend(suffix.map(|found| ProviderMatch::MxSuffix(found.value)));
+        matches.extend(domain.map(|found| ProviderMatch::Domain(found.value)));
+        element.finish();
+    }
+    matches
+}
+
+/// A table's settings, and those of `.sources."name"` below it. What else may stand in it is asked for afterwards.
+fn read_layer(section: &Section<'_>, config: &Config, read_more: fn(&Section<'_>, &mut Settings)) -> Layer {
+    let mut settings = Settings::default();
+    read_settings(section, &mut settings);
+    read_more(section, &mut settings);
+    section.not_yet(&[("retry", None), ("automation", None)]);
+    let mut sources = Vec::new();
+    let Some(by_name) = section.table("sources", "[….sources.\"ip-a\"]") else {
+        return Layer { settings, sources };
+    };
+    for (name, entry) in by_name.others() {
+        let Some(source) = config.egress_sources.iter().position(|source| source.name == name) else {
+            let names = config.egress_sources.iter().map(|source| source.name.as_str());
+            let instead = match did_you_mean(name, names) {
+                Some(meant) => format!("write {meant:?}"),
+                None => "write the name of an [[egress_source]]".into(),
+            };
+            let wrong = Wrong::new(format!("there is no egress source {name:?}"));
+            by_name.wrong(entry.key_place, name, wrong.instead(instead));
+            continue;
+        };
+        let Value::Table(table) = &entry.node.value else {
+            let wrong = Wrong::new(format!("is {}, not a table", entry.node.value.kind()));
+            by_name.wrong(entry.node.place, name, wrong.instead("write its keys below it"));
+            continue;
+        };
+        let own = Section::new(by_name.path_of(name), entry.node.place, table, by_name.report);
+        let mut settings = Settings::default();
+        read_settings(&own, &mut settings);
+        read_more(&own, &mut settings);
+        own.not_yet(&[("automation", None)]);
+        own.finish();
+        sources.push((source, settings));
+    }
+    Layer { settings, sources }
+}
+
+fn read_settings(section: &Section<'_>, settings: &mut Settings) {
+    use limits::{CONFIG_CONNECTION_LIMIT_MAX, CONFIG_DELIVERIES_PER_CONNECTION_MAX, CONFIG_RECIPIENTS_PER_BATCH_MAX};
+    settings.count(section, "connection_limit", 10, CONFIG_CONNECTION_LIMIT_MAX, |s, n| s.connection_limit = n);
+    let key = "max_deliveries_per_connection";
+    settings.count(section, key, 100, CONFIG_DELIVERIES_PER_CONNECTION_MAX, |s, n| s.max_deliveries_per_connection = n);
+    let key = "max_recipients_per_batch";
+    settings.count(section, key, 100, CONFIG_RECIPIENTS_PER_BATCH_MAX, |s, n| s.max_recipients_per_batch = n);
+    settings.rate(section, "max_message_rate", |shaping, rate| shaping.max_message_rate = rate);
+    settings.rate(section, "max_connection_rate", |shaping, rate| shaping.max_connection_rate = rate);
+    let idle = section.duration("idle_timeout", "60s", TIMEOUT_MIN..=TIMEOUT_MAX).map(|found| found.value);
+    settings.take(section, "idle_timeout", idle, |shaping, timeout| shaping.idle_timeout = timeout);
+    let pipelining = section.boolean("pipelining");
+    settings.take(section, "pipelining", pipelining, |shaping, pipelining| shaping.pipelining = pipelining);
+    let riding = section.choice("chunking", &[("on", true), ("off", false)], &["back_to_back"]);
+    settings.take(section, "chunking", riding, |shaping, riding| shaping.riding = riding);
+    let tls = section.choice("tls", &TLS_MODES, &[]);
+    settings.take(section, "tls", tls, |shaping, tls| shaping.tls = tls);
+    if let Some(timeouts) = section.table("timeouts", "timeouts = { connect = \"30s\" }") {
+        settings.timeout(&timeouts, "connect", "30s", |timeouts, time| timeouts.connect = time);
+        settings.timeout(&timeouts, "banner", "5m", |timeouts, time| timeouts.banner = time);
+        settings.timeout(&timeouts, "ehlo", "5m", |timeouts, time| timeouts.ehlo = time);
+        settings.timeout(&timeouts, "mail", "5m", |timeouts, time| timeouts.mail = time);
+        settings.timeout(&timeouts, "rcpt", "5m", |timeouts, time| timeouts.rcpt = time);
+        settings.timeout(&timeouts, "data", "2m", |timeouts, time| timeouts.data = time);
+        settings.timeout(&timeouts, "data_block", "3m", |timeouts, time| timeouts.data_block = time);
+        settings.timeout(&timeouts, "data_end", "10m", |timeouts, time| timeouts.data_end = time);
+        settings.timeout(&timeouts, "quit", "10s", |timeouts, time| timeouts.quit = time);
+        timeouts.finish();
+    }
+    section.not_yet(&[("max_in_flight", None), ("mta_sts", Some("false")), ("dane", Some("false"))]);
+}
+
+fn read_provider_limits(section: &Section<'_>, settings: &mut Settings) {
+    section.not_yet(&[("provider_connection_limit", None)]);
+    settings.rate(section, "provider_max_message_rate", |shaping, rate| shaping.provider_max_message_rate = rate);
+}
+
+fn no_provider_limits(section: &Section<'_>, _: &mut Settings) {
+    section.inapplicable(&["match", "provider_connection_limit", "provider_max_message_rate"], "outside [provider]");
+}
+
+#[cfg(test)]
+mod tests;

@@ -57,12 +57,21 @@ fn the_interface_example_has_known_keys_only() {
         " shaping.default.max_in_flight: is not available yet; leave it out",
         " shaping.default.mta_sts: is not available yet; write mta_sts = false or leave it out",
         " shaping.default.dane: is not available yet; write dane = false or leave it out",
-        " provider: is not available yet; leave it out",
+        " provider.google.provider_connection_limit: is not available yet; leave it out",
         concat!(
-            " shaping.\"example.net\": shaping for one domain is not available yet; ",
-            "write [shaping.default] or leave it out"
+            " provider.google.provider_max_message_rate: is not available yet; ",
+            "write provider_max_message_rate = \"unlimited\" or leave it out"
+        ),
+        concat!(
+            " provider.google.sources.ip-new.max_message_rate: is not available yet; ",
+            "write max_message_rate = \"unlimited\" or leave it out"
+        ),
+        concat!(
+            " shaping.\"example.net\".max_message_rate: is not available yet; ",
+            "write max_message_rate = \"unlimited\" or leave it out"
         ),
         " limit: is not available yet; leave it out",
+        " provider.yahoo.automation: is not available yet; leave it out",
         " dsn.generate: is not available yet; write generate = \"never\" or leave it out",
         " events.webhook: is not available yet; leave it out",
     ];
@@ -387,6 +396,11 @@ const SECTIONS: &[&str] = &[
     "[shaping]",
     "[shaping.default]",
     "[shaping.default.timeouts]",
+    "[shaping.\"a.test\"]",
+    "[shaping.\"a.test\".sources.unspecified]",
+    "[provider.p]",
+    "[provider.p.sources.unspecified]",
+    "[[provider.p.match]]",
     "[events]",
     "[dsn]",
 ];
@@ -427,6 +441,10 @@ const KEYS: &[&str] = &[
     "max_retry_interval",
     "max_age",
     "connection_limit",
+    "max_message_rate",
+    "mx_rollup",
+    "match",
+    "mx_suffix",
     "idle_timeout",
     "timeouts",
     "connect",

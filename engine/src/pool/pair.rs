@@ -1,6 +1,6 @@
 //! The pairs that a shard owns: their tickets, credits, connections and back-off.
 //!
-//! A pair of (egress source, roll-up) has one owner at a time, so each of its limits is kept by one piece of state,
+//! A pair of (egress source, site) has one owner at a time, so each of its limits is kept by one piece of state,
 //! exactly and without locks. Homes tell how much is ready; the owner gives credits; a home answers a credit with a
 //! ticket. What the owner decides comes out of [`Pools::poll_order`], oldest decision first.
 //!
@@ -14,17 +14,16 @@ use std::time::Duration;
 
 use super::connection::{ConnectionKey, Slot, SlotState, Slots};
 use super::site::{BackOff, Choice, Hosts};
-use crate::config::TlsMode;
+use crate::config::{Shaping, TlsMode};
 use crate::handover::{Attempt, Blocked, PairKey, Route};
 use crate::limits::{PAIRS_KEPT, STANDING_CREDITS};
 use crate::mail::time::Now;
 
 /// Limits of every pair.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct PoolOptions {
-    pub connection_limit: u32,
-    pub max_deliveries_per_connection: u32,
-    pub idle_timeout: Duration,
+    /// What holds until a pair's first ticket tells.
+    pub default: Arc<Shaping>,
     pub back_off: BackOff,
     /// Homes, that is, shards.
     pub homes: usize,
@@ -39,6 +38,7 @@ pub enum Order {
         host_name: String,
         to: SocketAddr,
         tls: TlsMode,
+        shaping: Arc<Shaping>,
     },
     Start {
         connection: ConnectionKey,
@@ -93,6 +93,8 @@ pub struct Pools {
 #[derive(Debug)]
 struct Pair {
     key: PairKey,
+    /// As the newest ticket has it.
+    shaping: Arc<Shaping>,
     hosts: Hosts,
     tickets: VecDeque<Box<Attempt>>,
     homes: Vec<HomeDemand>,
@@ -112,7 +114,6 @@ struct HomeDemand {
 
 impl Pools {
     pub fn new(options: PoolOptions) -> Self {
-        assert!(options.connection_limit > 0, "a pair may connect");
         assert!(options.homes > 0, "an engine has a shard");
         Self {
             options,
@@ -141,6 +142,8 @@ impl Pools {
         let demand = &mut pair.homes[home];
         demand.granted = demand.granted.saturating_sub(1);
         demand.ready = left;
+        pair.shaping = Arc::clone(&attempt.shaping);
+        assert!(pair.shaping.connection_limit > 0, "a pair may connect");
         pair.tickets.push_back(attempt);
         self.advance(now, place, random);
     }
@@ -193,7 +196,7 @@ impl Pools {
         for place in 0..self.pairs.len() {
             for connection in self.pairs[place].open.clone() {
                 if let SlotState::Idle { since } = self.slots.state(connection)
-                    && (self.stopping || now.monotonic >= since + self.options.idle_timeout)
+                    && (self.stopping || now.monotonic >= since + self.pairs[place].shaping.idle_timeout)
                 {
                     self.quit(connection);
                 }
@@ -217,10 +220,11 @@ impl Pools {
     /// A ticket that may ride behind the content that is just being sent on a connection.
     pub fn take_riding(&mut self, now: Now, connection: ConnectionKey) -> Option<Box<Attempt>> {
         let slot = self.slots.get(connection);
-        if self.stopping || slot.deliveries >= self.options.max_deliveries_per_connection {
+        let place = slot.pair;
+        let deliveries_max = self.pairs[place as usize].shaping.max_deliveries_per_connection;
+        if self.stopping || slot.deliveries >= deliveries_max {
             return None;
         }
-        let place = slot.pair;
         let next = self.pairs[place as usize].tickets.front()?;
         if next.route.tls != slot.tls || *next.route.site.name != *slot.site {
             return None;
@@ -274,7 +278,7 @@ impl Pools {
         let place = match self.keys.get(key) {
             Some(&place) => place,
             None => {
-                let pair = Pair::new(key.clone(), self.options.homes);
+                let pair = Pair::new(key.clone(), &self.options);
                 let place = match self.free.pop() {
                     Some(place) => {
                         self.pairs[place as usize] = pair;
@@ -348,7 +352,7 @@ impl Pools {
                 continue;
             }
             let slot = self.slots.get(connection);
-            if slot.deliveries >= self.options.max_deliveries_per_connection {
+            if slot.deliveries >= pair.shaping.max_deliveries_per_connection {
                 used_up.push(connection);
             } else if slot.tls == route.tls && *slot.site == *route.site.name {
                 found = Some(connection);
@@ -368,7 +372,7 @@ impl Pools {
             if pair.tickets.len() <= pair.opening as usize {
                 return;
             }
-            if pair.open.len() >= self.options.connection_limit as usize {
+            if pair.open.len() >= pair.shaping.connection_limit as usize {
                 self.make_room(place);
                 return;
             }
@@ -382,8 +386,8 @@ impl Pools {
                     let connection = self.slots.open(place, host_name.clone(), to, site, route.tls);
                     pair.open.push(connection);
                     pair.opening += 1;
-                    let source = pair.key.source;
-                    self.orders.push_back(Order::Connect { connection, source, host_name, to, tls });
+                    let (source, shaping) = (pair.key.source, Arc::clone(&pair.shaping));
+                    self.orders.push_back(Order::Connect { connection, source, host_name, to, tls, shaping });
                 }
                 Choice::Wait { until, reason } => return self.block(now, place, until, reason),
                 Choice::Nowhere => {
@@ -432,7 +436,7 @@ impl Pools {
         if self.stopping || pair.blocked_until.is_some_and(|until| until > now.monotonic) {
             return;
         }
-        let limit = self.options.connection_limit as usize;
+        let limit = pair.shaping.connection_limit as usize;
         let asked: usize = pair.homes.iter().map(|demand| (demand.granted as usize).min(demand.ready)).sum();
         let mut room = (3 * limit).saturating_sub(pair.busy as usize + pair.tickets.len() + asked);
         let hungry = pair.homes.iter().filter(|demand| demand.ready > demand.granted as usize).count();
@@ -455,7 +459,7 @@ impl Pools {
         if self.keys.len() <= PAIRS_KEPT {
             return;
         }
-        let (pairs, free) = (&mut self.pairs, &mut self.free);
+        let (pairs, free, options) = (&mut self.pairs, &mut self.free, &self.options);
         self.keys.retain(|key, place| {
             let pair = &mut pairs[*place as usize];
             let idle = pair.open.is_empty()
@@ -464,7 +468,7 @@ impl Pools {
                 && pair.homes.iter().all(|demand| demand.ready == 0)
                 && !pair.hosts.remembers(now.monotonic);
             if idle {
-                *pair = Pair::new(key.clone(), 0);
+                *pair = Pair::new(key.clone(), &PoolOptions { homes: 0, ..options.clone() });
                 free.push(*place);
             }
             !idle
@@ -478,12 +482,13 @@ impl Pools {
 }
 
 impl Pair {
-    fn new(key: PairKey, homes: usize) -> Self {
+    fn new(key: PairKey, options: &PoolOptions) -> Self {
         Self {
             key,
+            shaping: Arc::clone(&options.default),
             hosts: Hosts::default(),
             tickets: VecDeque::new(),
-            homes: vec![HomeDemand::default(); homes],
+            homes: vec![HomeDemand::default(); options.homes],
             open: Vec::new(),
             opening: 0,
             busy: 0,

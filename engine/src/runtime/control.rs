@@ -17,9 +17,13 @@ use super::net::is_local_address;
 use super::shard_loop::Mail;
 use crate::admin::http_admin::{self, AdminOptions};
 use crate::admin::metrics::Metrics;
-use crate::config::{Config, HttpListener};
+use crate::config::{Config, HttpListener, RouteTarget};
+use crate::deliver::route::{RouteFailure, Site};
 use crate::handover::{Ask, ControlMessage, PairKey, Route, ShardMessage, Told};
-use crate::limits::{LOOKUPS_RUNNING_MAX, MAILBOX_BATCH, PAIRS_MAX, PLUMBING_INTERVAL};
+use crate::limits::{
+    LOOKUPS_RUNNING_MAX, MAILBOX_BATCH, PAIRS_MAX, PLUMBING_INTERVAL, RULE_SITE_INTERVAL_MAX, RULE_SITE_INTERVAL_MIN,
+    RULE_SITES_PATIENCE,
+};
 
 /// What the control thread is started with.
 pub(crate) struct ControlSetup {
@@ -55,8 +59,11 @@ struct Control {
     clock: Clock,
     resolver: Resolver,
     lookups: Arc<Semaphore>,
+    /// Domains with a shaping table of their own whose site was not asked for yet.
+    unknown_rule_sites: watch::Receiver<usize>,
     shards: Vec<Sender<Mail>>,
-    owners: HashMap<PairKey, usize>,
+    /// By egress source and roll-up: what a provider's sites have in common is kept by one owner.
+    owners: HashMap<(usize, Arc<str>), usize>,
     next_owner: usize,
     questions: HashMap<u64, Question>,
     next_question: u64,
@@ -86,7 +93,9 @@ impl Control {
             let (backend, metrics) = (Arc::clone(&setup.backend), Arc::clone(&setup.metrics));
             servers.push(tokio::spawn(http_admin::serve(listener, options, backend, metrics, shutdown)));
         }
+        let (rule_sites, unknown_rule_sites) = watch::channel(0);
         let control = Self {
+            unknown_rule_sites,
             unplumbed: vec![false; setup.config.egress_sources.len()],
             config: setup.config,
             steps: StepWatch::new(setup.clock.now()),
@@ -101,6 +110,7 @@ impl Control {
             stopped: 0,
             grace_ends: None,
         };
+        control.follow_rule_sites(rule_sites);
         control.serve(setup.mailbox, setup.commands).await?;
         let _ = stop_http.send(true);
         for server in servers {
@@ -165,23 +175,70 @@ impl Control {
     fn find_route(&self, shard: usize, domain: Arc<str>) {
         let (config, resolver, clock) = (Arc::clone(&self.config), self.resolver.clone(), self.clock);
         let (lookups, shard) = (Arc::clone(&self.lookups), self.shards[shard].clone());
+        let mut unknown_rule_sites = self.unknown_rule_sites.clone();
         tokio::spawn(async move {
+            // Else the first mail could go before it is known what limits hold for its site.
+            let rules = unknown_rule_sites.wait_for(|unknown| *unknown == 0);
+            let _ = tokio::time::timeout(RULE_SITES_PATIENCE, rules).await;
             // The semaphore is never closed.
             let _permit = lookups.acquire().await;
             let route = config.route_for(&domain);
-            let found = match route {
-                Some(route) => resolver.resolve_targets(clock.now(), &route.to).await,
-                None => resolver.resolve_site(clock.now(), &domain).await,
-            };
+            let found = find_site(&config, &resolver, clock, &domain).await;
             let tls = route.map_or(config.shaping.tls, |route| route.tls);
             let result = found.map(|site| Route { site: Arc::new(site), tls });
             send(&shard, Mail::Core(ShardMessage::Routed { domain, result })).await;
         });
     }
 
-    /// One owner a pair for as long as the engine runs; new ones are dealt out in turn.
+    /// Tells all shards which site the domains have that shaping has tables for; looked up again as their TTLs say.
+    fn follow_rule_sites(&self, unknown: watch::Sender<usize>) {
+        let is_fixed = |domain: &str| {
+            let route = self.config.route_for(domain);
+            route.is_some_and(|route| route.to.iter().all(|to| matches!(to, RouteTarget::Address(_))))
+        };
+        // Shards know the sites of static routes to addresses by themselves.
+        let rules = self.config.shaping_rules.domains.iter();
+        let rules = rules.filter(|rule| rule.mx_rollup && !is_fixed(&rule.domain));
+        let unknown = Arc::new(unknown);
+        for rule in rules {
+            unknown.send_modify(|unknown| *unknown += 1);
+            let (config, resolver, clock) = (Arc::clone(&self.config), self.resolver.clone(), self.clock);
+            let (shards, lookups, unknown) = (self.shards.clone(), Arc::clone(&self.lookups), Arc::clone(&unknown));
+            let domain: Arc<str> = Arc::from(&*rule.domain);
+            tokio::spawn(async move {
+                let mut is_first = true;
+                while !shards.iter().all(Sender::is_closed) {
+                    let permit = lookups.acquire().await;
+                    let found = find_site(&config, &resolver, clock, &domain).await;
+                    drop(permit);
+                    let expires = match found {
+                        Ok(site) => {
+                            let name: Arc<str> = Arc::from(&*site.name);
+                            for shard in &shards {
+                                let (domain, site) = (Arc::clone(&domain), Arc::clone(&name));
+                                send(shard, Mail::Core(ShardMessage::RuleSite { domain, site })).await;
+                            }
+                            site.expires
+                        }
+                        Err(failure) => {
+                            tracing::warn!(%domain, %failure, "it is not known whose site shaping's table is for");
+                            failure.expires
+                        }
+                    };
+                    if std::mem::take(&mut is_first) {
+                        unknown.send_modify(|unknown| *unknown -= 1);
+                    }
+                    let wait = expires.saturating_sub(clock.now().monotonic);
+                    clock::sleep(wait.clamp(RULE_SITE_INTERVAL_MIN, RULE_SITE_INTERVAL_MAX)).await;
+                }
+            });
+        }
+    }
+
+    /// One owner a source and roll-up for as long as the engine runs; new ones are dealt out in turn.
     fn owner(&mut self, pair: &PairKey) -> usize {
-        if let Some(&owner) = self.owners.get(pair) {
+        let key = (pair.source, Arc::clone(&pair.rollup));
+        if let Some(&owner) = self.owners.get(&key) {
             return owner;
         }
         if self.owners.len() >= PAIRS_MAX {
@@ -191,7 +248,7 @@ impl Control {
         }
         let owner = self.next_owner;
         self.next_owner = (owner + 1) % self.shards.len();
-        self.owners.insert(pair.clone(), owner);
+        self.owners.insert(key, owner);
         owner
     }
 
@@ -244,6 +301,13 @@ impl Control {
         for shard in &self.shards {
             send(shard, Mail::Core(ShardMessage::SourcePlumbed { source, plumbed })).await;
         }
+    }
+}
+
+async fn find_site(config: &Config, resolver: &Resolver, clock: Clock, domain: &str) -> Result<Site, RouteFailure> {
+    match config.route_for(domain) {
+        Some(route) => resolver.resolve_targets(clock.now(), &route.to).await,
+        None => resolver.resolve_site(clock.now(), domain).await,
     }
 }
 

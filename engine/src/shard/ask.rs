@@ -53,7 +53,7 @@ impl Shard {
             row.depth += entry.recipients.len() as u64;
             if let Some(pair) = self.home.pair_of(key) {
                 row.ready += entry.recipients.len() as u64;
-                row.site = Some(pair.rollup.to_string());
+                row.site = Some(pair.site.to_string());
                 row.egress_source = Some(self.config.egress_sources[pair.source].name.clone());
             }
             let due = self.due(key);
@@ -176,7 +176,7 @@ impl Shard {
             size,
             tenant: some(&queue.tenant),
             campaign: some(&queue.campaign),
-            site: pair.map(|pair| pair.rollup.to_string()),
+            site: pair.map(|pair| pair.site.to_string()),
             egress_source: pair.map(|pair| self.config.egress_sources[pair.source].name.clone()),
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Action, Shard};
-use crate::config::{Config, RetrySchedule, TlsMode};
+use crate::config::{Config, RetrySchedule, Shaping, TlsMode};
 use crate::deliver::attempt::Transaction;
 use crate::deliver::content::Chunk;
 use crate::deliver::smtp_client::{ClientEvent, ClientOptions, Protocol, SmtpClient};
@@ -26,6 +26,8 @@ pub(super) struct Delivery {
     host_name: String,
     tls: TlsMode,
     source: usize,
+    /// As it was when the connection was begun.
+    shaping: Arc<Shaping>,
     /// What the client works on, in its order, and since when.
     attempts: VecDeque<(Duration, Attempt)>,
     context: DeliveryContext,
@@ -60,8 +62,8 @@ impl Shard {
     pub(super) fn carry_out_orders(&mut self, now: Now) {
         while let Some(order) = self.pools.poll_order() {
             match order {
-                Order::Connect { connection, source, host_name, to, tls } => {
-                    self.open_delivery(now, connection, source, host_name, tls);
+                Order::Connect { connection, source, host_name, to, tls, shaping } => {
+                    self.open_delivery(now, connection, source, host_name, tls, shaping);
                     self.actions.push_back(Action::Connect { connection, source, to });
                 }
                 Order::Start { connection, attempt } => self.start(now, connection, *attempt),
@@ -89,9 +91,9 @@ impl Shard {
         let options = ClientOptions {
             ehlo: self.config.egress_sources[delivery.source].ehlo_domain.clone(),
             protocol: Protocol::Smtp,
-            pipelining: self.config.shaping.pipelining,
+            pipelining: delivery.shaping.pipelining,
             tls: delivery.tls,
-            timeouts: self.config.shaping.timeouts,
+            timeouts: delivery.shaping.timeouts,
         };
         delivery.state = DeliveryState::Up(Box::new(SmtpClient::new(now, options)));
     }
@@ -111,7 +113,7 @@ impl Shard {
             }
             ConnectError::Unplumbed => verdict::connect_failed("the source's address is not on this machine"),
             ConnectError::Failed(_) if deadline <= now.monotonic => {
-                verdict::connect_timed_out(self.config.shaping.timeouts.connect.as_secs())
+                verdict::connect_timed_out(delivery.shaping.timeouts.connect.as_secs())
             }
             ConnectError::Failed(error) => verdict::connect_failed(&error.to_string()),
         };
@@ -178,15 +180,23 @@ impl Shard {
         }
     }
 
-    fn open_delivery(&mut self, now: Now, key: ConnectionKey, source: usize, host_name: String, tls: TlsMode) {
-        let deadline = now.monotonic + self.config.shaping.timeouts.connect;
+    fn open_delivery(
+        &mut self,
+        now: Now,
+        key: ConnectionKey,
+        source: usize,
+        host_name: String,
+        tls: TlsMode,
+        shaping: Arc<Shaping>,
+    ) {
+        let deadline = now.monotonic + shaping.timeouts.connect;
         let context = DeliveryContext {
             peer_name: host_name.clone(),
             session_id: self.random.u64(..),
             ..DeliveryContext::default()
         };
         let state = DeliveryState::Connecting { deadline };
-        let delivery = Delivery { state, host_name, tls, source, attempts: VecDeque::new(), context };
+        let delivery = Delivery { state, host_name, tls, source, shaping, attempts: VecDeque::new(), context };
         self.deliveries.insert(key, delivery);
         self.metrics.connections_out.set(self.pools.connections() as u64);
     }
@@ -215,7 +225,7 @@ impl Shard {
         let DeliveryState::Up(client) = &mut delivery.state else { return };
         let mut chunks = Vec::new();
         act(client, &mut chunks);
-        if self.config.shaping.riding
+        if delivery.shaping.riding
             && client.can_ride()
             && let Some(attempt) = self.pools.take_riding(now, connection)
         {
@@ -303,9 +313,7 @@ pub(super) fn pool_options(config: &Config, homes: usize) -> PoolOptions {
     };
     let first = first.min(HOST_BACK_OFF_FIRST_MAX);
     PoolOptions {
-        connection_limit: config.shaping.connection_limit,
-        max_deliveries_per_connection: config.shaping.max_deliveries_per_connection,
-        idle_timeout: config.shaping.idle_timeout,
+        default: Arc::new(config.shaping.clone()),
         back_off: BackOff { first, max: max.min(HOST_BACK_OFF_MAX).max(first) },
         homes,
     }

@@ -8,7 +8,7 @@ use postrider_spool::record::{Answer, Fate, MessageId};
 use postrider_spool::{Message, ReadError};
 
 use super::{Action, Shard};
-use crate::config::{self, EgressPool, RouteTarget};
+use crate::config::{self, EgressPool, RouteTarget, Shaping};
 use crate::deliver::route::{Host, RouteFailure, RouteFailureKind, Site};
 use crate::handover::{Attempt, Blocked, ControlMessage, PairKey, Route, ShardMessage, Ticket};
 use crate::limits::{DUE_ENTRIES_PER_TURN, ROUTES_CACHED_MAX, SOURCE_RETRY, UNREADABLE_RETRY};
@@ -55,13 +55,17 @@ impl RouteCache {
     }
 
     fn get(&self, now: Now, routes: &[config::Route], domain: &str) -> Option<Route> {
-        if let Some(place) = routes.iter().position(|route| route.domain.matches(domain))
-            && let Some(route) = &self.fixed[place]
-        {
+        if let Some(route) = self.fixed(routes, domain) {
             return Some(route.clone());
         }
         let route = self.found.get(domain)?;
         (route.site.expires > now.monotonic).then(|| route.clone())
+    }
+
+    /// A domain's static route to plain addresses.
+    pub(super) fn fixed(&self, routes: &[config::Route], domain: &str) -> Option<&Route> {
+        let place = routes.iter().position(|route| route.domain.matches(domain))?;
+        self.fixed[place].as_ref()
     }
 
     fn insert(&mut self, now: Now, domain: &Arc<str>, route: Route) {
@@ -93,7 +97,7 @@ impl Shard {
         };
         match self.choose_source(now, &pool, &domain) {
             Some(source) => {
-                let pair = PairKey { source, rollup: Arc::from(&*route.site.name) };
+                let pair = self.shapings.place(&domain, &route).pair(source);
                 self.home.make_ready(entry, &pair);
             }
             None => {
@@ -177,16 +181,33 @@ impl Shard {
     pub(super) fn send_ticket(&mut self, now: Now, pending: PendingTicket, message: Message) {
         let PendingTicket { owner, pair, entry, left } = pending;
         let domain = Arc::clone(&self.home.queue_of(entry).domain);
-        let Some(route) = self.routes.get(now, &self.config.routes, &domain) else {
-            // The route expired while the entry was ready.
+        let route = self.routes.get(now, &self.config.routes, &domain);
+        let placed = route.map(|route| (self.shapings.place(&domain, &route), route));
+        let Some((place, mut route)) = placed.filter(|(place, _)| place.is_of(&pair)) else {
+            // The route expired or changed while the entry was ready.
             self.unpin(message.id());
             self.home.take_back(entry);
             return self.route(now, entry);
         };
+        let shaping = self.shapings.shaping(pair.source, &place);
+        route.tls = place.tls(&shaping);
+        self.bound_recipients(entry, shaping.batch_max());
         let ticket = Ticket { home: self.id, entry };
-        match attempt(&message, ticket, pair, route, self.home.entry(entry).recipients) {
+        match attempt(&message, ticket, pair, route, shaping, self.home.entry(entry).recipients) {
             Ok(attempt) => self.tell(owner, ShardMessage::Ticket { attempt: Box::new(attempt), left }),
             Err(error) => self.hold_unreadable(now, entry, &error),
+        }
+    }
+
+    /// A transaction's recipients are bounded by its site's shaping; those above are an entry of their own.
+    fn bound_recipients(&mut self, key: EntryKey, batch_max: usize) {
+        let entry = self.home.entry(key);
+        let (attempts, due_ms) = (entry.attempts, entry.due_ms);
+        if entry.recipients.len() > batch_max {
+            let recipients: Vec<u32> = entry.recipients.collect();
+            let (now, later) = recipients.split_at(batch_max);
+            self.home.keep_only(key, now);
+            self.home.split(key, later, attempts, due_ms);
         }
     }
 
@@ -285,6 +306,7 @@ fn attempt(
     ticket: Ticket,
     pair: PairKey,
     route: Route,
+    shaping: Arc<Shaping>,
     recipients: Recipients<'_>,
 ) -> Result<Attempt, ReadError> {
     let envelope = message.envelope()?;
@@ -297,6 +319,7 @@ fn attempt(
         ticket,
         pair,
         route,
+        shaping,
         reverse_path: envelope.reverse_path.as_str().to_owned(),
         eight_bit: envelope.eight_bit,
         smtputf8: envelope.smtputf8,

@@ -140,7 +140,7 @@ impl Shard {
         let mut events = Vec::new();
         let log_id = directory.id();
         let options = RecoverOptions { seed, event_cursor, ..RecoverOptions::default() };
-        let batch_max = self.config.shaping.max_recipients_per_batch as usize;
+        let batch_max = self.config.recipients_per_batch_max();
         let (home, metrics) = (&mut self.home, &self.metrics);
         let mut summaries = SummaryReader::new(batch_max);
         let log = Log::recover(directory, options, &mut |recovered| match recovered {
@@ -275,7 +275,7 @@ impl Shard {
             match uncommitted {
                 Uncommitted::Message(appended) => {
                     let Appended { message, envelope, size, answer_to } = *appended;
-                    let batch_max = self.config.shaping.max_recipients_per_batch as usize;
+                    let batch_max = self.config.recipients_per_batch_max();
                     let spooled = spooled(message, &envelope, batch_max);
                     self.answer_sender(now, answer_to, Ok(spooled.message));
                     let entry = self.home.insert(&spooled);

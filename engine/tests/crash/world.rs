@@ -311,7 +311,7 @@ impl World {
                 self.mail[shard].push_back(ShardMessage::Routed { domain, result });
             }
             ControlMessage::FindOwner { shard, pair } => {
-                let PairKey { source, rollup } = pair.clone();
+                let PairKey { source, rollup, .. } = pair.clone();
                 let drawn = self.random.below(self.shards.len() as u64) as usize;
                 let owner = *self.owners.entry((source, rollup)).or_insert(drawn);
                 self.mail[shard].push_back(ShardMessage::Owner { pair, owner });

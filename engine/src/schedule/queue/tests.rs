@@ -6,7 +6,7 @@ use super::*;
 use crate::handover::RecipientGroup;
 
 fn pair() -> PairKey {
-    PairKey { source: 0, rollup: "mx.example".into() }
+    PairKey { source: 0, rollup: "mx.example".into(), site: "mx.example".into() }
 }
 
 fn home_with(messages: u64) -> Home {

@@ -1,0 +1,199 @@
+//! Whose limits a domain's mail belongs to, and what shaping holds there.
+//!
+//! A domain's site is known from its route. A table `[shaping."domain"]` holds for that domain's whole site, so the
+//! control thread tells which site each such domain has.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use crate::config::{Config, Shaping, TlsMode};
+use crate::handover::{PairKey, Route};
+use crate::limits::ROUTES_CACHED_MAX;
+
+/// Where a domain's mail is counted.
+#[derive(Debug)]
+pub(super) struct Place {
+    /// The site's name by its hosts, from which the rest was found.
+    hosts: String,
+    provider: Option<usize>,
+    /// The provider's name, else the site's.
+    rollup: Arc<str>,
+    /// The site's name; of a domain that is a site of its own, with the domain's in front.
+    site: Arc<str>,
+    /// The table that stands for this domain only.
+    domain_rule: Option<usize>,
+    /// A static route's TLS holds instead of shaping's.
+    route_tls: Option<TlsMode>,
+}
+
+impl Place {
+    pub(super) fn pair(&self, source: usize) -> PairKey {
+        PairKey { source, rollup: Arc::clone(&self.rollup), site: Arc::clone(&self.site) }
+    }
+
+    pub(super) fn is_of(&self, pair: &PairKey) -> bool {
+        self.site == pair.site && self.rollup == pair.rollup
+    }
+
+    pub(super) fn tls(&self, shaping: &Shaping) -> TlsMode {
+        self.route_tls.unwrap_or(shaping.tls)
+    }
+}
+
+/// Places and shapings that were found lately.
+#[derive(Debug)]
+pub(super) struct Shapings {
+    config: Arc<Config>,
+    default: Arc<Shaping>,
+    places: HashMap<Arc<str>, Arc<Place>>,
+    merged: HashMap<(usize, Arc<str>), Arc<Shaping>>,
+    /// The site of each domain that has a table, by the table's index.
+    rule_sites: Vec<Option<Arc<str>>>,
+    site_rules: HashMap<Arc<str>, BTreeSet<usize>>,
+}
+
+impl Shapings {
+    pub(super) fn new(config: &Arc<Config>) -> Self {
+        Self {
+            config: Arc::clone(config),
+            default: Arc::new(config.shaping.clone()),
+            places: HashMap::new(),
+            merged: HashMap::new(),
+            rule_sites: vec![None; config.shaping_rules.domains.len()],
+            site_rules: HashMap::new(),
+        }
+    }
+
+    /// Where a domain's mail is counted when it goes by this route.
+    pub(super) fn place(&mut self, domain: &Arc<str>, route: &Route) -> Arc<Place> {
+        if let Some(place) = self.places.get(domain)
+            && place.hosts == route.site.name
+        {
+            return Arc::clone(place);
+        }
+        let place = Arc::new(self.find_place(domain, &route.site.name));
+        if self.places.len() >= ROUTES_CACHED_MAX {
+            self.places.clear();
+        }
+        self.places.insert(Arc::clone(domain), Arc::clone(&place));
+        place
+    }
+
+    fn find_place(&mut self, domain: &str, hosts: &str) -> Place {
+        let config = Arc::clone(&self.config);
+        let rules = &config.shaping_rules;
+        let own_rule = rules.of_domain(domain);
+        let domain_rule = own_rule.filter(|rule| !rules.domains[*rule].mx_rollup);
+        if let Some(rule) = own_rule.filter(|rule| rules.domains[*rule].mx_rollup) {
+            self.set_rule_site(rule, hosts);
+        }
+        let provider = rules.provider_of(domain, hosts);
+        let site: Arc<str> = match domain_rule {
+            Some(_) => format!("{domain}@{hosts}").into(),
+            None => hosts.into(),
+        };
+        let rollup = provider.map_or_else(|| Arc::clone(&site), |place| Arc::from(&*rules.providers[place].name));
+        let route_tls = config.route_for(domain).map(|route| route.tls);
+        Place { hosts: hosts.to_owned(), provider, rollup, site, domain_rule, route_tls }
+    }
+
+    /// The site of a domain that has a table.
+    pub(super) fn learn_site(&mut self, domain: &str, hosts: &str) {
+        let rules = &self.config.shaping_rules;
+        if let Some(rule) = rules.of_domain(domain).filter(|rule| rules.domains[*rule].mx_rollup) {
+            self.set_rule_site(rule, hosts);
+        }
+    }
+
+    fn set_rule_site(&mut self, rule: usize, hosts: &str) {
+        if self.rule_sites[rule].as_deref() == Some(hosts) {
+            return;
+        }
+        if let Some(rules) = self.rule_sites[rule].take().and_then(|before| self.site_rules.get_mut(&before)) {
+            rules.remove(&rule);
+        }
+        let hosts: Arc<str> = hosts.into();
+        self.site_rules.entry(Arc::clone(&hosts)).or_default().insert(rule);
+        self.rule_sites[rule] = Some(hosts);
+        self.site_rules.retain(|_, rules| !rules.is_empty());
+        self.merged.clear();
+    }
+
+    /// What holds for a source there.
+    pub(super) fn shaping(&mut self, source: usize, place: &Place) -> Arc<Shaping> {
+        let rules = &self.config.shaping_rules;
+        if rules.is_empty() {
+            return Arc::clone(&self.default);
+        }
+        let key = (source, Arc::clone(&place.site));
+        if let Some(shaping) = self.merged.get(&key) {
+            return Arc::clone(shaping);
+        }
+        let site_rules = self.site_rules.get(&*place.hosts).into_iter().flatten().copied();
+        let merged = rules.resolve(&self.config.shaping, source, place.provider, site_rules, place.domain_rule);
+        let shaping = Arc::new(merged);
+        if self.merged.len() >= ROUTES_CACHED_MAX {
+            self.merged.clear();
+        }
+        self.merged.insert(key, Arc::clone(&shaping));
+        shaping
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::deliver::route::Site;
+
+    fn shapings(rules: &str) -> Shapings {
+        let text = format!("{rules}\n[spool]\nallow_filesystem = true\n");
+        Shapings::new(&Arc::new(Config::from_toml(&text, "t.toml", Path::new("/nonexistent")).unwrap()))
+    }
+
+    fn route(site: &str) -> Route {
+        let site = Site { name: site.to_owned(), hosts: Vec::new(), expires: Duration::MAX };
+        Route { site: Arc::new(site), tls: TlsMode::Opportunistic }
+    }
+
+    fn limit(shapings: &mut Shapings, domain: &str, site: &str) -> u32 {
+        let place = shapings.place(&domain.into(), &route(site));
+        shapings.shaping(0, &place).connection_limit
+    }
+
+    #[test]
+    fn a_domains_table_holds_for_its_whole_site() {
+        let mut shapings = shapings("[shaping.\"a.test\"]\nconnection_limit = 3\n");
+        assert_eq!(limit(&mut shapings, "b.test", "mx.test"), 10, "nobody knows yet whose site it is");
+        shapings.learn_site("a.test", "mx.test");
+        assert_eq!(limit(&mut shapings, "b.test", "mx.test"), 3);
+        assert_eq!(limit(&mut shapings, "b.test", "other.test"), 10);
+        shapings.learn_site("a.test", "other.test");
+        assert_eq!([limit(&mut shapings, "b.test", "mx.test"), limit(&mut shapings, "b.test", "other.test")], [10, 3]);
+        assert_eq!(limit(&mut shapings, "a.test", "third.test"), 3, "its own mail tells too");
+        assert_eq!(limit(&mut shapings, "b.test", "other.test"), 10);
+    }
+
+    #[test]
+    fn a_domain_alone_is_a_site_of_its_own() {
+        let mut shapings = shapings("[shaping.\"a.test\"]\nmx_rollup = false\nconnection_limit = 3\n");
+        assert_eq!([limit(&mut shapings, "a.test", "mx.test"), limit(&mut shapings, "b.test", "mx.test")], [3, 10]);
+        let pair = |shapings: &mut Shapings, domain: &str| shapings.place(&domain.into(), &route("mx.test")).pair(0);
+        let (a, b) = (pair(&mut shapings, "a.test"), pair(&mut shapings, "b.test"));
+        assert_eq!((&*a.site, &*a.rollup), ("a.test@mx.test", "a.test@mx.test"));
+        assert_eq!((&*b.site, &*b.rollup), ("mx.test", "mx.test"));
+    }
+
+    #[test]
+    fn a_provider_rolls_sites_up() {
+        let rules = "[provider.p]\nmatch = [{ mx_suffix = \".p.test\" }]\n";
+        let mut shapings = shapings(rules);
+        let pair = |shapings: &mut Shapings, site: &str| shapings.place(&site.into(), &route(site)).pair(0);
+        let (a, b) = (pair(&mut shapings, "a.p.test"), pair(&mut shapings, "b.p.test"));
+        assert_eq!([&*a.rollup, &*b.rollup], ["p", "p"]);
+        assert_ne!(a.site, b.site);
+        assert_eq!(&*pair(&mut shapings, "a.p.test,c.test").rollup, "a.p.test,c.test");
+    }
+}
