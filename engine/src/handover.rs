@@ -124,6 +124,8 @@ pub enum ShardMessage {
     Settled(Box<Settled>),
     /// Home ← owner: no attempt was made.
     Unstarted(Box<Attempt>),
+    /// Owner ← owner: something went wrong between messages at a site.
+    Distrust { site: Arc<str>, confusion: bool },
     /// Home ← control: a domain's route.
     Routed { domain: Arc<str>, result: Result<Route, RouteFailure> },
     /// Home ← control: the site of a domain that shaping has a table for.

@@ -81,6 +81,10 @@ pub const HOST_BACK_OFF_FIRST_MAX: std::time::Duration = std::time::Duration::fr
 /// The longest pause after a host failed often.
 pub const HOST_BACK_OFF_MAX: std::time::Duration = std::time::Duration::from_secs(600);
 
+/// For how long less is put in flight with a site after something went wrong between its messages.
+pub const DISTRUST: std::time::Duration = std::time::Duration::from_secs(86_400);
+/// Sites that a shard trusts less at a time; those that it has distrusted longest are trusted again first.
+pub const DISTRUSTED_SITES_MAX: usize = 10_000;
 /// For how long a domain whose peer refuses a source's address gets its mail from the pool's other sources.
 pub const SOURCE_AVOIDED: std::time::Duration = std::time::Duration::from_secs(4 * 3_600);
 /// Refused (domain, source) pairs that a home remembers.
@@ -100,6 +104,11 @@ pub(crate) const BLAME_TEXT_OCTETS_MAX: usize = 2_048;
 pub(crate) const ANSWER_TEXT_OCTETS_MAX: usize = 4_096;
 /// Transactions on one connection: the one whose content is under way, and the one that rides behind it.
 pub(crate) const IN_FLIGHT_MAX: usize = 2;
+/// Whole transactions on one connection, `max_in_flight`. The peer's replies to all of them must find room in the
+/// kernel's buffers while we write.
+pub(crate) const CONFIG_IN_FLIGHT_MAX: u64 = 64;
+/// Octets of content in flight above which no further whole transaction is begun.
+pub(crate) const IN_FLIGHT_OCTETS_MAX: u64 = 1 << 20;
 /// Content that needs dot-stuffing is copied in windows of this size.
 pub(crate) const STUFF_WINDOW_OCTETS: usize = 262_144;
 

@@ -297,6 +297,7 @@ impl Shard {
             ShardMessage::Blocked { pair, blocked } => self.home.block_pair(&pair, blocked),
             ShardMessage::Settled(settled) => self.settle(now, *settled),
             ShardMessage::Unstarted(attempt) => self.take_back(now, *attempt),
+            ShardMessage::Distrust { site, confusion } => self.pools.distrust(now, &site, confusion),
             ShardMessage::Routed { domain, result } => self.handle_route(now, &domain, result),
             ShardMessage::RuleSite { domain, site } => self.shapings.learn_site(&domain, &site),
             ShardMessage::Owner { pair, owner } => self.home.set_owner(&pair, owner),

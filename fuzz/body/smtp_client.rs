@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use postrider::config::{Timeouts, TlsMode};
+use postrider::config::{Chunking, Timeouts, TlsMode};
 use postrider::deliver::attempt::Transaction;
 use postrider::deliver::content::{Chunk, Content};
 use postrider::deliver::smtp_client::{ClientEvent, ClientOptions, Protocol, SmtpClient};
@@ -52,6 +52,8 @@ impl World {
             pipelining: choices & 2 == 0,
             tls: [TlsMode::Opportunistic, TlsMode::Required, TlsMode::Verified, TlsMode::Disabled]
                 [usize::from(choices >> 2) % 4],
+            chunking: [Chunking::On, Chunking::BackToBack, Chunking::Off, Chunking::On][usize::from(choices >> 4) % 4],
+            max_in_flight: 3,
             timeouts: Timeouts::default(),
         };
         let now = Now::default();
@@ -160,8 +162,9 @@ impl World {
                     assert!(indices.eq(0..recipients), "one verdict for each recipient, in order");
                     let is_delivered = |fate| fate == Fate::Delivered;
                     self.delivered += usize::from(result.results.iter().any(|(_, it)| is_delivered(it.fate)));
-                    let dots = self.wire.windows(5).filter(|octets| octets == b"\r\n.\r\n").count();
-                    assert!(self.delivered <= dots, "only what was written whole is delivered");
+                    let count = |end: &[u8]| self.wire.windows(end.len()).filter(|octets| *octets == end).count();
+                    let ends = count(b"\r\n.\r\n") + count(b" LAST\r\n");
+                    assert!(self.delivered <= ends, "only what was written whole is delivered");
                 }
             }
         }

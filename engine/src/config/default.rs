@@ -8,8 +8,9 @@ use ipnet::IpNet;
 
 use super::egress::UNBOUND_SOURCE;
 use super::{
-    Config, DnsConfig, Durability, EgressPool, EgressSource, EventsConfig, HttpListener, LineEndings, ReceivedDetail,
-    RetryConfig, RetrySchedule, Shaping, ShapingRules, SmtpListener, SpoolConfig, Timeouts, TlsMode, value,
+    Chunking, Config, DnsConfig, Durability, EgressPool, EgressSource, EventsConfig, HttpListener, LineEndings,
+    ReceivedDetail, RetryConfig, RetrySchedule, Shaping, ShapingRules, SmtpListener, SpoolConfig, Timeouts, TlsMode,
+    value,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -132,7 +133,8 @@ impl Default for Shaping {
             max_recipients_per_batch: 100,
             idle_timeout: MINUTE,
             pipelining: true,
-            riding: true,
+            chunking: Chunking::On,
+            max_in_flight: 8,
             tls: TlsMode::Opportunistic,
             timeouts: Timeouts::default(),
         }

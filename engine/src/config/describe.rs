@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::egress::{DEFAULT_POOL, UNBOUND_SOURCE};
 use super::value::{duration_text, size_text};
 use super::{
-    Config, DkimAlgorithm, Durability, LineEndings, Priority, ProviderMatch, Rate, ReceivedDetail, RetryConfig,
-    RetrySchedule, Settings, TlsMode,
+    Chunking, Config, DkimAlgorithm, Durability, LineEndings, Priority, ProviderMatch, Rate, ReceivedDetail,
+    RetryConfig, RetrySchedule, Settings, TlsMode,
 };
 
 /// Retries spelled out before "then every …" takes over.
@@ -249,6 +249,15 @@ fn write_shaping(config: &Config, out: &mut String) -> fmt::Result {
     let pipelining = if shaping.pipelining { "pipelining where offered" } else { "no pipelining" };
     let idle = duration_text(shaping.idle_timeout);
     writeln!(out, "          {pipelining}; TLS {}; idle connections close after {idle}", tls_word(shaping.tls))?;
+    let chunking = match shaping.chunking {
+        Chunking::Off => "one message after the other, content by DATA".to_owned(),
+        Chunking::On => "BDAT where offered; the next envelope rides behind the content".to_owned(),
+        Chunking::BackToBack => {
+            let max = shaping.max_in_flight;
+            format!("up to {max} whole transactions in flight where CHUNKING and PIPELINING are offered")
+        }
+    };
+    writeln!(out, "          {chunking}")?;
     let timeouts = &shaping.timeouts;
     let named = [
         ("connect", timeouts.connect),

@@ -283,8 +283,8 @@ pub struct Shaping {
     pub max_recipients_per_batch: u32,
     pub idle_timeout: Duration,
     pub pipelining: bool,
-    /// The next envelope rides behind the present content (`chunking = "on"`).
-    pub riding: bool,
+    pub chunking: Chunking,
+    pub max_in_flight: u32,
     pub tls: TlsMode,
     pub timeouts: Timeouts,
 }
@@ -326,6 +326,17 @@ pub struct DomainShaping {
 pub struct Layer {
     pub settings: Settings,
     pub sources: Vec<(usize, Settings)>,
+}
+
+/// How content is sent, and how many messages are in flight on one connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Chunking {
+    /// One transaction after the other, content by DATA.
+    Off,
+    /// Content by BDAT where CHUNKING is offered; the next envelope rides behind it.
+    On,
+    /// Up to `max_in_flight` whole transactions where CHUNKING and PIPELINING are offered; else as `On`.
+    BackToBack,
 }
 
 /// RFC 5321 §4.5.3.2 unless configured.

@@ -14,9 +14,12 @@ use super::rate::Rate;
 use super::reader::Section;
 use super::route::TLS_MODES;
 use super::value::{did_you_mean, dns_name};
-use super::{Config, DomainShaping, Layer, Provider, ProviderMatch, Shaping, ShapingRules, Timeouts, egress};
+use super::{Chunking, Config, DomainShaping, Layer, Provider, ProviderMatch, Shaping, ShapingRules, Timeouts, egress};
 use crate::limits;
 
+/// The words of the `chunking` key.
+const CHUNKING: [(&str, Chunking); 3] =
+    [("on", Chunking::On), ("off", Chunking::Off), ("back_to_back", Chunking::BackToBack)];
 const TIMEOUT_MIN: Duration = Duration::from_millis(1);
 const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 
@@ -383,8 +386,9 @@ fn read_settings(section: &Section<'_>, settings: &mut Settings) {
     settings.take(section, "idle_timeout", idle, |shaping, timeout| shaping.idle_timeout = timeout);
     let pipelining = section.boolean("pipelining");
     settings.take(section, "pipelining", pipelining, |shaping, pipelining| shaping.pipelining = pipelining);
-    let riding = section.choice("chunking", &[("on", true), ("off", false)], &["back_to_back"]);
-    settings.take(section, "chunking", riding, |shaping, riding| shaping.riding = riding);
+    let chunking = section.choice("chunking", &CHUNKING, &[]);
+    settings.take(section, "chunking", chunking, |shaping, chunking| shaping.chunking = chunking);
+    settings.count(section, "max_in_flight", 8, limits::CONFIG_IN_FLIGHT_MAX, |s, n| s.max_in_flight = n);
     let tls = section.choice("tls", &TLS_MODES, &[]);
     settings.take(section, "tls", tls, |shaping, tls| shaping.tls = tls);
     if let Some(timeouts) = section.table("timeouts", "timeouts = { connect = \"30s\" }") {
@@ -399,7 +403,7 @@ fn read_settings(section: &Section<'_>, settings: &mut Settings) {
         settings.timeout(&timeouts, "quit", "10s", |timeouts, time| timeouts.quit = time);
         timeouts.finish();
     }
-    section.not_yet(&[("max_in_flight", None), ("mta_sts", Some("false")), ("dane", Some("false"))]);
+    section.not_yet(&[("mta_sts", Some("false")), ("dane", Some("false"))]);
 }
 
 fn read_provider_limits(section: &Section<'_>, settings: &mut Settings) {

@@ -54,7 +54,6 @@ fn the_interface_example_has_known_keys_only() {
         " tenant.tokens: is not available yet; leave it out",
         " tenant.max_injection_rate: is not available yet; write max_injection_rate = \"unlimited\" or leave it out",
         " tenant.max_message_rate: is not available yet; write max_message_rate = \"unlimited\" or leave it out",
-        " shaping.default.max_in_flight: is not available yet; leave it out",
         " shaping.default.mta_sts: is not available yet; write mta_sts = false or leave it out",
         " shaping.default.dane: is not available yet; write dane = false or leave it out",
         " provider.google.provider_connection_limit: is not available yet; leave it out",

@@ -45,12 +45,26 @@ pub struct TransactionResult {
     pub irregularity: Option<Irregularity>,
 }
 
-/// The peer confused its transactions: an error for the operator's log, and no riding at this site for a day.
+/// Something went wrong between transactions on one connection: fewer are put in flight at this site for a day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Irregularity {
     ForeignEnvelope,
     RecipientAcceptedWithoutMail,
     ResetRefused,
+    /// A whole transaction in flight met a 503.
+    OutOfStep,
+    /// The connection was lost with whole transactions in flight.
+    LostInFlight,
+}
+
+impl Irregularity {
+    /// The peer confused its transactions: an error for the operator's log, and nothing rides at its site any more.
+    pub fn is_confusion(self) -> bool {
+        match self {
+            Self::ForeignEnvelope | Self::RecipientAcceptedWithoutMail | Self::ResetRefused => true,
+            Self::OutOfStep | Self::LostInFlight => false,
+        }
+    }
 }
 
 impl fmt::Display for Irregularity {
@@ -63,6 +77,8 @@ impl fmt::Display for Irregularity {
                 "the peer refused MAIL but accepted a recipient; the content was kept back and the connection closed"
             }
             Self::ResetRefused => "the peer refused RSET; the connection was closed before the next transaction",
+            Self::OutOfStep => "the peer answered 503 to a transaction in flight",
+            Self::LostInFlight => "the connection was lost with transactions in flight",
         })
     }
 }
@@ -119,7 +135,7 @@ impl Stage {
             Self::Final => row(
                 "final",
                 |t| Some(t.data_end),
-                "waiting for the reply to the final dot; the peer may have taken the message, which may arrive twice",
+                "waiting for the reply to the content; the peer may have taken the message, which may arrive twice",
             ),
             Self::Quit => row("quit", |t| Some(t.quit), "waiting for the reply to QUIT"),
         }

@@ -2,7 +2,9 @@
 //!
 //! RFC 5321 §4.1.1.4: content ends with CRLF.CRLF, where the first CRLF is the content's own last line ending; content
 //! without one gets it. RFC 5321 §4.5.2: a line that begins with a dot gets another one. Most content has no such line
-//! and is sent without a copy; the rest is copied in windows, so that a large message never doubles in memory.
+//! and is sent without a copy; the rest is copied in windows, so that a large message never doubles in memory. Behind
+//! BDAT (RFC 3030 §2) a length says where content ends: nothing is stuffed or copied. It ends with a CRLF all the same,
+//! so that what arrives does not depend on how it was sent.
 
 use std::ops::Range;
 
@@ -54,15 +56,28 @@ pub fn push_bytes<P>(out: &mut Vec<Chunk<P>>, bytes: &[u8]) {
     }
 }
 
-/// Puts one message's content into the stream, final dot included.
+/// Puts one message's content into the stream, final dot included, or BDAT and its one chunk.
 #[derive(Debug)]
 pub enum ContentWriter<P> {
+    Chunk { prefix: P, body: P },
     Plain { prefix: P, body: P },
     Stuffed { prefix: P, body: P, position: usize },
     Finished,
 }
 
+/// `BDAT <size> LAST` for all of the content.
+pub fn chunk_command<C: Content>(content: &C) -> String {
+    let (prefix, body) = (content.prefix_piece(), content.body_piece());
+    let (prefix, body) = (prefix.as_ref(), body.as_ref());
+    format!("BDAT {} LAST", prefix.len() + body.len() + chunk_end(prefix, body).len())
+}
+
 impl<P: AsRef<[u8]>> ContentWriter<P> {
+    /// One chunk, with its command in front.
+    pub fn chunk<C: Content<Piece = P>>(content: &C) -> Self {
+        Self::Chunk { prefix: content.prefix_piece(), body: content.body_piece() }
+    }
+
     pub fn new<C: Content<Piece = P>>(content: &C, dot_lines: bool) -> Self {
         let (prefix, body) = (content.prefix_piece(), content.body_piece());
         if dot_lines { Self::Stuffed { prefix, body, position: 0 } } else { Self::Plain { prefix, body } }
@@ -72,6 +87,17 @@ impl<P: AsRef<[u8]>> ContentWriter<P> {
     pub fn write(&mut self, out: &mut Vec<Chunk<P>>) -> usize {
         match std::mem::replace(self, Self::Finished) {
             Self::Finished => 0,
+            Self::Chunk { prefix, body } => {
+                let end = chunk_end(prefix.as_ref(), body.as_ref());
+                let size = prefix.as_ref().len() + body.as_ref().len() + end.len();
+                let command = format!("BDAT {size} LAST\r\n");
+                push_bytes(out, command.as_bytes());
+                out.extend([prefix, body].into_iter().filter(|p| !p.as_ref().is_empty()).map(Chunk::Spool));
+                if !end.is_empty() {
+                    push_bytes(out, end);
+                }
+                command.len() + size
+            }
             Self::Plain { prefix, body } => {
                 let end = final_dot(prefix.as_ref(), body.as_ref());
                 let octets = prefix.as_ref().len() + body.as_ref().len() + end.len();
@@ -108,6 +134,14 @@ fn final_dot(prefix: &[u8], body: &[u8]) -> &'static [u8] {
         // No content at all: the CRLF that ended DATA serves.
         [None, None] => b".\r\n",
         _ => b"\r\n.\r\n",
+    }
+}
+
+/// What a chunk lacks of its last line ending.
+fn chunk_end(prefix: &[u8], body: &[u8]) -> &'static [u8] {
+    match last_two(prefix, body) {
+        [Some(b'\r'), Some(b'\n')] | [None, None] => b"",
+        _ => b"\r\n",
     }
 }
 
@@ -214,6 +248,26 @@ mod tests {
         let mut out = Vec::new();
         ContentWriter::new(&Whole(b"A: b\r\n".to_vec(), b"\r\nx\r\n".to_vec()), false).write(&mut out);
         assert!(matches!(&out[..], [Chunk::Spool(_), Chunk::Spool(_), Chunk::Bytes(_)]));
+    }
+
+    /// RFC 3030 §2: the chunk is its octets, and nothing in them is a dot line.
+    #[test]
+    fn a_chunk_is_its_length_and_the_content_as_it_is() {
+        let chunk = |prefix: &[u8], body: &[u8]| {
+            let content = Whole(prefix.to_vec(), body.to_vec());
+            let mut out = Vec::new();
+            let octets = ContentWriter::chunk(&content).write(&mut out);
+            let wire = out.iter().flat_map(|chunk| chunk.as_ref().to_vec()).collect::<Vec<_>>();
+            assert_eq!(octets, wire.len());
+            assert!(wire.starts_with(format!("{}\r\n", chunk_command(&content)).as_bytes()));
+            String::from_utf8(wire).expect("text")
+        };
+        assert_eq!(chunk(b"A: b\r\n", b"\r\n.\r\n.x\r\n"), "BDAT 15 LAST\r\nA: b\r\n\r\n.\r\n.x\r\n");
+        assert_eq!(chunk(b"A: b\r\n", b"\r\ntext"), "BDAT 14 LAST\r\nA: b\r\n\r\ntext\r\n", "a last line ending");
+        assert_eq!(chunk(b"", b""), "BDAT 0 LAST\r\n");
+        let mut out = vec![Chunk::Bytes(b"RSET\r\n".to_vec())];
+        ContentWriter::chunk(&Whole(b"A: b\r\n".to_vec(), b"\r\n.\r\n".to_vec())).write(&mut out);
+        assert!(matches!(&out[..], [Chunk::Bytes(_), Chunk::Spool(_), Chunk::Spool(_)]), "one text, nothing copied");
     }
 
     #[test]

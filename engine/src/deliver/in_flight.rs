@@ -3,7 +3,7 @@
 //! A recipient goes from waiting to accepted to settled, or from waiting to settled at once; settled is for good.
 
 use crate::deliver::attempt::{Irregularity, Transaction, TransactionResult, fit};
-use crate::deliver::content::{Content, ContentWriter};
+use crate::deliver::content::{Content, ContentWriter, chunk_command};
 use crate::deliver::extension::Extensions;
 use crate::deliver::verdict::{RecipientVerdict, refuse};
 
@@ -11,6 +11,7 @@ pub(crate) struct InFlight<C: Content> {
     ticket: u64,
     content: C,
     dot_lines: bool,
+    form: Form,
     /// Without the line ending.
     pub(crate) mail_command: String,
     pub(crate) mail: Mail,
@@ -24,6 +25,17 @@ pub(crate) struct InFlight<C: Content> {
     /// The reply to the content, each of them in LMTP, was positive: the peer has forgotten the envelope.
     pub(crate) taken: bool,
     pub(crate) irregularity: Option<Irregularity>,
+}
+
+/// How the content goes out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Behind DATA and its 354.
+    Data,
+    /// Behind BDAT, once a recipient was accepted.
+    Chunk,
+    /// Behind BDAT, with the envelope, before anything was answered.
+    Whole,
 }
 
 /// What the peer made of MAIL.
@@ -51,7 +63,7 @@ enum SlotState {
 
 impl<C: Content> InFlight<C> {
     /// Settles at once what can't be sent to this peer.
-    pub(crate) fn new(transaction: Transaction<C>, offered: &Extensions) -> Self {
+    pub(crate) fn new(transaction: Transaction<C>, form: Form, offered: &Extensions) -> Self {
         assert!(!transaction.recipients.is_empty(), "a transaction has a recipient");
         let indexes = transaction.recipients.iter().map(|(index, _)| *index);
         let settled = |index, verdict| Slot { index, path: String::new(), state: SlotState::Settled(verdict) };
@@ -69,6 +81,7 @@ impl<C: Content> InFlight<C> {
             ticket: transaction.ticket,
             content: transaction.content,
             dot_lines: transaction.dot_lines,
+            form,
             mail_command,
             mail: Mail::Unanswered,
             mail_begin: None,
@@ -129,10 +142,41 @@ impl<C: Content> InFlight<C> {
         }
     }
 
+    pub(crate) fn form(&self) -> Form {
+        self.form
+    }
+
+    pub(crate) fn is_whole(&self) -> bool {
+        self.form == Form::Whole
+    }
+
+    /// It went out under an envelope that is not its own, whatever was answered before: that is what counts for all
+    /// recipients that the peer was told.
+    pub(crate) fn overrule(&mut self, verdict: &RecipientVerdict) {
+        for slot in self.slots.iter_mut().filter(|slot| !slot.path.is_empty()) {
+            slot.state = SlotState::Settled(verdict.clone());
+        }
+    }
+
+    /// The command whose reply decides about the content.
+    pub(crate) fn content_command(&self) -> String {
+        if self.form == Form::Data { ".".to_owned() } else { chunk_command(&self.content) }
+    }
+
+    /// Octets of the content, as far as they count for what may be in flight.
+    pub(crate) fn content_octets(&self) -> u64 {
+        (self.content.prefix_piece().as_ref().len() + self.content.body_piece().as_ref().len()) as u64
+    }
+
     pub(crate) fn begin_content(&mut self) {
-        assert_eq!(self.mail, Mail::Accepted, "content follows only its own accepted MAIL");
-        assert!(self.accepted > 0, "content follows an accepted recipient");
-        self.writer = Some(ContentWriter::new(&self.content, self.dot_lines));
+        if !self.is_whole() {
+            assert_eq!(self.mail, Mail::Accepted, "content follows only its own accepted MAIL");
+            assert!(self.accepted > 0, "content follows an accepted recipient");
+        }
+        self.writer = Some(match self.form {
+            Form::Data => ContentWriter::new(&self.content, self.dot_lines),
+            Form::Chunk | Form::Whole => ContentWriter::chunk(&self.content),
+        });
     }
 
     /// `written`: octets of the connection's outgoing stream that were handed to the network.

@@ -9,9 +9,11 @@
 //! Invariants:
 //! * Every command written has its place in the queue of replies to come, and every reply goes to the one in front.
 //! * Every transaction that was started has one [`ClientEvent::Finished`], in order, with one verdict per recipient.
-//! * Content is sent only after its own MAIL and one of its recipients were accepted and DATA was answered 354.
+//! * Content is sent only after its own MAIL and one of its recipients were accepted, and DATA, where it goes by DATA,
+//!   was answered 354. Only whole transactions (`chunking = "back_to_back"`) don't wait: there BDAT tells the peer where
+//!   the content ends, and the replies tell us under which envelope it went.
 //! * A 354 is answered with the message or by closing; with a lone dot only where every recipient was refused.
-//! * A transaction that rides behind another's content begins with RSET.
+//! * A transaction that rides behind another begins with RSET.
 //!
 //! What a reply, a loss or a timeout means is decided in `verdict.rs`. Here are the calls, the time and the state; what
 //! is written is in `smtp_client/command.rs`, what replies move in `answer.rs`, how it ends in `ending.rs`.
@@ -23,13 +25,13 @@ mod ending;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::config::{Timeouts, TlsMode};
+use crate::config::{Chunking, Timeouts, TlsMode};
 use crate::deliver::attempt::{Stage, Transaction, TransactionResult};
 use crate::deliver::content::{Chunk, Content};
 use crate::deliver::extension::Extensions;
-use crate::deliver::in_flight::InFlight;
+use crate::deliver::in_flight::{Form, InFlight};
 use crate::deliver::verdict::{Happened, SessionFailure};
-use crate::limits::{IN_FLIGHT_MAX, STUFF_WINDOW_OCTETS};
+use crate::limits::{IN_FLIGHT_MAX, IN_FLIGHT_OCTETS_MAX, STUFF_WINDOW_OCTETS};
 use crate::mail::reply::{Reply, ReplyParser};
 use crate::mail::time::Now;
 
@@ -53,7 +55,13 @@ pub struct SmtpClient<C: Content> {
     mails_begun: u32,
     mails_answered: u32,
     deadline: Option<Duration>,
+    parting: Option<Parting>,
     events: VecDeque<ClientEvent>,
+}
+
+/// The connection ends as soon as what is in flight is answered.
+struct Parting {
+    failure: Option<SessionFailure>,
 }
 
 #[derive(Debug, Clone)]
@@ -63,6 +71,10 @@ pub struct ClientOptions {
     pub protocol: Protocol,
     /// Use PIPELINING where it is offered.
     pub pipelining: bool,
+    /// How content goes where CHUNKING is offered, and how much is in flight.
+    pub chunking: Chunking,
+    /// Whole transactions in flight at most.
+    pub max_in_flight: u32,
     pub tls: TlsMode,
     pub timeouts: Timeouts,
 }
@@ -109,7 +121,7 @@ enum Expected {
     /// The recipient's place in its transaction.
     Recipient(usize),
     Data,
-    /// The content; in LMTP for one recipient.
+    /// The content, by whichever command; in LMTP for one recipient.
     Final(Option<usize>),
     /// A lone dot after a pointless 354.
     LoneDot,
@@ -134,6 +146,7 @@ impl<C: Content> SmtpClient<C> {
             mails_begun: 0,
             mails_answered: 0,
             deadline: None,
+            parting: None,
             events: VecDeque::new(),
         };
         client.restart_timer(now);
@@ -146,6 +159,11 @@ impl<C: Content> SmtpClient<C> {
 
     pub fn is_idle(&self) -> bool {
         self.phase == Phase::Open && self.transactions.is_empty()
+    }
+
+    /// For the transactions that are begun from now on.
+    pub fn set_chunking(&mut self, chunking: Chunking) {
+        self.options.chunking = chunking;
     }
 
     /// What the peer offered last, that is, within TLS where that was started.
@@ -206,11 +224,23 @@ impl<C: Content> SmtpClient<C> {
     /// Whether the next transaction may ride behind the content now: all of that is in `out` and awaits its reply, and
     /// the peer offers PIPELINING (RFC 2920 §3.1 lets RSET and MAIL follow the content in one group).
     pub fn can_ride(&self) -> bool {
-        let one = self.phase == Phase::Open && self.transactions.len() == IN_FLIGHT_MAX - 1;
-        one && self.pipelines() && self.early.is_empty() && self.transactions[0].content_end.is_some()
+        let Some(last) = self.transactions.back() else { return false };
+        // What we refused ourselves has no content.
+        let behind_content = last.content_end.is_some() || last.mail_begin.is_none();
+        let open = self.phase == Phase::Open && self.parting.is_none();
+        let room = match (self.options.chunking, self.form()) {
+            (Chunking::Off, _) => false,
+            (Chunking::BackToBack, Form::Whole) => {
+                let octets: u64 = self.transactions.iter().map(InFlight::content_octets).sum();
+                self.transactions.len() < self.options.max_in_flight as usize && octets < IN_FLIGHT_OCTETS_MAX
+            }
+            _ => self.transactions.len() == IN_FLIGHT_MAX - 1,
+        };
+        open && behind_content && room && self.pipelines() && self.early.is_empty()
     }
 
-    /// Writes the next transaction's envelope behind the current content. Its own content follows only its own 354.
+    /// Writes the next transaction's envelope behind the current content. Its own content follows only its own replies,
+    /// or at once where whole transactions are in flight.
     pub fn ride(&mut self, transaction: Transaction<C>, out: &mut Vec<Chunk<C::Piece>>) {
         assert!(self.can_ride(), "a transaction rides only behind content that is wholly in out");
         // Without RSET a peer that refused all recipients of the last transaction may keep that one's reverse path.
@@ -223,11 +253,18 @@ impl<C: Content> SmtpClient<C> {
         let in_content = self.stage() == Stage::Content;
         self.written += octets as u64;
         assert!(self.written <= self.emitted, "more was reported as written than was put out");
-        if !in_content || self.phase != Phase::Open {
+        if self.phase != Phase::Open {
+            return;
+        }
+        if !in_content {
+            // While whole transactions are being written, progress counts whatever reply is awaited.
+            if self.transactions.back().is_some_and(InFlight::is_whole) {
+                self.restart_timer(now);
+            }
             return;
         }
         if self.emitted - self.written < STUFF_WINDOW_OCTETS as u64 / 2 {
-            self.write_content(out);
+            self.write_content(0, out);
         }
         while !self.awaits_content()
             && let Some(reply) = self.early.pop_front()

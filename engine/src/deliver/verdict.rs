@@ -127,6 +127,8 @@ pub struct Circumstances<'a> {
     pub nothing_executed: bool,
     /// The content's last octet, final dot included, was handed to the network.
     pub content_written: bool,
+    /// It went by BDAT (RFC 3030), which is a command and can be out of order; a final dot can not.
+    pub chunked: bool,
     pub mail_accepted: bool,
     /// Another recipient of this transaction was accepted.
     pub others_accepted: bool,
@@ -158,7 +160,8 @@ pub struct Rule {
 /// Read from the top; the first that applies decides.
 pub const RULES: &[Rule] = &[
     Rule {
-        // Never seen as long as content follows only an accepted MAIL; if it is, another's reverse path was used.
+        // Another's reverse path was used: RSET did not clear what the peer kept. Possible only where whole transactions
+        // are in flight, because else content follows only an accepted MAIL.
         name: "foreign_envelope",
         applies: |c| c.stage == Stage::Final && c.class() == 2 && !c.mail_accepted,
         fate: Fate::Hold,
@@ -221,8 +224,8 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         // "Bad sequence of commands" says nothing about the message: the two sides disagree where they are.
-        name: "out_of_step",
-        applies: |c| c.code() == 503 && c.stage != Stage::Final,
+        name: OUT_OF_STEP,
+        applies: |c| c.code() == 503 && (c.stage != Stage::Final || c.chunked),
         fate: LATER,
         fault: Fault::Peer,
         scope: Some(Scope::Host),
@@ -294,12 +297,16 @@ pub const RULES: &[Rule] = &[
 pub fn judge(circumstances: &Circumstances<'_>, command: &str) -> (RecipientVerdict, Connection) {
     let rule = RULES.iter().find(|rule| (rule.applies)(circumstances)).expect("the last rule applies to everything");
     let one_recipient = circumstances.stage == Stage::Recipient || circumstances.reply_per_recipient;
+    let mut answer = circumstances.happened.answer(circumstances.stage, command);
+    if rule.fate == Fate::Hold {
+        answer = held(answer);
+    }
     let verdict = RecipientVerdict {
         fate: rule.fate,
         fault: rule.fault,
         scope: rule.scope.unwrap_or(if one_recipient { Scope::Recipient } else { Scope::Message }),
         rule: rule.name,
-        answer: circumstances.happened.answer(circumstances.stage, command),
+        answer,
     };
     (verdict, rule.connection)
 }
@@ -507,6 +514,18 @@ impl Circumstances<'_> {
 }
 
 impl Happened {
+    pub(crate) fn is_service_closing(&self) -> bool {
+        self.code() == 421
+    }
+
+    /// The same for a transaction that a reply was not about, but that ends with it.
+    pub(crate) fn unrelated(self) -> Self {
+        match self {
+            Self::Replied(reply) => Self::Garbled(format!("given up after {} {}", reply.code, reply.text())),
+            other => other,
+        }
+    }
+
     /// 0 where no reply came.
     fn code(&self) -> u16 {
         match self {
@@ -541,11 +560,25 @@ impl Happened {
     }
 }
 
+/// What stands in records in place of the peer's success.
+fn held(answer: Answer) -> Answer {
+    let mut text = format!(
+        "the peer refused MAIL but took the content, which may have left under another envelope; it is not sent again \
+         by itself ({} {})",
+        answer.code, answer.text
+    );
+    truncate(&mut text, ANSWER_TEXT_OCTETS_MAX);
+    Answer { code: 451, enhanced: Some((4, 5, 0)), text, command: answer.command }
+}
+
 fn truncate(text: &mut String, octets_max: usize) {
     if text.len() > octets_max {
         text.truncate(text.floor_char_boundary(octets_max));
     }
 }
+
+/// The rule after which whole transactions are no longer put in flight.
+pub(crate) const OUT_OF_STEP: &str = "out_of_step";
 
 const AT_ONCE: Fate = Fate::Retry(Retry { when: When::AtOnce, counts_attempt: false, in_doubt: false });
 const ELSEWHERE: Fate = Fate::Retry(Retry { when: When::OtherSource, counts_attempt: true, in_doubt: false });
@@ -563,6 +596,7 @@ mod tests {
             happened,
             nothing_executed: false,
             content_written: stage == Stage::Final,
+            chunked: false,
             mail_accepted: true,
             others_accepted: false,
             encrypted: true,
@@ -597,7 +631,7 @@ mod tests {
             }
         }
         for (happened, stage) in all.iter().flat_map(|h| TRANSACTION_STAGES.map(|s| (h, s))) {
-            for bits in 0..64_u32 {
+            for bits in 0..128_u32 {
                 let bit = |n: u32| bits >> n & 1 == 1;
                 // Impossible together: written content follows an executed MAIL, an answer to it comes after it.
                 if bit(0) && (bit(1) || stage == Stage::Final) {
@@ -610,6 +644,7 @@ mod tests {
                     others_accepted: bit(3),
                     encrypted: bit(4),
                     reply_per_recipient: bit(5),
+                    chunked: bit(6),
                     ..at(stage, happened)
                 });
             }
@@ -651,6 +686,17 @@ mod tests {
                 assert_ne!(connection, Connection::Stays, "{c:?}");
             }
         });
+    }
+
+    /// A final dot is no command that could be out of order; BDAT is (RFC 3030 §2).
+    #[test]
+    fn a_503_to_a_chunk_is_not_about_the_message() {
+        let happened = replied("503 5.5.1 BDAT without RCPT");
+        let dot = at(Stage::Final, &happened);
+        assert_eq!(judge(&dot, ".").0.fate, Fate::Bounce);
+        let chunk = Circumstances { chunked: true, ..dot };
+        let (verdict, connection) = judge(&chunk, "BDAT 9 LAST");
+        assert_eq!((verdict.rule, verdict.fate, connection), (OUT_OF_STEP, LATER, Connection::Ends));
     }
 
     #[test]

@@ -4,8 +4,10 @@
 //! * `pair.rs`: a pair's tickets, credits, connections and back-off; all its limits have this one owner.
 //! * `connection.rs`: the connection slots of a shard.
 //! * `site.rs`: which host of a site is tried next, and which are left alone for a while.
+//! * `trust.rs`: how much is put in flight with a site's hosts.
 
 pub mod connection;
 pub mod egress;
 pub mod pair;
 pub mod site;
+pub mod trust;

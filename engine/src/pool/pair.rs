@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use super::connection::{ConnectionKey, Slot, SlotState, Slots};
 use super::site::{BackOff, Choice, Hosts};
-use crate::config::{Shaping, TlsMode};
+use super::trust::Trust;
+use crate::config::{Chunking, Shaping, TlsMode};
 use crate::handover::{Attempt, Blocked, PairKey, Route};
 use crate::limits::{PAIRS_KEPT, STANDING_CREDITS};
 use crate::mail::time::Now;
@@ -86,6 +87,7 @@ pub struct Pools {
     /// When blocked pairs are tried again.
     blocked: BTreeSet<(Duration, u32)>,
     slots: Slots,
+    trust: Trust,
     orders: VecDeque<Order>,
     stopping: bool,
 }
@@ -122,6 +124,7 @@ impl Pools {
             keys: HashMap::new(),
             blocked: BTreeSet::new(),
             slots: Slots::default(),
+            trust: Trust::default(),
             orders: VecDeque::new(),
             stopping: false,
         }
@@ -233,6 +236,22 @@ impl Pools {
         self.slots.count_delivery(connection);
         self.grant(now, place);
         attempt
+    }
+
+    /// How much may be in flight on a connection from now on.
+    pub fn chunking(&self, now: Now, connection: ConnectionKey) -> Chunking {
+        let slot = self.slots.get(connection);
+        let asked = self.pairs[slot.pair as usize].shaping.chunking;
+        self.trust.chunking(now.monotonic, &slot.site, asked)
+    }
+
+    /// Something went wrong between messages at a site; `confusion`: of their envelopes.
+    pub fn distrust(&mut self, now: Now, site: &Arc<str>, confusion: bool) {
+        self.trust.lapse(now.monotonic, site, confusion);
+    }
+
+    pub fn homes(&self) -> usize {
+        self.options.homes
     }
 
     /// When [`Self::unblock`] has something to do.
@@ -429,8 +448,8 @@ impl Pools {
         }
     }
 
-    /// Asks homes for tickets: enough for every connection to have one under way, one riding and one waiting, and a
-    /// standing few.
+    /// Asks homes for tickets: enough for every connection to have one under way, one riding and one waiting, or all
+    /// that it may have in flight once more, and a standing few.
     fn grant(&mut self, now: Now, place: u32) {
         let pair = &mut self.pairs[place as usize];
         if self.stopping || pair.blocked_until.is_some_and(|until| until > now.monotonic) {
@@ -438,7 +457,11 @@ impl Pools {
         }
         let limit = pair.shaping.connection_limit as usize;
         let asked: usize = pair.homes.iter().map(|demand| (demand.granted as usize).min(demand.ready)).sum();
-        let mut room = (3 * limit).saturating_sub(pair.busy as usize + pair.tickets.len() + asked);
+        let in_hand = match pair.shaping.chunking {
+            Chunking::BackToBack => pair.shaping.max_in_flight as usize + 2,
+            Chunking::On | Chunking::Off => 3,
+        };
+        let mut room = (in_hand * limit).saturating_sub(pair.busy as usize + pair.tickets.len() + asked);
         let hungry = pair.homes.iter().filter(|demand| demand.ready > demand.granted as usize).count();
         let share = room.div_ceil(hungry.max(1));
         for (home, demand) in pair.homes.iter_mut().enumerate().filter(|(_, demand)| demand.known) {

@@ -269,6 +269,8 @@ impl<'a> LinkTask<'a> {
     fn report_lost(&self, reason: &str) {
         if let Side::Connection(connection) = self.link.side {
             self.link.report_sent(self.shard_loop);
+            // The shard judges by what was sent until now: nothing of it may still go out.
+            self.link.out.borrow_mut().clear();
             let now = self.shard_loop.clock.now();
             self.shard_loop.feed(|shard| shard.connection_closed(now, connection, reason));
         }

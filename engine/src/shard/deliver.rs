@@ -92,6 +92,8 @@ impl Shard {
             ehlo: self.config.egress_sources[delivery.source].ehlo_domain.clone(),
             protocol: Protocol::Smtp,
             pipelining: delivery.shaping.pipelining,
+            chunking: self.pools.chunking(now, connection),
+            max_in_flight: delivery.shaping.max_in_flight,
             tls: delivery.tls,
             timeouts: delivery.shaping.timeouts,
         };
@@ -224,9 +226,9 @@ impl Shard {
         let Some(delivery) = self.deliveries.get_mut(&connection) else { return };
         let DeliveryState::Up(client) = &mut delivery.state else { return };
         let mut chunks = Vec::new();
+        client.set_chunking(self.pools.chunking(now, connection));
         act(client, &mut chunks);
-        if delivery.shaping.riding
-            && client.can_ride()
+        while client.can_ride()
             && let Some(attempt) = self.pools.take_riding(now, connection)
         {
             assert_eq!(delivery.source, attempt.pair.source, "a message leaves from a source of its own pool");
@@ -258,10 +260,17 @@ impl Shard {
                 let (began, attempt) = delivery.attempts.pop_front().expect("a client finishes what it was given");
                 self.metrics.transaction_duration_s.observe(now.monotonic.saturating_sub(began).as_secs_f64());
                 assert_eq!(u64::from(attempt.ticket.entry.0), result.ticket, "in the order in which it was given");
-                if let Some(irregularity) = &result.irregularity {
-                    tracing::error!(id = %attempt.message.id(), peer = delivery.host_name, "{irregularity}");
+                if let Some(irregularity) = result.irregularity {
+                    let (id, peer) = (attempt.message.id(), &delivery.host_name);
+                    let confusion = irregularity.is_confusion();
+                    if confusion {
+                        tracing::error!(%id, peer, "{irregularity}");
+                    } else {
+                        tracing::warn!(%id, peer, "{irregularity}");
+                    }
+                    self.distrust(connection, confusion);
                 }
-                let context = delivery.context.clone();
+                let context = self.deliveries[&connection].context.clone();
                 let home = attempt.ticket.home;
                 self.tell(home, ShardMessage::Settled(Box::new(Settled { attempt, result, context })));
             }
@@ -269,6 +278,14 @@ impl Shard {
                 self.close_delivery(now, connection, failure);
                 self.actions.push_back(Action::ConnectionClose { connection });
             }
+        }
+    }
+
+    /// All owners of the site's pairs are told, this shard among them.
+    fn distrust(&mut self, connection: ConnectionKey, confusion: bool) {
+        let site = Arc::clone(&self.pools.slot(connection).site);
+        for shard in 0..self.pools.homes() {
+            self.tell(shard, ShardMessage::Distrust { site: Arc::clone(&site), confusion });
         }
     }
 

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::{Action, Connected, SessionKey, Shard, ShardOptions};
 use crate::accept::Policy;
 use crate::config::{
-    Config, DkimIdentity, DkimKeyPem, DomainPattern, Priority, RetryInterval, RetryRules, Route, RouteTarget,
+    Chunking, Config, DkimIdentity, DkimKeyPem, DomainPattern, Priority, RetryInterval, RetryRules, Route, RouteTarget,
     SmtpListener, Tenant, TlsMode,
 };
 use crate::handover::{ControlMessage, ShardMessage};
@@ -169,6 +169,15 @@ impl World {
         connection
     }
 
+    /// Every recipient's, in the order of their records.
+    fn fates(&self) -> Vec<Fate> {
+        let outcomes = self.events.iter().filter_map(|event| match &event.record {
+            Logged::Outcome(outcome) => Some(outcome),
+            _ => None,
+        });
+        outcomes.flat_map(|outcome| outcome.results.iter().map(|result| result.fate)).collect()
+    }
+
     fn outcomes(&self) -> usize {
         self.events.iter().filter(|event| matches!(event.record, Logged::Outcome(_))).count()
     }
@@ -233,6 +242,146 @@ fn a_message_is_delivered_and_recorded_once() {
     assert_eq!(world.shard.home.len(), 0);
     world.pass(Duration::from_secs(3600));
     assert_eq!(world.outcomes(), 1, "and it stays at one");
+}
+
+/// A world with one connection, whose peer has said what it offers.
+fn with_peer(chunking: Chunking, offers: &str, messages: usize) -> (World, ConnectionKey, String) {
+    let mut config = Config::new("mta.example");
+    config.shaping.connection_limit = 1;
+    config.shaping.chunking = chunking;
+    config.shaping.max_in_flight = 3;
+    let mut world = World::open(TempDir::new().unwrap(), START, config);
+    for _ in 0..messages {
+        accepted(&mut world);
+    }
+    let peer = world.accept_connection();
+    let said = world.peer_says(peer, offers);
+    (world, peer, said)
+}
+
+const ENVELOPE: &str = "MAIL FROM:<a@client.example>\r\nRCPT TO:<b@peer.example>\r\n";
+const CHUNKING: &str = "250-peer.example\r\n250-CHUNKING\r\n250 PIPELINING\r\n";
+const WHOLE: Chunking = Chunking::BackToBack;
+const ALL_TAKEN: &str = "250 mail\r\n250 rcpt\r\n250 taken\r\n";
+
+/// The next envelope goes out with the content, RSET first, in one write, and each message has its own outcome.
+#[test]
+fn the_next_message_rides_behind_the_content() {
+    let (mut world, peer, said) = with_peer(Chunking::On, "250-peer.example\r\n250 PIPELINING\r\n", 3);
+    assert_eq!(said, format!("{ENVELOPE}DATA\r\n"));
+    let riding = format!("\r\nHello\r\n.\r\nRSET\r\n{ENVELOPE}DATA\r\n");
+    let said = world.peer_says(peer, "250 ok\r\n250 ok\r\n354 go\r\n");
+    assert!(said.ends_with(&riding), "{said}");
+    assert_eq!(world.peer_says(peer, "250 first\r\n250 reset\r\n250 ok\r\n"), "");
+    let said = world.peer_says(peer, "250 ok\r\n354 go\r\n");
+    assert!(said.ends_with(&riding), "{said}");
+    world.pass(Duration::from_secs(1));
+    assert_eq!((world.outcomes(), world.shard.home.len()), (1, 2), "only the first is answered");
+    let said = world.peer_says(peer, "250 second\r\n250 reset\r\n550 5.7.1 no\r\n503 no\r\n503 no\r\n");
+    assert_eq!(said, "", "no content behind a refused MAIL");
+    world.pass(Duration::from_secs(1));
+    assert_eq!((world.outcomes(), world.shard.home.len()), (3, 0));
+    let fates: Vec<Fate> = world.fates();
+    assert_eq!(fates, [Fate::Delivered, Fate::Delivered, Fate::Bounced]);
+}
+
+/// A transaction rides only within the connection's quota of deliveries.
+#[test]
+fn nothing_rides_beyond_the_deliveries_of_a_connection() {
+    let mut config = Config::new("mta.example");
+    config.shaping.connection_limit = 1;
+    config.shaping.max_deliveries_per_connection = 2;
+    config.shaping.chunking = WHOLE;
+    let mut world = World::open(TempDir::new().unwrap(), START, config);
+    (0..3).for_each(|_| accepted(&mut world));
+    let peer = world.accept_connection();
+    let said = world.peer_says(peer, CHUNKING);
+    assert_eq!(said.matches("MAIL FROM").count(), 2, "{said}");
+    let said = world.peer_says(peer, &format!("{ALL_TAKEN}250 reset\r\n{ALL_TAKEN}"));
+    assert_eq!(said, "QUIT\r\n");
+}
+
+#[test]
+fn whole_transactions_are_in_flight_up_to_their_limit() {
+    let (mut world, peer, said) = with_peer(WHOLE, CHUNKING, 5);
+    assert_eq!(said.matches(ENVELOPE).count(), 3, "{said}");
+    assert_eq!((said.matches("BDAT ").count(), said.matches("RSET\r\n").count()), (3, 2), "{said}");
+    let said = world.peer_says(peer, ALL_TAKEN);
+    assert!(said.starts_with(&format!("RSET\r\n{ENVELOPE}BDAT ")), "one answered, one more begun: {said}");
+    let said = world.peer_says(peer, &format!("250 reset\r\n{ALL_TAKEN}").repeat(3));
+    assert!(said.starts_with(&format!("{ENVELOPE}BDAT ")), "all are answered, the last is begun: {said}");
+    world.peer_says(peer, ALL_TAKEN);
+    world.pass(Duration::from_secs(1));
+    assert_eq!((world.outcomes(), world.shard.home.len()), (5, 0));
+    assert_eq!(world.fates(), [Fate::Delivered; 5]);
+}
+
+/// The message may have left under another's envelope: held until it expires, and nothing rides at that site for a day.
+#[test]
+fn a_foreign_envelope_is_held_and_ends_riding_for_a_day() {
+    let (mut world, peer, _) = with_peer(WHOLE, CHUNKING, 2);
+    world.peer_says(peer, ALL_TAKEN);
+    let said = world.peer_says(peer, "250 reset\r\n503 sender already given\r\n250 rcpt\r\n250 taken\r\n");
+    assert_eq!((said.as_str(), world.closed.as_slice()), ("", &[peer][..]));
+    world.shard.connection_gone(world.now, peer);
+    world.pass(Duration::from_secs(1));
+    assert!(matches!(world.fates()[..], [Fate::Delivered, Fate::Deferred { .. }]), "{:?}", world.fates());
+    let state = |world: &World| {
+        let (_, entry) = world.shard.home.entries().next().expect("it is held");
+        (entry.due_ms, entry.expires_ms, entry.last_answer.map(str::to_owned))
+    };
+    let (due_ms, expires_ms, answer) = state(&world);
+    assert_eq!(due_ms, expires_ms, "never sent again by itself");
+    assert!(answer.is_some_and(|answer| answer.contains("another envelope")));
+    (0..2).for_each(|_| accepted(&mut world));
+    let peer = world.accept_connection();
+    assert_eq!(world.peer_says(peer, CHUNKING), format!("{ENVELOPE}DATA\r\n"), "one step after the other");
+    let said = world.peer_says(peer, "250 ok\r\n250 ok\r\n354 go\r\n");
+    assert!(said.ends_with("\r\nHello\r\n.\r\n"), "nothing rides: {said}");
+    world.peer_says(peer, "250 ok\r\n");
+    world.peer_says(peer, "250 ok\r\n250 ok\r\n354 go\r\n");
+    world.peer_says(peer, "250 ok\r\n");
+    world.pass(crate::limits::DISTRUST);
+    world.shard.connection_closed(world.now, peer, "gone");
+    world.settle();
+    world.shard.connection_gone(world.now, peer);
+    (0..2).for_each(|_| accepted(&mut world));
+    let peer = world.accept_connection();
+    let said = world.peer_says(peer, CHUNKING);
+    assert_eq!(said.matches("BDAT ").count(), 2, "a day later it is trusted again: {said}");
+}
+
+/// Lost with whole transactions in flight: all are in doubt, sent again and counted; then one at a time for a day.
+#[test]
+fn a_loss_in_flight_is_in_doubt_and_ends_whole_transactions_for_a_day() {
+    let (mut world, peer, _) = with_peer(WHOLE, CHUNKING, 2);
+    world.shard.connection_closed(world.now, peer, "reset");
+    world.settle();
+    world.shard.connection_gone(world.now, peer);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.shard.metrics.possible_duplicates.get(), 2);
+    assert!(world.shard.home.entries().all(|(_, entry)| entry.attempts == 1 && entry.due_ms < entry.expires_ms));
+    accepted(&mut world);
+    world.pass(Duration::from_secs(3_600));
+    let peer = world.accept_connection();
+    assert_eq!(world.peer_says(peer, CHUNKING), ENVELOPE, "content waits for its recipient");
+    let said = world.peer_says(peer, "250 ok\r\n250 ok\r\n");
+    assert!(said.starts_with("BDAT ") && said.ends_with(&format!("RSET\r\n{ENVELOPE}")), "{said}");
+}
+
+/// After a 421 what is behind goes back at once, and counts no attempt.
+#[test]
+fn after_a_421_what_was_in_flight_goes_back_at_once() {
+    let (mut world, peer, _) = with_peer(WHOLE, CHUNKING, 3);
+    world.peer_says(peer, &format!("{ALL_TAKEN}250 reset\r\n421 4.3.2 closing\r\n"));
+    world.shard.connection_gone(world.now, peer);
+    world.pass(Duration::from_millis(100));
+    assert_eq!(world.fates(), [Fate::Delivered]);
+    assert!(world.shard.home.entries().all(|(_, entry)| entry.attempts == 0), "no attempt is counted");
+    assert_eq!(world.shard.metrics.possible_duplicates.get(), 0);
+    let peer = world.accept_connection();
+    let said = world.peer_says(peer, CHUNKING);
+    assert_eq!(said.matches("BDAT ").count(), 2, "a 421 is no reason to trust it less: {said}");
 }
 
 /// EXACT-RETRY-STATE: attempts and due time are the same after a restart, to the millisecond.

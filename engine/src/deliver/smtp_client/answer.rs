@@ -5,8 +5,8 @@ use crate::config::TlsMode;
 use crate::deliver::attempt::{Irregularity, Stage};
 use crate::deliver::content::{Chunk, Content};
 use crate::deliver::extension::Extensions;
-use crate::deliver::in_flight::{InFlight, Mail};
-use crate::deliver::verdict::{Circumstances, Connection, Happened, RecipientVerdict, judge};
+use crate::deliver::in_flight::{Form, InFlight, Mail};
+use crate::deliver::verdict::{Circumstances, Connection, Fate, Happened, OUT_OF_STEP, RecipientVerdict, judge};
 use crate::mail::reply::Reply;
 
 impl<C: Content> SmtpClient<C> {
@@ -114,6 +114,11 @@ impl<C: Content> SmtpClient<C> {
         if front.mail == Mail::Refused && reply.is_positive() {
             // It kept an older reverse path: whatever is sent now goes out under that.
             front.irregularity = Some(Irregularity::RecipientAcceptedWithoutMail);
+            if front.is_whole() {
+                // The content is under way already: only the reply to it tells whether it has left.
+                self.part_later(None);
+                return;
+            }
             return self.end_at(expected, Happened::Replied(reply));
         }
         if front.mail == Mail::Refused {
@@ -133,7 +138,7 @@ impl<C: Content> SmtpClient<C> {
         let front = &self.transactions[0];
         let any_accepted = front.accepted_count() > 0;
         if reply.code == 354 && any_accepted {
-            return self.begin_content(out);
+            return self.begin_content(0, out);
         }
         if reply.code == 354 && front.mail == Mail::Accepted && self.options.protocol == Protocol::Smtp {
             // RFC 2920 §3.1: all recipients were refused, so the dot sends nothing to nobody; its reply is ignored.
@@ -153,16 +158,26 @@ impl<C: Content> SmtpClient<C> {
 
     pub(super) fn on_final(&mut self, slot: Option<usize>, reply: Reply) {
         let taken = reply.is_positive();
-        let happened = Happened::Replied(reply);
-        let (verdict, connection) = self.judge_front(Expected::Final(slot), &happened);
+        let expected = Expected::Final(slot);
         let front = &mut self.transactions[0];
         front.taken &= taken;
+        if front.is_whole() && front.accepted_count() == 0 && !(taken && front.mail == Mail::Refused) {
+            // Nobody is left for this reply to decide about: MAIL or every recipient was refused before.
+            return self.finish(false);
+        }
+        let happened = Happened::Replied(reply);
+        let (verdict, connection) = self.judge_front(expected, &happened);
+        let front = &mut self.transactions[0];
         match slot {
             Some(slot) => front.settle(slot, verdict),
+            None if verdict.fate == Fate::Hold => {
+                front.irregularity = Some(Irregularity::ForeignEnvelope);
+                front.overrule(&verdict);
+            }
             None => front.settle_rest(&verdict),
         }
-        if connection != Connection::Stays {
-            self.end_at(Expected::Final(slot), happened);
+        if connection != Connection::Stays && !self.parts_later(connection) {
+            self.end_at(expected, happened);
         } else if !matches!(self.expected.front(), Some(Expected::Final(_))) {
             let taken = self.transactions[0].taken;
             self.finish(taken);
@@ -179,15 +194,30 @@ impl<C: Content> SmtpClient<C> {
     ) {
         match connection {
             Connection::Stays => self.write_next(out),
+            _ if self.parts_later(connection) => {}
             Connection::Ends | Connection::EndsAndHostBacksOff => self.end_at(at, happened),
         }
     }
 
+    /// Whole transactions are in flight: each of them has its own replies to come, which say more than our leaving now.
+    fn parts_later(&mut self, connection: Connection) -> bool {
+        let later = connection == Connection::Ends && self.transactions[0].is_whole();
+        if later {
+            self.part_later(None);
+        }
+        later
+    }
+
     /// The verdict on the transaction in front for a reply while the connection goes on.
-    pub(super) fn judge_front(&self, at: Expected, happened: &Happened) -> (RecipientVerdict, Connection) {
+    pub(super) fn judge_front(&mut self, at: Expected, happened: &Happened) -> (RecipientVerdict, Connection) {
         let front = &self.transactions[0];
         let circumstances = self.circumstances(front, self.stage_of(at), happened, false);
-        judge(&circumstances, &self.command_of(front, at))
+        let (verdict, connection) = judge(&circumstances, &self.command_of(front, at));
+        let out_of_step = verdict.rule == OUT_OF_STEP && front.is_whole();
+        if out_of_step {
+            self.transactions[0].irregularity = Some(Irregularity::OutOfStep);
+        }
+        (verdict, connection)
     }
 
     pub(super) fn circumstances<'a>(
@@ -201,7 +231,8 @@ impl<C: Content> SmtpClient<C> {
             stage,
             happened,
             nothing_executed,
-            content_written: transaction.content_is_written(self.written),
+            chunked: transaction.form() != Form::Data,
+            content_written: self.content_is_out(transaction, happened),
             mail_accepted: transaction.mail == Mail::Accepted,
             others_accepted: transaction.accepted_count() > 0,
             encrypted: self.encrypted,

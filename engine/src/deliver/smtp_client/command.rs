@@ -1,17 +1,30 @@
 //! What is written, and in which order. Every command written is expected to be answered.
 
 use super::{Expected, Protocol, SmtpClient};
+use crate::config::Chunking;
 use crate::deliver::attempt::Transaction;
 use crate::deliver::content::{Chunk, Content, push_bytes};
-use crate::deliver::in_flight::{InFlight, Mail};
+use crate::deliver::in_flight::{Form, InFlight, Mail};
 
 impl<C: Content> SmtpClient<C> {
     pub(super) fn pipelines(&self) -> bool {
         self.options.pipelining && self.offered.pipelining
     }
 
+    /// How the next transaction's content goes out.
+    pub(super) fn form(&self) -> Form {
+        match self.options.chunking {
+            Chunking::Off => Form::Data,
+            _ if !self.offered.chunking => Form::Data,
+            // In LMTP the number of replies to the content depends on the replies before it (RFC 2033 §4.2).
+            Chunking::BackToBack if self.pipelines() && self.options.protocol == Protocol::Smtp => Form::Whole,
+            Chunking::On | Chunking::BackToBack => Form::Chunk,
+        }
+    }
+
     pub(super) fn begin(&mut self, transaction: Transaction<C>, reset: bool, out: &mut Vec<Chunk<C::Piece>>) {
-        let transaction = InFlight::new(transaction, &self.offered);
+        let form = self.form();
+        let transaction = InFlight::new(transaction, form, &self.offered);
         let settled = transaction.is_settled();
         self.transactions.push_back(transaction);
         if settled {
@@ -26,12 +39,15 @@ impl<C: Content> SmtpClient<C> {
         }
         if self.pipelines() {
             self.write_envelope(out);
+            if form == Form::Whole {
+                self.begin_content(self.transactions.len() - 1, out);
+            }
         } else if !reset {
             self.write_next(out);
         }
     }
 
-    /// All of the newest transaction's envelope in one write (RFC 2920 §3.1: DATA last).
+    /// All of the newest transaction's envelope in one write (RFC 2920 §3.1: DATA last); BDAT waits for a recipient.
     pub(super) fn write_envelope(&mut self, out: &mut Vec<Chunk<C::Piece>>) {
         let place = self.transactions.len() - 1;
         self.write_mail(place, out);
@@ -40,7 +56,9 @@ impl<C: Content> SmtpClient<C> {
         for (command, slot) in commands.collect::<Vec<_>>() {
             self.write_command(&command, Expected::Recipient(slot), out);
         }
-        self.write_command("DATA", Expected::Data, out);
+        if self.transactions[place].form() == Form::Data {
+            self.write_command("DATA", Expected::Data, out);
+        }
     }
 
     pub(super) fn write_mail(&mut self, place: usize, out: &mut Vec<Chunk<C::Piece>>) {
@@ -50,7 +68,7 @@ impl<C: Content> SmtpClient<C> {
         self.write_command(&command, Expected::Mail, out);
     }
 
-    /// Without PIPELINING, the command after the one just answered; with it, all are written already.
+    /// Without PIPELINING, the command after the one just answered; with it, all are written already, but for BDAT.
     pub(super) fn write_next(&mut self, out: &mut Vec<Chunk<C::Piece>>) {
         if !self.expected.is_empty() {
             return;
@@ -63,6 +81,8 @@ impl<C: Content> SmtpClient<C> {
         } else if let Some(slot) = front.next_waiting() {
             let command = front.recipient_command(slot);
             self.write_command(&command, Expected::Recipient(slot), out);
+        } else if front.accepted_count() > 0 && front.form() == Form::Chunk {
+            self.begin_content(0, out);
         } else if front.accepted_count() > 0 {
             self.write_command("DATA", Expected::Data, out);
         } else {
@@ -70,26 +90,27 @@ impl<C: Content> SmtpClient<C> {
         }
     }
 
-    pub(super) fn begin_content(&mut self, out: &mut Vec<Chunk<C::Piece>>) {
-        let front = &mut self.transactions[0];
-        front.begin_content();
+    pub(super) fn begin_content(&mut self, place: usize, out: &mut Vec<Chunk<C::Piece>>) {
+        let transaction = &mut self.transactions[place];
+        transaction.begin_content();
         let finals = match self.options.protocol {
             Protocol::Smtp => vec![Expected::Final(None)],
             // RFC 2033 §4.2: one reply for each accepted recipient, in order.
-            Protocol::Lmtp => front.accepted().map(|slot| Expected::Final(Some(slot))).collect(),
+            Protocol::Lmtp => transaction.accepted().map(|slot| Expected::Final(Some(slot))).collect(),
         };
-        assert!(self.expected.is_empty(), "nothing was written behind DATA");
+        let alone = self.expected.is_empty();
+        assert!(alone || transaction.is_whole(), "content follows the replies to its envelope");
         self.expected.extend(finals);
-        self.write_content(out);
+        self.write_content(place, out);
     }
 
-    pub(super) fn write_content(&mut self, out: &mut Vec<Chunk<C::Piece>>) {
-        let Some(front) = self.transactions.front_mut() else { return };
-        let Some(writer) = &mut front.writer else { return };
+    pub(super) fn write_content(&mut self, place: usize, out: &mut Vec<Chunk<C::Piece>>) {
+        let Some(transaction) = self.transactions.get_mut(place) else { return };
+        let Some(writer) = &mut transaction.writer else { return };
         self.emitted += writer.write(out) as u64;
         if writer.is_finished() {
-            front.writer = None;
-            front.content_end = Some(self.emitted);
+            transaction.writer = None;
+            transaction.content_end = Some(self.emitted);
         }
     }
 
@@ -128,7 +149,8 @@ impl<C: Content> SmtpClient<C> {
             Expected::Mail => transaction.mail_command.clone(),
             Expected::Recipient(slot) => transaction.recipient_command(slot),
             Expected::Data => "DATA".to_owned(),
-            Expected::Final(_) | Expected::LoneDot => ".".to_owned(),
+            Expected::Final(_) => transaction.content_command(),
+            Expected::LoneDot => ".".to_owned(),
             _ => self.session_command(at),
         }
     }

@@ -1,9 +1,9 @@
 //! How transactions and connections end: every transaction gets its result, every connection its one last event.
 
-use super::{ClientEvent, Expected, Phase, SmtpClient};
-use crate::deliver::attempt::Stage;
+use super::{ClientEvent, Expected, Parting, Phase, SmtpClient};
+use crate::deliver::attempt::{Irregularity, Stage};
 use crate::deliver::content::{Chunk, Content};
-use crate::deliver::in_flight::Mail;
+use crate::deliver::in_flight::{InFlight, Mail};
 use crate::deliver::verdict::{Connection, Happened, SessionFailure, judge, judge_session};
 use crate::mail::reply::Reply;
 
@@ -13,12 +13,20 @@ impl<C: Content> SmtpClient<C> {
         self.reset_first = !envelope_forgotten;
         self.finish_front();
         // What would have ridden behind it, had we not refused it ourselves, awaits no reply.
-        if self.transactions.front().is_some_and(|next| next.mail_begin.is_none()) {
+        while self.transactions.front().is_some_and(|next| next.mail_begin.is_none()) {
             self.finish_front();
         }
         if self.transactions.is_empty() {
-            self.events.push_back(ClientEvent::Idle);
+            match self.parting.take() {
+                Some(Parting { failure }) => self.close(failure),
+                None => self.events.push_back(ClientEvent::Idle),
+            }
         }
+    }
+
+    /// Begins nothing more, and closes when all that is in flight is answered.
+    pub(super) fn part_later(&mut self, failure: Option<SessionFailure>) {
+        self.parting.get_or_insert(Parting { failure });
     }
 
     fn finish_front(&mut self) {
@@ -39,6 +47,9 @@ impl<C: Content> SmtpClient<C> {
             }
             Phase::Open => {
                 self.settle_early();
+                if self.phase == Phase::Closed {
+                    return;
+                }
                 match self.expected.front() {
                     Some(&at) => self.end_at(at, happened),
                     None => self.end_idle(&happened),
@@ -76,7 +87,14 @@ impl<C: Content> SmtpClient<C> {
             let at = if place == 0 { at } else { Expected::Mail };
             let stage = if place == 0 { self.stage_of_front(at, &transaction) } else { Stage::Mail };
             let repeatable = self.mails_answered > 0 || place > 0 || !transaction.mail_is_written(self.written);
-            let nothing_executed = transaction.mail == Mail::Unanswered && repeatable;
+            // Replies come in order: behind a 421 nothing was executed (RFC 5321 §3.8), behind a loss who knows.
+            let executed = self.content_is_out(&transaction, &happened) && !happened.is_service_closing();
+            let nothing_executed = transaction.mail == Mail::Unanswered && repeatable && !executed;
+            let unrelated = executed && transaction.mail == Mail::Unanswered;
+            let happened = if unrelated { happened.clone().unrelated() } else { happened.clone() };
+            if transaction.is_whole() && !happened.is_service_closing() {
+                transaction.irregularity.get_or_insert(Irregularity::LostInFlight);
+            }
             let circumstances = self.circumstances(&transaction, stage, &happened, nothing_executed);
             let (verdict, connection) = judge(&circumstances, &self.command_of(&transaction, at));
             if place == 0 && connection == Connection::EndsAndHostBacksOff {
@@ -86,6 +104,13 @@ impl<C: Content> SmtpClient<C> {
             self.events.push_back(ClientEvent::Finished(transaction.into_result(self.written)));
         }
         self.close(failure);
+    }
+
+    /// Whether the peer may have all of the content. What lies in `out` is written before we close; only a connection
+    /// that is lost takes no more.
+    pub(super) fn content_is_out(&self, transaction: &InFlight<C>, happened: &Happened) -> bool {
+        let goes_out = transaction.is_whole() && !matches!(happened, Happened::Lost(_));
+        transaction.content_is_written(if goes_out { self.emitted } else { self.written })
     }
 
     /// The peer said no before any transaction.

@@ -2,7 +2,7 @@
 //!
 //! A dialog is a text, one step a line; `#` begins a comment.
 //! ```text
-//! set lmtp | required | verified | disabled | no-pipelining      before anything else
+//! set lmtp | required | verified | disabled | no-pipelining | no-chunking | back-to-back      before anything else
 //! S: 250 OK               the peer sends a line; adjacent lines come in one read
 //! S~ 250 O                the peer sends octets without a line ending; \r, \n, \xNN, \\ are understood
 //! C: EHLO us.example      the client has written this line; it must have written nothing else before the next step
@@ -175,10 +175,15 @@ fn options() -> ClientOptions {
         ehlo: "us.example".to_owned(),
         protocol: Protocol::Smtp,
         pipelining: true,
+        chunking: Chunking::On,
+        max_in_flight: 4,
         tls: TlsMode::Opportunistic,
         timeouts: Timeouts::default(),
     }
 }
+
+/// Whole transactions in flight.
+const WHOLE: Chunking = Chunking::BackToBack;
 
 fn describe(verdict: &RecipientVerdict) -> String {
     let fate = match verdict.fate {
@@ -240,6 +245,8 @@ fn run_dialog(name: &str, text: &str, piece: usize) {
         match &words["set ".len()..] {
             "lmtp" => options.protocol = Protocol::Lmtp,
             "no-pipelining" => options.pipelining = false,
+            "no-chunking" => options.chunking = Chunking::Off,
+            "back-to-back" => options.chunking = WHOLE,
             "required" => options.tls = TlsMode::Required,
             "verified" => options.tls = TlsMode::Verified,
             "disabled" => options.tls = TlsMode::Disabled,
@@ -320,7 +327,7 @@ fn dialogs() {
         (1..=pieces).for_each(|piece| run_dialog(&name, &text, piece));
         count += 1;
     }
-    assert!(count >= 30, "{count} dialogs");
+    assert!(count >= 130, "{count} dialogs");
 }
 
 /// All that the peer offers for riding.
@@ -434,11 +441,13 @@ struct Peer {
     whim: usize,
     pipelining: bool,
     keeps_reverse_path: bool,
+    chunking: bool,
     buffer: Vec<u8>,
     in_content: bool,
     reverse_path: Option<String>,
     recipients: Vec<String>,
     closed: bool,
+    loses_replies: bool,
     /// Content, reverse path and recipients of each message that it took responsibility for.
     taken: Vec<(String, String, Vec<String>)>,
 }
@@ -454,6 +463,12 @@ impl Peer {
         self.buffer.extend_from_slice(octets);
         let mut replies = Vec::new();
         while !self.closed {
+            if let Some((length, content)) = self.chunk() {
+                self.buffer.drain(..length);
+                let reply = self.answer_chunk(content);
+                replies.extend_from_slice(reply.as_bytes());
+                continue;
+            }
             let end: &[u8] = if self.in_content { b"\r\n.\r\n" } else { b"\r\n" };
             let found = self.buffer.windows(end.len()).position(|window| window == end);
             let lone_dot = self.in_content && self.buffer.starts_with(b".\r\n");
@@ -463,10 +478,36 @@ impl Peer {
                 self.buffer.drain(..3);
             }
             let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            if text.starts_with("BDAT") {
+                // It waits for the rest of the chunk.
+                self.buffer.splice(..0, line);
+                break;
+            }
             let reply = self.answer(&text);
             replies.extend_from_slice(reply.as_bytes());
         }
-        replies
+        if self.loses_replies { Vec::new() } else { replies }
+    }
+
+    /// BDAT with all of its chunk: how many octets that is, and the content, a dot more in front of its dot line as if
+    /// it had come by DATA.
+    fn chunk(&self) -> Option<(usize, String)> {
+        let end = self.buffer.windows(2).position(|window| window == b"\r\n")?;
+        let command = String::from_utf8_lossy(&self.buffer[..end]).into_owned();
+        let size = command.strip_prefix("BDAT ")?.strip_suffix(" LAST").expect("one chunk").parse::<usize>().unwrap();
+        let content = self.buffer.get(end + 2..end + 2 + size)?;
+        Some((end + 2 + size, String::from_utf8_lossy(content).trim_end().replace("\n.", "\n..")))
+    }
+
+    fn answer_chunk(&mut self, content: String) -> String {
+        if self.recipients.is_empty() {
+            // Its octets are not commands, whatever becomes of it (RFC 3030 §4.2).
+            let whim = self.whim();
+            self.closed |= whim >= 250;
+            return if self.closed { String::new() } else { "503 5.5.1 no recipients\r\n".to_owned() };
+        }
+        self.in_content = true;
+        self.answer(&content)
     }
 
     fn answer(&mut self, line: &str) -> String {
@@ -488,9 +529,10 @@ impl Peer {
                 if !recipients.is_empty() {
                     self.taken.push((line.to_owned(), reverse_path, recipients));
                 }
-                if whim == 249 {
-                    // It took the message, and its reply is lost.
+                if whim >= 248 {
+                    // It took the message, and its reply is lost, or all that it said at a time.
                     self.closed = true;
+                    self.loses_replies = whim == 248;
                     return String::new();
                 }
                 return "250-2.0.0 queued\r\n250 as such\r\n".to_owned();
@@ -500,8 +542,11 @@ impl Peer {
         let (verb, argument) = line.split_once([' ', ':']).unwrap_or((line, ""));
         let path = argument.split_once('<').and_then(|(_, rest)| rest.split_once('>')).map(|(path, _)| path.to_owned());
         match (verb, refusal) {
-            ("EHLO", _) if self.pipelining => "250-mx\r\n250 PIPELINING\r\n".to_owned(),
-            ("EHLO", _) => "250 mx\r\n".to_owned(),
+            ("EHLO", _) => {
+                let offers = [(self.pipelining, "PIPELINING"), (self.chunking, "CHUNKING")];
+                let lines = offers.into_iter().filter(|(on, _)| *on).map(|(_, offer)| format!("250-{offer}\r\n"));
+                format!("250-mx\r\n{}250 HELP\r\n", lines.collect::<String>())
+            }
             ("QUIT", _) => "221 bye\r\n".to_owned(),
             ("RSET", _) => {
                 (self.reverse_path, self.recipients) = (None, Vec::new());
@@ -540,7 +585,7 @@ impl Peer {
 /// What a peer without any state may say.
 const SAYS: [&[u8]; 10] = [
     b"220 hello\r\n",
-    b"250-mx\r\n250-PIPELINING\r\n250 STARTTLS\r\n",
+    b"250-mx\r\n250-PIPELINING\r\n250-CHUNKING\r\n250 STARTTLS\r\n",
     b"250 ok\r\n",
     b"250 ok\r\n250 ok\r\n",
     b"354 go\r\n",
@@ -552,8 +597,8 @@ const SAYS: [&[u8]; 10] = [
 ];
 
 /// Sends `messages` through one connection to `peer`, riding where `rides` allows; checks every promise from outside.
-fn converse(mut peer: Peer, messages: usize, rides: u8, piece: usize) {
-    let mut world = World::new(options());
+fn converse(mut peer: Peer, chunking: Chunking, messages: usize, rides: u8, piece: usize) {
+    let mut world = World::new(ClientOptions { chunking, ..options() });
     let mut results = BTreeMap::<u64, TransactionResult>::new();
     let mut started = 0;
     let mut closed = false;
@@ -579,7 +624,7 @@ fn converse(mut peer: Peer, messages: usize, rides: u8, piece: usize) {
                 ClientEvent::StartTls => unreachable!("not offered"),
             }
         }
-        if started < messages && rides >> (started % 8) & 1 == 1 && world.client.can_ride() {
+        while started < messages && rides >> (started % 8) & 1 == 1 && world.client.can_ride() {
             started += 1;
             world.ride(&words(started));
         }
@@ -632,13 +677,15 @@ proptest! {
 
     #[test]
     fn no_peer_makes_us_lose_or_double_or_mix_up(
-        whims in proptest::collection::vec(prop_oneof![3 => 0_u8..220, 2 => any::<u8>()], 0..60),
-        (pipelining, keeps_reverse_path) in any::<(bool, bool)>(),
+        whims in proptest::collection::vec(prop_oneof![20 => 0_u8..220, 10 => any::<u8>(), 1 => Just(248)], 0..60),
+        (pipelining, chunks, keeps_reverse_path) in any::<(bool, bool, bool)>(),
+        chunking in prop_oneof![Just(Chunking::Off), Just(Chunking::On), Just(WHOLE)],
         messages in 1_usize..8,
         rides in any::<u8>(),
         piece in 1_usize..40,
     ) {
-        converse(Peer { whims, pipelining, keeps_reverse_path, ..Peer::default() }, messages, rides, piece);
+        let peer = Peer { whims, pipelining, chunking: chunks, keeps_reverse_path, ..Peer::default() };
+        converse(peer, chunking, messages, rides, piece);
     }
 
     /// Steps in any order, from a peer that may send anything.
@@ -648,8 +695,9 @@ proptest! {
         pipelining in any::<bool>(),
         tls in prop_oneof![Just(TlsMode::Opportunistic), Just(TlsMode::Required), Just(TlsMode::Disabled)],
         protocol in prop_oneof![Just(Protocol::Smtp), Just(Protocol::Lmtp)],
+        chunking in prop_oneof![Just(Chunking::Off), Just(Chunking::On), Just(WHOLE)],
     ) {
-        let mut world = World::new(ClientOptions { pipelining, tls, protocol, ..options() });
+        let mut world = World::new(ClientOptions { pipelining, tls, protocol, chunking, ..options() });
         let mut events = Vec::new();
         let mut begun = Vec::new();
         for (step, noise) in steps {
