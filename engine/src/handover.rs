@@ -20,6 +20,7 @@ use crate::admin::{MessageFilter, MessageRow, QueueRow};
 use crate::config::{Shaping, TlsMode};
 use crate::deliver::attempt::TransactionResult;
 use crate::deliver::route::{RouteFailure, Site};
+pub use crate::deliver::tls_policy::{TlsProof, TlsRequirement};
 use crate::schedule::queue::EntryKey;
 
 /// A message whose record is durable.
@@ -54,11 +55,29 @@ pub struct PairKey {
     pub site: Arc<str>,
 }
 
-/// A domain's site with the TLS that its route asks for.
+/// A domain's site with the TLS that the domain's mail requires.
 #[derive(Debug, Clone)]
 pub struct Route {
     pub site: Arc<Site>,
     pub tls: TlsMode,
+}
+
+impl Route {
+    /// What a connection to one of the site's hosts must have proved.
+    pub fn requirement(&self, _host: usize) -> TlsRequirement {
+        match self.tls {
+            TlsMode::Disabled => TlsRequirement::Disabled,
+            TlsMode::Opportunistic => TlsRequirement::Opportunistic,
+            TlsMode::Required => TlsRequirement::Encrypted,
+            TlsMode::Verified => TlsRequirement::Verified,
+        }
+    }
+
+    /// Whether a connection to the site's host of this name, which has proved so much, may carry the mail.
+    pub fn is_met_by(&self, host_name: &str, proof: &TlsProof) -> bool {
+        let host = self.site.hosts.iter().position(|host| host.name == host_name);
+        host.is_some_and(|host| self.requirement(host).is_met_by(proof))
+    }
 }
 
 /// One entry on its way through a pair's owner: a ticket, with all that a transaction needs.
@@ -99,6 +118,8 @@ pub struct DeliveryContext {
     pub source_address: String,
     pub tls_protocol: String,
     pub tls_cipher: String,
+    /// The parts of the peer's certificate's subject name.
+    pub tls_peer_subject: Vec<String>,
     pub session_id: u64,
 }
 
@@ -126,6 +147,8 @@ pub enum ShardMessage {
     Unstarted(Box<Attempt>),
     /// Owner ← owner: something went wrong between messages at a site.
     Distrust { site: Arc<str>, confusion: bool },
+    /// Home ← owner: no attempt was made, and none can be for mail to this domain: no host meets its TLS requirement.
+    Held { attempt: Box<Attempt>, blocked: Blocked },
     /// Home ← control: a domain's route.
     Routed { domain: Arc<str>, result: Result<Route, RouteFailure> },
     /// Home ← control: the site of a domain that shaping has a table for.

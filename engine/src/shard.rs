@@ -32,15 +32,15 @@ use postrider_spool::{Log, Operation, Statistics};
 use self::accept::{Session, Signing};
 use self::ask::Asked;
 use self::deliver::Delivery;
-pub use self::deliver::{ConnectError, Connected};
+pub use self::deliver::{ConnectError, Connected, TlsStarted};
 use self::schedule::{PendingRead, RouteCache};
 use self::shaping::Shapings;
 use self::spool::HomeLog;
 use crate::accept::Policy;
 use crate::admin::metrics::ShardMetrics;
-use crate::config::{Config, TlsMode};
+use crate::config::Config;
 use crate::deliver::content::Chunk;
-use crate::handover::{AcceptAnswer, ControlMessage, ShardMessage};
+use crate::handover::{AcceptAnswer, ControlMessage, ShardMessage, TlsRequirement};
 use crate::limits::{INBOX_MESSAGES_PER_TURN, SESSIONS_MAX, SWEEP_INTERVAL};
 use crate::mail::time::Now;
 use crate::outcome::event::LoggedRecord;
@@ -100,7 +100,7 @@ pub enum Action {
     ConnectionStartTls {
         connection: ConnectionKey,
         host_name: String,
-        tls: TlsMode,
+        tls: TlsRequirement,
     },
     /// Send what is to be sent, close, wait a little for the peer's FIN, and report with [`Shard::connection_gone`].
     ConnectionClose {
@@ -298,6 +298,7 @@ impl Shard {
             ShardMessage::Settled(settled) => self.settle(now, *settled),
             ShardMessage::Unstarted(attempt) => self.take_back(now, *attempt),
             ShardMessage::Distrust { site, confusion } => self.pools.distrust(now, &site, confusion),
+            ShardMessage::Held { attempt, blocked } => self.hold_domain(*attempt, blocked),
             ShardMessage::Routed { domain, result } => self.handle_route(now, &domain, result),
             ShardMessage::RuleSite { domain, site } => self.shapings.learn_site(&domain, &site),
             ShardMessage::Owner { pair, owner } => self.home.set_owner(&pair, owner),

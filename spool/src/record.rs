@@ -180,6 +180,7 @@ pub struct Outcome {
     pub source_address: String,
     pub delivery_protocol: String,
     pub tls_protocol: String,
+    /// The cipher's name, and behind it a line for each part of the peer's certificate's subject name.
     pub tls_cipher: String,
     pub session_id: u64,
 }
@@ -208,6 +209,23 @@ pub struct CopiedState {
     pub finished: Vec<u32>,
     /// The latest state of others that have one.
     pub deferred: Vec<RecipientResult>,
+}
+
+impl Outcome {
+    /// `subject` is the subject name of the peer's certificate, in parts.
+    pub fn set_tls_cipher(&mut self, cipher: &str, subject: &[String]) {
+        self.tls_cipher = cipher.to_owned();
+        for part in subject {
+            self.tls_cipher.push('\n');
+            self.tls_cipher.push_str(&part.replace('\n', " "));
+        }
+    }
+
+    /// The cipher's name and the parts of the subject name of the peer's certificate.
+    pub fn tls_cipher(&self) -> (&str, impl Iterator<Item = &str> + Clone) {
+        let mut lines = self.tls_cipher.split('\n');
+        (lines.next().unwrap_or_default(), lines)
+    }
 }
 
 impl ArchivedEnvelope {

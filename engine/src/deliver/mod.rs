@@ -5,6 +5,7 @@
 //! * `content.rs`: the message's octets on their way to the wire.
 //! * `extension.rs`: what the peer offers.
 //! * `in_flight.rs`: one transaction on a connection.
+//! * `tls_policy.rs`: what TLS a domain requires, and what a connection has proved.
 //! * `smtp_client.rs`: the SMTP and LMTP client, without I/O.
 //! * `blame.rs`: whether a refusal blames our address.
 //! * `verdict.rs`: what a failure means. The only file that decides it.
@@ -16,4 +17,5 @@ pub mod extension;
 pub(crate) mod in_flight;
 pub mod route;
 pub mod smtp_client;
+pub mod tls_policy;
 pub mod verdict;

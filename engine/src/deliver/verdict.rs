@@ -98,6 +98,8 @@ pub struct SessionFailure {
 pub enum HostAction {
     /// Leave this host alone for a while and try another MX host.
     BackOff,
+    /// The same, but only for mail that requires such TLS of it: mail that does not may go there.
+    BackOffTls,
     /// The same host at once, on a new connection with TLS disabled; remember it for a while (RFC 7435).
     RetryInClear,
 }
@@ -341,14 +343,14 @@ pub const SESSION_RULES: &[SessionRule] = &[
         // it is one more broken handshake: who can inject can as well hide STARTTLS, and nothing of it is believed.
         name: "tls_injection",
         applies: |stage, happened, _| stage == Stage::StartTls && matches!(happened, Happened::Garbled(_)),
-        action: HostAction::BackOff,
+        action: HostAction::BackOffTls,
         fault: Fault::Route,
         scope: Scope::Host,
     },
     SessionRule {
         name: "tls_required",
         applies: |stage, _, _| stage.is_tls(),
-        action: HostAction::BackOff,
+        action: HostAction::BackOffTls,
         fault: Fault::Peer,
         scope: Scope::Host,
     },
@@ -791,14 +793,14 @@ mod tests {
         let trouble = Happened::Lost("handshake failure".to_owned());
         for (tls, action) in [
             (TlsMode::Opportunistic, HostAction::RetryInClear),
-            (TlsMode::Required, HostAction::BackOff),
-            (TlsMode::Verified, HostAction::BackOff),
+            (TlsMode::Required, HostAction::BackOffTls),
+            (TlsMode::Verified, HostAction::BackOffTls),
         ] {
             assert_eq!(judge_session(Stage::Handshake, &trouble, tls, "STARTTLS").action, action);
         }
         let injected = Happened::Garbled("octets in the clear".to_owned());
         let failure = judge_session(Stage::StartTls, &injected, TlsMode::Required, "STARTTLS");
-        assert_eq!((failure.rule, failure.action), ("tls_injection", HostAction::BackOff));
+        assert_eq!((failure.rule, failure.action), ("tls_injection", HostAction::BackOffTls));
         // Whether the octets behind the 220 arrive with it or a moment later must not decide whether mail goes at all.
         let failure = judge_session(Stage::StartTls, &injected, TlsMode::Opportunistic, "STARTTLS");
         assert_eq!(failure.action, HostAction::RetryInClear);

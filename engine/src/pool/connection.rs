@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::TlsMode;
+use crate::handover::{TlsProof, TlsRequirement};
 
 /// A connection's place in its shard; reused after the connection is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -25,8 +25,9 @@ pub struct Slot {
     pub address: SocketAddr,
     /// The site whose host it is: a transaction rides only with its own site's hosts.
     pub site: Arc<str>,
-    /// What was asked for, and so what the connection proved at least.
-    pub tls: TlsMode,
+    /// What it was opened for.
+    pub tls: TlsRequirement,
+    pub proof: TlsProof,
     pub deliveries: u32,
     state: SlotState,
 }
@@ -54,9 +55,10 @@ impl Slots {
         host_name: String,
         address: SocketAddr,
         site: Arc<str>,
-        tls: TlsMode,
+        tls: TlsRequirement,
     ) -> ConnectionKey {
-        let slot = Slot { pair, host_name, address, site, tls, deliveries: 0, state: SlotState::Opening };
+        let proof = tls.proof_in_clear();
+        let slot = Slot { pair, host_name, address, site, tls, proof, deliveries: 0, state: SlotState::Opening };
         self.len += 1;
         if let Some(place) = self.free.pop() {
             self.slots[place as usize] = Some(slot);
@@ -95,6 +97,12 @@ impl Slots {
             slot.deliveries += 1;
         }
         slot.state = next;
+    }
+
+    /// The handshake that the connection was opened for has succeeded.
+    pub fn set_encrypted(&mut self, key: ConnectionKey) {
+        let slot = self.slots[key.0 as usize].as_mut().expect("the connection has a slot");
+        slot.proof = slot.tls.proof_of_handshake();
     }
 
     /// A transaction rides behind the present one.

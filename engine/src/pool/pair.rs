@@ -15,8 +15,8 @@ use std::time::Duration;
 use super::connection::{ConnectionKey, Slot, SlotState, Slots};
 use super::site::{BackOff, Choice, Hosts};
 use super::trust::Trust;
-use crate::config::{Chunking, Shaping, TlsMode};
-use crate::handover::{Attempt, Blocked, PairKey, Route};
+use crate::config::{Chunking, Shaping};
+use crate::handover::{Attempt, Blocked, PairKey, Route, TlsRequirement};
 use crate::limits::{PAIRS_KEPT, STANDING_CREDITS};
 use crate::mail::time::Now;
 
@@ -38,7 +38,7 @@ pub enum Order {
         source: usize,
         host_name: String,
         to: SocketAddr,
-        tls: TlsMode,
+        tls: TlsRequirement,
         shaping: Arc<Shaping>,
     },
     Start {
@@ -62,6 +62,11 @@ pub enum Order {
     Return {
         attempt: Box<Attempt>,
     },
+    /// The same, and no host meets the TLS requirement of the ticket's domain until then.
+    Hold {
+        attempt: Box<Attempt>,
+        blocked: Blocked,
+    },
 }
 
 /// What the end of a session means for its host.
@@ -70,6 +75,10 @@ pub enum HostFate {
     /// It just ended.
     Fine,
     BackOff {
+        reason: Arc<str>,
+    },
+    /// It can't be had with the TLS that was required; mail with another requirement may go to it.
+    BackOffTls {
         reason: Arc<str>,
     },
     /// Its TLS is broken, the rest may work.
@@ -155,16 +164,22 @@ impl Pools {
     pub fn handle_idle(&mut self, now: Now, random: &mut dyn FnMut(u64) -> u64, connection: ConnectionKey) {
         let was = self.slots.state(connection);
         self.slots.set_state(connection, SlotState::Idle { since: now.monotonic });
-        let (place, address) = (self.slots.get(connection).pair, self.slots.get(connection).address);
+        let slot = self.slots.get(connection);
+        let place = slot.pair;
         let pair = &mut self.pairs[place as usize];
         match was {
             SlotState::Opening => {
                 pair.opening -= 1;
-                pair.hosts.succeeded(address);
+                pair.hosts.succeeded(slot.address, &slot.tls);
             }
             _ => pair.busy -= 1,
         }
         self.advance(now, place, random);
+    }
+
+    /// The handshake has succeeded, with the TLS that the connection was opened for.
+    pub fn handle_encrypted(&mut self, connection: ConnectionKey) {
+        self.slots.set_encrypted(connection);
     }
 
     /// The connection can't be used any more; it still counts until [`Self::handle_gone`].
@@ -173,7 +188,7 @@ impl Pools {
         if was != SlotState::Closing {
             self.slots.set_state(connection, SlotState::Closing);
         }
-        let Slot { pair, address, .. } = *self.slots.get(connection);
+        let &Slot { pair, address, ref tls, .. } = self.slots.get(connection);
         let pair = &mut self.pairs[pair as usize];
         match was {
             SlotState::Opening => pair.opening -= 1,
@@ -183,6 +198,9 @@ impl Pools {
         match fate {
             HostFate::Fine => {}
             HostFate::BackOff { reason } => pair.hosts.failed(now.monotonic, address, self.options.back_off, reason),
+            HostFate::BackOffTls { reason } => {
+                pair.hosts.failed_tls(now.monotonic, address, tls, self.options.back_off, reason);
+            }
             HostFate::RetryInClear => pair.hosts.clear_only(now.monotonic, address),
         }
     }
@@ -229,7 +247,7 @@ impl Pools {
             return None;
         }
         let next = self.pairs[place as usize].tickets.front()?;
-        if next.route.tls != slot.tls || *next.route.site.name != *slot.site {
+        if !fits(slot, &next.route) {
             return None;
         }
         let attempt = self.pairs[place as usize].tickets.pop_front();
@@ -373,7 +391,7 @@ impl Pools {
             let slot = self.slots.get(connection);
             if slot.deliveries >= pair.shaping.max_deliveries_per_connection {
                 used_up.push(connection);
-            } else if slot.tls == route.tls && *slot.site == *route.site.name {
+            } else if fits(slot, route) {
                 found = Some(connection);
                 break;
             }
@@ -397,18 +415,20 @@ impl Pools {
             }
             let route = pair.tickets[pair.opening as usize].route.clone();
             let order = route.site.attempt_order(random);
-            match pair.hosts.choose(now.monotonic, &order) {
+            match pair.hosts.choose(now.monotonic, &order, |host| route.requirement(host)) {
                 Choice::Connect { host, to } => {
-                    let tls = pair.hosts.tls_mode(now.monotonic, to, route.tls);
+                    let required = route.requirement(host);
+                    let tls = pair.hosts.tls_to_use(now.monotonic, to, required.clone());
                     let host_name = route.site.hosts[host].name.clone();
                     let site = Arc::from(&*route.site.name);
-                    let connection = self.slots.open(place, host_name.clone(), to, site, route.tls);
+                    let connection = self.slots.open(place, host_name.clone(), to, site, required);
                     pair.open.push(connection);
                     pair.opening += 1;
                     let (source, shaping) = (pair.key.source, Arc::clone(&pair.shaping));
                     self.orders.push_back(Order::Connect { connection, source, host_name, to, tls, shaping });
                 }
-                Choice::Wait { until, reason } => return self.block(now, place, until, reason),
+                Choice::Wait { until, reason, tls: true } => self.hold(now, place, &route, until, reason),
+                Choice::Wait { until, reason, tls: false } => return self.block(now, place, until, reason),
                 Choice::Nowhere => {
                     let until = now.monotonic + self.options.back_off.first;
                     return self.block(now, place, until, "the site has no address".into());
@@ -445,6 +465,20 @@ impl Pools {
         for (home, demand) in pair.homes.iter_mut().enumerate().filter(|(_, demand)| demand.known) {
             demand.granted = 0;
             self.orders.push_back(Order::Block { home, pair: pair.key.clone(), blocked: blocked.clone() });
+        }
+    }
+
+    /// No host meets the requirement of this route: its tickets go home, and the others stay.
+    fn hold(&mut self, now: Now, place: u32, route: &Route, until: Duration, reason: Arc<str>) {
+        let wait_ms = until.saturating_sub(now.monotonic).as_millis() as u64;
+        let blocked = Blocked { until_ms: now.wall_ms + wait_ms, reason };
+        let pair = &mut self.pairs[place as usize];
+        for attempt in std::mem::take(&mut pair.tickets) {
+            if same_route(&attempt.route, route) {
+                self.orders.push_back(Order::Hold { attempt, blocked: blocked.clone() });
+            } else {
+                pair.tickets.push_back(attempt);
+            }
         }
     }
 
@@ -520,6 +554,12 @@ impl Pair {
     }
 }
 
+/// A transaction stays with its own site, at a host that is its domain's too, and needs its own domain's TLS.
+fn fits(slot: &Slot, route: &Route) -> bool {
+    *slot.site == *route.site.name && route.is_met_by(&slot.host_name, &slot.proof)
+}
+
+/// What fits one fits the other.
 fn same_route(a: &Route, b: &Route) -> bool {
-    a.tls == b.tls && a.site.name == b.site.name
+    a.tls == b.tls && (Arc::ptr_eq(&a.site, &b.site) || a.site.name == b.site.name && a.site.hosts == b.site.hosts)
 }

@@ -1,18 +1,28 @@
 //! Which host of a site is tried next, and which are left alone for a while.
 
 use std::collections::HashMap;
+use std::mem::{Discriminant, discriminant};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::TlsMode;
-use crate::handover::AttemptOrder;
+use crate::handover::{AttemptOrder, TlsRequirement};
 use crate::limits::{CLEAR_MEMORY, HOST_MEMORIES_MAX};
 
 /// What one pair remembers of the hosts that it connected to.
 #[derive(Debug, Default)]
 pub struct Hosts {
-    memories: HashMap<SocketAddr, Memory>,
+    memories: HashMap<(SocketAddr, Concern), Memory>,
+    /// The host whose TLS has just failed, until it is chosen again.
+    retry: Option<SocketAddr>,
+}
+
+/// What a host failed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Concern {
+    Everything,
+    /// Only mail with such a TLS requirement.
+    Tls(Discriminant<TlsRequirement>),
 }
 
 #[derive(Debug, Clone)]
@@ -35,64 +45,98 @@ pub struct BackOff {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Choice {
     /// Index into the site's hosts, and the address.
-    Connect {
-        host: usize,
-        to: SocketAddr,
-    },
+    Connect { host: usize, to: SocketAddr },
     Wait {
         until: Duration,
         reason: Arc<str>,
+        /// Hosts would be there for mail with another TLS requirement.
+        tls: bool,
     },
     /// The site has no address at all.
     Nowhere,
 }
 
 impl Hosts {
-    /// Takes the first address of `order` that isn't backing off.
-    pub fn choose(&self, now: Duration, order: &AttemptOrder) -> Choice {
+    /// Takes the first address of `order` that isn't backing off; that whose TLS just failed first of all, for mail
+    /// that goes in the clear instead. `requirement` tells what is required of a host.
+    pub fn choose(
+        &mut self,
+        now: Duration,
+        order: &AttemptOrder,
+        requirement: impl Fn(usize) -> TlsRequirement,
+    ) -> Choice {
+        if let Some(retry) = self.retry.take()
+            && let Some(&(host, to)) = order.iter().find(|(_, to)| *to == retry)
+            && requirement(host) == TlsRequirement::Opportunistic
+            && self.waits(now, to, Concern::Everything).is_none()
+        {
+            return Choice::Connect { host, to };
+        }
         let mut soonest: Option<&Memory> = None;
+        let mut for_tls = false;
         for &(host, to) in order {
-            match self.memories.get(&to) {
-                Some(memory) if memory.until > now => {
-                    if soonest.is_none_or(|soonest| memory.until < soonest.until) {
-                        soonest = Some(memory);
-                    }
-                }
-                _ => return Choice::Connect { host, to },
+            let broken = self.waits(now, to, Concern::Everything);
+            let refused = self.waits(now, to, Concern::of(&requirement(host)));
+            for_tls |= broken.is_none() && refused.is_some();
+            let later = broken.into_iter().chain(refused).max_by_key(|memory| memory.until);
+            let Some(memory) = later else { return Choice::Connect { host, to } };
+            if soonest.is_none_or(|soonest| memory.until < soonest.until) {
+                soonest = Some(memory);
             }
         }
         match soonest {
-            Some(memory) => Choice::Wait { until: memory.until, reason: Arc::clone(&memory.reason) },
+            Some(memory) => Choice::Wait { until: memory.until, reason: Arc::clone(&memory.reason), tls: for_tls },
             None => Choice::Nowhere,
         }
     }
 
     pub fn failed(&mut self, now: Duration, address: SocketAddr, back_off: BackOff, reason: Arc<str>) {
+        self.leave_alone(now, (address, Concern::Everything), back_off, reason);
+    }
+
+    /// The host can't be had with such TLS; mail that requires less, or something else, may go to it.
+    pub fn failed_tls(
+        &mut self,
+        now: Duration,
+        address: SocketAddr,
+        requirement: &TlsRequirement,
+        back_off: BackOff,
+        reason: Arc<str>,
+    ) {
+        self.leave_alone(now, (address, Concern::of(requirement)), back_off, reason);
+    }
+
+    fn leave_alone(&mut self, now: Duration, of: (SocketAddr, Concern), back_off: BackOff, reason: Arc<str>) {
         self.make_room(now);
-        let memory = self.memory(address);
+        let memory = self.memory(of);
         let doublings = memory.failures.min(16);
         memory.failures += 1;
         memory.until = now + (back_off.first * (1 << doublings)).min(back_off.max);
         memory.reason = reason;
     }
 
-    pub fn succeeded(&mut self, address: SocketAddr) {
-        if let Some(memory) = self.memories.get_mut(&address) {
-            memory.failures = 0;
-            memory.until = Duration::ZERO;
+    /// A session that was begun with this requirement is up.
+    pub fn succeeded(&mut self, address: SocketAddr, requirement: &TlsRequirement) {
+        for concern in [Concern::Everything, Concern::of(requirement)] {
+            if let Some(memory) = self.memories.get_mut(&(address, concern)) {
+                memory.failures = 0;
+                memory.until = Duration::ZERO;
+            }
         }
     }
 
     /// The host's TLS is broken: opportunistic deliveries go in the clear for a while.
     pub fn clear_only(&mut self, now: Duration, address: SocketAddr) {
         self.make_room(now);
-        self.memory(address).clear_until = now + CLEAR_MEMORY;
+        self.memory((address, Concern::Everything)).clear_until = now + CLEAR_MEMORY;
+        self.retry = Some(address);
     }
 
-    /// The TLS to use with this host where `asked` is asked for.
-    pub fn tls_mode(&self, now: Duration, address: SocketAddr, asked: TlsMode) -> TlsMode {
-        let clear = self.memories.get(&address).is_some_and(|memory| memory.clear_until > now);
-        if clear && asked == TlsMode::Opportunistic { TlsMode::Disabled } else { asked }
+    /// The TLS to use with this host where `asked` is required.
+    pub fn tls_to_use(&self, now: Duration, address: SocketAddr, asked: TlsRequirement) -> TlsRequirement {
+        let memory = self.memories.get(&(address, Concern::Everything));
+        let clear = memory.is_some_and(|memory| memory.clear_until > now);
+        if clear && asked == TlsRequirement::Opportunistic { TlsRequirement::Disabled } else { asked }
     }
 
     /// Whether there is anything worth keeping.
@@ -100,8 +144,13 @@ impl Hosts {
         self.memories.values().any(|memory| memory.until > now || memory.clear_until > now)
     }
 
-    fn memory(&mut self, address: SocketAddr) -> &mut Memory {
-        self.memories.entry(address).or_insert_with(|| Memory {
+    /// What keeps the host from being tried now.
+    fn waits(&self, now: Duration, address: SocketAddr, concern: Concern) -> Option<&Memory> {
+        self.memories.get(&(address, concern)).filter(|memory| memory.until > now)
+    }
+
+    fn memory(&mut self, of: (SocketAddr, Concern)) -> &mut Memory {
+        self.memories.entry(of).or_insert_with(|| Memory {
             failures: 0,
             until: Duration::ZERO,
             reason: Arc::from(""),
@@ -120,6 +169,12 @@ impl Hosts {
     }
 }
 
+impl Concern {
+    fn of(requirement: &TlsRequirement) -> Self {
+        Self::Tls(discriminant(requirement))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,17 +185,27 @@ mod tests {
         SocketAddr::from(([127, 0, 0, last], 25))
     }
 
+    fn any(_: usize) -> TlsRequirement {
+        TlsRequirement::Opportunistic
+    }
+
+    fn waits(hosts: &mut Hosts, order: &AttemptOrder) -> Duration {
+        let Choice::Wait { until, .. } = hosts.choose(Duration::ZERO, order, any) else { panic!("it backs off") };
+        until
+    }
+
     #[test]
     fn a_failed_host_is_passed_over_until_its_time() {
         let mut hosts = Hosts::default();
         let order = vec![(0, address(1)), (1, address(2))];
         let at = Duration::from_secs;
-        assert_eq!(hosts.choose(at(0), &order), Choice::Connect { host: 0, to: address(1) });
+        assert_eq!(hosts.choose(at(0), &order, any), Choice::Connect { host: 0, to: address(1) });
         hosts.failed(at(0), address(1), BACK_OFF, "refused".into());
-        assert_eq!(hosts.choose(at(1), &order), Choice::Connect { host: 1, to: address(2) });
+        assert_eq!(hosts.choose(at(1), &order, any), Choice::Connect { host: 1, to: address(2) });
         hosts.failed(at(1), address(2), BACK_OFF, "reset".into());
-        assert_eq!(hosts.choose(at(2), &order), Choice::Wait { until: at(30), reason: "refused".into() });
-        assert_eq!(hosts.choose(at(30), &order), Choice::Connect { host: 0, to: address(1) });
+        let wait = Choice::Wait { until: at(30), reason: "refused".into(), tls: false };
+        assert_eq!(hosts.choose(at(2), &order, any), wait);
+        assert_eq!(hosts.choose(at(30), &order, any), Choice::Connect { host: 0, to: address(1) });
     }
 
     #[test]
@@ -150,23 +215,54 @@ mod tests {
         let mut pauses = Vec::new();
         for _ in 0..6 {
             hosts.failed(Duration::ZERO, address(1), BACK_OFF, "refused".into());
-            let Choice::Wait { until, .. } = hosts.choose(Duration::ZERO, &order) else { panic!("it backs off") };
-            pauses.push(until.as_secs());
+            pauses.push(waits(&mut hosts, &order).as_secs());
         }
         assert_eq!(pauses, [30, 60, 120, 240, 300, 300]);
-        hosts.succeeded(address(1));
+        hosts.succeeded(address(1), &TlsRequirement::Verified);
         hosts.failed(Duration::ZERO, address(1), BACK_OFF, "refused".into());
-        let Choice::Wait { until, .. } = hosts.choose(Duration::ZERO, &order) else { panic!("it backs off") };
-        assert_eq!(until.as_secs(), 30);
+        assert_eq!(waits(&mut hosts, &order).as_secs(), 30);
     }
 
     #[test]
     fn broken_tls_clears_only_what_was_opportunistic() {
+        use TlsRequirement::{Disabled, Encrypted, Opportunistic};
         let mut hosts = Hosts::default();
         hosts.clear_only(Duration::ZERO, address(1));
-        let mode = |asked| hosts.tls_mode(Duration::from_secs(60), address(1), asked);
-        assert_eq!(mode(TlsMode::Opportunistic), TlsMode::Disabled);
-        assert_eq!(mode(TlsMode::Required), TlsMode::Required);
-        assert_eq!(hosts.tls_mode(CLEAR_MEMORY, address(1), TlsMode::Opportunistic), TlsMode::Opportunistic);
+        let to_use = |asked| hosts.tls_to_use(Duration::from_secs(60), address(1), asked);
+        assert_eq!(to_use(Opportunistic), Disabled);
+        assert_eq!(to_use(Encrypted), Encrypted);
+        assert_eq!(hosts.tls_to_use(CLEAR_MEMORY, address(1), Opportunistic), Opportunistic);
+    }
+
+    /// RFC 7435 §3: the same host again, in the clear, though another of the same preference stands in front.
+    #[test]
+    fn a_host_whose_tls_failed_is_tried_again_at_once() {
+        let mut hosts = Hosts::default();
+        let order = vec![(0, address(1)), (1, address(2))];
+        hosts.clear_only(Duration::ZERO, address(2));
+        assert_eq!(hosts.choose(Duration::ZERO, &order, any), Choice::Connect { host: 1, to: address(2) });
+        assert_eq!(hosts.choose(Duration::ZERO, &order, any), Choice::Connect { host: 0, to: address(1) }, "once");
+        hosts.clear_only(Duration::ZERO, address(2));
+        let chosen = hosts.choose(Duration::ZERO, &order, |_| TlsRequirement::Verified);
+        assert_eq!(chosen, Choice::Connect { host: 0, to: address(1) });
+    }
+
+    /// A certificate that is no good for one domain's mail says nothing about another's.
+    #[test]
+    fn a_tls_failure_keeps_away_only_mail_with_the_same_requirement() {
+        let mut hosts = Hosts::default();
+        let order = vec![(0, address(1))];
+        let verified = |_| TlsRequirement::Verified;
+        hosts.failed_tls(Duration::ZERO, address(1), &TlsRequirement::Verified, BACK_OFF, "self-signed".into());
+        assert_eq!(hosts.choose(Duration::ZERO, &order, any), Choice::Connect { host: 0, to: address(1) });
+        let until = Duration::from_secs(30);
+        let wait = Choice::Wait { until, reason: "self-signed".into(), tls: true };
+        assert_eq!(hosts.choose(Duration::ZERO, &order, verified), wait);
+        hosts.succeeded(address(1), &TlsRequirement::Opportunistic);
+        assert_eq!(hosts.choose(Duration::ZERO, &order, verified), wait, "that others get through changes nothing");
+        hosts.failed(Duration::ZERO, address(1), BACK_OFF, "refused".into());
+        assert_eq!(waits(&mut hosts, &order), until);
+        hosts.succeeded(address(1), &TlsRequirement::Verified);
+        assert_eq!(hosts.choose(Duration::ZERO, &order, verified), Choice::Connect { host: 0, to: address(1) });
     }
 }

@@ -13,12 +13,12 @@ use tokio::sync::Notify;
 
 use super::shard_loop::ShardLoop;
 use super::socket::Socket;
-use super::tls::TlsSession;
-use crate::config::TlsMode;
+use super::tls::{TlsFacts, TlsSession};
 use crate::deliver::content::Chunk;
+use crate::handover::TlsRequirement;
 use crate::limits::{LINGER, LINGER_STOPPING, RECEIVE_BYTES_MAX, RECEIVE_BYTES_MIN, TLS_WRITE_BYTES};
 use crate::pool::connection::ConnectionKey;
-use crate::shard::{ConnectError, Connected, SessionKey};
+use crate::shard::{ConnectError, Connected, SessionKey, TlsStarted};
 
 type Chunks = Vec<Chunk<postrider_spool::Piece>>;
 
@@ -51,7 +51,7 @@ enum Wish {
     TlsServer,
     TlsClient {
         host_name: String,
-        tls: TlsMode,
+        tls: TlsRequirement,
     },
     Close,
 }
@@ -86,7 +86,7 @@ impl Link {
         self.wish(Wish::TlsServer);
     }
 
-    pub(super) fn start_tls_client(&self, host_name: String, tls: TlsMode) {
+    pub(super) fn start_tls_client(&self, host_name: String, tls: TlsRequirement) {
         self.wish(Wish::TlsClient { host_name, tls });
     }
 
@@ -292,8 +292,9 @@ impl<'a> LinkTask<'a> {
             Wish::TlsClient { host_name, tls } => {
                 let verifiers = &self.shard_loop.verifiers;
                 let verifier = match tls {
-                    TlsMode::Verified => &verifiers.public_roots,
-                    TlsMode::Opportunistic | TlsMode::Required | TlsMode::Disabled => &verifiers.any_certificate,
+                    TlsRequirement::Verified => &verifiers.public_roots,
+                    TlsRequirement::Opportunistic | TlsRequirement::Encrypted => &verifiers.any_certificate,
+                    TlsRequirement::Disabled => unreachable!("the client does not begin TLS unasked"),
                 };
                 TlsSession::client(verifier, &host_name)
             }
@@ -368,8 +369,9 @@ impl<'a> LinkTask<'a> {
             Side::Session(session) => self.shard_loop.feed(|shard| shard.session_tls_started(now, session)),
             Side::Connection(connection) => {
                 let facts = self.tls.as_ref().map(TlsSession::facts).unwrap_or_default();
-                let names = (facts.protocol, facts.cipher);
-                self.shard_loop.feed(|shard| shard.connection_tls(now, connection, Ok(names)));
+                let TlsFacts { protocol, cipher, peer_subject, .. } = facts;
+                let started = TlsStarted { protocol, cipher, peer_subject };
+                self.shard_loop.feed(|shard| shard.connection_tls(now, connection, Ok(started)));
             }
         }
     }

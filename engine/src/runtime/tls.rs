@@ -415,6 +415,18 @@ mod tests {
         }
     }
 
+    /// draft-ietf-tls-ecdhe-mlkem: the group's number, 0x11ec, stands in the ClientHello.
+    #[test]
+    fn every_client_offers_a_post_quantum_group() {
+        for verifier in [TlsVerifier::any_certificate(), TlsVerifier::public_roots().unwrap()] {
+            let mut hello = Vec::new();
+            TlsSession::client(&verifier, "mx.example.com").unwrap().poll_wire(&mut hello);
+            assert_eq!((hello[0], hello[5]), (22, 1), "a handshake record with a ClientHello");
+            let key_share = hello.windows(4).any(|octets| octets == [0x11, 0xec, 0x04, 0xc0]);
+            assert!(key_share, "its key share has 1216 octets");
+        }
+    }
+
     #[test]
     fn a_close_is_told() {
         let mut client = TlsSession::client(&TlsVerifier::any_certificate(), "192.0.2.1").unwrap();

@@ -86,6 +86,8 @@ struct Domain {
     unrouted: Vec<EntryKey>,
     asked: bool,
     blocked: Option<Blocked>,
+    /// What has a route waits too.
+    held: bool,
 }
 
 #[derive(Debug)]
@@ -223,6 +225,34 @@ impl Home {
             domain.asked = false;
             domain.blocked = Some(blocked);
         }
+    }
+
+    /// No host that a pair could reach may have mail for the entry's domain until then. The entry waits with its
+    /// domain, and so does what is ready for it at that pair, and what comes.
+    pub fn hold(&mut self, key: EntryKey, pair_key: &PairKey, blocked: Blocked) {
+        let name = Arc::clone(&self.queue_of(key).domain);
+        let domain = self.domains.entry(Arc::clone(&name)).or_default();
+        domain.unrouted.push(key);
+        if domain.asked || domain.held {
+            return;
+        }
+        domain.held = true;
+        domain.blocked = Some(blocked);
+        let pair = self.pair(pair_key);
+        for key in self.pair_mut(pair).ready.drain() {
+            if self.queue_of(key).domain == name {
+                self.entries[key].set_state(State::Unrouted);
+                self.domains.entry(Arc::clone(&name)).or_default().unrouted.push(key);
+            } else {
+                self.push_ready(key, pair);
+            }
+        }
+        self.serve(pair);
+    }
+
+    /// Whether [`Self::hold`] keeps a domain's mail from going, although it has a route.
+    pub fn is_held(&self, domain: &str) -> bool {
+        self.domains.get(domain).is_some_and(|domain| domain.held)
     }
 
     /// Asks again for the domains whose block is over.

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Action, Shard};
-use crate::config::{Config, RetrySchedule, Shaping, TlsMode};
+use crate::config::{Config, RetrySchedule, Shaping};
 use crate::deliver::attempt::Transaction;
 use crate::deliver::content::Chunk;
 use crate::deliver::smtp_client::{ClientEvent, ClientOptions, Protocol, SmtpClient};
 use crate::deliver::verdict::{self, HostAction, SessionFailure};
-use crate::handover::{Attempt, ControlMessage, DeliveryContext, Settled, ShardMessage};
+use crate::handover::{Attempt, ControlMessage, DeliveryContext, Settled, ShardMessage, TlsRequirement};
 use crate::limits::{HOST_BACK_OFF_FIRST_MAX, HOST_BACK_OFF_MAX};
 use crate::mail::time::Now;
 use crate::pool::connection::ConnectionKey;
@@ -24,7 +24,7 @@ type Piece = postrider_spool::Piece;
 pub(super) struct Delivery {
     state: DeliveryState,
     host_name: String,
-    tls: TlsMode,
+    tls: TlsRequirement,
     source: usize,
     /// As it was when the connection was begun.
     shaping: Arc<Shaping>,
@@ -49,6 +49,17 @@ pub struct Connected {
     pub peer: SocketAddr,
 }
 
+/// What a handshake agreed on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsStarted {
+    /// `TLSv1.3`.
+    pub protocol: String,
+    /// `TLS_AES_256_GCM_SHA384`.
+    pub cipher: String,
+    /// The parts of the certificate's subject name, as in `CN=mx.example.com`.
+    pub peer_subject: Vec<String>,
+}
+
 /// Why a connection could not be made.
 #[derive(Debug)]
 pub enum ConnectError {
@@ -71,6 +82,9 @@ impl Shard {
                 Order::Credits { home, pair, credits } => self.tell(home, ShardMessage::Credits { pair, credits }),
                 Order::Block { home, pair, blocked } => self.tell(home, ShardMessage::Blocked { pair, blocked }),
                 Order::Return { attempt } => self.tell(attempt.ticket.home, ShardMessage::Unstarted(attempt)),
+                Order::Hold { attempt, blocked } => {
+                    self.tell(attempt.ticket.home, ShardMessage::Held { attempt, blocked });
+                }
             }
         }
     }
@@ -94,7 +108,7 @@ impl Shard {
             pipelining: delivery.shaping.pipelining,
             chunking: self.pools.chunking(now, connection),
             max_in_flight: delivery.shaping.max_in_flight,
-            tls: delivery.tls,
+            tls: delivery.tls.mode(),
             timeouts: delivery.shaping.timeouts,
         };
         delivery.state = DeliveryState::Up(Box::new(SmtpClient::new(now, options)));
@@ -134,10 +148,12 @@ impl Shard {
     }
 
     /// The handshake that [`Action::ConnectionStartTls`] asked for has ended.
-    pub fn connection_tls(&mut self, now: Now, connection: ConnectionKey, result: Result<(String, String), String>) {
-        if let (Ok((protocol, cipher)), Some(delivery)) = (&result, self.deliveries.get_mut(&connection)) {
-            delivery.context.tls_protocol.clone_from(protocol);
-            delivery.context.tls_cipher.clone_from(cipher);
+    pub fn connection_tls(&mut self, now: Now, connection: ConnectionKey, result: Result<TlsStarted, String>) {
+        if let (Ok(started), Some(delivery)) = (&result, self.deliveries.get_mut(&connection)) {
+            delivery.context.tls_protocol.clone_from(&started.protocol);
+            delivery.context.tls_cipher.clone_from(&started.cipher);
+            delivery.context.tls_peer_subject.clone_from(&started.peer_subject);
+            self.pools.handle_encrypted(connection);
         }
         self.with_client(now, connection, |client, out| match &result {
             Ok(_) => client.handle_tls_started(now, out),
@@ -188,7 +204,7 @@ impl Shard {
         key: ConnectionKey,
         source: usize,
         host_name: String,
-        tls: TlsMode,
+        tls: TlsRequirement,
         shaping: Arc<Shaping>,
     ) {
         let deadline = now.monotonic + shaping.timeouts.connect;
@@ -205,7 +221,9 @@ impl Shard {
 
     fn start(&mut self, now: Now, connection: ConnectionKey, attempt: Attempt) {
         let delivery = self.deliveries.get_mut(&connection).expect("an idle connection is up");
-        assert_eq!(*self.pools.slot(connection).site, *attempt.route.site.name, "a transaction stays with its site");
+        let slot = self.pools.slot(connection);
+        assert_eq!(*slot.site, *attempt.route.site.name, "a transaction stays with its site");
+        assert!(attempt.route.is_met_by(&slot.host_name, &slot.proof), "a transaction has the TLS that it requires");
         assert_eq!(delivery.source, attempt.pair.source, "a message leaves from a source of its own pool");
         let transaction = transaction(&attempt);
         delivery.attempts.push_back((now.monotonic, attempt));
@@ -232,6 +250,11 @@ impl Shard {
             && let Some(attempt) = self.pools.take_riding(now, connection)
         {
             assert_eq!(delivery.source, attempt.pair.source, "a message leaves from a source of its own pool");
+            let slot = self.pools.slot(connection);
+            assert!(
+                attempt.route.is_met_by(&slot.host_name, &slot.proof),
+                "a transaction has the TLS that it requires"
+            );
             client.ride(transaction(&attempt), &mut chunks);
             delivery.attempts.push_back((now.monotonic, *attempt));
         }
@@ -252,7 +275,7 @@ impl Shard {
             ClientEvent::Idle => self.pools.handle_idle(now, &mut |below| self.random.u64(0..below), connection),
             ClientEvent::StartTls => {
                 let delivery = &self.deliveries[&connection];
-                let (host_name, tls) = (delivery.host_name.clone(), delivery.tls);
+                let (host_name, tls) = (delivery.host_name.clone(), delivery.tls.clone());
                 self.actions.push_back(Action::ConnectionStartTls { connection, host_name, tls });
             }
             ClientEvent::Finished(result) => {
@@ -296,12 +319,16 @@ impl Shard {
         let fate = match failure {
             None => HostFate::Fine,
             Some(SessionFailure { action: HostAction::RetryInClear, .. }) => HostFate::RetryInClear,
-            Some(SessionFailure { action: HostAction::BackOff, stage, answer, .. }) => {
+            Some(SessionFailure { action, stage, answer, .. }) => {
                 let slot = self.pools.slot(connection);
                 let answer = crate::admin::answer_text(answer.code, answer.enhanced, &answer.text);
                 let reason = format!("{} ({}): {stage}: {answer}", slot.host_name, slot.address);
                 tracing::debug!("{reason}");
-                HostFate::BackOff { reason: Arc::from(reason) }
+                let reason = Arc::from(reason);
+                match action {
+                    HostAction::BackOffTls => HostFate::BackOffTls { reason },
+                    _ => HostFate::BackOff { reason },
+                }
             }
         };
         self.pools.handle_closing(now, connection, fate);

@@ -9,7 +9,7 @@ use super::Shard;
 use super::schedule::{Ending, PendingRead, expired};
 use crate::admin::answer_text;
 use crate::deliver::verdict::{self, Retry, When};
-use crate::handover::{Attempt, DeliveryContext, Settled};
+use crate::handover::{Attempt, Blocked, DeliveryContext, Settled};
 use crate::mail::time::Now;
 use crate::schedule::queue::EntryKey;
 use crate::schedule::retry::next_attempt_ms;
@@ -75,6 +75,14 @@ impl Shard {
         self.unpin(attempt.message.id());
         self.home.take_back(attempt.ticket.entry);
         self.route(now, attempt.ticket.entry);
+    }
+
+    /// A ticket came back without an attempt, and nothing can go to its domain for a while.
+    pub(super) fn hold_domain(&mut self, attempt: Attempt, blocked: Blocked) {
+        let key = attempt.ticket.entry;
+        self.unpin(attempt.message.id());
+        self.home.take_back(key);
+        self.home.hold(key, &attempt.pair, blocked);
     }
 
     /// Ends all recipients of an entry that is not out, by our own decision.
@@ -198,7 +206,7 @@ impl Shard {
         outcome.peer_address = context.peer_address;
         outcome.source_address = context.source_address;
         outcome.tls_protocol = context.tls_protocol;
-        outcome.tls_cipher = context.tls_cipher;
+        outcome.set_tls_cipher(&context.tls_cipher, &context.tls_peer_subject);
         outcome.session_id = context.session_id;
         self.append_outcome(now, outcome);
     }

@@ -92,6 +92,9 @@ impl Shard {
     pub(super) fn route(&mut self, now: Now, entry: EntryKey) {
         let queue = self.home.queue_of(entry);
         let (domain, pool) = (Arc::clone(&queue.domain), Arc::clone(&queue.pool));
+        if self.home.is_held(&domain) {
+            return self.home.wait_for_route(entry);
+        }
         let Some(route) = self.routes.get(now, &self.config.routes, &domain) else {
             return self.home.wait_for_route(entry);
         };

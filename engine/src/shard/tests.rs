@@ -10,13 +10,14 @@ use postrider_spool::record::{Fate, LogId, Sequence};
 use postrider_spool::{Operation, Spool, SpoolOptions};
 use tempfile::TempDir;
 
-use super::{Action, Connected, SessionKey, Shard, ShardOptions};
+use super::{Action, Connected, SessionKey, Shard, ShardOptions, TlsStarted};
 use crate::accept::Policy;
 use crate::config::{
     Chunking, Config, DkimIdentity, DkimKeyPem, DomainPattern, Priority, RetryInterval, RetryRules, Route, RouteTarget,
     SmtpListener, Tenant, TlsMode,
 };
-use crate::handover::{ControlMessage, ShardMessage};
+use crate::deliver::route::{Host, Site};
+use crate::handover::{self, ControlMessage, ShardMessage, TlsRequirement};
 use crate::mail::time::Now;
 use crate::outcome::event::{Logged, LoggedRecord};
 use crate::pool::connection::ConnectionKey;
@@ -37,6 +38,8 @@ struct World {
     connects: Vec<(ConnectionKey, SocketAddr)>,
     /// The source of each connection that was begun.
     connect_sources: Vec<usize>,
+    /// Handshakes that are wanted.
+    handshakes: Vec<(ConnectionKey, TlsRequirement)>,
     closed: Vec<ConnectionKey>,
     events: Vec<LoggedRecord>,
     directory: TempDir,
@@ -55,7 +58,7 @@ impl World {
 
     fn open_with(directory: TempDir, now: Now, mut config: Config, segment_bytes: u64) -> Self {
         let to = vec![RouteTarget::Address("127.0.0.1:25".parse().unwrap())];
-        config.routes = vec![Route { domain: DomainPattern::Any, to, tls: TlsMode::Disabled }];
+        config.routes.push(Route { domain: DomainPattern::Any, to, tls: TlsMode::Disabled });
         let config = Arc::new(config);
         let policy = Arc::new(Policy::new(&config).unwrap());
         let options = SpoolOptions { segment_bytes, ..SpoolOptions::default() };
@@ -75,6 +78,7 @@ impl World {
             to_peer: String::new(),
             connects: Vec::new(),
             connect_sources: Vec::new(),
+            handshakes: Vec::new(),
             closed: Vec::new(),
             events: Vec::new(),
             directory,
@@ -112,9 +116,18 @@ impl World {
                 }
                 self.shard.connection_sent(self.now, connection, octets);
             }
+            Action::ConnectionStartTls { connection, tls, .. } => self.handshakes.push((connection, tls)),
             Action::ConnectionClose { connection } => self.closed.push(connection),
             Action::Control(ControlMessage::FindOwner { pair, .. }) => {
                 self.shard.handle_message(ShardMessage::Owner { pair, owner: 0 });
+            }
+            Action::Control(ControlMessage::FindRoute { domain, .. }) => {
+                let config = self.shard.config.route_for(&domain).unwrap();
+                let RouteTarget::Address(address) = config.to[0] else { panic!("all routes lead to addresses") };
+                let host = Host { name: address.ip().to_string(), preference: 0, addresses: vec![address] };
+                let site = Site { name: address.to_string(), hosts: vec![host], expires: Duration::MAX };
+                let route = handover::Route { site: Arc::new(site), tls: config.tls };
+                self.shard.handle_message(ShardMessage::Routed { domain, result: Ok(route) });
             }
             Action::Events(mut records) => self.events.append(&mut records),
             _ => {}
@@ -178,14 +191,45 @@ impl World {
         outcomes.flat_map(|outcome| outcome.results.iter().map(|result| result.fate)).collect()
     }
 
+    /// A peer that offers STARTTLS, up to the end of the handshake, which ends as told.
+    fn accept_tls(&mut self, certificate_is_good: bool) -> ConnectionKey {
+        let connection = self.accept_connection();
+        assert_eq!(self.peer_says(connection, "250-peer.example\r\n250 STARTTLS\r\n"), "STARTTLS\r\n");
+        self.peer_says(connection, "220 go\r\n");
+        let (wanted, requirement) = self.handshakes.pop().expect("a handshake is wanted");
+        assert_eq!(wanted, connection);
+        let verified = requirement == TlsRequirement::Verified;
+        self.to_peer.clear();
+        if verified && !certificate_is_good {
+            self.shard.connection_tls(self.now, connection, Err("UnknownIssuer".to_owned()));
+            self.shard.connection_gone(self.now, connection);
+        } else {
+            self.shard.connection_tls(self.now, connection, Ok(TlsStarted::default()));
+        }
+        self.settle();
+        connection
+    }
+
+    /// Takes the message whose envelope was just sent. Returns what follows.
+    fn take_message(&mut self, connection: ConnectionKey) -> String {
+        self.peer_says(connection, "250 ok\r\n");
+        self.peer_says(connection, "250 ok\r\n");
+        assert!(self.peer_says(connection, "354 go\r\n").ends_with("\r\n.\r\n"));
+        self.peer_says(connection, "250 taken\r\n")
+    }
+
     fn outcomes(&self) -> usize {
         self.events.iter().filter(|event| matches!(event.record, Logged::Outcome(_))).count()
     }
 }
 
 fn accepted(world: &mut World) {
+    accepted_for(world, "peer.example");
+}
+
+fn accepted_for(world: &mut World, domain: &str) {
     let session = world.connect_client();
-    world.client_says(session, CLIENT);
+    world.client_says(session, &CLIENT.replace("peer.example", domain));
     world.client_says(session, CONTENT);
     world.sync();
     assert!(world.to_client.starts_with("250 2.0.0 OK id="), "{}", world.to_client);
@@ -494,6 +538,109 @@ fn connections_never_exceed_their_limit() {
     world.shard.connection_gone(world.now, first);
     world.pass(Duration::from_secs(60));
     assert_eq!(world.connects.len(), 2, "now there is room for one");
+}
+
+/// One MX set for a domain whose mail wants a good certificate, and one whose mail takes any.
+fn two_domains() -> World {
+    let to = vec![RouteTarget::Address("127.0.0.1:25".parse().unwrap())];
+    let route = |domain: &str, tls| {
+        let domain = DomainPattern::Exact(domain.to_owned());
+        Route { domain, to: to.clone(), tls }
+    };
+    let mut config = Config::new("mta.example");
+    config.shaping.connection_limit = 1;
+    config.routes = vec![route("strict.example", TlsMode::Verified), route("plain.example", TlsMode::Opportunistic)];
+    World::open(TempDir::new().unwrap(), START, config)
+}
+
+fn held(world: &World) -> Vec<(String, u32, String)> {
+    let entries = world.shard.home.entries();
+    let held = entries.map(|(key, entry)| {
+        let reason = world.shard.home.blocked_by(key).map(|blocked| blocked.reason.to_string());
+        (world.shard.home.queue_of(key).domain.to_string(), entry.attempts, reason.unwrap_or_default())
+    });
+    held.collect()
+}
+
+fn assert_only_the_strict_one_waits(world: &World) {
+    let held = held(world);
+    assert!(held.iter().all(|(domain, attempts, _)| domain == "strict.example" && *attempts == 0), "{held:?}");
+    assert!(held.iter().all(|(_, _, reason)| reason.contains("UnknownIssuer")), "{held:?}");
+}
+
+/// MTA-STS belongs to the domain, the connection to the host: a certificate that is no good for one domain's mail keeps
+/// nothing else from the same hosts.
+#[test]
+fn a_domain_whose_tls_fails_does_not_hold_up_another_at_the_same_hosts() {
+    let mut world = two_domains();
+    for _ in 0..3 {
+        accepted_for(&mut world, "strict.example");
+    }
+    world.accept_tls(false);
+    assert_eq!(world.outcomes(), 0);
+    assert_eq!(held(&world).len(), 3);
+    assert_only_the_strict_one_waits(&world);
+    assert!(world.connects.is_empty(), "and it is not tried over and over");
+
+    accepted_for(&mut world, "plain.example");
+    let peer = world.accept_tls(false);
+    assert!(world.peer_says(peer, "250 peer.example\r\n").starts_with("MAIL FROM:"));
+    assert_eq!(world.take_message(peer), "");
+    // New mail for the strict domain waits too, and does not go on the connection that is up.
+    accepted_for(&mut world, "strict.example");
+    assert_eq!((world.to_peer.as_str(), world.connects.len()), ("", 0));
+    world.pass(Duration::from_secs(1));
+    assert_eq!((world.outcomes(), held(&world).len()), (1, 4));
+    assert_only_the_strict_one_waits(&world);
+}
+
+/// The same the other way round: what a warm connection did not prove, it does not carry.
+#[test]
+fn a_warm_connection_does_not_carry_what_requires_more() {
+    let mut world = two_domains();
+    accepted_for(&mut world, "plain.example");
+    let peer = world.accept_tls(false);
+    assert!(world.peer_says(peer, "250 peer.example\r\n").starts_with("MAIL FROM:"));
+    accepted_for(&mut world, "strict.example");
+    assert_eq!(world.take_message(peer), "QUIT\r\n", "it makes room for one that fits");
+    world.shard.connection_gone(world.now, peer);
+    world.settle();
+    world.accept_tls(false);
+    world.pass(Duration::from_secs(1));
+    assert_eq!((world.outcomes(), held(&world).len()), (1, 1));
+    assert_only_the_strict_one_waits(&world);
+    // Once its certificate is good, everything goes by one connection.
+    for _ in 0..40 {
+        world.pass(Duration::from_secs(1));
+    }
+    let peer = world.accept_tls(true);
+    assert!(world.peer_says(peer, "250 peer.example\r\n").starts_with("MAIL FROM:"));
+    assert_eq!(world.take_message(peer), "");
+    accepted_for(&mut world, "plain.example");
+    assert!(world.to_peer.contains("RCPT TO:") || world.to_peer.contains("MAIL FROM:"), "{}", world.to_peer);
+    assert!(world.connects.is_empty() && held(&world).len() == 1);
+}
+
+/// RFC 7435: after a failed handshake the same host at once, in the clear, on a new connection.
+#[test]
+fn opportunistic_mail_goes_in_the_clear_where_tls_is_broken() {
+    let mut world = two_domains();
+    accepted_for(&mut world, "plain.example");
+    let broken = world.accept_connection();
+    world.peer_says(broken, "250-peer.example\r\n250 STARTTLS\r\n");
+    world.peer_says(broken, "220 go\r\n");
+    world.shard.connection_tls(world.now, broken, Err("HandshakeFailure".to_owned()));
+    world.shard.connection_gone(world.now, broken);
+    world.settle();
+    let clear = world.accept_connection();
+    let said = world.peer_says(clear, "250-peer.example\r\n250 STARTTLS\r\n");
+    assert!(said.starts_with("MAIL FROM:"), "no STARTTLS again: {said}");
+    world.take_message(clear);
+    // What wants encryption does not go on this connection.
+    accepted_for(&mut world, "strict.example");
+    assert!(!world.to_peer.contains("MAIL FROM:"), "{}", world.to_peer);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.outcomes(), 1);
 }
 
 /// A host that can't be connected to costs no attempt; the message keeps its due time and says what holds it.

@@ -206,6 +206,7 @@ fn describe(verdict: &RecipientVerdict) -> String {
 fn describe_failure(failure: &SessionFailure) -> String {
     let action = match failure.action {
         HostAction::BackOff => "host backs off",
+        HostAction::BackOffTls => "host backs off for such TLS",
         HostAction::RetryInClear => "again in the clear",
     };
     let answer = &failure.answer;
