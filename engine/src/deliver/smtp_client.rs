@@ -10,8 +10,8 @@
 //! * Every command written has its place in the queue of replies to come, and every reply goes to the one in front.
 //! * Every transaction that was started has one [`ClientEvent::Finished`], in order, with one verdict per recipient.
 //! * Content is sent only after its own MAIL and one of its recipients were accepted, and DATA, where it goes by DATA,
-//!   was answered 354. Only whole transactions (`chunking = "back_to_back"`) don't wait: there BDAT tells the peer where
-//!   the content ends, and the replies tell us under which envelope it went.
+//!   was answered 354. Only whole transactions (`chunking = "back_to_back"`) don't wait: there BDAT tells the peer
+//!   where the content ends, and the replies tell us under which envelope it went.
 //! * A 354 is answered with the message or by closing; with a lone dot only where every recipient was refused.
 //! * A transaction that rides behind another begins with RSET.
 //!

@@ -162,8 +162,8 @@ pub struct Rule {
 /// Read from the top; the first that applies decides.
 pub const RULES: &[Rule] = &[
     Rule {
-        // Another's reverse path was used: RSET did not clear what the peer kept. Possible only where whole transactions
-        // are in flight, because else content follows only an accepted MAIL.
+        // Another's reverse path was used: RSET did not clear what the peer kept. Possible only where whole
+        // transactions are in flight, because else content follows only an accepted MAIL.
         name: "foreign_envelope",
         applies: |c| c.stage == Stage::Final && c.class() == 2 && !c.mail_accepted,
         fate: Fate::Hold,
