@@ -192,6 +192,11 @@ impl<C: Content> SmtpClient<C> {
         while !rest.is_empty() && !matches!(self.phase, Phase::Handshaking | Phase::Closed) {
             let (consumed, parsed) = self.parser.parse(rest);
             rest = &rest[consumed..];
+            if self.parser.take_blank() && self.expected.len() - self.early.len() > 1 {
+                // It may stand for a reply, and then all that follow would be taken for the one before.
+                self.end(Happened::Garbled("the peer sent a blank line in place of a reply".to_owned()));
+                continue;
+            }
             match parsed {
                 None => {}
                 Some(Ok(reply)) => {

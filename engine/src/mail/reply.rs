@@ -2,7 +2,7 @@
 //!
 //! Real peers bend the grammar, so the parser is lenient where nothing can be misunderstood: a bare LF ends a line, the
 //! space after the code may be missing, a continued line may lack its code, lines may differ in code (the last one
-//! rules), blank lines are skipped. It is strict where guessing could be dangerous: what does not begin with a code of
+//! rules), blank lines are skipped, and told of where they stand in place of a reply. It is strict where guessing could be dangerous: what does not begin with a code of
 //! 200–599 is no reply. All lengths are bounded: text beyond them is dropped, a peer that goes on and on is given up.
 //!
 //! Text is made safe to store and show: octets that are not UTF-8 are replaced, control characters become spaces.
@@ -96,6 +96,7 @@ pub struct ReplyParser {
     lines_count: usize,
     /// Octets beyond the bound of a line, and those of blank lines, since the last reply.
     dropped_octets: usize,
+    blank: bool,
 }
 
 impl ReplyParser {
@@ -114,6 +115,12 @@ impl ReplyParser {
             Ok(()) => (input.len(), None),
             Err(error) => (input.len(), Some(Err(error))),
         }
+    }
+
+    /// Whether a blank line stood where a reply should begin, since this was last asked. Where several replies are
+    /// awaited it may have been one of them.
+    pub fn take_blank(&mut self) -> bool {
+        std::mem::take(&mut self.blank)
     }
 
     fn take(&mut self, octets: &[u8]) -> Result<(), ReplyError> {
@@ -139,6 +146,7 @@ impl ReplyParser {
     fn read_line(&mut self, line: &[u8]) -> Result<Option<Reply>, ReplyError> {
         let inside = self.lines_count > 0;
         if line.is_empty() {
+            self.blank |= !inside;
             self.drop_octets(1)?;
             return Ok(None);
         }
@@ -279,6 +287,19 @@ mod tests {
         assert_eq!(one("250-says yes\r\n550 then no\r\n").code, 550, "the last line rules");
         assert_eq!(one("250 \x00nul\x1b[31m\u{85}\r\n").text(), "nul [31m", "control characters are not shown");
         assert!(parse_all(b"250 caf\xe9\r\n")[0].as_ref().is_ok_and(|r| r.text() == "caf\u{fffd}"));
+    }
+
+    #[test]
+    fn a_blank_line_in_place_of_a_reply_is_told() {
+        let blank = |input: &str| {
+            let mut parser = ReplyParser::default();
+            parser.parse(input.as_bytes());
+            (parser.take_blank(), parser.take_blank())
+        };
+        assert_eq!(blank("250 a\r\n"), (false, false));
+        assert_eq!(blank("\r\n250 a\r\n"), (true, false), "once");
+        assert_eq!(blank(" \r\n"), (true, false), "without a reply, too");
+        assert_eq!(blank("250-a\r\n\r\n250 b\r\n"), (false, false), "inside a reply it is a line of it");
     }
 
     #[test]
