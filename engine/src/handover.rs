@@ -95,6 +95,16 @@ pub struct Attempt {
     pub dot_lines: bool,
 }
 
+impl Attempt {
+    /// What it may need of its host; the client looks closer.
+    pub fn needs(&self, need: Need) -> bool {
+        match need {
+            Need::EightBitMime => self.eight_bit,
+            Need::SmtpUtf8 => self.smtputf8,
+        }
+    }
+}
+
 /// Names an entry that is out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ticket {
@@ -121,6 +131,24 @@ pub struct DeliveryContext {
     /// The parts of the peer's certificate's subject name.
     pub tls_peer_subject: Vec<String>,
     pub session_id: u64,
+}
+
+/// What a message may need of its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    EightBitMime,
+    SmtpUtf8,
+}
+
+/// Where a message can go that a host of its site can't take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Elsewhere {
+    /// Another host of the site may take it.
+    AtOnce,
+    /// Those that may can't be tried now.
+    Later,
+    /// None of them can take it.
+    Nowhere,
 }
 
 /// Why nothing goes, and when it is tried again.

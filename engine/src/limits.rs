@@ -76,6 +76,8 @@ pub(crate) const ROUTE_LOOKUPS_MAX: usize = 256;
 pub const HOST_MEMORIES_MAX: usize = 1_000;
 /// For how long a host whose TLS failed gets opportunistic mail in the clear.
 pub const CLEAR_MEMORY: std::time::Duration = std::time::Duration::from_secs(3_600);
+/// For how long a host that lacked what a message needed is not asked for it again, while others may have it.
+pub const LACK_MEMORY: std::time::Duration = std::time::Duration::from_secs(3_600);
 /// The longest first pause after a host failed.
 pub const HOST_BACK_OFF_FIRST_MAX: std::time::Duration = std::time::Duration::from_secs(30);
 /// The longest pause after a host failed often.

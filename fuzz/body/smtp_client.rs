@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use postrider::config::{Chunking, Timeouts, TlsMode};
+use postrider::config::{Chunking, EightBit, Timeouts, TlsMode};
 use postrider::deliver::attempt::Transaction;
 use postrider::deliver::content::{Chunk, Content};
 use postrider::deliver::smtp_client::{ClientEvent, ClientOptions, Protocol, SmtpClient};
@@ -54,6 +54,7 @@ impl World {
                 [usize::from(choices >> 2) % 4],
             chunking: [Chunking::On, Chunking::BackToBack, Chunking::Off, Chunking::On][usize::from(choices >> 4) % 4],
             max_in_flight: 3,
+            eight_bit: if choices & 64 == 0 { EightBit::Fail } else { EightBit::Send },
             timeouts: Timeouts::default(),
         };
         let now = Now::default();

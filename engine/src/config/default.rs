@@ -8,9 +8,9 @@ use ipnet::IpNet;
 
 use super::egress::UNBOUND_SOURCE;
 use super::{
-    Chunking, Config, DnsConfig, Durability, EgressPool, EgressSource, EventsConfig, HttpListener, LineEndings,
-    ReceivedDetail, RetryConfig, RetrySchedule, Shaping, ShapingRules, SmtpListener, SpoolConfig, Timeouts, TlsMode,
-    value,
+    Chunking, Config, DnsConfig, Durability, EgressPool, EgressSource, EightBit, EventsConfig, HttpListener,
+    LineEndings, ReceivedDetail, RetryConfig, RetrySchedule, Shaping, ShapingRules, SmtpListener, SpoolConfig,
+    Timeouts, TlsMode, value,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -135,6 +135,7 @@ impl Default for Shaping {
             pipelining: true,
             chunking: Chunking::On,
             max_in_flight: 8,
+            eight_bit: EightBit::Fail,
             tls: TlsMode::Opportunistic,
             timeouts: Timeouts::default(),
         }

@@ -285,6 +285,7 @@ pub struct Shaping {
     pub pipelining: bool,
     pub chunking: Chunking,
     pub max_in_flight: u32,
+    pub eight_bit: EightBit,
     pub tls: TlsMode,
     pub timeouts: Timeouts,
 }
@@ -326,6 +327,15 @@ pub struct DomainShaping {
 pub struct Layer {
     pub settings: Settings,
     pub sources: Vec<(usize, Settings)>,
+}
+
+/// What is done with 8-bit content where no host of the site offers 8BITMIME.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EightBit {
+    /// RFC 6152 §3: it is not sent; 5.6.3.
+    Fail,
+    /// It is sent as it is. Nearly every server takes it.
+    Send,
 }
 
 /// How content is sent, and how many messages are in flight on one connection.

@@ -14,7 +14,9 @@ use super::rate::Rate;
 use super::reader::Section;
 use super::route::TLS_MODES;
 use super::value::{did_you_mean, dns_name};
-use super::{Chunking, Config, DomainShaping, Layer, Provider, ProviderMatch, Shaping, ShapingRules, Timeouts, egress};
+use super::{
+    Chunking, Config, DomainShaping, EightBit, Layer, Provider, ProviderMatch, Shaping, ShapingRules, Timeouts, egress,
+};
 use crate::limits;
 
 /// The words of the `chunking` key.
@@ -389,6 +391,8 @@ fn read_settings(section: &Section<'_>, settings: &mut Settings) {
     let chunking = section.choice("chunking", &CHUNKING, &[]);
     settings.take(section, "chunking", chunking, |shaping, chunking| shaping.chunking = chunking);
     settings.count(section, "max_in_flight", 8, limits::CONFIG_IN_FLIGHT_MAX, |s, n| s.max_in_flight = n);
+    let eight_bit = section.choice("eight_bit", &[("fail", EightBit::Fail), ("send", EightBit::Send)], &[]);
+    settings.take(section, "eight_bit", eight_bit, |shaping, eight_bit| shaping.eight_bit = eight_bit);
     let tls = section.choice("tls", &TLS_MODES, &[]);
     settings.take(section, "tls", tls, |shaping, tls| shaping.tls = tls);
     if let Some(timeouts) = section.table("timeouts", "timeouts = { connect = \"30s\" }") {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use memchr::memmem;
 
-use crate::config::Timeouts;
+use crate::config::{EightBit, Timeouts};
 use crate::deliver::content::Content;
 use crate::deliver::extension::Extensions;
 use crate::deliver::verdict::{RecipientVerdict, Refusal, refuse};
@@ -170,11 +170,15 @@ pub(crate) struct WireEnvelope {
 ///
 /// # Errors
 /// The message can't be sent to this peer at all; the refusal is every recipient's.
-pub(crate) fn fit<C: Content>(transaction: &Transaction<C>, offered: &Extensions) -> Result<WireEnvelope, Refusal> {
+pub(crate) fn fit<C: Content>(
+    transaction: &Transaction<C>,
+    offered: &Extensions,
+    eight_bit: EightBit,
+) -> Result<WireEnvelope, Refusal> {
     if offered.size_max.is_some_and(|octets_max| transaction.size > octets_max) {
         return Err(Refusal::TooLarge);
     }
-    if transaction.eight_bit && !offered.eight_bit_mime {
+    if transaction.eight_bit && !offered.eight_bit_mime && eight_bit == EightBit::Fail {
         return Err(Refusal::EightBit);
     }
     if !is_writable(&transaction.reverse_path) {
@@ -198,7 +202,7 @@ pub(crate) fn fit<C: Content>(transaction: &Transaction<C>, offered: &Extensions
     if offered.size {
         mail_command.push_str(&format!(" SIZE={}", transaction.size));
     }
-    if transaction.eight_bit {
+    if transaction.eight_bit && offered.eight_bit_mime {
         mail_command.push_str(" BODY=8BITMIME");
     }
     if utf8 && offered.smtp_utf8 {
@@ -296,40 +300,50 @@ mod tests {
     #[test]
     fn parameters_are_sent_where_offered_and_needed() {
         let plain = transaction("a@example.org", &["b@example.net"]);
-        assert_eq!(fit(&plain, &everything()).expect("fits").mail_command, "MAIL FROM:<a@example.org> SIZE=100");
-        assert_eq!(fit(&plain, &Extensions::default()).expect("fits").mail_command, "MAIL FROM:<a@example.org>");
+        assert_eq!(
+            fit(&plain, &everything(), EightBit::Fail).expect("fits").mail_command,
+            "MAIL FROM:<a@example.org> SIZE=100"
+        );
+        assert_eq!(
+            fit(&plain, &Extensions::default(), EightBit::Fail).expect("fits").mail_command,
+            "MAIL FROM:<a@example.org>"
+        );
         let eight_bit = Transaction { eight_bit: true, smtputf8: true, ..transaction("", &["b@example.net"]) };
-        let command = fit(&eight_bit, &everything()).expect("fits").mail_command;
+        let command = fit(&eight_bit, &everything(), EightBit::Fail).expect("fits").mail_command;
         assert_eq!(command, "MAIL FROM:<> SIZE=100 BODY=8BITMIME SMTPUTF8");
     }
 
     #[test]
     fn what_the_peer_cannot_take_is_not_sent() {
-        let refusal = |t: &Transaction<Text>, offered: &Extensions| fit(t, offered).expect_err("refused");
+        let refusal =
+            |t: &Transaction<Text>, offered: &Extensions| fit(t, offered, EightBit::Fail).expect_err("refused");
         let none = Extensions::default();
         // RFC 1870 §6.1: exactly the limit still fits.
         let large = Transaction { size: 1001, ..transaction("", &["b@c"]) };
         assert_eq!(refusal(&large, &everything()), Refusal::TooLarge);
-        assert!(fit(&Transaction { size: 1000, ..large }, &everything()).is_ok());
+        assert!(fit(&Transaction { size: 1000, ..large }, &everything(), EightBit::Fail).is_ok());
         let eight_bit = Transaction { eight_bit: true, ..transaction("", &["b@c"]) };
         assert_eq!(refusal(&eight_bit, &none), Refusal::EightBit);
         assert_eq!(refusal(&transaction("ä@c", &["b@c"]), &none), Refusal::AddressNotAscii);
+        let sent = fit(&eight_bit, &none, EightBit::Send).expect("as it is");
+        assert_eq!(sent.mail_command, "MAIL FROM:<>", "a parameter that was not offered is not sent");
         let header = Transaction { content: Text("Subject: ä\r\n\r\n"), smtputf8: true, ..transaction("", &["b@c"]) };
         assert_eq!(refusal(&header, &none), Refusal::HeaderNotAscii);
         // Only the header counts, not the body.
         let body = Transaction { content: Text("Subject: a\r\n\r\nä\r\n\r\n"), ..header };
-        assert!(fit(&body, &none).is_ok());
+        assert!(fit(&body, &none, EightBit::Fail).is_ok());
         let no_header = Transaction { content: Text("\r\nä\r\n\r\n"), ..body };
-        assert!(fit(&no_header, &none).is_ok());
+        assert!(fit(&no_header, &none, EightBit::Fail).is_ok());
     }
 
     #[test]
     fn a_domain_goes_as_a_label_but_a_local_part_cannot() {
         let recipients = ["b@bücher.example", "ü@example.net", "c@example.net"];
-        let envelope = fit(&transaction("a@straße.example", &recipients), &Extensions::default()).expect("fits");
+        let envelope =
+            fit(&transaction("a@straße.example", &recipients), &Extensions::default(), EightBit::Fail).expect("fits");
         assert_eq!(envelope.mail_command, "MAIL FROM:<a@xn--strae-oqa.example>");
         assert_eq!(statuses(&envelope), ["b@xn--bcher-kva.example", "address_utf8", "c@example.net"]);
-        let envelope = fit(&transaction("a@b", &recipients), &everything()).expect("fits");
+        let envelope = fit(&transaction("a@b", &recipients), &everything(), EightBit::Fail).expect("fits");
         assert_eq!(statuses(&envelope), recipients);
         assert_eq!(envelope.mail_command, "MAIL FROM:<a@b> SIZE=100 SMTPUTF8");
     }
@@ -337,21 +351,25 @@ mod tests {
     #[test]
     fn an_address_cannot_smuggle_a_command() {
         for address in ["a@b>\r\nRCPT TO:<c@d", "a@b> NOTIFY=NEVER", "a@b\0", "a\n@b", "<a@b>", "\"a@b", "", "a b@c"] {
-            let envelope = fit(&transaction("", &[address]), &everything()).expect("only the recipient is refused");
+            let envelope = fit(&transaction("", &[address]), &everything(), EightBit::Fail)
+                .expect("only the recipient is refused");
             let verdict = envelope.recipients[0].as_ref().expect_err("refused");
             assert_eq!((verdict.rule, verdict.fate), ("bad_recipient", Fate::Bounce), "{address:?}");
         }
         for address in ["\"a > b\"@c", "\"a\\\"b\"@c", "a=b+c@[127.0.0.1]"] {
-            let envelope = fit(&transaction("", &[address]), &everything()).expect("fits");
+            let envelope = fit(&transaction("", &[address]), &everything(), EightBit::Fail).expect("fits");
             assert_eq!(statuses(&envelope), [address]);
         }
-        assert_eq!(fit(&transaction("a\r\n", &["b@c"]), &everything()).expect_err("refused"), Refusal::BadReversePath);
+        assert_eq!(
+            fit(&transaction("a\r\n", &["b@c"]), &everything(), EightBit::Fail).expect_err("refused"),
+            Refusal::BadReversePath
+        );
     }
 
     #[test]
     fn rcptmax_cuts_the_transaction_rfc_9422() {
         let offered = Extensions { recipients_max: Some(2), ..Extensions::default() };
-        let envelope = fit(&transaction("", &["a@x", "b@x", "c@x", "d@x"]), &offered).expect("fits");
+        let envelope = fit(&transaction("", &["a@x", "b@x", "c@x", "d@x"]), &offered, EightBit::Fail).expect("fits");
         assert_eq!(statuses(&envelope), ["a@x", "b@x", "recipients_max", "recipients_max"]);
     }
 

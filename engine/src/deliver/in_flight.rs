@@ -2,6 +2,7 @@
 //!
 //! A recipient goes from waiting to accepted to settled, or from waiting to settled at once; settled is for good.
 
+use crate::config::EightBit;
 use crate::deliver::attempt::{Irregularity, Transaction, TransactionResult, fit};
 use crate::deliver::content::{Content, ContentWriter, chunk_command};
 use crate::deliver::extension::Extensions;
@@ -63,11 +64,11 @@ enum SlotState {
 
 impl<C: Content> InFlight<C> {
     /// Settles at once what can't be sent to this peer.
-    pub(crate) fn new(transaction: Transaction<C>, form: Form, offered: &Extensions) -> Self {
+    pub(crate) fn new(transaction: Transaction<C>, form: Form, offered: &Extensions, eight_bit: EightBit) -> Self {
         assert!(!transaction.recipients.is_empty(), "a transaction has a recipient");
         let indexes = transaction.recipients.iter().map(|(index, _)| *index);
         let settled = |index, verdict| Slot { index, path: String::new(), state: SlotState::Settled(verdict) };
-        let (mail_command, slots) = match fit(&transaction, offered) {
+        let (mail_command, slots) = match fit(&transaction, offered, eight_bit) {
             Ok(envelope) => {
                 let slots = indexes.zip(envelope.recipients).map(|(index, recipient)| match recipient {
                     Ok(path) => Slot { index, path, state: SlotState::Waiting },

@@ -32,6 +32,10 @@ pub struct Host {
 }
 
 impl Site {
+    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.hosts.iter().flat_map(|host| host.addresses.iter().copied())
+    }
+
     /// The addresses in the order in which one connection attempt tries them, each with its host's index.
     ///
     /// Hosts of equal preference are shuffled, so that each gets its share (RFC 5321 §5.1), and so are the addresses of

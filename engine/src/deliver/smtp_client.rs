@@ -25,7 +25,7 @@ mod ending;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::config::{Chunking, Timeouts, TlsMode};
+use crate::config::{Chunking, EightBit, Timeouts, TlsMode};
 use crate::deliver::attempt::{Stage, Transaction, TransactionResult};
 use crate::deliver::content::{Chunk, Content};
 use crate::deliver::extension::Extensions;
@@ -75,6 +75,7 @@ pub struct ClientOptions {
     pub chunking: Chunking,
     /// Whole transactions in flight at most.
     pub max_in_flight: u32,
+    pub eight_bit: EightBit,
     pub tls: TlsMode,
     pub timeouts: Timeouts,
 }

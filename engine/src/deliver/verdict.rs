@@ -17,6 +17,7 @@ use postrider_spool::record::Answer;
 use crate::config::TlsMode;
 use crate::deliver::attempt::Stage;
 use crate::deliver::blame;
+use crate::handover::{Elsewhere, Need};
 use crate::limits::ANSWER_TEXT_OCTETS_MAX;
 use crate::mail::reply::Reply;
 
@@ -35,8 +36,8 @@ pub struct RecipientVerdict {
 pub enum Fate {
     Delivered,
     Bounce,
-    /// This host lacks what the message needs: try another MX host at once, uncounted; bounce when none is left.
-    BounceIfLastHost,
+    /// This host lacks what the message needs: [`RecipientVerdict::elsewhere`] says what that means.
+    BounceIfLastHost(Need),
     Retry(Retry),
     /// It may have left under another message's envelope: never retried by itself, shown to the operator.
     Hold,
@@ -430,11 +431,35 @@ pub enum Refusal {
     BeyondRecipientsMax,
 }
 
+impl RecipientVerdict {
+    /// What it means for a recipient that this host lacks what its message needs (RFC 6531 §3.5 and RFC 6152 §3 ask
+    /// for no more than that it isn't sent there): another host of the site is tried at once and uncounted; where those
+    /// that are left can't be reached now, later; it bounces when none is left.
+    pub fn elsewhere(&mut self, elsewhere: Elsewhere) {
+        assert!(matches!(self.fate, Fate::BounceIfLastHost(_)), "only what this host lacks is looked for elsewhere");
+        let deferred = |mut answer: Answer, text: &str| {
+            answer.code = 451;
+            answer.enhanced = answer.enhanced.map(|(_, subject, detail)| (4, subject, detail));
+            answer.text.push_str(text);
+            answer
+        };
+        self.fate = match elsewhere {
+            Elsewhere::AtOnce => AT_ONCE,
+            Elsewhere::Later => {
+                self.answer = deferred(self.answer.clone(), "; other hosts, which may, can not be reached now");
+                LATER
+            }
+            Elsewhere::Nowhere => Fate::Bounce,
+        };
+    }
+}
+
 /// The verdict on what we refuse ourselves.
 pub fn refuse(refusal: Refusal) -> RecipientVerdict {
     use Fault::{Nobody, Peer};
     use Scope::{Host, Message, Recipient};
     let elsewhere = Fate::BounceIfLastHost;
+    let (eight_bit, utf8) = (elsewhere(Need::EightBitMime), elsewhere(Need::SmtpUtf8));
     let (rule, fate, fault, scope, code, enhanced, text) = match refusal {
         Refusal::TooLarge => (
             "too_large",
@@ -446,26 +471,20 @@ pub fn refuse(refusal: Refusal) -> RecipientVerdict {
             "the message is larger than the peer accepts",
         ),
         Refusal::EightBit => {
-            ("eight_bit", elsewhere, Peer, Host, 554, (5, 6, 3), "8-bit content, but the peer does not offer 8BITMIME")
+            ("eight_bit", eight_bit, Peer, Host, 554, (5, 6, 3), "8-bit content, but the peer does not offer 8BITMIME")
         }
         Refusal::AddressNotAscii => (
             "address_utf8",
-            elsewhere,
+            utf8,
             Peer,
             Host,
             553,
             (5, 6, 7),
             "a non-ASCII address, but the peer does not offer SMTPUTF8",
         ),
-        Refusal::HeaderNotAscii => (
-            "header_utf8",
-            elsewhere,
-            Peer,
-            Host,
-            554,
-            (5, 6, 9),
-            "a UTF-8 header, but the peer does not offer SMTPUTF8",
-        ),
+        Refusal::HeaderNotAscii => {
+            ("header_utf8", utf8, Peer, Host, 554, (5, 6, 9), "a UTF-8 header, but the peer does not offer SMTPUTF8")
+        }
         Refusal::BadRecipient => (
             "bad_recipient",
             Fate::Bounce,
@@ -814,7 +833,9 @@ mod tests {
         assert_eq!(status(Refusal::AddressNotAscii), Some((5, 6, 7)));
         assert_eq!(status(Refusal::HeaderNotAscii), Some((5, 6, 9)));
         assert_eq!(refuse(Refusal::BeyondRecipientsMax).fate, AT_ONCE);
-        assert_eq!(refuse(Refusal::EightBit).fate, Fate::BounceIfLastHost);
+        assert_eq!(refuse(Refusal::EightBit).fate, Fate::BounceIfLastHost(Need::EightBitMime));
+        assert_eq!(refuse(Refusal::AddressNotAscii).fate, Fate::BounceIfLastHost(Need::SmtpUtf8));
+        assert_eq!(refuse(Refusal::HeaderNotAscii).fate, Fate::BounceIfLastHost(Need::SmtpUtf8));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::connection::{ConnectionKey, Slot, SlotState, Slots};
 use super::site::{BackOff, Choice, Hosts};
 use super::trust::Trust;
 use crate::config::{Chunking, Shaping};
-use crate::handover::{Attempt, Blocked, PairKey, Route, TlsRequirement};
+use crate::handover::{Attempt, Blocked, Elsewhere, Need, PairKey, Route, TlsRequirement};
 use crate::limits::{PAIRS_KEPT, STANDING_CREDITS};
 use crate::mail::time::Now;
 
@@ -246,14 +246,21 @@ impl Pools {
         if self.stopping || slot.deliveries >= deliveries_max {
             return None;
         }
-        let next = self.pairs[place as usize].tickets.front()?;
-        if !fits(slot, &next.route) {
+        let pair = &self.pairs[place as usize];
+        if !pair.fits(now, slot, pair.tickets.front()?) {
             return None;
         }
         let attempt = self.pairs[place as usize].tickets.pop_front();
         self.slots.count_delivery(connection);
         self.grant(now, place);
         attempt
+    }
+
+    /// A connection's host does not offer what a message needs; says where else it can go.
+    pub fn lacks(&mut self, now: Now, connection: ConnectionKey, route: &Route, need: Need) -> Elsewhere {
+        let Slot { pair, address, .. } = *self.slots.get(connection);
+        let site: Vec<SocketAddr> = route.site.addresses().collect();
+        self.pairs[pair as usize].hosts.lacks(now.monotonic, address, need, &site)
     }
 
     /// How much may be in flight on a connection from now on.
@@ -350,20 +357,20 @@ impl Pools {
             }
             return;
         }
-        self.start(place);
+        self.start(now, place);
         self.connect(now, place, random);
         self.grant(now, place);
     }
 
     /// Starts tickets on idle connections that fit them.
-    fn start(&mut self, place: u32) {
+    fn start(&mut self, now: Now, place: u32) {
         let mut waiting = VecDeque::new();
         while let Some(attempt) = self.pairs[place as usize].tickets.pop_front() {
-            let Some(connection) = self.idle_connection(place, &attempt.route) else {
+            let Some(connection) = self.idle_connection(now, place, &attempt) else {
                 waiting.push_back(attempt);
-                // Nearly always all tickets of a pair have one route: then the rest has no connection either.
+                // Nearly always all tickets of a pair are alike in this: then the rest has no connection either.
                 let pair = &mut self.pairs[place as usize];
-                let alike = pair.tickets.front().is_none_or(|next| same_route(&next.route, &waiting[0].route));
+                let alike = pair.tickets.front().is_none_or(|next| alike(next, &waiting[0]));
                 if alike {
                     break;
                 }
@@ -379,7 +386,7 @@ impl Pools {
         }
     }
 
-    fn idle_connection(&mut self, place: u32, route: &Route) -> Option<ConnectionKey> {
+    fn idle_connection(&mut self, now: Now, place: u32, attempt: &Attempt) -> Option<ConnectionKey> {
         // The most recently opened first, so that surplus ones stay idle and time out.
         let pair = &self.pairs[place as usize];
         let mut used_up = Vec::new();
@@ -391,7 +398,7 @@ impl Pools {
             let slot = self.slots.get(connection);
             if slot.deliveries >= pair.shaping.max_deliveries_per_connection {
                 used_up.push(connection);
-            } else if fits(slot, route) {
+            } else if pair.fits(now, slot, attempt) {
                 found = Some(connection);
                 break;
             }
@@ -413,8 +420,10 @@ impl Pools {
                 self.make_room(place);
                 return;
             }
-            let route = pair.tickets[pair.opening as usize].route.clone();
-            let order = route.site.attempt_order(random);
+            let attempt = &pair.tickets[pair.opening as usize];
+            let route = attempt.route.clone();
+            let mut order = route.site.attempt_order(random);
+            pair.hosts.keep_serving(now.monotonic, &mut order, &|need| attempt.needs(need));
             match pair.hosts.choose(now.monotonic, &order, |host| route.requirement(host)) {
                 Choice::Connect { host, to } => {
                     let required = route.requirement(host);
@@ -552,11 +561,20 @@ impl Pair {
             blocked_until: None,
         }
     }
+
+    /// Whether a message may go by a connection: it stays with its own site, at a host that is its domain's too, with
+    /// its own domain's TLS, and not at one that lacks what another host may offer.
+    fn fits(&self, now: Now, slot: &Slot, attempt: &Attempt) -> bool {
+        let route = &attempt.route;
+        *slot.site == *route.site.name
+            && route.is_met_by(&slot.host_name, &slot.proof)
+            && self.hosts.may_take(now.monotonic, slot.address, route.site.addresses(), &|need| attempt.needs(need))
+    }
 }
 
-/// A transaction stays with its own site, at a host that is its domain's too, and needs its own domain's TLS.
-fn fits(slot: &Slot, route: &Route) -> bool {
-    *slot.site == *route.site.name && route.is_met_by(&slot.host_name, &slot.proof)
+/// Whether what fits one of them fits the other.
+fn alike(a: &Attempt, b: &Attempt) -> bool {
+    same_route(&a.route, &b.route) && a.eight_bit == b.eight_bit && a.smtputf8 == b.smtputf8
 }
 
 /// What fits one fits the other.

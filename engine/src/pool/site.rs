@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::handover::{AttemptOrder, TlsRequirement};
-use crate::limits::{CLEAR_MEMORY, HOST_MEMORIES_MAX};
+use crate::handover::{AttemptOrder, Elsewhere, Need, TlsRequirement};
+use crate::limits::{CLEAR_MEMORY, HOST_MEMORIES_MAX, LACK_MEMORY};
 
 /// What one pair remembers of the hosts that it connected to.
 #[derive(Debug, Default)]
@@ -32,6 +32,27 @@ struct Memory {
     reason: Arc<str>,
     /// Until then opportunistic TLS isn't tried with it.
     clear_until: Duration,
+    /// Until then it is known not to offer these.
+    lacks_eight_bit_until: Duration,
+    lacks_utf8_until: Duration,
+}
+
+impl Memory {
+    fn lacks_until(&mut self, need: Need) -> &mut Duration {
+        match need {
+            Need::EightBitMime => &mut self.lacks_eight_bit_until,
+            Need::SmtpUtf8 => &mut self.lacks_utf8_until,
+        }
+    }
+
+    fn lacks(&self, now: Duration, needs: &dyn Fn(Need) -> bool) -> bool {
+        (needs(Need::EightBitMime) && self.lacks_eight_bit_until > now)
+            || (needs(Need::SmtpUtf8) && self.lacks_utf8_until > now)
+    }
+
+    fn matters(&self, now: Duration) -> bool {
+        [self.until, self.clear_until, self.lacks_eight_bit_until, self.lacks_utf8_until].iter().any(|time| *time > now)
+    }
 }
 
 /// How long a host is left alone: `first` after one failure, doubling up to `max`.
@@ -139,9 +160,56 @@ impl Hosts {
         if clear && asked == TlsRequirement::Opportunistic { TlsRequirement::Disabled } else { asked }
     }
 
+    /// The host does not offer it; says where else a message that needs it can go.
+    pub fn lacks(&mut self, now: Duration, address: SocketAddr, need: Need, site: &[SocketAddr]) -> Elsewhere {
+        self.make_room(now);
+        *self.memory((address, Concern::Everything)).lacks_until(need) = now + LACK_MEMORY;
+        let alone = |asked| asked == need;
+        let others = || site.iter().filter(|address| !self.is_lacking(now, **address, &alone));
+        let backs_off = |address: &SocketAddr| self.waits(now, *address, Concern::Everything).is_some();
+        match others().next() {
+            None => Elsewhere::Nowhere,
+            Some(_) if others().all(backs_off) => Elsewhere::Later,
+            Some(_) => Elsewhere::AtOnce,
+        }
+    }
+
+    /// Whether the host is known to lack some of what is needed.
+    pub fn is_lacking(&self, now: Duration, address: SocketAddr, needs: &dyn Fn(Need) -> bool) -> bool {
+        self.memories.get(&(address, Concern::Everything)).is_some_and(|memory| memory.lacks(now, needs))
+    }
+
+    /// Whether nobody knows better than that some host of the site lacks nothing of what is needed.
+    fn is_served(
+        &self,
+        now: Duration,
+        mut site: impl Iterator<Item = SocketAddr>,
+        needs: &dyn Fn(Need) -> bool,
+    ) -> bool {
+        site.any(|address| !self.is_lacking(now, address, needs))
+    }
+
+    /// Whether a message may go to this host: it lacks nothing, or all of the site's do and one has to say so.
+    pub fn may_take(
+        &self,
+        now: Duration,
+        address: SocketAddr,
+        site: impl Iterator<Item = SocketAddr>,
+        needs: &dyn Fn(Need) -> bool,
+    ) -> bool {
+        !self.is_lacking(now, address, needs) || !self.is_served(now, site, needs)
+    }
+
+    /// Leaves out the hosts that lack what is needed, unless all do.
+    pub fn keep_serving(&self, now: Duration, order: &mut AttemptOrder, needs: &dyn Fn(Need) -> bool) {
+        if self.is_served(now, order.iter().map(|&(_, address)| address), needs) {
+            order.retain(|&(_, address)| !self.is_lacking(now, address, needs));
+        }
+    }
+
     /// Whether there is anything worth keeping.
     pub fn remembers(&self, now: Duration) -> bool {
-        self.memories.values().any(|memory| memory.until > now || memory.clear_until > now)
+        self.memories.values().any(|memory| memory.matters(now))
     }
 
     /// What keeps the host from being tried now.
@@ -155,13 +223,15 @@ impl Hosts {
             until: Duration::ZERO,
             reason: Arc::from(""),
             clear_until: Duration::ZERO,
+            lacks_eight_bit_until: Duration::ZERO,
+            lacks_utf8_until: Duration::ZERO,
         })
     }
 
     /// Forgets what no longer matters once there is much of it.
     fn make_room(&mut self, now: Duration) {
         if self.memories.len() >= HOST_MEMORIES_MAX {
-            self.memories.retain(|_, memory| memory.until > now || memory.clear_until > now);
+            self.memories.retain(|_, memory| memory.matters(now));
         }
         if self.memories.len() >= HOST_MEMORIES_MAX {
             self.memories.clear();
@@ -221,6 +291,35 @@ mod tests {
         hosts.succeeded(address(1), &TlsRequirement::Verified);
         hosts.failed(Duration::ZERO, address(1), BACK_OFF, "refused".into());
         assert_eq!(waits(&mut hosts, &order).as_secs(), 30);
+    }
+
+    #[test]
+    fn what_a_host_lacks_is_looked_for_at_the_others() {
+        let mut hosts = Hosts::default();
+        let site = [address(1), address(2)];
+        let at = Duration::from_secs;
+        let eight_bit = |need| need == Need::EightBitMime;
+        let both = |_| true;
+        let nothing = |_| false;
+        let order = |hosts: &Hosts, needs: &dyn Fn(Need) -> bool| {
+            let mut order = vec![(0, address(1)), (1, address(2))];
+            hosts.keep_serving(at(1), &mut order, needs);
+            order.into_iter().map(|(host, _)| host).collect::<Vec<_>>()
+        };
+        assert_eq!(hosts.lacks(at(0), address(1), Need::EightBitMime, &site), Elsewhere::AtOnce);
+        assert_eq!(order(&hosts, &eight_bit), [1]);
+        assert_eq!(order(&hosts, &nothing), [0, 1]);
+        let may_take = |hosts: &Hosts, last, needs: &dyn Fn(Need) -> bool| {
+            hosts.may_take(at(1), address(last), site.into_iter(), needs)
+        };
+        assert!(!may_take(&hosts, 1, &both) && may_take(&hosts, 2, &both) && may_take(&hosts, 1, &nothing));
+        hosts.failed(at(0), address(2), BACK_OFF, "refused".into());
+        assert_eq!(hosts.lacks(at(1), address(1), Need::EightBitMime, &site), Elsewhere::Later);
+        assert_eq!(hosts.lacks(at(1), address(2), Need::SmtpUtf8, &site), Elsewhere::AtOnce, "1 was not asked for it");
+        assert_eq!(order(&hosts, &both), [0, 1], "each lacks something: either may say so");
+        assert_eq!(hosts.lacks(at(2), address(2), Need::EightBitMime, &site), Elsewhere::Nowhere);
+        assert!(may_take(&hosts, 1, &eight_bit) && may_take(&hosts, 2, &eight_bit), "somebody has to say so");
+        assert!(!hosts.is_lacking(at(2) + LACK_MEMORY, address(2), &both), "it is asked again later");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::config::{Config, RetrySchedule, Shaping};
 use crate::deliver::attempt::Transaction;
 use crate::deliver::content::Chunk;
 use crate::deliver::smtp_client::{ClientEvent, ClientOptions, Protocol, SmtpClient};
-use crate::deliver::verdict::{self, HostAction, SessionFailure};
+use crate::deliver::verdict::{self, Fate, HostAction, SessionFailure};
 use crate::handover::{Attempt, ControlMessage, DeliveryContext, Settled, ShardMessage, TlsRequirement};
 use crate::limits::{HOST_BACK_OFF_FIRST_MAX, HOST_BACK_OFF_MAX};
 use crate::mail::time::Now;
@@ -108,6 +108,7 @@ impl Shard {
             pipelining: delivery.shaping.pipelining,
             chunking: self.pools.chunking(now, connection),
             max_in_flight: delivery.shaping.max_in_flight,
+            eight_bit: delivery.shaping.eight_bit,
             tls: delivery.tls.mode(),
             timeouts: delivery.shaping.timeouts,
         };
@@ -278,7 +279,7 @@ impl Shard {
                 let (host_name, tls) = (delivery.host_name.clone(), delivery.tls.clone());
                 self.actions.push_back(Action::ConnectionStartTls { connection, host_name, tls });
             }
-            ClientEvent::Finished(result) => {
+            ClientEvent::Finished(mut result) => {
                 let delivery = self.deliveries.get_mut(&connection).expect("its client just spoke");
                 let (began, attempt) = delivery.attempts.pop_front().expect("a client finishes what it was given");
                 self.metrics.transaction_duration_s.observe(now.monotonic.saturating_sub(began).as_secs_f64());
@@ -294,6 +295,11 @@ impl Shard {
                     self.distrust(connection, confusion);
                 }
                 let context = self.deliveries[&connection].context.clone();
+                for (_, verdict) in &mut result.results {
+                    if let Fate::BounceIfLastHost(need) = verdict.fate {
+                        verdict.elsewhere(self.pools.lacks(now, connection, &attempt.route, need));
+                    }
+                }
                 let home = attempt.ticket.home;
                 self.tell(home, ShardMessage::Settled(Box::new(Settled { attempt, result, context })));
             }

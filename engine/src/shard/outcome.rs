@@ -136,8 +136,8 @@ impl Shard {
             let mut due_ms = due_ms;
             let (fate, answer) = match verdict.fate {
                 verdict::Fate::Delivered => (Fate::Delivered, answer),
-                // The peer's hosts are nearly always alike in what they can do.
-                verdict::Fate::Bounce | verdict::Fate::BounceIfLastHost => (Fate::Bounced, answer),
+                verdict::Fate::Bounce => (Fate::Bounced, answer),
+                verdict::Fate::BounceIfLastHost(_) => unreachable!("its owner looks for another host"),
                 verdict::Fate::Retry(Retry { counts_attempt: false, .. }) => {
                     disposition.at_once.push(index);
                     continue;

@@ -428,6 +428,72 @@ fn after_a_421_what_was_in_flight_goes_back_at_once() {
     assert_eq!(said.matches("BDAT ").count(), 2, "a 421 is no reason to trust it less: {said}");
 }
 
+/// RFC 6152 §3: what one host lacks another may have. Only when all have said so it bounces, and no attempt is counted
+/// for those that were asked before.
+#[test]
+fn what_a_host_lacks_is_looked_for_at_the_others() {
+    let run = |second: &str| {
+        let to = ["127.0.0.1:25", "127.0.0.2:25"].map(|to| RouteTarget::Address(to.parse().unwrap())).to_vec();
+        let mut config = Config::new("mta.example");
+        config.routes = vec![Route { domain: DomainPattern::Any, to, tls: TlsMode::Disabled }];
+        let mut world = World::open(TempDir::new().unwrap(), START, config);
+        let session = world.connect_client();
+        world.client_says(session, CLIENT);
+        world.client_says(session, "Subject: x\r\n\r\nH\u{e9}llo\r\n.\r\n");
+        world.sync();
+        assert_eq!(world.connects[0].1.to_string(), "127.0.0.1:25");
+        let first = world.accept_connection();
+        assert_eq!(world.peer_says(first, "250 peer.example\r\n"), "", "it is kept for other mail");
+        assert_eq!(world.connects[0].1.to_string(), "127.0.0.2:25");
+        let peer = world.accept_connection();
+        let said = world.peer_says(peer, second);
+        world.pass(Duration::from_secs(1));
+        (world, peer, said)
+    };
+    let (mut world, peer, said) = run("250-peer.example\r\n250 8BITMIME\r\n");
+    assert_eq!(said, "MAIL FROM:<a@client.example> BODY=8BITMIME\r\n");
+    world.peer_says(peer, "451 not now\r\n");
+    world.pass(Duration::from_secs(1));
+    assert!(matches!(world.fates()[..], [Fate::Deferred { .. }]));
+    assert_eq!(world.shard.home.entries().next().expect("it waits").1.attempts, 1, "only where MAIL was said");
+    accepted(&mut world);
+    assert_eq!(world.connects.len(), 0, "plain mail goes by either");
+
+    let (world, _, said) = run("250 peer.example\r\n");
+    assert_eq!((said.as_str(), world.connects.len()), ("", 0));
+    assert_eq!(world.fates(), [Fate::Bounced]);
+}
+
+/// Those that may have it can't be reached: that is no reason to bounce.
+#[test]
+fn a_host_that_backs_off_may_have_what_another_lacks() {
+    let to = ["127.0.0.1:25", "127.0.0.2:25"].map(|to| RouteTarget::Address(to.parse().unwrap())).to_vec();
+    let mut config = Config::new("mta.example");
+    config.routes = vec![Route { domain: DomainPattern::Any, to, tls: TlsMode::Disabled }];
+    let mut world = World::open(TempDir::new().unwrap(), START, config);
+    accepted(&mut world);
+    let refuse = |world: &mut World, to: &str| {
+        let (connection, address) = world.connects.pop().expect("a connection is wanted");
+        assert_eq!(address.to_string(), to);
+        let refused = super::ConnectError::Failed(std::io::ErrorKind::ConnectionRefused.into());
+        world.shard.connect_failed(world.now, connection, &refused);
+        world.settle();
+    };
+    refuse(&mut world, "127.0.0.1:25");
+    let second = world.accept_connection();
+    world.peer_says(second, "250 peer.example\r\n");
+    world.peer_says(second, "450 no\r\n");
+    world.pass(Duration::from_secs(1));
+    let session = world.connect_client();
+    world.client_says(session, CLIENT);
+    world.client_says(session, "Subject: x\r\n\r\nH\u{e9}llo\r\n.\r\n");
+    world.sync();
+    world.pass(Duration::from_secs(1));
+    assert!(matches!(world.fates()[..], [Fate::Deferred { .. }, Fate::Deferred { .. }]), "{:?}", world.fates());
+    let held = world.shard.home.entries().filter_map(|(_, entry)| entry.last_answer).collect::<Vec<_>>();
+    assert!(held.iter().any(|answer| answer.starts_with("451 4.6.3 ")), "{held:?}");
+}
+
 /// EXACT-RETRY-STATE: attempts and due time are the same after a restart, to the millisecond.
 #[test]
 fn a_deferred_message_is_due_at_the_same_time_after_a_restart() {

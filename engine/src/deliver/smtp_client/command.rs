@@ -24,7 +24,7 @@ impl<C: Content> SmtpClient<C> {
 
     pub(super) fn begin(&mut self, transaction: Transaction<C>, reset: bool, out: &mut Vec<Chunk<C::Piece>>) {
         let form = self.form();
-        let transaction = InFlight::new(transaction, form, &self.offered);
+        let transaction = InFlight::new(transaction, form, &self.offered, self.options.eight_bit);
         let settled = transaction.is_settled();
         self.transactions.push_back(transaction);
         if settled {

@@ -2,7 +2,7 @@
 //!
 //! A dialog is a text, one step a line; `#` begins a comment.
 //! ```text
-//! set lmtp | required | verified | disabled | no-pipelining | no-chunking | back-to-back      before anything else
+//! set lmtp | required | verified | disabled | no-pipelining | no-chunking | back-to-back | send-8bit      before anything else
 //! S: 250 OK               the peer sends a line; adjacent lines come in one read
 //! S~ 250 O                the peer sends octets without a line ending; \r, \n, \xNN, \\ are understood
 //! C: EHLO us.example      the client has written this line; it must have written nothing else before the next step
@@ -177,6 +177,7 @@ fn options() -> ClientOptions {
         pipelining: true,
         chunking: Chunking::On,
         max_in_flight: 4,
+        eight_bit: EightBit::Fail,
         tls: TlsMode::Opportunistic,
         timeouts: Timeouts::default(),
     }
@@ -189,7 +190,7 @@ fn describe(verdict: &RecipientVerdict) -> String {
     let fate = match verdict.fate {
         Fate::Delivered => "delivered",
         Fate::Bounce => "bounces",
-        Fate::BounceIfLastHost => "bounces if this is the last host",
+        Fate::BounceIfLastHost(_) => "bounces if this is the last host",
         Fate::Hold => "held",
         Fate::Retry(Retry { when: When::AtOnce, counts_attempt: false, in_doubt: false }) => "again at once",
         Fate::Retry(Retry { when: When::Scheduled, counts_attempt: true, in_doubt: false }) => "later",
@@ -246,6 +247,7 @@ fn run_dialog(name: &str, text: &str, piece: usize) {
         match &words["set ".len()..] {
             "lmtp" => options.protocol = Protocol::Lmtp,
             "no-pipelining" => options.pipelining = false,
+            "send-8bit" => options.eight_bit = EightBit::Send,
             "no-chunking" => options.chunking = Chunking::Off,
             "back-to-back" => options.chunking = WHOLE,
             "required" => options.tls = TlsMode::Required,
