@@ -1,9 +1,10 @@
 //! An SMTP reply (RFC 5321 §4.2) as a peer sends it, and its incremental parser.
 //!
-//! Real peers bend the grammar, so the parser is lenient where nothing can be misunderstood: a bare LF ends a line, the
-//! space after the code may be missing, a continued line may lack its code, lines may differ in code (the last one
-//! rules), blank lines are skipped, and told of where they stand in place of a reply. It is strict where guessing could be dangerous: what does not begin with a code of
-//! 200–599 is no reply. All lengths are bounded: text beyond them is dropped, a peer that goes on and on is given up.
+//! Real peers bend the grammar, so the parser is lenient where nothing can be misunderstood: a bare LF ends a line,
+//! the space after the code may be missing, a continued line may lack its code, lines may differ in code (the last
+//! one rules), blank lines are skipped, and told of where they stand in place of a reply. It is strict where guessing
+//! could be dangerous: what does not begin with a code of 200–599 is no reply. All lengths are bounded: text beyond
+//! them is dropped, a peer that goes on and on is given up.
 //!
 //! Text is made safe to store and show: octets that are not UTF-8 are replaced, control characters become spaces.
 

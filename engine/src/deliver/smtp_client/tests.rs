@@ -2,7 +2,8 @@
 //!
 //! A dialog is a text, one step a line; `#` begins a comment.
 //! ```text
-//! set lmtp | required | verified | disabled | no-pipelining | no-chunking | back-to-back | send-8bit      before anything else
+//! set lmtp | required | verified | disabled | no-pipelining | no-chunking | back-to-back | send-8bit
+//!                         before anything else
 //! S: 250 OK               the peer sends a line; adjacent lines come in one read
 //! S~ 250 O                the peer sends octets without a line ending; \r, \n, \xNN, \\ are understood
 //! C: EHLO us.example      the client has written this line; it must have written nothing else before the next step
