@@ -7,7 +7,7 @@
 use std::error::Error;
 use std::net::SocketAddr;
 
-use postrider::config::{DomainPattern, Route, RouteTarget, TlsMode};
+use postrider::config::{DomainPattern, Route, RouteTarget};
 use postrider::{Config, Engine, EventItem, Message};
 
 #[tokio::main(flavor = "current_thread")]
@@ -21,7 +21,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     config.http_listeners.clear();
     // Without a route, mail goes to the MX hosts of its recipients' domains.
     let to = vec![RouteTarget::Address(sink)];
-    config.routes.push(Route { domain: DomainPattern::Any, to, tls: TlsMode::Opportunistic });
+    config.routes.push(Route::new(DomainPattern::Any, to));
 
     let engine = Engine::builder(config).start()?;
     let mut events = engine.events();

@@ -17,7 +17,7 @@ use postrider_spool::record::MessageId;
 use crate::accept::Refusal;
 use crate::accept::admission::Admitted;
 use crate::admin::{MessageFilter, MessageRow, QueueRow};
-use crate::config::{Shaping, TlsMode};
+use crate::config::{Shaping, Terms, TlsMode};
 use crate::deliver::attempt::TransactionResult;
 use crate::deliver::route::{RouteFailure, Site};
 pub use crate::deliver::tls_policy::{TlsProof, TlsRequirement};
@@ -60,6 +60,7 @@ pub struct PairKey {
 pub struct Route {
     pub site: Arc<Site>,
     pub tls: TlsMode,
+    pub terms: Arc<Terms>,
 }
 
 impl Route {

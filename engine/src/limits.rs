@@ -10,6 +10,8 @@ pub(crate) const CONFIG_FILES_MAX: usize = 4_096;
 pub(crate) const CONFIG_ERRORS_MAX: usize = 100;
 /// A certificate or private key file, in bytes.
 pub(crate) const PEM_FILE_BYTES_MAX: u64 = 1 << 20;
+/// A username or password of a route.
+pub(crate) const CREDENTIAL_BYTES_MAX: usize = 255;
 pub(crate) const CONFIG_SHARDS_MAX: u64 = 256;
 pub(crate) const CONFIG_LISTENERS_MAX: usize = 64;
 pub(crate) const CONFIG_ROUTE_TARGETS_MAX: usize = 64;

@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use postrider::config::{Chunking, EightBit, Timeouts, TlsMode};
+use postrider::config::{Chunking, Credentials, DeliveryProtocol, EightBit, Timeouts, TlsMode};
 use postrider::deliver::attempt::Transaction;
 use postrider::deliver::content::{Chunk, Content};
-use postrider::deliver::smtp_client::{ClientEvent, ClientOptions, Protocol, SmtpClient};
+use postrider::deliver::smtp_client::{ClientEvent, ClientOptions, SmtpClient};
 use postrider::deliver::verdict::Fate;
 use postrider::mail::time::Now;
 
@@ -48,7 +48,12 @@ impl World {
     fn new(choices: u8) -> Self {
         let options = ClientOptions {
             ehlo: "us.example".to_owned(),
-            protocol: if choices & 1 == 0 { Protocol::Smtp } else { Protocol::Lmtp },
+            protocol: if choices & 1 == 0 { DeliveryProtocol::Smtp } else { DeliveryProtocol::Lmtp },
+            auth: (choices & 128 != 0).then(|| Credentials {
+                username: "user".to_owned(),
+                password: "pass".to_owned(),
+                without_tls: choices & 1 == 0,
+            }),
             pipelining: choices & 2 == 0,
             tls: [TlsMode::Opportunistic, TlsMode::Required, TlsMode::Verified, TlsMode::Disabled]
                 [usize::from(choices >> 2) % 4],

@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::egress::{DEFAULT_POOL, UNBOUND_SOURCE};
 use super::value::{duration_text, size_text};
 use super::{
-    Chunking, Config, DkimAlgorithm, Durability, LineEndings, Priority, ProviderMatch, Rate, ReceivedDetail,
-    RetryConfig, RetrySchedule, Settings, TlsMode,
+    Chunking, Config, DeliveryProtocol, DkimAlgorithm, Durability, LineEndings, Priority, ProviderMatch, Rate,
+    ReceivedDetail, RetryConfig, RetrySchedule, Settings, TlsMode,
 };
 
 /// Retries spelled out before "then every …" takes over.
@@ -149,8 +149,16 @@ fn write_tenants(config: &Config, out: &mut String) -> fmt::Result {
 fn write_routing(config: &Config, out: &mut String) -> fmt::Result {
     writeln!(out, "\nroutes")?;
     for route in &config.routes {
-        let targets = route.to.iter().map(ToString::to_string).collect::<Vec<_>>().join(", then ");
-        writeln!(out, "  {:<14}{targets}; TLS {}", route.domain.to_string(), tls_word(route.tls))?;
+        let between = if route.balance { " or " } else { ", then " };
+        let targets = route.to.iter().map(ToString::to_string).collect::<Vec<_>>().join(between);
+        if route.discards() {
+            writeln!(out, "  {:<14}discarded: counts as delivered, nothing is sent", route.domain.to_string())?;
+            continue;
+        }
+        let protocol = if route.terms.protocol == DeliveryProtocol::Lmtp { "; LMTP" } else { "" };
+        let user = route.terms.auth.as_ref().map_or(String::new(), |auth| format!("; AUTH as {}", auth.username));
+        let tls = tls_word(route.tls);
+        writeln!(out, "  {:<14}{targets}{protocol}; TLS {tls}{user}", route.domain.to_string())?;
     }
     let servers = match config.dns.servers.as_slice() {
         [] => "the system's resolvers".to_owned(),

@@ -131,12 +131,48 @@ pub struct DnsConfig {
     pub prohibited_hosts: Vec<IpNet>,
 }
 
-/// A static route; the first whose `domain` fits is used.
+/// A static route; the first that fits is used.
 #[derive(Debug, Clone)]
 pub struct Route {
     pub domain: DomainPattern,
     pub to: Vec<RouteTarget>,
+    /// The targets share the load instead of being tried in their order.
+    pub balance: bool,
     pub tls: TlsMode,
+    pub terms: Arc<Terms>,
+}
+
+/// How a route's hosts are spoken to. A connection serves routes with the same terms only.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Terms {
+    pub protocol: DeliveryProtocol,
+    pub auth: Option<Credentials>,
+    /// None: as shaping says.
+    pub chunking: Option<Chunking>,
+    pub max_in_flight: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeliveryProtocol {
+    #[default]
+    Smtp,
+    /// RFC 2033.
+    Lmtp,
+}
+
+/// What we say of ourselves to a smarthost (RFC 4954).
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    pub username: String,
+    pub password: String,
+    /// They may be said in the clear.
+    pub without_tls: bool,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Credentials of {}", self.username)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,6 +193,8 @@ pub enum RouteTarget {
     },
     /// `mx:host`: that name's MX set instead of the recipient domain's.
     Mx(String),
+    /// Nothing is sent; the mail counts as delivered. For dry runs.
+    Discard,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use super::error::{Place, Wrong};
+use super::load::read_text;
 use super::reader::Section;
-use super::{Config, DomainPattern, Route, RouteTarget, TlsMode, value};
+use super::shaping;
+use super::{Config, Credentials, DeliveryProtocol, DomainPattern, Route, RouteTarget, Terms, TlsMode, value};
 use crate::limits;
 
 /// The words of the `tls` key of routes and of shaping.
@@ -15,6 +18,27 @@ pub(super) const TLS_MODES: [(&str, TlsMode); 4] = [
     ("verified", TlsMode::Verified),
     ("disabled", TlsMode::Disabled),
 ];
+
+const PROTOCOLS: [(&str, DeliveryProtocol); 2] = [("smtp", DeliveryProtocol::Smtp), ("lmtp", DeliveryProtocol::Lmtp)];
+const AUTH_EXAMPLE: &str = "auth = { username = \"user\", password_file = \"secret\" }";
+const SMTP_PORT: u16 = 25;
+
+impl Route {
+    /// To these targets, in their order, by SMTP, with opportunistic TLS.
+    pub fn new(domain: DomainPattern, to: Vec<RouteTarget>) -> Self {
+        Self { domain, to, balance: false, tls: TlsMode::Opportunistic, terms: Arc::default() }
+    }
+
+    /// Whether mail is thrown away instead of sent.
+    pub fn discards(&self) -> bool {
+        self.to == [RouteTarget::Discard]
+    }
+
+    /// Whether its hosts are known without asking the DNS.
+    pub fn is_fixed(&self) -> bool {
+        self.to.iter().all(|to| matches!(to, RouteTarget::Address(_) | RouteTarget::Discard))
+    }
+}
 
 impl Config {
     /// The route for a recipient's domain, in lower case; None: by MX.
@@ -61,6 +85,7 @@ impl std::fmt::Display for RouteTarget {
             Self::Address(address) => write!(f, "{address}"),
             Self::Host { name, port } => write!(f, "{name}:{port}"),
             Self::Mx(name) => write!(f, "mx:{name}"),
+            Self::Discard => f.write_str("discard"),
         }
     }
 }
@@ -74,10 +99,14 @@ pub(super) fn read(top: &Section<'_>, config: &Config) -> Vec<Route> {
         if section.place_of("domain").is_none() && section.place_of("match").is_none() {
             section.missing("domain", "\"*\"");
         }
-        let to = read_targets(&section, config);
-        let tls = section.choice("tls", &TLS_MODES, &[]).unwrap_or(TlsMode::Opportunistic);
-        section.choice("protocol", &[("smtp", ())], &["lmtp"]);
-        section.not_yet(&[("match", None), ("balance", Some("false")), ("auth", None)]);
+        let protocol = section.choice("protocol", &PROTOCOLS, &[]).unwrap_or_default();
+        let to = read_targets(&section, config, protocol);
+        let auth = section.table("auth", AUTH_EXAMPLE).and_then(read_auth);
+        let tls = read_tls(&section, auth.as_ref());
+        let balance = section.boolean("balance").unwrap_or(false);
+        let (chunking, max_in_flight) = shaping::read_chunking(&section);
+        let terms = Arc::new(Terms { protocol, auth, chunking, max_in_flight });
+        section.not_yet(&[("match", None)]);
         if let Some(domain) = domain {
             let covering = domain.value.covering();
             if let Some((earlier, place)) = covering.iter().find_map(|pattern| places.get_key_value(pattern)) {
@@ -87,14 +116,72 @@ pub(super) fn read(top: &Section<'_>, config: &Config) -> Vec<Route> {
                 section.wrong(domain.place, "domain", wrong.instead(instead));
             }
             places.entry(domain.value.to_string()).or_insert(domain.place);
-            routes.push(Route { domain: domain.value, to, tls });
+            routes.push(Route { domain: domain.value, to, balance, tls, terms });
         }
         section.finish();
     }
     routes
 }
 
-fn read_targets(section: &Section<'_>, config: &Config) -> Vec<RouteTarget> {
+/// Without being asked, credentials are said under TLS only.
+fn read_tls(section: &Section<'_>, auth: Option<&Credentials>) -> TlsMode {
+    let secret = auth.is_some_and(|auth| !auth.without_tls);
+    let otherwise = if secret { TlsMode::Required } else { TlsMode::Opportunistic };
+    let Some(tls) = section.choice("tls", &TLS_MODES, &[]) else { return otherwise };
+    if secret
+        && tls == TlsMode::Disabled
+        && let Some(place) = section.place_of("tls")
+    {
+        let wrong = Wrong::new("\"disabled\" leaves the route's credentials without TLS, where they are not said");
+        section.wrong(place, "tls", wrong.instead("write \"required\", or without_tls = true in auth"));
+    }
+    tls
+}
+
+fn read_auth(section: Section<'_>) -> Option<Credentials> {
+    let username = section.text("username", "\"user\"", |text| {
+        let fits = !text.is_empty() && text.len() <= limits::CREDENTIAL_BYTES_MAX && !text.contains('\0');
+        fits.then(|| text.to_owned()).ok_or_else(|| {
+            let max = limits::CREDENTIAL_BYTES_MAX;
+            Wrong::new("is not a name that can be said").instead(format!("write 1 to {max} octets, none of them NUL"))
+        })
+    });
+    if section.place_of("username").is_none() {
+        section.missing("username", "\"user\"");
+    }
+    let file = section.text("password_file", "\"secret\"", |text| Ok::<_, Wrong>(text.to_owned()));
+    if section.place_of("password_file").is_none() {
+        section.missing("password_file", "\"secret\"");
+    }
+    let without_tls = section.boolean("without_tls").unwrap_or(false);
+    let password = file.and_then(|file| {
+        let path = section.report.base_dir(file.place).join(&file.value);
+        let text = read_text(&path, limits::PEM_FILE_BYTES_MAX).unwrap_or_else(|reason| {
+            let wrong = Wrong::new(format!("{} cannot be read: {reason}", path.display()));
+            section.wrong(
+                file.place,
+                "password_file",
+                wrong.instead("write the path of a file that holds the password"),
+            );
+            "unread".to_owned()
+        });
+        // Editors end a file with a line ending.
+        let password = text.strip_suffix('\n').unwrap_or(&text);
+        let password = password.strip_suffix('\r').unwrap_or(password);
+        let fits = !password.is_empty() && password.len() <= limits::CREDENTIAL_BYTES_MAX && !password.contains('\0');
+        if !fits {
+            let wrong = Wrong::new(format!("{} holds no password that can be said", path.display()));
+            let max = limits::CREDENTIAL_BYTES_MAX;
+            let instead = format!("write 1 to {max} octets into that file, none of them NUL");
+            section.wrong(file.place, "password_file", wrong.instead(instead));
+        }
+        fits.then(|| password.to_owned())
+    });
+    section.finish();
+    Some(Credentials { username: username?.value, password: password?, without_tls })
+}
+
+fn read_targets(section: &Section<'_>, config: &Config, protocol: DeliveryProtocol) -> Vec<RouteTarget> {
     let example = "[\"127.0.0.1:2526\"]";
     let Some(list) = section.list("to", example, target) else {
         if section.place_of("to").is_none() {
@@ -115,6 +202,15 @@ fn read_targets(section: &Section<'_>, config: &Config) -> Vec<RouteTarget> {
             && let Err(wrong) = check_reachable(address, config)
         {
             section.wrong(target.place, "to", wrong);
+        }
+        if protocol == DeliveryProtocol::Lmtp
+            && let Err(wrong) = check_lmtp(&target.value)
+        {
+            section.wrong(target.place, "to", wrong);
+        }
+        if target.value == RouteTarget::Discard && list.value.len() > 1 {
+            let wrong = Wrong::new("\"discard\" stands beside other targets");
+            section.wrong(target.place, "to", wrong.instead("write to = [\"discard\"], or leave it out"));
         }
     }
     list.value.into_iter().map(|target| target.value).collect()
@@ -137,6 +233,21 @@ fn check_reachable(address: SocketAddr, config: &Config) -> Result<(), Wrong> {
         return Err(
             wrong.instead(format!("add an [[egress_source]] with an {family} address, or write an {other} target"))
         );
+    }
+    Ok(())
+}
+
+/// RFC 2033 §5: LMTP is never spoken on port 25.
+fn check_lmtp(target: &RouteTarget) -> Result<(), Wrong> {
+    let port = match target {
+        RouteTarget::Address(address) => address.port(),
+        RouteTarget::Host { port, .. } => *port,
+        RouteTarget::Mx(_) => SMTP_PORT,
+        RouteTarget::Discard => return Ok(()),
+    };
+    if port == SMTP_PORT {
+        let wrong = Wrong::new(format!("\"{target}\" is port 25, where LMTP is never spoken"));
+        return Err(wrong.instead("write the port that the LMTP server listens on, usually 24"));
     }
     Ok(())
 }
@@ -171,7 +282,10 @@ fn pattern(text: &str) -> Result<DomainPattern, Wrong> {
 }
 
 fn target(text: &str) -> Result<RouteTarget, Wrong> {
-    if text == "discard" || text.starts_with("unix:") {
+    if text == "discard" {
+        return Ok(RouteTarget::Discard);
+    }
+    if text.starts_with("unix:") {
         return Err(Wrong::not_yet(&format!("{text:?}")).instead("write \"host:port\" or \"mx:host\""));
     }
     if let Some(host) = text.strip_prefix("mx:") {

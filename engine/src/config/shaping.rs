@@ -410,6 +410,13 @@ fn read_settings(section: &Section<'_>, settings: &mut Settings) {
     section.not_yet(&[("mta_sts", Some("false")), ("dane", Some("false"))]);
 }
 
+/// What a route may say instead.
+pub(super) fn read_chunking(section: &Section<'_>) -> (Option<Chunking>, Option<u32>) {
+    let chunking = section.choice("chunking", &CHUNKING, &[]);
+    let max = section.integer("max_in_flight", 8, 1..=limits::CONFIG_IN_FLIGHT_MAX);
+    (chunking, max.and_then(|found| u32::try_from(found.value).ok()))
+}
+
 fn read_provider_limits(section: &Section<'_>, settings: &mut Settings) {
     section.not_yet(&[("provider_connection_limit", None)]);
     settings.rate(section, "provider_max_message_rate", |shaping, rate| shaping.provider_max_message_rate = rate);

@@ -23,6 +23,9 @@ pub struct Extensions {
     pub start_tls: bool,
     /// RFC 3030.
     pub chunking: bool,
+    /// RFC 4954, with these mechanisms.
+    pub auth_plain: bool,
+    pub auth_login: bool,
     /// RFC 9422 `LIMITS RCPTMAX=n`.
     pub recipients_max: Option<u32>,
 }
@@ -45,6 +48,14 @@ impl Extensions {
                 "ENHANCEDSTATUSCODES" => offered.enhanced_status_codes = true,
                 "STARTTLS" => offered.start_tls = true,
                 "CHUNKING" => offered.chunking = true,
+                // Old servers write AUTH=LOGIN.
+                "AUTH" | "AUTH=LOGIN" | "AUTH=PLAIN" => {
+                    let first = keyword.split_once('=').map(|(_, mechanism)| mechanism);
+                    for mechanism in first.into_iter().chain(words) {
+                        offered.auth_plain |= mechanism.eq_ignore_ascii_case("PLAIN");
+                        offered.auth_login |= mechanism.eq_ignore_ascii_case("LOGIN");
+                    }
+                }
                 "LIMITS" => offered.recipients_max = words.find_map(recipients_max),
                 _ => {}
             }
@@ -62,6 +73,8 @@ impl fmt::Display for Extensions {
             (self.enhanced_status_codes, "ENHANCEDSTATUSCODES"),
             (self.start_tls, "STARTTLS"),
             (self.chunking, "CHUNKING"),
+            (self.auth_plain, "AUTH PLAIN"),
+            (self.auth_login, "AUTH LOGIN"),
         ];
         let mut words = flags.iter().filter(|(on, _)| *on).map(|(_, word)| (*word).to_owned()).collect::<Vec<_>>();
         if self.size {
@@ -98,6 +111,14 @@ mod tests {
     #[test]
     fn the_greeting_line_is_no_keyword() {
         assert_eq!(Extensions::parse(&Reply::new(250, "PIPELINING")), Extensions::default());
+    }
+
+    #[test]
+    fn mechanisms_that_we_know_are_remembered_rfc_4954_3() {
+        let offered = |text: &str| Extensions::parse(&Reply::new(250, text)).to_string();
+        assert_eq!(offered("x\nAUTH CRAM-MD5 login plain"), "AUTH PLAIN, AUTH LOGIN");
+        assert_eq!(offered("x\nAUTH CRAM-MD5 XOAUTH2"), "");
+        assert_eq!(offered("x\nAUTH=LOGIN PLAIN\nAUTH LOGIN"), "AUTH PLAIN, AUTH LOGIN");
     }
 
     #[test]

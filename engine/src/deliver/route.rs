@@ -246,7 +246,6 @@ fn shuffle<T>(items: &mut [T], random: &mut dyn FnMut(u64) -> u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::TlsMode;
 
     fn mx(preference: u16, exchange: &str) -> MxRecord {
         MxRecord { preference, exchange: exchange.to_owned() }
@@ -271,7 +270,7 @@ mod tests {
 
     #[test]
     fn the_first_route_that_fits_is_taken() {
-        let route = |domain| Route { domain, to: Vec::new(), tls: TlsMode::Opportunistic };
+        let route = |domain| Route::new(domain, Vec::new());
         let routes = [
             route(DomainPattern::Exact("mail.example.com".to_owned())),
             route(DomainPattern::Suffix(".example.com".to_owned())),

@@ -19,13 +19,15 @@
 //! is written is in `smtp_client/command.rs`, what replies move in `answer.rs`, how it ends in `ending.rs`.
 
 mod answer;
+mod auth;
 mod command;
 mod ending;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::config::{Chunking, EightBit, Timeouts, TlsMode};
+use self::auth::AuthStep;
+use crate::config::{Chunking, Credentials, DeliveryProtocol, EightBit, Timeouts, TlsMode};
 use crate::deliver::attempt::{Stage, Transaction, TransactionResult};
 use crate::deliver::content::{Chunk, Content};
 use crate::deliver::extension::Extensions;
@@ -68,7 +70,9 @@ struct Parting {
 pub struct ClientOptions {
     /// Our name.
     pub ehlo: String,
-    pub protocol: Protocol,
+    pub protocol: DeliveryProtocol,
+    /// What we say of ourselves before the first transaction.
+    pub auth: Option<Credentials>,
     /// Use PIPELINING where it is offered.
     pub pipelining: bool,
     /// How content goes where CHUNKING is offered, and how much is in flight.
@@ -78,12 +82,6 @@ pub struct ClientOptions {
     pub eight_bit: EightBit,
     pub tls: TlsMode,
     pub timeouts: Timeouts,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    Smtp,
-    Lmtp,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +115,7 @@ enum Expected {
     Ehlo,
     Helo,
     StartTls,
+    Auth(AuthStep),
     Reset,
     Mail,
     /// The recipient's place in its transaction.
@@ -342,6 +341,7 @@ impl<C: Content> SmtpClient<C> {
             Expected::Ehlo => Stage::Ehlo,
             Expected::Helo => Stage::Helo,
             Expected::StartTls => Stage::StartTls,
+            Expected::Auth(_) => Stage::Auth,
             Expected::Reset => Stage::Reset,
             Expected::Mail => Stage::Mail,
             Expected::Recipient(_) => Stage::Recipient,

@@ -118,6 +118,10 @@ pub enum Happened {
     Garbled(String),
     /// TLS is required, and there is no STARTTLS to ask for.
     TlsNotOffered,
+    /// The route has credentials, and the peer no mechanism that we know.
+    AuthNotOffered,
+    /// The route has credentials that are not said in the clear, and there is no TLS.
+    AuthInClear,
 }
 
 /// All that a verdict on a recipient depends on.
@@ -356,6 +360,18 @@ pub const SESSION_RULES: &[SessionRule] = &[
         scope: Scope::Host,
     },
     SessionRule {
+        // What the route says of us is wrong, or not what the peer asks for. Mail waits until somebody puts it right;
+        // it is never the mail's fault (RFC 4954 §4.1).
+        name: "auth_failed",
+        applies: |stage, happened, _| {
+            stage == Stage::Auth
+                && matches!(happened, Happened::Replied(_) | Happened::AuthNotOffered | Happened::AuthInClear)
+        },
+        action: HostAction::BackOff,
+        fault: Fault::Us,
+        scope: Scope::Host,
+    },
+    SessionRule {
         name: "connect_failed",
         applies: |stage, _, _| stage == Stage::Connect,
         action: HostAction::BackOff,
@@ -574,6 +590,15 @@ impl Happened {
                 (451, Some((4, 4, detail)), format!("timed out after {seconds} s {stage}"))
             }
             Self::TlsNotOffered => (451, Some((4, 7, 4)), "TLS is required, but the peer does not offer it".to_owned()),
+            // RFC 4954 §6: X.7.0 for authentication.
+            Self::AuthNotOffered => {
+                let text = "the route has credentials, but the peer offers neither AUTH PLAIN nor AUTH LOGIN";
+                (451, Some((4, 7, 0)), text.to_owned())
+            }
+            Self::AuthInClear => {
+                let text = "the route has credentials, but the connection has no TLS to say them in";
+                (451, Some((4, 7, 0)), text.to_owned())
+            }
             Self::Garbled(reason) => (451, Some((4, 5, 0)), format!("{reason} ({stage})")),
         };
         truncate(&mut text, ANSWER_TEXT_OCTETS_MAX);

@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::Terms;
 use crate::handover::{TlsProof, TlsRequirement};
 
 /// A connection's place in its shard; reused after the connection is gone.
@@ -28,6 +29,8 @@ pub struct Slot {
     /// What it was opened for.
     pub tls: TlsRequirement,
     pub proof: TlsProof,
+    /// It serves routes with these terms only.
+    pub terms: Arc<Terms>,
     pub deliveries: u32,
     state: SlotState,
 }
@@ -56,9 +59,11 @@ impl Slots {
         address: SocketAddr,
         site: Arc<str>,
         tls: TlsRequirement,
+        terms: Arc<Terms>,
     ) -> ConnectionKey {
         let proof = tls.proof_in_clear();
-        let slot = Slot { pair, host_name, address, site, tls, proof, deliveries: 0, state: SlotState::Opening };
+        let (deliveries, state) = (0, SlotState::Opening);
+        let slot = Slot { pair, host_name, address, site, tls, proof, terms, deliveries, state };
         self.len += 1;
         if let Some(place) = self.free.pop() {
             self.slots[place as usize] = Some(slot);

@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::connection::{ConnectionKey, Slot, SlotState, Slots};
 use super::site::{BackOff, Choice, Hosts};
 use super::trust::Trust;
-use crate::config::{Chunking, Shaping};
+use crate::config::{Chunking, Shaping, Terms};
 use crate::handover::{Attempt, Blocked, Elsewhere, Need, PairKey, Route, TlsRequirement};
 use crate::limits::{PAIRS_KEPT, STANDING_CREDITS};
 use crate::mail::time::Now;
@@ -104,8 +104,9 @@ pub struct Pools {
 #[derive(Debug)]
 struct Pair {
     key: PairKey,
-    /// As the newest ticket has it.
+    /// As the newest ticket has them.
     shaping: Arc<Shaping>,
+    terms: Arc<Terms>,
     hosts: Hosts,
     tickets: VecDeque<Box<Attempt>>,
     homes: Vec<HomeDemand>,
@@ -155,6 +156,7 @@ impl Pools {
         demand.granted = demand.granted.saturating_sub(1);
         demand.ready = left;
         pair.shaping = Arc::clone(&attempt.shaping);
+        pair.terms = Arc::clone(&attempt.route.terms);
         assert!(pair.shaping.connection_limit > 0, "a pair may connect");
         pair.tickets.push_back(attempt);
         self.advance(now, place, random);
@@ -266,7 +268,7 @@ impl Pools {
     /// How much may be in flight on a connection from now on.
     pub fn chunking(&self, now: Now, connection: ConnectionKey) -> Chunking {
         let slot = self.slots.get(connection);
-        let asked = self.pairs[slot.pair as usize].shaping.chunking;
+        let asked = slot.terms.chunking.unwrap_or(self.pairs[slot.pair as usize].shaping.chunking);
         self.trust.chunking(now.monotonic, &slot.site, asked)
     }
 
@@ -430,7 +432,8 @@ impl Pools {
                     let tls = pair.hosts.tls_to_use(now.monotonic, to, required.clone());
                     let host_name = route.site.hosts[host].name.clone();
                     let site = Arc::from(&*route.site.name);
-                    let connection = self.slots.open(place, host_name.clone(), to, site, required);
+                    let connection =
+                        self.slots.open(place, host_name.clone(), to, site, required, Arc::clone(&route.terms));
                     pair.open.push(connection);
                     pair.opening += 1;
                     let (source, shaping) = (pair.key.source, Arc::clone(&pair.shaping));
@@ -500,11 +503,7 @@ impl Pools {
         }
         let limit = pair.shaping.connection_limit as usize;
         let asked: usize = pair.homes.iter().map(|demand| (demand.granted as usize).min(demand.ready)).sum();
-        let in_hand = match pair.shaping.chunking {
-            Chunking::BackToBack => pair.shaping.max_in_flight as usize + 2,
-            Chunking::On | Chunking::Off => 3,
-        };
-        let mut room = (in_hand * limit).saturating_sub(pair.busy as usize + pair.tickets.len() + asked);
+        let mut room = (pair.in_hand() * limit).saturating_sub(pair.busy as usize + pair.tickets.len() + asked);
         let hungry = pair.homes.iter().filter(|demand| demand.ready > demand.granted as usize).count();
         let share = room.div_ceil(hungry.max(1));
         for (home, demand) in pair.homes.iter_mut().enumerate().filter(|(_, demand)| demand.known) {
@@ -552,6 +551,7 @@ impl Pair {
         Self {
             key,
             shaping: Arc::clone(&options.default),
+            terms: Arc::default(),
             hosts: Hosts::default(),
             tickets: VecDeque::new(),
             homes: vec![HomeDemand::default(); options.homes],
@@ -562,11 +562,20 @@ impl Pair {
         }
     }
 
+    /// Tickets that a connection can use at a time.
+    fn in_hand(&self) -> usize {
+        match self.terms.chunking.unwrap_or(self.shaping.chunking) {
+            Chunking::BackToBack => self.terms.max_in_flight.unwrap_or(self.shaping.max_in_flight) as usize + 2,
+            Chunking::On | Chunking::Off => 3,
+        }
+    }
+
     /// Whether a message may go by a connection: it stays with its own site, at a host that is its domain's too, with
     /// its own domain's TLS, and not at one that lacks what another host may offer.
     fn fits(&self, now: Now, slot: &Slot, attempt: &Attempt) -> bool {
         let route = &attempt.route;
         *slot.site == *route.site.name
+            && slot.terms == route.terms
             && route.is_met_by(&slot.host_name, &slot.proof)
             && self.hosts.may_take(now.monotonic, slot.address, route.site.addresses(), &|need| attempt.needs(need))
     }
@@ -579,5 +588,7 @@ fn alike(a: &Attempt, b: &Attempt) -> bool {
 
 /// What fits one fits the other.
 fn same_route(a: &Route, b: &Route) -> bool {
-    a.tls == b.tls && (Arc::ptr_eq(&a.site, &b.site) || a.site.name == b.site.name && a.site.hosts == b.site.hosts)
+    a.tls == b.tls
+        && a.terms == b.terms
+        && (Arc::ptr_eq(&a.site, &b.site) || a.site.name == b.site.name && a.site.hosts == b.site.hosts)
 }

@@ -17,7 +17,7 @@ use super::net::is_local_address;
 use super::shard_loop::Mail;
 use crate::admin::http_admin::{self, AdminOptions};
 use crate::admin::metrics::Metrics;
-use crate::config::{Config, HttpListener, RouteTarget};
+use crate::config::{self, Config, HttpListener};
 use crate::deliver::route::{RouteFailure, Site};
 use crate::handover::{Ask, ControlMessage, PairKey, Route, ShardMessage, Told};
 use crate::limits::{
@@ -185,7 +185,8 @@ impl Control {
             let route = config.route_for(&domain);
             let found = find_site(&config, &resolver, clock, &domain).await;
             let tls = route.map_or(config.shaping.tls, |route| route.tls);
-            let result = found.map(|site| Route { site: Arc::new(site), tls });
+            let terms = route.map(|route| Arc::clone(&route.terms)).unwrap_or_default();
+            let result = found.map(|site| Route { site: Arc::new(site), tls, terms });
             send(&shard, Mail::Core(ShardMessage::Routed { domain, result })).await;
         });
     }
@@ -194,7 +195,7 @@ impl Control {
     fn follow_rule_sites(&self, unknown: watch::Sender<usize>) {
         let is_fixed = |domain: &str| {
             let route = self.config.route_for(domain);
-            route.is_some_and(|route| route.to.iter().all(|to| matches!(to, RouteTarget::Address(_))))
+            route.is_some_and(config::Route::is_fixed)
         };
         // Shards know the sites of static routes to addresses by themselves.
         let rules = self.config.shaping_rules.domains.iter();
@@ -306,7 +307,13 @@ impl Control {
 
 async fn find_site(config: &Config, resolver: &Resolver, clock: Clock, domain: &str) -> Result<Site, RouteFailure> {
     match config.route_for(domain) {
-        Some(route) => resolver.resolve_targets(clock.now(), &route.to).await,
+        Some(route) => {
+            let mut site = resolver.resolve_targets(clock.now(), &route.to).await?;
+            if route.balance {
+                site.hosts.iter_mut().for_each(|host| host.preference = 0);
+            }
+            Ok(site)
+        }
         None => resolver.resolve_site(clock.now(), domain).await,
     }
 }

@@ -128,6 +128,7 @@ impl Resolver {
                 let found = found.map(|(_, hosts)| hosts).map_err(|failure| format!("the route's {failure}"));
                 (format!("mx:{name}"), found)
             }
+            RouteTarget::Discard => ("discard".to_owned(), Err("the route sends nothing".to_owned())),
         }
     }
 

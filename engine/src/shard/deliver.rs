@@ -9,7 +9,7 @@ use super::{Action, Shard};
 use crate::config::{Config, RetrySchedule, Shaping};
 use crate::deliver::attempt::Transaction;
 use crate::deliver::content::Chunk;
-use crate::deliver::smtp_client::{ClientEvent, ClientOptions, Protocol, SmtpClient};
+use crate::deliver::smtp_client::{ClientEvent, ClientOptions, SmtpClient};
 use crate::deliver::verdict::{self, Fate, HostAction, SessionFailure};
 use crate::handover::{Attempt, ControlMessage, DeliveryContext, Settled, ShardMessage, TlsRequirement};
 use crate::limits::{HOST_BACK_OFF_FIRST_MAX, HOST_BACK_OFF_MAX};
@@ -102,12 +102,14 @@ impl Shard {
         self.metrics.connections_out_made.inc();
         delivery.context.peer_address = made.peer.to_string();
         delivery.context.source_address = made.local.ip().to_string();
+        let terms = &self.pools.slot(connection).terms;
         let options = ClientOptions {
             ehlo: self.config.egress_sources[delivery.source].ehlo_domain.clone(),
-            protocol: Protocol::Smtp,
+            protocol: terms.protocol,
+            auth: terms.auth.clone(),
             pipelining: delivery.shaping.pipelining,
             chunking: self.pools.chunking(now, connection),
-            max_in_flight: delivery.shaping.max_in_flight,
+            max_in_flight: terms.max_in_flight.unwrap_or(delivery.shaping.max_in_flight),
             eight_bit: delivery.shaping.eight_bit,
             tls: delivery.tls.mode(),
             timeouts: delivery.shaping.timeouts,

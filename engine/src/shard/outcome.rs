@@ -8,6 +8,7 @@ use postrider_spool::{Message, ReadError};
 use super::Shard;
 use super::schedule::{Ending, PendingRead, expired};
 use crate::admin::answer_text;
+use crate::config::{DeliveryProtocol, RouteTarget};
 use crate::deliver::verdict::{self, Retry, When};
 use crate::handover::{Attempt, Blocked, DeliveryContext, Settled};
 use crate::mail::time::Now;
@@ -110,6 +111,10 @@ impl Shard {
             Outcome { message: id.to_raw(), results, ..Outcome::default() }
         });
         outcome.at_ms = now.wall_ms;
+        if ending.fate == Fate::Delivered {
+            outcome.site = RouteTarget::Discard.to_string();
+            self.home.count_delivered(ending.entry, outcome.results.len() as u32);
+        }
         self.count(&outcome.results);
         self.append_outcome(now, outcome);
         self.remove_entry(ending.entry);
@@ -201,7 +206,10 @@ impl Shard {
         outcome.results = results;
         outcome.site = attempt.route.site.name.clone();
         outcome.egress_source = source.name.clone();
-        outcome.delivery_protocol = "ESMTP".to_owned();
+        outcome.delivery_protocol = match attempt.route.terms.protocol {
+            DeliveryProtocol::Smtp => "ESMTP".to_owned(),
+            DeliveryProtocol::Lmtp => "LMTP".to_owned(),
+        };
         outcome.peer_name = context.peer_name;
         outcome.peer_address = context.peer_address;
         outcome.source_address = context.source_address;

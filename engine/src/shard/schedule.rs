@@ -46,12 +46,14 @@ pub(super) struct Ending {
 #[derive(Debug)]
 pub(super) struct RouteCache {
     fixed: Vec<Option<Route>>,
+    any_discards: bool,
     found: HashMap<Arc<str>, Route>,
 }
 
 impl RouteCache {
     pub(super) fn new(routes: &[config::Route]) -> Self {
-        Self { fixed: routes.iter().map(fixed_route).collect(), found: HashMap::new() }
+        let any_discards = routes.iter().any(config::Route::discards);
+        Self { fixed: routes.iter().map(fixed_route).collect(), any_discards, found: HashMap::new() }
     }
 
     fn get(&self, now: Now, routes: &[config::Route], domain: &str) -> Option<Route> {
@@ -60,6 +62,12 @@ impl RouteCache {
         }
         let route = self.found.get(domain)?;
         (route.site.expires > now.monotonic).then(|| route.clone())
+    }
+
+    /// Whether a domain's mail is thrown away.
+    fn discards(&self, routes: &[config::Route], domain: &str) -> bool {
+        self.any_discards
+            && routes.iter().find(|route| route.domain.matches(domain)).is_some_and(config::Route::discards)
     }
 
     /// A domain's static route to plain addresses.
@@ -92,6 +100,9 @@ impl Shard {
     pub(super) fn route(&mut self, now: Now, entry: EntryKey) {
         let queue = self.home.queue_of(entry);
         let (domain, pool) = (Arc::clone(&queue.domain), Arc::clone(&queue.pool));
+        if self.routes.discards(&self.config.routes, &domain) {
+            return self.end_entry(now, Ending { entry, fate: Fate::Delivered, answer: discarded() });
+        }
         if self.home.is_held(&domain) {
             return self.home.wait_for_route(entry);
         }
@@ -292,6 +303,12 @@ pub(super) fn expired(text: String) -> Answer {
     Answer { code: 551, enhanced: Some((5, 4, 7)), text, command: String::new() }
 }
 
+/// The answer in place of a peer's where the route sends nothing.
+fn discarded() -> Answer {
+    let text = "discarded as its route says; nothing was sent".to_owned();
+    Answer { code: 250, enhanced: Some((2, 0, 0)), text, command: String::new() }
+}
+
 /// A pool by its name, or the pool of the one source that has the name.
 fn named_pool(config: &config::Config, name: &str) -> EgressPool {
     if let Some(pool) = config.pool(name) {
@@ -337,10 +354,10 @@ fn fixed_route(route: &config::Route) -> Option<Route> {
     let mut hosts = Vec::new();
     for (preference, target) in route.to.iter().enumerate() {
         let RouteTarget::Address(address) = target else { return None };
-        let preference = preference.min(usize::from(u16::MAX)) as u16;
+        let preference = if route.balance { 0 } else { preference.min(usize::from(u16::MAX)) as u16 };
         hosts.push(Host { name: address.ip().to_string(), preference, addresses: vec![*address] });
     }
     let name: Vec<String> = route.to.iter().map(ToString::to_string).collect();
     let site = Site { name: name.join(","), hosts, expires: Duration::MAX };
-    Some(Route { site: Arc::new(site), tls: route.tls })
+    Some(Route { site: Arc::new(site), tls: route.tls, terms: Arc::clone(&route.terms) })
 }

@@ -155,7 +155,7 @@ mod tests {
 
     fn route(site: &str) -> Route {
         let site = Site { name: site.to_owned(), hosts: Vec::new(), expires: Duration::MAX };
-        Route { site: Arc::new(site), tls: TlsMode::Opportunistic }
+        Route { site: Arc::new(site), tls: TlsMode::Opportunistic, terms: Arc::default() }
     }
 
     fn limit(shapings: &mut Shapings, domain: &str, site: &str) -> u32 {

@@ -13,8 +13,8 @@ use tempfile::TempDir;
 use super::{Action, Connected, SessionKey, Shard, ShardOptions, TlsStarted};
 use crate::accept::Policy;
 use crate::config::{
-    Chunking, Config, DkimIdentity, DkimKeyPem, DomainPattern, Priority, RetryInterval, RetryRules, Route, RouteTarget,
-    SmtpListener, Tenant, TlsMode,
+    Chunking, Config, Credentials, DeliveryProtocol, DkimIdentity, DkimKeyPem, DomainPattern, Priority, RetryInterval,
+    RetryRules, Route, RouteTarget, SmtpListener, Tenant, Terms, TlsMode,
 };
 use crate::deliver::route::{Host, Site};
 use crate::handover::{self, ControlMessage, ShardMessage, TlsRequirement};
@@ -58,7 +58,7 @@ impl World {
 
     fn open_with(directory: TempDir, now: Now, mut config: Config, segment_bytes: u64) -> Self {
         let to = vec![RouteTarget::Address("127.0.0.1:25".parse().unwrap())];
-        config.routes.push(Route { domain: DomainPattern::Any, to, tls: TlsMode::Disabled });
+        config.routes.push(Route { tls: TlsMode::Disabled, ..Route::new(DomainPattern::Any, to) });
         let config = Arc::new(config);
         let policy = Arc::new(Policy::new(&config).unwrap());
         let options = SpoolOptions { segment_bytes, ..SpoolOptions::default() };
@@ -126,7 +126,7 @@ impl World {
                 let RouteTarget::Address(address) = config.to[0] else { panic!("all routes lead to addresses") };
                 let host = Host { name: address.ip().to_string(), preference: 0, addresses: vec![address] };
                 let site = Site { name: address.to_string(), hosts: vec![host], expires: Duration::MAX };
-                let route = handover::Route { site: Arc::new(site), tls: config.tls };
+                let route = handover::Route { site: Arc::new(site), tls: config.tls, terms: Arc::default() };
                 self.shard.handle_message(ShardMessage::Routed { domain, result: Ok(route) });
             }
             Action::Events(mut records) => self.events.append(&mut records),
@@ -435,7 +435,7 @@ fn what_a_host_lacks_is_looked_for_at_the_others() {
     let run = |second: &str| {
         let to = ["127.0.0.1:25", "127.0.0.2:25"].map(|to| RouteTarget::Address(to.parse().unwrap())).to_vec();
         let mut config = Config::new("mta.example");
-        config.routes = vec![Route { domain: DomainPattern::Any, to, tls: TlsMode::Disabled }];
+        config.routes = vec![Route { tls: TlsMode::Disabled, ..Route::new(DomainPattern::Any, to) }];
         let mut world = World::open(TempDir::new().unwrap(), START, config);
         let session = world.connect_client();
         world.client_says(session, CLIENT);
@@ -469,7 +469,7 @@ fn what_a_host_lacks_is_looked_for_at_the_others() {
 fn a_host_that_backs_off_may_have_what_another_lacks() {
     let to = ["127.0.0.1:25", "127.0.0.2:25"].map(|to| RouteTarget::Address(to.parse().unwrap())).to_vec();
     let mut config = Config::new("mta.example");
-    config.routes = vec![Route { domain: DomainPattern::Any, to, tls: TlsMode::Disabled }];
+    config.routes = vec![Route { tls: TlsMode::Disabled, ..Route::new(DomainPattern::Any, to) }];
     let mut world = World::open(TempDir::new().unwrap(), START, config);
     accepted(&mut world);
     let refuse = |world: &mut World, to: &str| {
@@ -492,6 +492,122 @@ fn a_host_that_backs_off_may_have_what_another_lacks() {
     assert!(matches!(world.fates()[..], [Fate::Deferred { .. }, Fate::Deferred { .. }]), "{:?}", world.fates());
     let held = world.shard.home.entries().filter_map(|(_, entry)| entry.last_answer).collect::<Vec<_>>();
     assert!(held.iter().any(|answer| answer.starts_with("451 4.6.3 ")), "{held:?}");
+}
+
+fn to_peer(terms: Terms) -> Route {
+    let to = vec![RouteTarget::Address("127.0.0.1:24".parse().unwrap())];
+    Route { tls: TlsMode::Disabled, terms: Arc::new(terms), ..Route::new(DomainPattern::Any, to) }
+}
+
+fn routed(route: Route) -> World {
+    let mut config = Config::new("mta.example");
+    config.routes = vec![route];
+    World::open(TempDir::new().unwrap(), START, config)
+}
+
+/// RFC 2033 §4.2: each recipient has its own reply to the content, and its own fate.
+#[test]
+fn an_lmtp_route_settles_each_recipient_by_its_own_reply() {
+    let mut world = routed(to_peer(Terms { protocol: DeliveryProtocol::Lmtp, ..Terms::default() }));
+    let session = world.connect_client();
+    let two = "RCPT TO:<b@peer.example>\r\nRCPT TO:<c@peer.example>\r\n";
+    world.client_says(session, &CLIENT.replace("RCPT TO:<b@peer.example>\r\n", two));
+    world.client_says(session, CONTENT);
+    world.sync();
+    let (connection, peer) = world.connects.pop().expect("a connection is wanted");
+    world.shard.connected(world.now, connection, Connected { local: "127.0.0.1:5000".parse().unwrap(), peer });
+    assert_eq!(world.peer_says(connection, "220 lmtp.example\r\n"), "LHLO mta.example\r\n");
+    world.peer_says(connection, "250-lmtp.example\r\n250 PIPELINING\r\n");
+    world.peer_says(connection, "250 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n");
+    world.peer_says(connection, "250 stored\r\n452 4.2.2 full\r\n");
+    world.pass(Duration::from_secs(1));
+    assert!(matches!(world.fates()[..], [Fate::Delivered, Fate::Deferred { .. }]), "{:?}", world.fates());
+    let Some(Logged::Outcome(outcome)) = world.events.last().map(|event| &event.record) else { panic!("an outcome") };
+    assert_eq!(outcome.delivery_protocol, "LMTP");
+}
+
+/// A password that the smarthost refuses is nobody's mail's fault: the host is blocked, and no attempt is counted.
+#[test]
+fn refused_credentials_block_the_host_and_count_no_attempt() {
+    let (username, password) = ("user".to_owned(), "pass".to_owned());
+    let auth = Some(Credentials { username, password, without_tls: true });
+    let mut world = routed(to_peer(Terms { auth, ..Terms::default() }));
+    accepted(&mut world);
+    let peer = world.accept_connection();
+    let said = world.peer_says(peer, "250-smart.example\r\n250 AUTH PLAIN\r\n");
+    assert_eq!(said, "AUTH PLAIN AHVzZXIAcGFzcw==\r\n");
+    world.peer_says(peer, "535 5.7.8 wrong\r\n");
+    world.shard.connection_gone(world.now, peer);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.outcomes(), 0);
+    let (key, entry) = world.shard.home.entries().next().expect("it waits");
+    assert_eq!(entry.attempts, 0);
+    let blocked = world.shard.home.blocked_by(key).expect("it is blocked").clone();
+    assert!(blocked.reason.contains("535 5.7.8 wrong"), "{blocked:?}");
+    assert!(!format!("{blocked:?}").contains("AHVz"), "what was said of us is not told");
+    world.pass(Duration::from_millis(blocked.until_ms - world.now.wall_ms));
+    let peer = world.accept_connection();
+    world.peer_says(peer, "250-smart.example\r\n250 AUTH PLAIN\r\n");
+    let said = world.peer_says(peer, "235 2.7.0 welcome\r\n");
+    assert_eq!(said, "MAIL FROM:<a@client.example>\r\n");
+}
+
+/// Two routes to one host: what was said of us on a connection for one is not used for the other's mail.
+#[test]
+fn a_connection_serves_routes_with_its_own_terms_only() {
+    let (username, password) = ("user".to_owned(), "pass".to_owned());
+    let auth = Some(Credentials { username, password, without_tls: true });
+    let to_peer_of = |domain: &str, terms| Route { domain: DomainPattern::Exact(domain.to_owned()), ..to_peer(terms) };
+    let mut config = Config::new("mta.example");
+    config.routes = vec![
+        to_peer_of("peer.example", Terms { auth, ..Terms::default() }),
+        to_peer_of("other.example", Terms::default()),
+    ];
+    let mut world = World::open(TempDir::new().unwrap(), START, config);
+    accepted(&mut world);
+    let first = world.accept_connection();
+    world.peer_says(first, "250-smart.example\r\n250 AUTH PLAIN\r\n");
+    world.peer_says(first, "235 welcome\r\n");
+    world.peer_says(first, "450 no\r\n");
+    world.pass(Duration::from_secs(1));
+    let session = world.connect_client();
+    world.client_says(session, &CLIENT.replace("peer.example", "other.example"));
+    world.client_says(session, CONTENT);
+    world.sync();
+    assert!(!world.to_peer.contains("MAIL"), "not on the idle connection");
+    let second = world.accept_connection();
+    let said = world.peer_says(second, "250-smart.example\r\n250 AUTH PLAIN\r\n");
+    assert_eq!(said, "MAIL FROM:<a@client.example>\r\n", "on one of its own, without AUTH");
+}
+
+/// A dry run: nothing is connected to, and the outcome says so.
+#[test]
+fn what_a_route_discards_counts_as_delivered_and_says_so() {
+    let mut world = routed(Route::new(DomainPattern::Any, vec![RouteTarget::Discard]));
+    accepted(&mut world);
+    world.pass(Duration::from_secs(1));
+    assert_eq!((world.fates().as_slice(), world.connects.len()), (&[Fate::Delivered][..], 0));
+    assert_eq!(world.shard.home.len(), 0);
+    let Some(Logged::Outcome(outcome)) = world.events.last().map(|event| &event.record) else { panic!("an outcome") };
+    assert_eq!((outcome.site.as_str(), outcome.results[0].recipient.as_str()), ("discard", "b@peer.example"));
+    assert_eq!(outcome.results[0].answer.text, "discarded as its route says; nothing was sent");
+}
+
+/// New connections are shared among the targets of a balanced route, where else the first takes all.
+#[test]
+fn a_balanced_route_shares_its_connections() {
+    let first = |balance| {
+        let to = (1..=4).map(|host| RouteTarget::Address(SocketAddr::from(([127, 0, 0, host], 25)))).collect();
+        let mut world = routed(Route { balance, tls: TlsMode::Disabled, ..Route::new(DomainPattern::Any, to) });
+        for _ in 0..10 {
+            accepted(&mut world);
+        }
+        assert_eq!(world.connects.len(), 10);
+        let hosts: std::collections::BTreeSet<SocketAddr> = world.connects.iter().map(|(_, to)| *to).collect();
+        hosts.len()
+    };
+    assert_eq!(first(false), 1);
+    assert!(first(true) >= 3, "{}", first(true));
 }
 
 /// EXACT-RETRY-STATE: attempts and due time are the same after a restart, to the millisecond.
@@ -611,7 +727,7 @@ fn two_domains() -> World {
     let to = vec![RouteTarget::Address("127.0.0.1:25".parse().unwrap())];
     let route = |domain: &str, tls| {
         let domain = DomainPattern::Exact(domain.to_owned());
-        Route { domain, to: to.clone(), tls }
+        Route { tls, ..Route::new(domain, to.clone()) }
     };
     let mut config = Config::new("mta.example");
     config.shaping.connection_limit = 1;

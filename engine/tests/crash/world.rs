@@ -337,7 +337,7 @@ impl World {
         let addresses = vec![SocketAddr::from(([10, 0, 0, 9], 25))];
         let hosts = vec![Host { name: "mx.example".to_owned(), preference: 0, addresses }];
         let site = Arc::new(Site { name: "mx.example".to_owned(), hosts, expires });
-        Ok(handover::Route { site, tls: TlsMode::Disabled })
+        Ok(handover::Route { site, tls: TlsMode::Disabled, terms: Arc::default() })
     }
 
     fn open_session(&mut self) {
@@ -556,10 +556,9 @@ impl World {
 fn config() -> Config {
     let mut config = Config::new("mta.example");
     let sites = [("a.example", 1), ("b.example", 2), ("c.example", 3), ("d.example", 3)];
-    let route = |(domain, host): (&str, u8)| Route {
-        domain: DomainPattern::Exact(domain.to_owned()),
-        to: vec![RouteTarget::Address(SocketAddr::from(([10, 0, 0, host], 25)))],
-        tls: TlsMode::Disabled,
+    let route = |(domain, host): (&str, u8)| {
+        let to = vec![RouteTarget::Address(SocketAddr::from(([10, 0, 0, host], 25)))];
+        Route { tls: TlsMode::Disabled, ..Route::new(DomainPattern::Exact(domain.to_owned()), to) }
     };
     config.routes = sites.into_iter().map(route).collect();
     let source = |name: &str| EgressSource {

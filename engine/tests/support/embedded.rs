@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use postrider::admin::{MessageFilter, MessageRow};
-use postrider::config::{Config, DomainPattern, RetryConfig, RetrySchedule, Route, RouteTarget, TlsMode};
+use postrider::config::{Config, DomainPattern, RetryConfig, RetrySchedule, Route, RouteTarget};
 use postrider::outcome::event::{EventKind, EventRecord};
 use postrider::outcome::event_log::{EventItem, EventStream};
 use postrider::{Engine, InjectError, Message};
@@ -30,7 +30,7 @@ pub(crate) fn config(directory: &Path) -> Config {
 pub(crate) fn to_sink(directory: &Path, sink: SocketAddr) -> Config {
     let mut config = config(directory);
     let to = vec![RouteTarget::Address(sink)];
-    config.routes.push(Route { domain: DomainPattern::Any, to, tls: TlsMode::Opportunistic });
+    config.routes.push(Route::new(DomainPattern::Any, to));
     config
 }
 

@@ -1,7 +1,7 @@
 //! What each reply moves: the session towards its transactions, a transaction towards its verdicts.
 
-use super::{ClientEvent, Expected, Phase, Protocol, SmtpClient};
-use crate::config::TlsMode;
+use super::{ClientEvent, Expected, Phase, SmtpClient};
+use crate::config::{DeliveryProtocol as Protocol, TlsMode};
 use crate::deliver::attempt::{Irregularity, Stage};
 use crate::deliver::content::{Chunk, Content};
 use crate::deliver::extension::Extensions;
@@ -34,8 +34,9 @@ impl<C: Content> SmtpClient<C> {
         match expected {
             Expected::Banner if reply.is_positive() => self.write_ehlo(out),
             Expected::Ehlo => self.on_ehlo(reply, out),
-            Expected::Helo if reply.is_positive() => self.on_session_up(),
+            Expected::Helo if reply.is_positive() => self.on_session_up(out),
             Expected::StartTls => self.on_start_tls(reply, out),
+            Expected::Auth(step) => self.on_auth(step, reply, out),
             Expected::Banner | Expected::Helo => self.refuse_session(expected, reply, out),
             Expected::Reset => self.on_reset(reply, out),
             Expected::Mail => self.on_mail(reply, out),
@@ -60,7 +61,7 @@ impl<C: Content> SmtpClient<C> {
             if wanted && self.offered.start_tls {
                 self.write_command("STARTTLS", Expected::StartTls, out);
             } else {
-                self.on_session_up();
+                self.on_session_up(out);
             }
         }
     }
@@ -70,18 +71,22 @@ impl<C: Content> SmtpClient<C> {
         if reply.is_positive() {
             self.phase = Phase::Handshaking;
         } else if self.options.tls == TlsMode::Opportunistic {
-            self.on_session_up();
+            self.on_session_up(out);
         } else {
             self.refuse_session(Expected::StartTls, reply, out);
         }
     }
 
-    pub(super) fn on_session_up(&mut self) {
+    pub(super) fn on_session_up(&mut self, out: &mut Vec<Chunk<C::Piece>>) {
         let required = matches!(self.options.tls, TlsMode::Required | TlsMode::Verified);
         if required && !self.encrypted {
             self.fail_session(Stage::StartTls, &Happened::TlsNotOffered, "");
             return;
         }
+        if self.must_authenticate() { self.authenticate(out) } else { self.open() }
+    }
+
+    pub(super) fn open(&mut self) {
         self.phase = Phase::Open;
         self.events.push_back(ClientEvent::Idle);
     }

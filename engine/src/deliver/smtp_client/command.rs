@@ -1,7 +1,7 @@
 //! What is written, and in which order. Every command written is expected to be answered.
 
-use super::{Expected, Protocol, SmtpClient};
-use crate::config::Chunking;
+use super::{Expected, SmtpClient};
+use crate::config::{Chunking, DeliveryProtocol as Protocol};
 use crate::deliver::attempt::Transaction;
 use crate::deliver::content::{Chunk, Content, push_bytes};
 use crate::deliver::in_flight::{Form, InFlight, Mail};
@@ -138,6 +138,7 @@ impl<C: Content> SmtpClient<C> {
             (Expected::Ehlo, Protocol::Lmtp) => format!("LHLO {}", self.options.ehlo),
             (Expected::Helo, _) => format!("HELO {}", self.options.ehlo),
             (Expected::StartTls, _) => "STARTTLS".to_owned(),
+            (Expected::Auth(step), _) => step.command().to_owned(),
             _ => String::new(),
         }
     }

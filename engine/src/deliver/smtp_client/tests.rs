@@ -2,8 +2,8 @@
 //!
 //! A dialog is a text, one step a line; `#` begins a comment.
 //! ```text
-//! set lmtp | required | verified | disabled | no-pipelining | no-chunking | back-to-back | send-8bit
-//!                         before anything else
+//! set lmtp | required | verified | disabled | no-pipelining | no-chunking | back-to-back | send-8bit | auth |
+//!     auth-in-clear                              before anything else
 //! S: 250 OK               the peer sends a line; adjacent lines come in one read
 //! S~ 250 O                the peer sends octets without a line ending; \r, \n, \xNN, \\ are understood
 //! C: EHLO us.example      the client has written this line; it must have written nothing else before the next step
@@ -174,7 +174,8 @@ impl World {
 fn options() -> ClientOptions {
     ClientOptions {
         ehlo: "us.example".to_owned(),
-        protocol: Protocol::Smtp,
+        protocol: DeliveryProtocol::Smtp,
+        auth: None,
         pipelining: true,
         chunking: Chunking::On,
         max_in_flight: 4,
@@ -246,8 +247,13 @@ fn run_dialog(name: &str, text: &str, piece: usize) {
     let mut options = options();
     while let Some((_, words)) = steps.next_if(|(_, line)| line.starts_with("set ")) {
         match &words["set ".len()..] {
-            "lmtp" => options.protocol = Protocol::Lmtp,
+            "lmtp" => options.protocol = DeliveryProtocol::Lmtp,
             "no-pipelining" => options.pipelining = false,
+            "auth" | "auth-in-clear" => {
+                let (username, password) = ("user".to_owned(), "pass".to_owned());
+                let without_tls = &words["set ".len()..] == "auth-in-clear";
+                options.auth = Some(Credentials { username, password, without_tls });
+            }
             "send-8bit" => options.eight_bit = EightBit::Send,
             "no-chunking" => options.chunking = Chunking::Off,
             "back-to-back" => options.chunking = WHOLE,
@@ -698,7 +704,7 @@ proptest! {
         steps in proptest::collection::vec((any::<u8>(), proptest::collection::vec(any::<u8>(), 0..8)), 0..60),
         pipelining in any::<bool>(),
         tls in prop_oneof![Just(TlsMode::Opportunistic), Just(TlsMode::Required), Just(TlsMode::Disabled)],
-        protocol in prop_oneof![Just(Protocol::Smtp), Just(Protocol::Lmtp)],
+        protocol in prop_oneof![Just(DeliveryProtocol::Smtp), Just(DeliveryProtocol::Lmtp)],
         chunking in prop_oneof![Just(Chunking::Off), Just(Chunking::On), Just(WHOLE)],
     ) {
         let mut world = World::new(ClientOptions { pipelining, tls, protocol, chunking, ..options() });
