@@ -197,6 +197,8 @@ pub const ASK_READS_MAX: usize = 1_000;
 pub const SWEEP_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
 /// How long an outcome waits for a message's commit to ride with; a crash repeats the deliveries of this time.
 pub const OUTCOME_COMMIT_DELAY: std::time::Duration = std::time::Duration::from_millis(2);
+/// Turns in which a commit goes before the upkeep of its log; then both are done in one.
+pub const UPKEEP_SKIPPED_MAX: u32 = 8;
 /// When a pool without a usable source is looked at again.
 pub const SOURCE_RETRY: std::time::Duration = std::time::Duration::from_secs(5);
 /// When a message that can't be read from the spool is tried again.

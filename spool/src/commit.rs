@@ -58,6 +58,11 @@ pub(crate) enum Purpose {
         body: Option<u64>,
         lease: Lease,
     },
+    /// A part of the segment that is being emptied.
+    CopyWindow {
+        place: Place,
+        attempt: u64,
+    },
     /// Of the message that is being copied forward: its record.
     CopyRecord {
         place: Place,
@@ -95,12 +100,16 @@ impl Log {
     /// What to do next, until there is nothing. Operations may complete in any order. `summaries` is asked while a
     /// checkpoint is written.
     pub fn poll_operation(&mut self, now: Duration, summaries: &mut dyn Summarize) -> Option<Operation> {
-        self.poll_commit()
-            .or_else(|| self.poll_body_read())
-            .or_else(|| self.poll_retire(now))
+        self.poll_awaited(now)
             .or_else(|| self.poll_copy(now))
             .or_else(|| self.poll_checkpoint(now, summaries))
             .or_else(|| self.poll_scrub(now))
+    }
+
+    /// The same without upkeep, which takes some time of the caller's. Who hands a commit over to the medium before he
+    /// polls for the rest lets both go on at once.
+    pub fn poll_awaited(&mut self, now: Duration) -> Option<Operation> {
+        self.poll_commit().or_else(|| self.poll_body_read()).or_else(|| self.poll_retire(now))
     }
 
     /// Takes in what came of an operation of this log.
@@ -122,6 +131,13 @@ impl Log {
             (Purpose::Scrub { id, place, generation }, Done::Read { buffer, result }) => {
                 self.end_read(place.slot);
                 self.handle_scrub(id, place, generation, buffer, result)
+            }
+            (Purpose::CopyWindow { place, attempt }, Done::Read { buffer, result }) => {
+                self.end_read(place.slot);
+                if let Some(current) = self.take_copy(attempt) {
+                    self.handle_copy_window(now, current, place, buffer, result);
+                }
+                Progress::Nothing
             }
             (Purpose::CopyRecord { place, generation, attempt }, Done::Read { buffer, result }) => {
                 self.end_read(place.slot);
@@ -521,9 +537,20 @@ pub(crate) fn read_message(
     result: io::Result<()>,
 ) -> Result<Message, ReadError> {
     result.map_err(|error| ReadError::from(&error))?;
-    let header = RecordHeader::decode(&buffer[..RECORD_HEADER_BYTES]);
+    checked_message(id, place, generation, Memory::Owned(Arc::new(buffer)), 0)
+}
+
+/// The same where the record begins at `start` of what was read.
+pub(crate) fn checked_message(
+    id: MessageId,
+    place: Place,
+    generation: u64,
+    memory: Memory,
+    start: usize,
+) -> Result<Message, ReadError> {
+    let header = RecordHeader::decode(memory.bytes(start, RECORD_HEADER_BYTES));
     check_header(&header, id, place)?;
-    let message = Message::new(Memory::Owned(Arc::new(buffer)), 0, generation, header);
+    let message = Message::new(memory, start, generation, header);
     message.envelope()?;
     if !message.content_matches() {
         return Err(ReadError::Damaged { what: "the content's checksum differs" });

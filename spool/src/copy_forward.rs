@@ -2,32 +2,41 @@
 //!
 //! The emptiest segment is chosen. What counts in it is found by going over the index, a slice at a time: messages and
 //! shared bodies whose record is there are copied; of messages whose record is elsewhere, but whose state an outcome
-//! there tells, the state is written again. Copies are read from the medium and checked, each octet of them. They are
-//! gathered and then written as one frame into segments of their own, since what was copied once will stay for long.
+//! there tells, the state is written again. All of that is taken in the order in which it stands in the segment, from
+//! windows that are read at once; what else belongs to a message is read by itself. Copies are checked, each octet of
+//! them. They are gathered and then written as one frame into segments of their own, since what was copied once will
+//! stay for long.
 //!
-//! Reading is bounded to [`COPY_FORWARD_BYTES_PER_S`] unless mail is refused for want of space.
+//! How much is read depends on how much room is left ([`Urgency`]). A slice of the work is bounded too, and the next one
+//! comes a little later, so that commits go out between.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 use std::{io, mem};
 
 use crate::append::{Change, RoomFor, Verbatim};
-use crate::commit::{Purpose, check_body, read_message};
+use crate::body::Body;
+use crate::commit::{Purpose, check_body, checked_message};
 use crate::error::Closed;
 use crate::format::{
     BODY_SCHEMA, COPY_SCHEMA, Chain, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEGMENT_HEADER_BYTES, STATE_SCHEMA,
 };
 use crate::index::{Entry, HELD, Place};
 use crate::limits::{
-    BLOCK_BYTES, COPY_FORWARD_BYTES_PER_S, COPY_FORWARD_GATHER_BYTES, COPY_FORWARD_LIVE_PERCENT_MAX,
-    COPY_FORWARD_PAUSE_MS, COPY_FORWARD_PRESSED_PERCENT_MAX, COPY_FORWARD_READS_MAX, COPY_FORWARD_RETRY_MS,
-    COPY_FORWARD_SCAN_ENTRIES, COPY_FORWARD_SCAN_INTERVAL_MS, COPY_FORWARD_SEGMENTS_MIN, RESTATES_WAITING_MAX,
-    SPARES_RESERVED,
+    BLOCK_BYTES, COPY_FORWARD_BYTES_PER_S, COPY_FORWARD_EARNED_BYTES_MAX, COPY_FORWARD_EARNED_RATIO,
+    COPY_FORWARD_GATHER_BYTES, COPY_FORWARD_GATHER_CALM_BYTES, COPY_FORWARD_HURRIED_PERCENT_MAX,
+    COPY_FORWARD_HURRIED_USED_PERCENT, COPY_FORWARD_LIVE_PERCENT_MAX, COPY_FORWARD_PAUSE_MS,
+    COPY_FORWARD_PRESSED_PERCENT_MAX, COPY_FORWARD_READS_MAX, COPY_FORWARD_RETRY_MS, COPY_FORWARD_SCAN_ENTRIES,
+    COPY_FORWARD_SCAN_INTERVAL_MS, COPY_FORWARD_SEGMENTS_MIN, COPY_FORWARD_SLICE_INTERVAL_US, COPY_FORWARD_SLICE_ITEMS,
+    COPY_FORWARD_WINDOW_BYTES, RESTATES_WAITING_MAX, SPARES_RESERVED,
 };
 use crate::log::{Log, State};
-use crate::message::Message;
+use crate::message::{Memory, Message};
 use crate::record::{
-    ArchivedCopiedState, ArchivedOutcome, ArchivedRecipientResult, CopiedState, MessageId, RecipientResult, Sequence,
+    ArchivedCopiedState, ArchivedOutcome, ArchivedRecipientResult, CopiedState, LogId, MessageId, RecipientResult,
+    Sequence,
 };
 use crate::storage::{Operation, ReadBuffer};
 
@@ -36,16 +45,27 @@ use crate::storage::{Operation, ReadBuffer};
 pub(crate) struct CopyForward {
     /// The segment that is being emptied.
     source: Option<Source>,
-    /// What is to be copied or restated, in order.
-    left: VecDeque<Item>,
+    /// What is to be copied or restated, in the order of its places in the segment; while that is gone over, in none.
+    left: VecDeque<Found>,
     /// What is being read.
     running: Vec<Current>,
+    /// The part of the segment that was read last.
+    window: Option<Window>,
     /// What has been read and waits to be written with others.
     ready: Vec<Ready>,
     ready_bytes: usize,
     attempts: u64,
-    /// Nothing is read before: the rate is bounded.
+    /// The attempt that waits for a window.
+    window_attempt: Option<u64>,
+    /// Items that the present slice may still begin, and when the next one comes: commits go out between.
+    slice_left: usize,
+    next_slice: Duration,
+    /// While there is room, nothing is read before: the rate is bounded.
     next_read: Duration,
+    /// Bytes that may be read although it is earlier than that, because so much was appended.
+    earned: u64,
+    /// Bytes that had been appended when that was last brought up to date.
+    appended: u64,
     next_scan: Duration,
     /// No segment is chosen before.
     next_choice: Duration,
@@ -71,6 +91,35 @@ struct Source {
 enum Item {
     Message(u64),
     Body(u64),
+}
+
+/// What counts in the segment that is being emptied.
+#[derive(Debug, Clone, Copy)]
+struct Found {
+    /// Where in the segment.
+    start: u64,
+    end: u64,
+    item: Item,
+}
+
+/// A part of the segment that is being emptied.
+#[derive(Debug)]
+struct Window {
+    slot: u16,
+    number: u64,
+    bytes: Range<u64>,
+    memory: Arc<ReadBuffer>,
+}
+
+/// How much copying is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Urgency {
+    /// There is room: at most [`COPY_FORWARD_BYTES_PER_S`] are read.
+    Calm,
+    /// It is getting less: also [`COPY_FORWARD_EARNED_RATIO`] times what is appended, so that mail is not refused.
+    Hurried,
+    /// Mail is refused for want of space: nearly anything.
+    Pressed,
 }
 
 /// One message or body on its way.
@@ -113,11 +162,22 @@ impl CopyForward {
     pub(crate) fn forget(&mut self) {
         *self = Self {
             attempts: self.attempts,
+            next_slice: self.next_slice,
             next_read: self.next_read,
+            appended: self.appended,
             avoided: mem::take(&mut self.avoided),
             restates: mem::take(&mut self.restates),
             ..Self::default()
         };
+    }
+
+    /// Whether the segment that is being emptied has not been gone over yet.
+    fn is_scanning(&self) -> bool {
+        self.source.is_some_and(|source| source.scanned.is_some())
+    }
+
+    fn has_items(&self) -> bool {
+        !self.restates.is_empty() || !self.left.is_empty() && !self.is_scanning()
     }
 
     /// The message's state should be told by one record again.
@@ -138,26 +198,32 @@ impl Log {
             self.force_segment();
             return self.poll_commit();
         }
-        loop {
-            if let Some(operation) = self.poll_running(now) {
+        if let Some(operation) = self.poll_running(now) {
+            return Some(operation);
+        }
+        self.earn();
+        if now >= self.copy_forward.next_slice {
+            self.copy_forward.next_slice = now + Duration::from_micros(COPY_FORWARD_SLICE_INTERVAL_US);
+            self.copy_forward.slice_left = COPY_FORWARD_SLICE_ITEMS;
+        }
+        while self.may_begin(now) {
+            self.copy_forward.slice_left -= 1;
+            let Some(item) = self.next_item() else {
+                self.find_more(now);
+                if self.copy_forward.has_items() {
+                    continue;
+                }
+                break;
+            };
+            if let Some(operation) = self.begin_item(now, item) {
                 return Some(operation);
             }
-            let is_due = now >= self.copy_forward.next_read || self.is_pressed();
-            if self.copy_forward.running.len() < COPY_FORWARD_READS_MAX && is_due {
-                if let Some(item) = self.next_item() {
-                    self.begin_item(item);
-                    continue;
-                }
-                self.find_more(now);
-                if !self.copy_forward.left.is_empty() {
-                    continue;
-                }
-            }
-            break;
         }
         let more_to_scan = self.copy_forward.source.is_some_and(|source| source.scanned.is_some());
         let none_left = self.copy_forward.running.is_empty() && self.copy_forward.left.is_empty() && !more_to_scan;
-        let is_full = self.copy_forward.ready_bytes >= COPY_FORWARD_GATHER_BYTES;
+        let gathered =
+            if self.urgency() == Urgency::Calm { COPY_FORWARD_GATHER_CALM_BYTES } else { COPY_FORWARD_GATHER_BYTES };
+        let is_full = self.copy_forward.ready_bytes >= gathered;
         if !self.copy_forward.ready.is_empty() && (is_full || none_left) {
             self.write_copies(now);
             return self.poll_commit();
@@ -203,37 +269,127 @@ impl Log {
         is_idle && self.emptiest().is_none()
     }
 
-    fn next_item(&mut self) -> Option<Item> {
-        let restate = self.copy_forward.restates.pop_front().map(Item::Message);
-        restate.or_else(|| self.copy_forward.left.pop_front())
+    /// What was appended since the last time allows so much more to be read.
+    fn earn(&mut self) {
+        let appended = self.counters.bytes_messages + self.counters.bytes_outcomes;
+        let since = appended - self.copy_forward.appended;
+        self.copy_forward.appended = appended;
+        let earned = self.copy_forward.earned + since * COPY_FORWARD_EARNED_RATIO;
+        self.copy_forward.earned = earned.min(COPY_FORWARD_EARNED_BYTES_MAX);
+    }
+
+    /// When more may be read; zero: at once.
+    fn read_due(&self) -> Duration {
+        match self.urgency() {
+            Urgency::Pressed => Duration::ZERO,
+            Urgency::Hurried if self.copy_forward.earned > 0 => Duration::ZERO,
+            Urgency::Hurried | Urgency::Calm => self.copy_forward.next_read,
+        }
+    }
+
+    fn charge_read(&mut self, now: Duration, bytes: u64) {
+        if self.urgency() > Urgency::Calm && self.copy_forward.earned > 0 {
+            self.copy_forward.earned = self.copy_forward.earned.saturating_sub(bytes);
+        } else {
+            let pause = Duration::from_nanos(bytes * 1_000_000_000 / COPY_FORWARD_BYTES_PER_S);
+            self.copy_forward.next_read = self.copy_forward.next_read.max(now) + pause;
+        }
+    }
+
+    fn may_begin(&self, now: Duration) -> bool {
+        let CopyForward { running, window_attempt, slice_left, .. } = &self.copy_forward;
+        *slice_left > 0 && running.len() < COPY_FORWARD_READS_MAX && window_attempt.is_none() && now >= self.read_due()
+    }
+
+    fn next_item(&mut self) -> Option<Found> {
+        // What has no place in the segment is not read with others.
+        let restate = |sequence| Found { start: 0, end: 0, item: Item::Message(sequence) };
+        if let Some(sequence) = self.copy_forward.restates.pop_front() {
+            return Some(restate(sequence));
+        }
+        if self.copy_forward.is_scanning() { None } else { self.copy_forward.left.pop_front() }
     }
 
     /// Begins with an item, if there is still something to do about it.
-    fn begin_item(&mut self, item: Item) {
-        let subject = match item {
+    fn begin_item(&mut self, now: Duration, found: Found) -> Option<Operation> {
+        let subject = match found.item {
             Item::Body(sequence) => {
-                let Some(body) = self.bodies.get(sequence).filter(|body| body.is_live()) else { return };
+                let body = self.bodies.get(sequence).filter(|body| body.is_live())?;
                 if !self.is_written(body.place) || !self.is_source(body.place) {
-                    return;
+                    return None;
                 }
                 Subject::Body { sequence, place: body.place }
             }
             Item::Message(sequence) => {
-                let Some(entry) = self.index.get(sequence).copied() else { return };
+                let entry = *self.index.get(sequence)?;
                 let states: VecDeque<Place> = self.index.states(&entry).collect();
                 let moves = self.is_source(entry.record());
                 let is_wanted = moves || states.len() > 1 || states.iter().any(|state| self.is_source(*state));
                 // What is not durable yet can't be read; the next round finds it again.
                 let is_settled = self.is_written(entry.record()) && states.iter().all(|state| self.is_written(*state));
                 if !is_wanted || !is_settled {
-                    return;
+                    return None;
                 }
                 Subject::Message { entry, moves, states, deferred: Vec::new(), message: None }
             }
         };
         self.copy_forward.attempts += 1;
-        let attempt = self.copy_forward.attempts;
-        self.copy_forward.running.push(Current { attempt, item: subject, reading: false });
+        let current = Current { attempt: self.copy_forward.attempts, item: subject, reading: false };
+        let is_body = matches!(found.item, Item::Body(_));
+        if is_body || found.end == 0 || self.has_in_window(found.start..found.end) {
+            return self.advance(now, current);
+        }
+        Some(self.read_window(now, found, current))
+    }
+
+    /// Reads what counts in the segment from an item on, as far as a window goes.
+    fn read_window(&mut self, now: Duration, first: Found, mut current: Current) -> Operation {
+        let Source { slot, .. } = self.copy_forward.source.expect("what was found was found in a source");
+        let last = first.start + COPY_FORWARD_WINDOW_BYTES;
+        let fitting = self.copy_forward.left.iter().take_while(|found| found.start < last);
+        let end = fitting.map(|found| found.end).filter(|end| *end <= last).max().unwrap_or(0).max(first.end);
+        let place = Place::new(slot, first.start, (end - first.start) as usize);
+        self.charge_read(now, place.length());
+        let attempt = current.attempt;
+        self.copy_forward.window = None;
+        self.copy_forward.window_attempt = Some(attempt);
+        current.reading = true;
+        self.copy_forward.running.push(current);
+        self.read(place, Purpose::CopyWindow { place, attempt })
+    }
+
+    pub(crate) fn handle_copy_window(
+        &mut self,
+        now: Duration,
+        mut current: Current,
+        place: Place,
+        buffer: ReadBuffer,
+        result: io::Result<()>,
+    ) {
+        self.copy_forward.window_attempt = None;
+        if result.is_err() {
+            return self.avoid(now, place);
+        }
+        let bytes = place.offset()..place.offset() + place.length();
+        let number = self.segments.get(place.slot).number;
+        self.copy_forward.window = Some(Window { slot: place.slot, number, bytes, memory: Arc::new(buffer) });
+        current.reading = false;
+        self.copy_forward.running.push(current);
+    }
+
+    fn has_in_window(&self, bytes: Range<u64>) -> bool {
+        let source = self.copy_forward.source.map(|source| source.number);
+        self.copy_forward.window.as_ref().is_some_and(|window| {
+            source == Some(window.number) && window.bytes.start <= bytes.start && bytes.end <= window.bytes.end
+        })
+    }
+
+    /// Where a record is in the window, if it is there.
+    fn in_window(&self, place: Place) -> Option<(Arc<ReadBuffer>, usize)> {
+        let window = self.copy_forward.window.as_ref()?;
+        let is_it = window.slot == place.slot && window.number == self.segments.get(place.slot).number;
+        let is_in = window.bytes.start <= place.offset() && place.offset() + place.length() <= window.bytes.end;
+        (is_it && is_in).then(|| (Arc::clone(&window.memory), (place.offset() - window.bytes.start) as usize))
     }
 
     fn is_written(&self, place: Place) -> bool {
@@ -259,38 +415,54 @@ impl Log {
         None
     }
 
-    /// Reads what is still to be read about an item, or takes it for ready.
+    /// Takes what is still needed about an item from the window, or reads it, until the item is ready.
     fn advance(&mut self, now: Duration, mut current: Current) -> Option<Operation> {
         let attempt = current.attempt;
-        let (place, purpose): (Place, fn(Place, u64, u64) -> Purpose) = match &mut current.item {
-            Subject::Body { place, .. } => (*place, copy_record),
-            Subject::Message { entry, moves, states, deferred, message } => {
-                let present = self.index.get(entry.sequence()).filter(|present| present.is_same_state(entry));
-                // It went on, or ended: the next round finds it as it is then, if it still counts here.
-                let entry = *present?;
-                deferred.retain(|result| self.index.is_pending(&entry, result.index));
-                let is_told = deferred.len() >= self.index.pending(&entry).len();
-                match states.pop_front() {
-                    Some(state) if !is_told => (state, copy_state),
-                    _ if message.is_none() && (*moves || !is_told) => (entry.record(), copy_record),
-                    _ => {
-                        let deferred = mem::take(deferred);
-                        let ready = match message.take() {
-                            Some(message) if *moves => Ready::Copy { entry, message, deferred },
-                            _ => Ready::State { entry, deferred },
-                        };
-                        self.add_ready(ready);
-                        return None;
+        loop {
+            let (place, is_state) = match &mut current.item {
+                Subject::Body { place, .. } => (*place, false),
+                Subject::Message { entry, moves, states, deferred, message } => {
+                    let present = self.index.get(entry.sequence()).filter(|present| present.is_same_state(entry));
+                    // It went on, or ended: the next round finds it as it is then, if it still counts here.
+                    let entry = *present?;
+                    deferred.retain(|result| self.index.is_pending(&entry, result.index));
+                    let is_told = deferred.len() >= self.index.pending(&entry).len();
+                    match states.pop_front() {
+                        Some(state) if !is_told => (state, true),
+                        _ if message.is_none() && (*moves || !is_told) => (entry.record(), false),
+                        _ => {
+                            let deferred = mem::take(deferred);
+                            let ready = match message.take() {
+                                Some(message) if *moves => Ready::Copy { entry, message, deferred },
+                                _ => Ready::State { entry, deferred },
+                            };
+                            self.add_ready(ready);
+                            return None;
+                        }
                     }
                 }
+            };
+            let generation = self.segments.get(place.slot).generation;
+            let is_body = matches!(current.item, Subject::Body { .. });
+            let Some((memory, start)) = self.in_window(place).filter(|_| !is_body) else {
+                self.charge_read(now, place.length());
+                current.reading = true;
+                self.copy_forward.running.push(current);
+                let purpose = if is_state { copy_state } else { copy_record };
+                return Some(self.read(place, purpose(place, generation, attempt)));
+            };
+            let taken = if is_state {
+                let record = &memory[start..start + place.length() as usize];
+                current.item.take_state(self.directory.id(), generation, record)
+            } else {
+                let memory = Memory::Owned(memory);
+                current.item.take_record(self.directory.id(), place, generation, memory, start)
+            };
+            if taken.is_none() {
+                self.avoid(now, place);
+                return None;
             }
-        };
-        let pause = Duration::from_nanos(place.length() * 1_000_000_000 / COPY_FORWARD_BYTES_PER_S);
-        self.copy_forward.next_read = self.copy_forward.next_read.max(now) + pause;
-        let generation = self.segments.get(place.slot).generation;
-        current.reading = true;
-        self.copy_forward.running.push(current);
-        Some(self.read(place, purpose(place, generation, attempt)))
+        }
     }
 
     fn add_ready(&mut self, ready: Ready) {
@@ -317,34 +489,20 @@ impl Log {
         buffer: ReadBuffer,
         result: io::Result<()>,
     ) {
-        match &mut current.item {
-            Subject::Body { sequence, place } => {
-                let is_right = result.is_ok() && check_body(*sequence, *place, generation, &buffer).is_ok();
-                if !is_right {
-                    return self.avoid(now, *place);
-                }
-                let (sequence, place) = (*sequence, *place);
-                self.add_ready(Ready::Body { sequence, place, record: buffer });
+        if let Subject::Body { sequence, place } = current.item {
+            let is_right = result.is_ok() && check_body(sequence, place, generation, &buffer).is_ok();
+            if !is_right {
+                return self.avoid(now, place);
             }
-            Subject::Message { entry, states, deferred, message, .. } => {
-                let id = MessageId::new(self.id(), Sequence(entry.sequence()));
-                let Ok(read) = read_message(id, place, generation, buffer, result) else {
-                    return self.avoid(now, place);
-                };
-                if read.header().kind == RecordKind::Copy as u8 {
-                    let state = read.bytes(read.header().state_range());
-                    let Ok(state) = rkyv::access::<ArchivedCopiedState, rkyv::rancor::Failure>(state) else {
-                        return self.avoid(now, place);
-                    };
-                    add_older(deferred, state.deferred.iter());
-                }
-                // It is older than all outcomes, so nothing more is to be read.
-                *message = Some(read);
-                states.clear();
-                current.reading = false;
-                self.copy_forward.running.push(current);
-            }
+            return self.add_ready(Ready::Body { sequence, place, record: buffer });
         }
+        let memory = Memory::Owned(Arc::new(buffer));
+        let taken = result.ok().and_then(|()| current.item.take_record(self.id(), place, generation, memory, 0));
+        if taken.is_none() {
+            return self.avoid(now, place);
+        }
+        current.reading = false;
+        self.copy_forward.running.push(current);
     }
 
     pub(crate) fn handle_copy_state(
@@ -356,14 +514,10 @@ impl Log {
         buffer: &ReadBuffer,
         result: io::Result<()>,
     ) {
-        let Subject::Message { entry, deferred, .. } = &mut current.item else {
-            unreachable!("a body has no state");
-        };
-        let id = MessageId::new(self.directory.id(), Sequence(entry.sequence()));
-        let Some((_, told)) = result.ok().and_then(|()| read_state(id, generation, buffer)) else {
+        let taken = result.ok().and_then(|()| current.item.take_state(self.id(), generation, buffer));
+        if taken.is_none() {
             return self.avoid(now, place);
-        };
-        told.add_to(deferred);
+        }
         current.reading = false;
         self.copy_forward.running.push(current);
     }
@@ -377,6 +531,7 @@ impl Log {
             self.copy_forward.avoided.insert(source.number, until);
         }
         self.copy_forward.left.clear();
+        self.copy_forward.window = None;
     }
 
     /// Writes what is ready, as one frame.
@@ -483,6 +638,8 @@ impl Log {
         let Some(mut source) = source else {
             // It has been gone over, or nothing counts in it any more.
             self.copy_forward.source = None;
+            self.copy_forward.left.clear();
+            self.copy_forward.window = None;
             // What was found in the last one goes first.
             if self.copy_forward.running.is_empty() && self.copy_forward.ready.is_empty() {
                 self.choose_source(now);
@@ -492,24 +649,34 @@ impl Log {
         if now < self.copy_forward.next_scan {
             return;
         }
-        self.copy_forward.next_scan = now + Duration::from_millis(COPY_FORWARD_SCAN_INTERVAL_MS);
+        if self.urgency() == Urgency::Calm {
+            self.copy_forward.next_scan = now + Duration::from_millis(COPY_FORWARD_SCAN_INTERVAL_MS);
+        } else {
+            self.copy_forward.next_scan = self.copy_forward.next_slice;
+        }
         let from = source.scanned.expect("a source that has been gone over is not gone over again");
         let mut last = None;
         let older = self.index.iter_from(from).take_while(|entry| entry.sequence() < source.scan_end);
         for entry in older.take(COPY_FORWARD_SCAN_ENTRIES) {
-            let is_here = |place: Place| place.slot == source.slot;
-            if is_here(entry.record()) || self.index.states(entry).any(is_here) {
-                self.copy_forward.left.push_back(Item::Message(entry.sequence()));
+            let is_here = |place: &Place| place.slot == source.slot;
+            // The record stands before what tells of its state.
+            let place = Some(entry.record()).filter(is_here).or_else(|| self.index.states(entry).find(is_here));
+            if let Some(place) = place {
+                let (start, end) = (place.offset(), place.offset() + place.length());
+                self.copy_forward.left.push_back(Found { start, end, item: Item::Message(entry.sequence()) });
             }
             last = Some(entry.sequence());
         }
         source.scanned = last.map(|last| last + 1);
+        if source.scanned.is_none() {
+            self.copy_forward.left.make_contiguous().sort_unstable_by_key(|found| found.start);
+        }
         self.copy_forward.source = Some(source);
     }
 
     fn choose_source(&mut self, now: Duration) {
         self.copy_forward.source = None;
-        self.copy_forward.choice_waits = now < self.copy_forward.next_choice && !self.is_pressed();
+        self.copy_forward.choice_waits = now < self.copy_forward.next_choice && self.urgency() == Urgency::Calm;
         if self.copy_forward.choice_waits {
             return;
         }
@@ -520,15 +687,19 @@ impl Log {
         };
         let number = self.segments.get(slot).number;
         let bodies = self.bodies.iter().filter(|(_, body)| body.is_live() && body.place.slot == slot);
-        self.copy_forward.left = bodies.map(|(sequence, _)| Item::Body(sequence)).collect();
+        let found = |(sequence, body): (u64, &Body)| {
+            let (start, end) = (body.place.offset(), body.place.offset() + body.place.length());
+            Found { start, end, item: Item::Body(sequence) }
+        };
+        self.copy_forward.left = bodies.map(found).collect();
         self.copy_forward.source = Some(Source { slot, number, scanned: Some(0), scan_end: self.next_sequence });
         self.copy_forward.next_scan = now;
     }
 
     /// The segment that it is best to empty, if it is worth it.
     fn emptiest(&self) -> Option<u16> {
-        let pressed = self.is_pressed();
-        if !pressed {
+        let urgency = self.urgency();
+        if urgency == Urgency::Calm {
             let counting = self.segments.in_use.iter().map(|slot| self.segments.get(*slot));
             let counting: Vec<_> = counting.filter(|segment| segment.live > 0).collect();
             let live: u64 = counting.iter().map(|segment| segment.live_bytes).sum();
@@ -538,7 +709,11 @@ impl Log {
                 return None;
             }
         }
-        let percent_max = if pressed { COPY_FORWARD_PRESSED_PERCENT_MAX } else { COPY_FORWARD_LIVE_PERCENT_MAX };
+        let percent_max = match urgency {
+            Urgency::Calm => COPY_FORWARD_LIVE_PERCENT_MAX,
+            Urgency::Hurried => COPY_FORWARD_HURRIED_PERCENT_MAX,
+            Urgency::Pressed => COPY_FORWARD_PRESSED_PERCENT_MAX,
+        };
         let is_candidate = |slot: &&u16| {
             let segment = self.segments.get(**slot);
             let written = segment.charged.saturating_sub(SEGMENT_HEADER_BYTES as u64);
@@ -560,6 +735,16 @@ impl Log {
         let needed = live_bytes + live_bytes / 8 + 2 * BLOCK_BYTES;
         let has_room = self.tail_room(Chain::Copies) >= needed || self.spares_ready() > SPARES_RESERVED;
         has_room.then_some(slot)
+    }
+
+    pub(crate) fn urgency(&self) -> Urgency {
+        if self.is_pressed() {
+            Urgency::Pressed
+        } else if self.directory.budget().is_used_above(COPY_FORWARD_HURRIED_USED_PERCENT) {
+            Urgency::Hurried
+        } else {
+            Urgency::Calm
+        }
     }
 
     /// Whether mail is refused for want of space, so that copying is worth nearly anything.
@@ -585,18 +770,49 @@ impl Log {
         if !matches!(self.state, State::Open) {
             return None;
         }
-        let CopyForward { source, left, running, restates, next_read, next_scan, next_choice, choice_waits, .. } =
-            &self.copy_forward;
+        let CopyForward { source, running, next_slice, next_scan, next_choice, choice_waits, .. } = &self.copy_forward;
         if !running.is_empty() {
             return None;
         }
-        if !left.is_empty() || !restates.is_empty() {
-            return Some(*next_read);
+        let due = self.read_due().max(*next_slice);
+        if self.copy_forward.has_items() {
+            return Some(due);
         }
         if source.is_some() {
-            return Some(*next_scan.max(next_read));
+            return Some(due.max(*next_scan));
         }
-        choice_waits.then_some(*next_choice.max(next_read))
+        choice_waits.then_some(due.max(*next_choice))
+    }
+}
+
+impl Subject {
+    /// Takes in what an outcome or state record tells; `None` when it is damaged.
+    fn take_state(&mut self, log: LogId, generation: u64, record: &[u8]) -> Option<()> {
+        let Self::Message { entry, deferred, .. } = self else {
+            unreachable!("a body has no state");
+        };
+        let id = MessageId::new(log, Sequence(entry.sequence()));
+        let (_, told) = read_state(id, generation, record)?;
+        told.add_to(deferred);
+        Some(())
+    }
+
+    /// Takes in the message's own record, which begins at `start` of `memory`; `None` when it is damaged.
+    fn take_record(&mut self, log: LogId, place: Place, generation: u64, memory: Memory, start: usize) -> Option<()> {
+        let Self::Message { entry, states, deferred, message, .. } = self else {
+            unreachable!("a body is read by itself");
+        };
+        let id = MessageId::new(log, Sequence(entry.sequence()));
+        let read = checked_message(id, place, generation, memory, start).ok()?;
+        if read.header().kind == RecordKind::Copy as u8 {
+            let state = read.bytes(read.header().state_range());
+            let state = rkyv::access::<ArchivedCopiedState, rkyv::rancor::Failure>(state).ok()?;
+            add_older(deferred, state.deferred.iter());
+        }
+        // It is older than all outcomes, so nothing more is to be read.
+        *message = Some(read);
+        states.clear();
+        Some(())
     }
 }
 

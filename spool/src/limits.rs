@@ -49,8 +49,8 @@ pub const SPARES_RESERVED: usize = 1;
 pub const SPARES_KEPT_MAX: usize = 6;
 
 /// One step of zeroing a new segment, and the least time from one step's begin to the next's.
-pub const ZERO_STEP_BYTES: u64 = 1 << 20;
-pub const ZERO_STEP_INTERVAL_MS: u64 = 10;
+pub const ZERO_STEP_BYTES: u64 = 256 << 10;
+pub const ZERO_STEP_INTERVAL_MS: u64 = 4;
 
 /// How long preallocation waits after it failed (no space left on the device).
 pub const PREALLOCATION_RETRY_MS: u64 = 1_000;
@@ -61,14 +61,33 @@ pub const COPY_FORWARD_SEGMENTS_MIN: usize = 4;
 /// The oldest segment counts as mostly dead when its live bytes are at most this share of its size, in percent.
 pub const COPY_FORWARD_LIVE_PERCENT_MAX: u64 = 50;
 
-/// The same while mail is refused for want of space: then nearly anything is worth copying.
+/// The same while room gets less, and while mail is refused for want of space: then nearly anything is worth copying.
+pub const COPY_FORWARD_HURRIED_PERCENT_MAX: u64 = 75;
 pub const COPY_FORWARD_PRESSED_PERCENT_MAX: u64 = 90;
 
-/// Bytes that copy-forward may read in a second while nothing presses.
+/// Room gets less when so much of what mail may take is used, in percent.
+pub const COPY_FORWARD_HURRIED_USED_PERCENT: u64 = 70;
+
+/// Bytes that copy-forward may read in a second while there is room.
 pub const COPY_FORWARD_BYTES_PER_S: u64 = 16 << 20;
 
-/// Copies are gathered until they have this many bytes, and then written as one frame.
+/// When room gets less, this many times what is appended may be read besides, and so much of it later. A segment that
+/// is full of mail has to be read once at most, so this keeps up with any rate.
+pub const COPY_FORWARD_EARNED_RATIO: u64 = 2;
+pub const COPY_FORWARD_EARNED_BYTES_MAX: u64 = 4 << 20;
+
+/// What counts in a segment is read in windows of this size.
+pub const COPY_FORWARD_WINDOW_BYTES: u64 = 256 << 10;
+
+/// Items that copy-forward takes up in one slice, and the least time from one slice to the next: less than a commit
+/// takes.
+pub const COPY_FORWARD_SLICE_ITEMS: usize = 64;
+pub const COPY_FORWARD_SLICE_INTERVAL_US: u64 = 200;
+
+/// Copies are gathered until they have this many bytes, and then written as one frame, for which mail waits; with
+/// fewer while there is room.
 pub const COPY_FORWARD_GATHER_BYTES: usize = 256 << 10;
+pub const COPY_FORWARD_GATHER_CALM_BYTES: usize = 64 << 10;
 
 /// Records that are read for copying at the same time.
 pub const COPY_FORWARD_READS_MAX: usize = 8;
@@ -85,13 +104,13 @@ pub const STATES_MAX: usize = 16;
 pub const RESTATES_WAITING_MAX: usize = 65_536;
 
 /// A checkpoint is begun when this many times its last size has been written, within these bounds. So checkpoints add
-/// at most an eighth to what is written until a log has a few million messages, and a start reads no more than twice
+/// at most a twelfth to what is written until a log has a few million messages, and a start reads no more than twice
 /// the upper bound beside the checkpoint.
-pub const CHECKPOINT_WRITTEN_RATIO: u64 = 8;
+pub const CHECKPOINT_WRITTEN_RATIO: u64 = 12;
 pub const CHECKPOINT_WRITTEN_BYTES_MAX: u64 = 768 << 20;
 
 /// When there is need of room, a checkpoint is begun when it can free this many times the last one's size.
-pub const CHECKPOINT_FREED_RATIO: u64 = 4;
+pub const CHECKPOINT_FREED_RATIO: u64 = 6;
 
 /// Rows are gathered in slices of about this size, one a turn, at least so far apart.
 pub const CHECKPOINT_SLICE_BYTES: usize = 64 << 10;

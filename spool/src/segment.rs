@@ -254,6 +254,11 @@ impl Budget {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// Whether more than so many percent of what mail may take are used.
+    pub(crate) fn is_used_above(&self, percent: u64) -> bool {
+        self.used() / 100 >= self.mail_bytes_max / 10_000 * percent
+    }
+
     pub(crate) fn has_room_for_mail(&self, bytes: u64) -> bool {
         self.used().saturating_add(bytes) <= self.mail_bytes_max
     }

@@ -112,8 +112,11 @@ fn without_space_on_the_device_it_refuses_mail_takes_outcomes_and_recovers() {
     assert_eq!(log.is_open_for_mail(), Ok(()));
     assert_eq!(fill(&mut log, now, &mut ids), Closed::NoSpace);
     disk.set_faults(Faults::default());
-    now = log.next_timeout().unwrap().max(now);
-    settle(&mut log, now);
+    // What is due first need not be that.
+    for _ in 0..5 {
+        now = log.next_timeout().unwrap().max(now);
+        settle(&mut log, now);
+    }
     assert_eq!(log.is_open_for_mail(), Ok(()));
 }
 

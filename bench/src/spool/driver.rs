@@ -172,6 +172,7 @@ impl Driver {
     /// Begins what there is to do and waits until something of it has ended, or the log or the caller wants its turn.
     /// False when there is nothing to wait for.
     pub(super) async fn turn(&mut self, until: Option<Instant>) -> Result<bool> {
+        self.send_off().await?;
         while let Some(operation) = self.log.poll_operation(self.started.elapsed(), &mut LikeTheEngine) {
             self.begin(operation);
         }
@@ -196,6 +197,20 @@ impl Driver {
             self.take_in(completion)?;
         }
         Ok(true)
+    }
+
+    /// Begins what waits for the medium, a commit above all, and lets the ring have it at once.
+    async fn send_off(&mut self) -> Result<()> {
+        let mut is_begun = false;
+        while let Some(operation) = self.log.poll_awaited(self.started.elapsed()) {
+            self.begin(operation);
+            is_begun = true;
+        }
+        if is_begun {
+            // The ring submits only when the thread parks.
+            tokio_uring::no_op().await?;
+        }
+        Ok(())
     }
 
     /// Until there is nothing left to do: all committed, dead segments retired, spares filled with zeros.

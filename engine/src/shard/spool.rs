@@ -15,7 +15,7 @@ use super::{Action, SessionKey, Shard};
 use crate::accept::Refusal;
 use crate::admin::answer_text;
 use crate::handover::{RecipientGroup, Spooled};
-use crate::limits::{OUTCOME_COMMIT_DELAY, UNREAD_PER_TURN};
+use crate::limits::{OUTCOME_COMMIT_DELAY, UNREAD_PER_TURN, UPKEEP_SKIPPED_MAX};
 use crate::mail::address::domain_of;
 use crate::mail::time::Now;
 use crate::outcome::event::{Logged, LoggedRecord};
@@ -38,6 +38,8 @@ pub(super) struct HomeLog {
     running_operations: usize,
     /// When the running commit began.
     committing_since: Option<Duration>,
+    /// Turns whose commit went before the log's upkeep, one behind the other.
+    upkeep_skipped: u32,
     /// What the log's checkpoints tell of its messages.
     summaries: SummaryWriter,
 }
@@ -173,6 +175,7 @@ impl Shard {
             commit_at: Duration::ZERO,
             running_operations: 0,
             committing_since: None,
+            upkeep_skipped: 0,
             summaries: SummaryWriter::default(),
         });
         Ok(())
@@ -219,9 +222,20 @@ impl Shard {
             if home.log.has_uncommitted() && now.monotonic < home.commit_at {
                 continue;
             }
-            let HomeLog { log, summaries, uncommitted, committing_since, running_operations, .. } = home;
+            let HomeLog { log, summaries, uncommitted, committing_since, running_operations, upkeep_skipped, .. } =
+                home;
             let mut summaries = Summaries { home: &self.home, writer: summaries };
-            while let Some(operation) = log.poll_operation(now.monotonic, &mut summaries) {
+            // What is committed with this turn goes out behind it, so upkeep waits for a turn in which nothing is.
+            let is_urgent = log.has_uncommitted() && !log.is_committing() && *upkeep_skipped < UPKEEP_SKIPPED_MAX;
+            *upkeep_skipped = if is_urgent { *upkeep_skipped + 1 } else { 0 };
+            let mut poll = |log: &mut Log| {
+                if is_urgent {
+                    log.poll_awaited(now.monotonic)
+                } else {
+                    log.poll_operation(now.monotonic, &mut summaries)
+                }
+            };
+            while let Some(operation) = poll(log) {
                 if !uncommitted.is_empty() {
                     committing_since.get_or_insert(now.monotonic);
                 }
