@@ -28,6 +28,7 @@ use crate::limits::{
 };
 use crate::log::{Log, State};
 use crate::record::{CommitNumber, MessageId, Sequence};
+use crate::segment::Segment;
 use crate::storage::{Operation, StorageFile, Work};
 
 /// What a log's owner wants to have back at the next start for each live message, in place of reading it.
@@ -74,6 +75,7 @@ pub(crate) struct KeptCheckpoint {
     pub(crate) file: usize,
     pub(crate) number: u64,
     pub(crate) begin_sequence: u64,
+    pub(crate) begin_segment: u64,
 }
 
 #[derive(Debug)]
@@ -119,11 +121,12 @@ enum Phase {
 }
 
 impl Checkpoints {
-    /// Records below this sequence are in neither of the two kept checkpoints' replay.
-    pub(crate) fn covered_below(&self) -> u64 {
+    /// Whether neither of the two kept checkpoints' replay needs the segment: it and its last record are from before
+    /// both. One without a record is told by its number alone.
+    pub(crate) fn cover(&self, segment: &Segment) -> bool {
         match self.kept[..] {
-            [older, _] => older.begin_sequence,
-            _ => 0,
+            [older, _] => segment.number < older.begin_segment && segment.last_sequence < older.begin_sequence,
+            _ => false,
         }
     }
 
@@ -251,9 +254,9 @@ impl Log {
     }
 
     fn keep_checkpoint(&mut self, running: &Running) {
-        let CheckpointHeader { number, begin_sequence, messages, .. } = running.header;
+        let CheckpointHeader { number, begin_sequence, begin_segment, messages, .. } = running.header;
         let checkpoints = &mut self.checkpoints;
-        checkpoints.kept.push(KeptCheckpoint { file: running.file, number, begin_sequence });
+        checkpoints.kept.push(KeptCheckpoint { file: running.file, number, begin_sequence, begin_segment });
         if checkpoints.kept.len() > CHECKPOINTS_KEPT {
             checkpoints.kept.remove(0);
         }

@@ -7,8 +7,8 @@
 //! them. They are gathered and then written as one frame into segments of their own, since what was copied once will
 //! stay for long.
 //!
-//! How much is read depends on how much room is left ([`Urgency`]). A slice of the work is bounded too, and the next one
-//! comes a little later, so that commits go out between.
+//! How much is read depends on how much room is left ([`Urgency`]). A slice of the work is bounded too, and the next
+//! one comes a little later, so that commits go out between.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;

@@ -81,7 +81,8 @@ impl CheckpointSurvey {
         found.retain(|(_, header, _)| survey.discarded < header.begin_sequence);
         found.sort_by_key(|(_, header, _)| std::cmp::Reverse(header.number));
         for (slot, header, file) in found {
-            let kept = KeptCheckpoint { file: slot, number: header.number, begin_sequence: header.begin_sequence };
+            let CheckpointHeader { number, begin_sequence, begin_segment, .. } = header;
+            let kept = KeptCheckpoint { file: slot, number, begin_sequence, begin_segment };
             if survey.newest.is_some() {
                 survey.kept.insert(0, kept);
                 break;

@@ -76,8 +76,7 @@ impl Log {
     }
 
     fn is_covered(&self, slot: u16) -> bool {
-        let floor = self.checkpoints.covered_below();
-        self.is_unneeded(slot) && self.segments.get(slot).last_sequence < floor
+        self.is_unneeded(slot) && self.checkpoints.cover(self.segments.get(slot))
     }
 
     /// Bytes in dead segments that wait for nothing but checkpoints.

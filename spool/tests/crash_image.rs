@@ -2,9 +2,12 @@
 //! synced yet, torn ones too. What is recovered must be everything acknowledged and, of the commit in flight, all or
 //! nothing.
 //!
-//! `SPOOL_CRASH_IMAGES` sets about how many images are looked at.
+//! `SPOOL_CRASH_IMAGES` sets about how many images are looked at. `CRASH_SECONDS` goes on for so long, from another
+//! history each time. `SPOOL_CRASH_SEED` says with which history to begin.
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 mod world;
 
@@ -72,10 +75,16 @@ fn run(seed: u64, steps: u64, images_per_write: u64) -> (u64, Seen) {
 
 #[test]
 fn every_image_holds_what_was_acknowledged() {
-    let wanted = std::env::var("SPOOL_CRASH_IMAGES").map_or(600, |images| images.parse().unwrap());
-    let (mut images, mut seed) = (0, 1);
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    let wanted = number("SPOOL_CRASH_IMAGES").unwrap_or(600);
+    let time = number("CRASH_SECONDS").map(Duration::from_secs);
+    let fresh = time.map(|_| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() * 1_000);
+    let first = number("SPOOL_CRASH_SEED").or(fresh).unwrap_or(1);
+    let begun = Instant::now();
+    let (mut images, mut seed) = (0, first);
     let mut all = Seen::default();
-    while images < wanted {
+    while images < wanted || time.is_some_and(|time| begun.elapsed() < time) {
+        println!("SPOOL_CRASH_SEED={seed}");
         let (looked_at, seen) = run(seed, 500, 3);
         images += looked_at;
         seed += 1;
@@ -90,7 +99,7 @@ fn every_image_holds_what_was_acknowledged() {
         all.summaries += seen.summaries;
         all.shared += seen.shared;
     }
-    println!("{images} images in {seed} histories: {all:?}");
+    println!("{images} images in {} histories: {all:?}", seed - first);
     // Else the histories have become too tame to show anything.
     assert!(all.copies > 0);
     assert!(all.retired > 0);

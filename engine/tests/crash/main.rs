@@ -2,10 +2,14 @@
 //! engine that is started on it, at times with another number of shards. Whatever clients, peers and the event log
 //! learned before must hold: `ledger.rs` knows the promises.
 //!
-//! `ENGINE_CRASH_IMAGES` sets about how many images are looked at; `ENGINE_CRASH_SEED` says with which history to
-//! begin.
+//! `ENGINE_CRASH_IMAGES` sets about how many images are looked at; `CRASH_SECONDS` goes on for so long, from another
+//! history each time; `ENGINE_CRASH_SEED` says with which history to begin.
 
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test stops at the first surprise; and begins anew"
+)]
 
 mod client;
 mod event_log;
@@ -13,6 +17,8 @@ mod image;
 mod ledger;
 mod peer;
 mod world;
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use image::Images;
 use ledger::Counts;
@@ -41,10 +47,18 @@ fn run(seed: u64, lives: u64, counts: Counts, seen: Seen, images: &mut Images) -
 fn every_image_keeps_every_promise() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let wanted = number("ENGINE_CRASH_IMAGES").unwrap_or(600);
-    let first = number("ENGINE_CRASH_SEED").unwrap_or(1);
+    let time = number("CRASH_SECONDS").map(Duration::from_secs);
+    let fresh = time.map(|_| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() * 1_000);
+    let first = number("ENGINE_CRASH_SEED").or(fresh).unwrap_or(1);
+    let begun = Instant::now();
     let (mut counts, mut seen, mut images) = (Counts::default(), Seen::default(), Images::default());
     let mut seed = first;
-    while images.losing_all + images.losing_some < wanted || seed - first < HISTORIES_MIN {
+    let is_over = |images: &Images, histories: u64| {
+        images.losing_all + images.losing_some >= wanted
+            && histories >= HISTORIES_MIN
+            && time.is_none_or(|time| begun.elapsed() >= time)
+    };
+    while !is_over(&images, seed - first) {
         println!("ENGINE_CRASH_SEED={seed}");
         let past = run(seed, LIVES, counts, seen, &mut images);
         (counts, seen) = (past.ledger.counts, past.seen);
