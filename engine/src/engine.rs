@@ -2,6 +2,7 @@
 //!
 //! Over 500 lines, because the one list of what is started, in which order, and what each part is given stands here.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -29,16 +30,18 @@ use crate::limits::{
 };
 use crate::mail::address::Address;
 use crate::outcome::event_log::EventStream;
+use crate::pool::rate::Past;
 use crate::runtime::clock::Clock;
 use crate::runtime::control::{self, Addresses, Command, ControlSetup, Heartbeats};
 use crate::runtime::dns::Resolver;
 use crate::runtime::event_file::{EventLog, EventLogHandle, EventLogOptions, EventSender, node_id};
+use crate::runtime::limit_file::{Asked, LimitFile};
 use crate::runtime::mailbox::{self, Full, Sender};
 use crate::runtime::random::os_random_u64;
 use crate::runtime::shard_loop::{self, ListenerSetup, Mail, ShardSetup, Verifiers};
 use crate::runtime::tls::{self, TlsVerifier};
 use crate::runtime::{net, uring};
-use crate::shard::ShardOptions;
+use crate::shard::{Reservation, ShardOptions};
 
 /// A running engine. Dropping it without [`Engine::shutdown`] shuts it down as well, and waits for that.
 pub struct Engine {
@@ -259,6 +262,13 @@ impl EngineBuilder {
         let events = event_log
             .start(move |cursors| send_cursors(&event_shards, cursors))
             .map_err(|error| failed("event log", &error))?;
+        let is_synced = config.spool.durability == Durability::Fsync;
+        let (limit_file, past_limits) = LimitFile::open(&config.spool.path, clock.now().wall_ms, is_synced)
+            .map_err(|error| failed("file of limits", &error))?;
+        let limit_shards = mail_senders.clone();
+        let (limits, limit_thread) = limit_file
+            .start(move |shard, reservation| send_reserved(&limit_shards[shard], reservation))
+            .map_err(|error| failed("thread of limits", &error))?;
         let shard_metrics: Vec<Arc<ShardMetrics>> = (0..shards).map(|_| Arc::default()).collect();
         let metrics = Arc::new(Metrics::new(shard_metrics.clone(), {
             let events = events.sender();
@@ -297,6 +307,8 @@ impl EngineBuilder {
             shards,
             senders: &mail_senders,
             control: &control_sender,
+            limits,
+            past_limits: Arc::new(past_limits),
             metrics: &shard_metrics,
             listeners: &listeners,
         };
@@ -314,6 +326,8 @@ impl EngineBuilder {
         };
         let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || control::run(control));
         engine.threads.push(thread.map_err(|error| failed("control thread", &error))?);
+        // It ends behind the last shard.
+        engine.threads.push(limit_thread);
         Ok(engine)
     }
 }
@@ -328,6 +342,8 @@ struct ShardThreads<'a> {
     shards: usize,
     senders: &'a [Sender<Mail>],
     control: &'a Sender<crate::handover::ControlMessage>,
+    limits: std::sync::mpsc::Sender<Asked>,
+    past_limits: Arc<HashMap<String, Past>>,
     metrics: &'a [Arc<ShardMetrics>],
     listeners: &'a Listeners,
 }
@@ -366,6 +382,8 @@ impl ShardThreads<'_> {
                 mailbox,
                 shards: self.senders.to_vec(),
                 control: self.control.clone(),
+                limits: self.limits.clone(),
+                past_limits: Arc::clone(&self.past_limits),
                 events: engine.events.as_ref().expect("it was just started").sender(),
                 verifiers: verifiers.clone(),
                 session_counts: Arc::clone(&session_counts),
@@ -653,6 +671,20 @@ type Mailboxes = (Vec<Sender<Mail>>, Vec<mailbox::Receiver<Mail>>);
 fn mailboxes(shards: usize) -> std::io::Result<Mailboxes> {
     let pairs: std::io::Result<Vec<_>> = (0..shards).map(|_| mailbox::mailbox(MAILBOX_CAPACITY)).collect();
     Ok(pairs?.into_iter().unzip())
+}
+
+/// Runs on the thread of limits.
+#[expect(clippy::disallowed_methods, reason = "it may wait: only reservations come behind it")]
+fn send_reserved(shard: &Sender<Mail>, reservation: Reservation) {
+    let Reservation { limit, units, .. } = reservation;
+    let mut mail = Mail::Core(ShardMessage::Reserved { limit, units });
+    while let Err(Full(back)) = shard.send(mail) {
+        if shard.is_closed() {
+            return;
+        }
+        mail = back;
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Runs on the event log's thread. A cursor must not be lost: the next may come only with the next event.

@@ -88,6 +88,9 @@ pub struct Attempt {
     pub pair: PairKey,
     pub route: Route,
     pub shaping: Arc<Shaping>,
+    /// 0 high, 1 normal, 2 bulk.
+    pub priority: u8,
+    pub due_ms: u64,
     pub reverse_path: String,
     pub recipients: Vec<(u32, String)>,
     pub message: postrider_spool::Message,
@@ -170,6 +173,10 @@ pub enum ShardMessage {
     Credits { pair: PairKey, credits: u32 },
     /// Home ← owner: the pair is blocked, all credits are void.
     Blocked { pair: PairKey, blocked: Blocked },
+    /// Home ← owner: a rate holds the pair; its credits stay.
+    Paced { pair: PairKey, blocked: Blocked },
+    /// Owner ← runtime: units of a limit are durably reserved, as [`crate::shard::Action::Reserve`] asked.
+    Reserved { limit: Arc<str>, units: u32 },
     /// Home ← owner: an attempt was made.
     Settled(Box<Settled>),
     /// Home ← owner: no attempt was made.

@@ -94,6 +94,16 @@ pub const SOURCE_AVOIDED: std::time::Duration = std::time::Duration::from_secs(4
 /// Refused (domain, source) pairs that a home remembers.
 pub const SOURCES_AVOIDED_MAX: usize = 10_000;
 
+/// A transaction that is late by no more keeps its place in the pace: half an interval, but between these.
+pub(crate) const PACE_LATENESS_MIN: std::time::Duration = std::time::Duration::from_millis(10);
+pub(crate) const PACE_LATENESS_MAX: std::time::Duration = std::time::Duration::from_millis(100);
+/// Rates over periods from here on are reserved ahead durably.
+pub(crate) const RESERVED_PERIOD_MIN: std::time::Duration = std::time::Duration::from_secs(60);
+/// A paced pair asks homes for what goes in this time.
+pub(crate) const PACED_AHEAD: std::time::Duration = std::time::Duration::from_millis(100);
+/// How often homes are told when a paced pair goes on.
+pub(crate) const PACED_NOTICE_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
+
 // mail/reply and deliver
 
 /// RFC 5321 §4.5.3.1.5 allows 512 octets a reply line; large providers send more. The rest of a longer line is dropped.
@@ -237,6 +247,13 @@ pub(crate) const TLS_WRITE_BYTES: usize = 131_072;
 pub(crate) const LINGER: std::time::Duration = std::time::Duration::from_secs(2);
 /// The same while the engine stops.
 pub(crate) const LINGER_STOPPING: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// The file of reserved limits before it is shortened.
+pub(crate) const LIMIT_FILE_BYTES_MAX: u64 = 16 << 20;
+/// How soon it is tried again after an error.
+pub(crate) const LIMIT_FILE_RETRY_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+/// The longest period of a rate.
+pub(crate) const LIMIT_PERIOD_MAX: std::time::Duration = std::time::Duration::from_secs(86_400);
 
 // runtime: control
 

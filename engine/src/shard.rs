@@ -47,6 +47,7 @@ use crate::outcome::event::LoggedRecord;
 use crate::pool::connection::ConnectionKey;
 use crate::pool::egress::{AvoidedSources, EgressTurns};
 use crate::pool::pair::Pools;
+use crate::pool::rate::Past;
 use crate::schedule::queue::Home;
 use crate::schedule::retry::Retries;
 
@@ -116,6 +117,8 @@ pub enum Action {
         message: ShardMessage,
     },
     Control(ControlMessage),
+    /// Record durably that units of a limit are used up from now on, then tell [`ShardMessage::Reserved`].
+    Reserve(Reservation),
     /// The embedding API's message is durable, or was refused.
     Injected {
         injection: u64,
@@ -123,6 +126,15 @@ pub enum Action {
     },
     /// Durable records, for the event log.
     Events(Vec<LoggedRecord>),
+}
+
+/// Units of a limit that are about to be used, so that a crash does not make them be forgotten.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reservation {
+    pub limit: Arc<str>,
+    /// Wall time.
+    pub at_ms: u64,
+    pub units: u32,
 }
 
 /// What a shard is made of.
@@ -228,6 +240,7 @@ impl Shard {
     /// One round through the six stages: everything that can go on goes on, each stage within its bound.
     pub fn turn(&mut self, now: Now) {
         self.metrics.turns.inc();
+        self.pools.begin(now);
         self.sweep(now);
         self.sign_waiting(now); //      accept: signatures, at most a few
         self.release_due(now); //       schedule: entries whose time has come
@@ -266,6 +279,11 @@ impl Shard {
         next
     }
 
+    /// What was reserved of limits before the engine's start, by limit; to be called before the first turn.
+    pub fn recall_limits(&mut self, past: Arc<HashMap<String, Past>>) {
+        self.pools.recall(past);
+    }
+
     /// A message from another shard or the control thread; the next turn handles it.
     pub fn handle_message(&mut self, message: ShardMessage) {
         self.inbox.push_back(message);
@@ -295,6 +313,10 @@ impl Shard {
             ShardMessage::Ticket { attempt, left } => self.receive_ticket(now, attempt, left),
             ShardMessage::Credits { pair, credits } => self.home.add_credits(&pair, credits),
             ShardMessage::Blocked { pair, blocked } => self.home.block_pair(&pair, blocked),
+            ShardMessage::Paced { pair, blocked } => self.home.pace_pair(&pair, blocked),
+            ShardMessage::Reserved { limit, units } => {
+                self.pools.handle_reserved(now, &mut |below| self.random.u64(0..below), &limit, units);
+            }
             ShardMessage::Settled(settled) => self.settle(now, *settled),
             ShardMessage::Unstarted(attempt) => self.take_back(now, *attempt),
             ShardMessage::Distrust { site, confusion } => self.pools.distrust(now, &site, confusion),
@@ -324,6 +346,7 @@ impl Shard {
         self.home.unblock_domains(now.wall_ms);
         self.expire(now);
         self.home.update_rates();
+        self.home.forget_paced(now.wall_ms);
         self.home.forget_idle();
         self.give_up_drained_logs();
         self.pools.tick(now);

@@ -308,7 +308,7 @@ pub enum RetrySchedule {
 }
 
 /// How one (egress source, site) is treated. A rate or limit of None is none.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shaping {
     pub connection_limit: u32,
     /// Recipients, counted when MAIL is written.
@@ -388,7 +388,7 @@ pub enum Chunking {
 }
 
 /// RFC 5321 §4.5.3.2 unless configured.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
     pub connect: Duration,
     pub banner: Duration,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::error::Wrong;
 use super::value::duration_text;
-use crate::limits::CONFIG_RATE_COUNT_MAX;
+use crate::limits::{CONFIG_RATE_COUNT_MAX, RESERVED_PERIOD_MIN};
 
 /// At most `count` in any window of the length `period`, paced evenly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,7 +50,8 @@ impl Rate {
         };
         if !(1..=count).contains(&max_burst) {
             let wrong = Wrong::new(format!("max_burst={max_burst} is not between 1 and {count}"));
-            return Err(wrong.instead(format!("write for example \"{rate},max_burst={}\"", count.div_ceil(10))));
+            let instead = format!("write for example \"{rate},max_burst={}\"", count.div_ceil(10));
+            return Err(wrong.instead(instead));
         }
         Ok(Some(Self { count, period: Duration::from_secs(*seconds), max_burst }))
     }
@@ -58,7 +59,9 @@ impl Rate {
     /// The most recipients of one transaction: with more, pacing would be uneven, and the rate not be reached, because
     /// a transaction is written as a whole.
     pub fn batch_max(&self) -> u32 {
-        self.max_burst.max(self.count / 20).max(1)
+        // Of a period that is reserved ahead, this is also what is reserved at a time: two at most are out.
+        let part = if self.period >= RESERVED_PERIOD_MIN { 200 } else { 20 };
+        self.max_burst.max(self.count / part).max(1)
     }
 }
 

@@ -68,10 +68,6 @@ impl Settings {
 
     fn rate(&mut self, section: &Section<'_>, key: &'static str, set: fn(&mut Shaping, Option<Rate>)) {
         let found = section.text(key, "\"100/s\"", Rate::parse);
-        if let Some(found) = found.as_ref().filter(|found| found.value.is_some()) {
-            let instead = format!("write {key} = \"unlimited\" or leave it out");
-            section.wrong(found.place, key, Wrong::new("is not available yet").instead(instead));
-        }
         self.take(section, key, found.map(|found| found.value), set);
     }
 
@@ -418,7 +414,8 @@ pub(super) fn read_chunking(section: &Section<'_>) -> (Option<Chunking>, Option<
 }
 
 fn read_provider_limits(section: &Section<'_>, settings: &mut Settings) {
-    section.not_yet(&[("provider_connection_limit", None)]);
+    let max = limits::CONFIG_CONNECTION_LIMIT_MAX;
+    settings.count(section, "provider_connection_limit", 20, max, |s, n| s.provider_connection_limit = Some(n));
     settings.rate(section, "provider_max_message_rate", |shaping, rate| shaping.provider_max_message_rate = rate);
 }
 

@@ -55,19 +55,6 @@ fn the_interface_example_has_known_keys_only() {
         " tenant.max_message_rate: is not available yet; write max_message_rate = \"unlimited\" or leave it out",
         " shaping.default.mta_sts: is not available yet; write mta_sts = false or leave it out",
         " shaping.default.dane: is not available yet; write dane = false or leave it out",
-        " provider.google.provider_connection_limit: is not available yet; leave it out",
-        concat!(
-            " provider.google.provider_max_message_rate: is not available yet; ",
-            "write provider_max_message_rate = \"unlimited\" or leave it out"
-        ),
-        concat!(
-            " provider.google.sources.ip-new.max_message_rate: is not available yet; ",
-            "write max_message_rate = \"unlimited\" or leave it out"
-        ),
-        concat!(
-            " shaping.\"example.net\".max_message_rate: is not available yet; ",
-            "write max_message_rate = \"unlimited\" or leave it out"
-        ),
         " limit: is not available yet; leave it out",
         " provider.yahoo.automation: is not available yet; leave it out",
         " dsn.generate: is not available yet; write generate = \"never\" or leave it out",

@@ -2,6 +2,8 @@
 //!
 //! * `egress.rs`: which source of a pool a message goes by.
 //! * `pair.rs`: a pair's tickets, credits, connections and back-off; all its limits have this one owner.
+//! * `rate.rs`: a limit that holds in every window of its own length.
+//! * `pair/pacing.rs`: whose turn it is by such limits.
 //! * `connection.rs`: the connection slots of a shard.
 //! * `site.rs`: which host of a site is tried next, and which are left alone for a while.
 //! * `trust.rs`: how much is put in flight with a site's hosts.
@@ -9,5 +11,6 @@
 pub mod connection;
 pub mod egress;
 pub mod pair;
+pub mod rate;
 pub mod site;
 pub mod trust;

@@ -7,12 +7,16 @@
 //! A pair none of whose hosts can be tried now is *blocked*: it holds no ticket and no credit, and each home knows why
 //! and until when.
 
+mod pacing;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::pacing::{Pace, Rollup, Wake};
 use super::connection::{ConnectionKey, Slot, SlotState, Slots};
+use super::rate::{Past, Started};
 use super::site::{BackOff, Choice, Hosts};
 use super::trust::Trust;
 use crate::config::{Chunking, Shaping, Terms};
@@ -25,6 +29,8 @@ use crate::mail::time::Now;
 pub struct PoolOptions {
     /// What holds until a pair's first ticket tells.
     pub default: Arc<Shaping>,
+    /// Names of the egress sources.
+    pub sources: Vec<String>,
     pub back_off: BackOff,
     /// Homes, that is, shards.
     pub homes: usize,
@@ -57,6 +63,17 @@ pub enum Order {
         home: usize,
         pair: PairKey,
         blocked: Blocked,
+    },
+    /// The pair's homes are to know that a rate holds it.
+    Paced {
+        home: usize,
+        pair: PairKey,
+        blocked: Blocked,
+    },
+    /// Units of a limit are to be reserved durably; [`Pools::handle_reserved`] is the answer.
+    Reserve {
+        limit: Arc<str>,
+        units: u32,
     },
     /// No attempt was made; the ticket goes home.
     Return {
@@ -95,6 +112,18 @@ pub struct Pools {
     keys: HashMap<PairKey, u32>,
     /// When blocked pairs are tried again.
     blocked: BTreeSet<(Duration, u32)>,
+    /// What providers' sites have in common.
+    rollups: Vec<Rollup>,
+    rollup_keys: HashMap<(usize, Arc<str>), u32>,
+    /// When rates let something go on.
+    wakes: BTreeSet<(Duration, Wake)>,
+    /// The pair whose turn it is in its roll-up.
+    serving: Option<u32>,
+    started: Option<Started>,
+    /// What was reserved before the start, by limit.
+    past: Arc<HashMap<String, Past>>,
+    /// Limits that have asked for a reservation.
+    reserving: HashMap<Arc<str>, pacing::LimitOf>,
     slots: Slots,
     trust: Trust,
     orders: VecDeque<Order>,
@@ -108,13 +137,17 @@ struct Pair {
     shaping: Arc<Shaping>,
     terms: Arc<Terms>,
     hosts: Hosts,
+    /// The highest class and the oldest due time in front.
     tickets: VecDeque<Box<Attempt>>,
+    pace: Pace,
     homes: Vec<HomeDemand>,
     /// Connections in any state: what `connection_limit` counts.
     open: Vec<ConnectionKey>,
     opening: u32,
     busy: u32,
     blocked_until: Option<Duration>,
+    /// The home that is asked first next time.
+    next_home: usize,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -133,6 +166,13 @@ impl Pools {
             free: Vec::new(),
             keys: HashMap::new(),
             blocked: BTreeSet::new(),
+            rollups: Vec::new(),
+            rollup_keys: HashMap::new(),
+            wakes: BTreeSet::new(),
+            serving: None,
+            started: None,
+            past: Arc::default(),
+            reserving: HashMap::new(),
             slots: Slots::default(),
             trust: Trust::default(),
             orders: VecDeque::new(),
@@ -155,10 +195,12 @@ impl Pools {
         let demand = &mut pair.homes[home];
         demand.granted = demand.granted.saturating_sub(1);
         demand.ready = left;
-        pair.shaping = Arc::clone(&attempt.shaping);
         pair.terms = Arc::clone(&attempt.route.terms);
-        assert!(pair.shaping.connection_limit > 0, "a pair may connect");
-        pair.tickets.push_back(attempt);
+        self.shape(place, &attempt.shaping);
+        let tickets = &mut self.pairs[place as usize].tickets;
+        let rank = |attempt: &Attempt| (attempt.priority, attempt.due_ms);
+        let behind = tickets.iter().rposition(|other| rank(other) <= rank(&attempt));
+        tickets.insert(behind.map_or(0, |place| place + 1), attempt);
         self.advance(now, place, random);
     }
 
@@ -175,6 +217,9 @@ impl Pools {
                 pair.hosts.succeeded(slot.address, &slot.tls);
             }
             _ => pair.busy -= 1,
+        }
+        if self.gives_way(place) {
+            self.quit(connection);
         }
         self.advance(now, place, random);
     }
@@ -211,6 +256,7 @@ impl Pools {
     pub fn handle_gone(&mut self, now: Now, random: &mut dyn FnMut(u64) -> u64, connection: ConnectionKey) {
         let slot = self.slots.free(connection);
         self.pairs[slot.pair as usize].open.retain(|&open| open != connection);
+        self.leave_rollup(now, slot.pair, connection, random);
         self.advance(now, slot.pair, random);
     }
 
@@ -238,6 +284,7 @@ impl Pools {
             self.advance(now, place, random);
             self.grant(now, place);
         }
+        self.wake(now, random);
     }
 
     /// A ticket that may ride behind the content that is just being sent on a connection.
@@ -249,9 +296,15 @@ impl Pools {
             return None;
         }
         let pair = &self.pairs[place as usize];
-        if !pair.fits(now, slot, pair.tickets.front()?) {
+        let next = pair.tickets.front()?;
+        if !pair.fits(now, slot, next) {
             return None;
         }
+        let units = next.recipients.len() as u32;
+        if self.has_to_give_way(place) || !self.may_write(now, place, units) {
+            return None;
+        }
+        self.take_units(now, place, units);
         let attempt = self.pairs[place as usize].tickets.pop_front();
         self.slots.count_delivery(connection);
         self.grant(now, place);
@@ -283,7 +336,9 @@ impl Pools {
 
     /// When [`Self::unblock`] has something to do.
     pub fn next_timeout(&self) -> Option<Duration> {
-        self.blocked.first().map(|&(until, _)| until)
+        let blocked = self.blocked.first().map(|&(until, _)| until);
+        let paced = self.wakes.first().map(|&(at, _)| at);
+        blocked.into_iter().chain(paced).min()
     }
 
     /// What an attempt at a connection's host is to be told of it.
@@ -336,6 +391,8 @@ impl Pools {
                     }
                 };
                 self.keys.insert(key.clone(), place);
+                let shaping = Arc::clone(&self.options.default);
+                self.shape(place, &shaping);
                 place
             }
         };
@@ -359,13 +416,15 @@ impl Pools {
             }
             return;
         }
-        self.start(now, place);
-        self.connect(now, place, random);
+        if self.start(now, place) {
+            self.connect(now, place, random);
+        }
         self.grant(now, place);
     }
 
-    /// Starts tickets on idle connections that fit them.
-    fn start(&mut self, now: Now, place: u32) {
+    /// Starts tickets on idle connections that fit them, as rates allow. Whether more connections would be of use.
+    fn start(&mut self, now: Now, place: u32) -> bool {
+        let mut is_held = false;
         let mut waiting = VecDeque::new();
         while let Some(attempt) = self.pairs[place as usize].tickets.pop_front() {
             let Some(connection) = self.idle_connection(now, place, &attempt) else {
@@ -378,6 +437,13 @@ impl Pools {
                 }
                 continue;
             };
+            let units = attempt.recipients.len() as u32;
+            if !self.may_write(now, place, units) {
+                waiting.push_back(attempt);
+                is_held = true;
+                break;
+            }
+            self.take_units(now, place, units);
             self.slots.set_state(connection, SlotState::Busy);
             self.pairs[place as usize].busy += 1;
             self.orders.push_back(Order::Start { connection, attempt });
@@ -386,6 +452,7 @@ impl Pools {
         while let Some(attempt) = waiting.pop_back() {
             pair.tickets.push_front(attempt);
         }
+        !is_held
     }
 
     fn idle_connection(&mut self, now: Now, place: u32, attempt: &Attempt) -> Option<ConnectionKey> {
@@ -422,6 +489,10 @@ impl Pools {
                 self.make_room(place);
                 return;
             }
+            if !self.may_connect(now, place) {
+                return;
+            }
+            let pair = &mut self.pairs[place as usize];
             let attempt = &pair.tickets[pair.opening as usize];
             let route = attempt.route.clone();
             let mut order = route.site.attempt_order(random);
@@ -436,6 +507,8 @@ impl Pools {
                         self.slots.open(place, host_name.clone(), to, site, required, Arc::clone(&route.terms));
                     pair.open.push(connection);
                     pair.opening += 1;
+                    self.join_rollup(now, place, connection);
+                    let pair = &self.pairs[place as usize];
                     let (source, shaping) = (pair.key.source, Arc::clone(&pair.shaping));
                     self.orders.push_back(Order::Connect { connection, source, host_name, to, tls, shaping });
                 }
@@ -495,22 +568,38 @@ impl Pools {
     }
 
     /// Asks homes for tickets: enough for every connection to have one under way, one riding and one waiting, or all
-    /// that it may have in flight once more, and a standing few.
+    /// that it may have in flight once more, and a standing few. Of a paced pair only as many as go soon, so that what
+    /// comes later and is more urgent need not wait behind them.
     fn grant(&mut self, now: Now, place: u32) {
+        let ahead = self.paced_ahead(place);
         let pair = &mut self.pairs[place as usize];
         if self.stopping || pair.blocked_until.is_some_and(|until| until > now.monotonic) {
             return;
         }
         let limit = pair.shaping.connection_limit as usize;
         let asked: usize = pair.homes.iter().map(|demand| (demand.granted as usize).min(demand.ready)).sum();
-        let mut room = (pair.in_hand() * limit).saturating_sub(pair.busy as usize + pair.tickets.len() + asked);
+        let in_hand = pair.in_hand();
+        let mut room = match ahead {
+            None => (in_hand * limit).saturating_sub(pair.busy as usize + pair.tickets.len() + asked),
+            Some(ahead) => ahead.min(in_hand * limit).saturating_sub(pair.tickets.len() + asked),
+        };
         let hungry = pair.homes.iter().filter(|demand| demand.ready > demand.granted as usize).count();
         let share = room.div_ceil(hungry.max(1));
-        for (home, demand) in pair.homes.iter_mut().enumerate().filter(|(_, demand)| demand.known) {
+        let homes = pair.homes.len();
+        let first = pair.next_home;
+        for home in (first..homes).chain(0..first) {
+            let demand = &mut pair.homes[home];
+            if !demand.known {
+                continue;
+            }
             let wanted = demand.ready.saturating_sub(demand.granted as usize).min(share).min(room) as u32;
-            let standing = if demand.granted == 0 && pair.tickets.len() < limit { STANDING_CREDITS } else { 0 };
+            let is_starving = demand.granted == 0 && pair.tickets.len() < limit;
+            let standing = if is_starving && (ahead.is_none() || demand.ready == 0) { STANDING_CREDITS } else { 0 };
             let credits = wanted.max(standing);
             if credits > 0 {
+                if wanted > 0 {
+                    pair.next_home = (home + 1) % homes;
+                }
                 room -= (wanted as usize).min(room);
                 demand.granted += credits;
                 self.orders.push_back(Order::Credits { home, pair: pair.key.clone(), credits });
@@ -531,7 +620,8 @@ impl Pools {
                 && pair.tickets.is_empty()
                 && pair.blocked_until.is_none()
                 && pair.homes.iter().all(|demand| demand.ready == 0)
-                && !pair.hosts.remembers(now.monotonic);
+                && !pair.hosts.remembers(now.monotonic)
+                && pair.pace.is_idle(now.monotonic);
             if idle {
                 *pair = Pair::new(key.clone(), &PoolOptions { homes: 0, ..options.clone() });
                 free.push(*place);
@@ -559,6 +649,8 @@ impl Pair {
             opening: 0,
             busy: 0,
             blocked_until: None,
+            pace: Pace::default(),
+            next_home: 0,
         }
     }
 

@@ -7,6 +7,7 @@ pub(crate) mod clock;
 pub(crate) mod control;
 pub(crate) mod dns;
 pub(crate) mod event_file;
+pub(crate) mod limit_file;
 pub(crate) mod link;
 pub(crate) mod mailbox;
 pub(crate) mod net;

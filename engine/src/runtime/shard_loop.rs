@@ -22,6 +22,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::clock::{self, Clock};
 use super::event_file::EventSender;
+use super::limit_file::Asked;
 use super::link::{Link, Side};
 use super::mailbox::{Full, Receiver, Sender};
 use super::net::is_local_address;
@@ -37,6 +38,7 @@ use crate::limits::{
 };
 use crate::outcome::event::LoggedRecord;
 use crate::pool::connection::ConnectionKey;
+use crate::pool::rate::Past;
 use crate::shard::{Action, ConnectError, SessionKey, Shard, ShardOptions};
 
 /// What other threads send to a shard's thread.
@@ -61,6 +63,9 @@ pub(crate) struct ShardSetup {
     pub(crate) mailbox: Receiver<Mail>,
     pub(crate) shards: Vec<Sender<Mail>>,
     pub(crate) control: Sender<ControlMessage>,
+    pub(crate) limits: std::sync::mpsc::Sender<Asked>,
+    /// What was reserved of limits before.
+    pub(crate) past_limits: Arc<HashMap<String, Past>>,
     pub(crate) events: EventSender,
     pub(crate) verifiers: Verifiers,
     /// Sessions of every shard, so that each can keep to its share.
@@ -98,6 +103,7 @@ async fn start(setup: ShardSetup) {
     let ShardSetup { options, clock, logs, started, mailbox, .. } = setup;
     let (config, seed) = (Arc::clone(&options.config), options.seed);
     let mut shard = Shard::new(options);
+    shard.recall_limits(setup.past_limits);
     for (directory, cursor) in logs {
         let log = directory.id();
         if let Err(error) = shard.recover(directory, cursor, seed ^ u64::from(log.0).rotate_left(17)) {
@@ -132,6 +138,7 @@ async fn start(setup: ShardSetup) {
         shards: setup.shards,
         waiting_mail: RefCell::default(),
         control: setup.control,
+        limits: setup.limits,
         waiting_control: RefCell::default(),
         events: setup.events,
         waiting_events: RefCell::default(),
@@ -169,6 +176,7 @@ pub(super) struct ShardLoop {
     /// Messages that found a mailbox full. The credits bound how many there can be.
     waiting_mail: RefCell<Vec<(usize, VecDeque<ShardMessage>)>>,
     control: Sender<ControlMessage>,
+    limits: std::sync::mpsc::Sender<Asked>,
     waiting_control: RefCell<VecDeque<ControlMessage>>,
     events: EventSender,
     waiting_events: RefCell<Vec<LoggedRecord>>,
@@ -273,6 +281,8 @@ impl ShardLoop {
                 }
                 Action::Shard { to, message } => self.send_mail(to, message),
                 Action::Control(message) => self.send_control(message),
+                // The thread that reserves outlives the shards.
+                Action::Reserve(reservation) => _ = self.limits.send((self.shard.borrow().id(), reservation)),
                 Action::Injected { injection, answer } => {
                     if let Some(reply) = self.injections.borrow_mut().remove(&injection) {
                         // Who no longer waits for it finds it in the event log.

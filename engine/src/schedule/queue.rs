@@ -27,7 +27,7 @@ use super::entry::{Entries, NewEntry, State};
 use super::fair::{FairQueue, FlowId};
 pub use super::recipients::Recipients;
 use crate::handover::{Blocked, PairKey, Spooled};
-use crate::limits::{EXPIRY_SWEEP_ENTRIES, PAIRS_KEPT, QUEUES_KEPT, STANDING_CREDITS};
+use crate::limits::{EXPIRY_SWEEP_ENTRIES, PACED_NOTICE_INTERVAL, PAIRS_KEPT, QUEUES_KEPT, STANDING_CREDITS};
 use crate::mail::queue_name::QueueName;
 
 /// A queue's place in its home.
@@ -99,6 +99,8 @@ struct Pair {
     /// The count that the owner was last told.
     told: usize,
     blocked: Option<Blocked>,
+    /// A rate holds it: it takes tickets, only slowly.
+    paced: Option<Blocked>,
     out: u64,
 }
 
@@ -297,6 +299,20 @@ impl Home {
         let pair = self.pair_mut(pair);
         pair.credits = 0;
         pair.blocked = Some(blocked);
+    }
+
+    /// The owner takes what it has credits for, but a rate holds it now.
+    pub fn pace_pair(&mut self, pair_key: &PairKey, blocked: Blocked) {
+        let pair = self.pair(pair_key);
+        self.pair_mut(pair).paced = Some(blocked);
+    }
+
+    /// A paced pair is told of again and again; what is old no longer holds.
+    pub fn forget_paced(&mut self, wall_ms: u64) {
+        let kept_ms = 2 * PACED_NOTICE_INTERVAL.as_millis() as u64;
+        for pair in self.pairs.iter_mut().flatten() {
+            pair.paced = pair.paced.take().filter(|paced| wall_ms < paced.until_ms + kept_ms);
+        }
     }
 
     /// Takes what is ready for a source away from its pairs, so that it can go by another.
@@ -503,7 +519,10 @@ impl Home {
         match self.entries[key].state() {
             State::Due { .. } | State::Out { .. } | State::Withdrawn => None,
             State::Unrouted => self.domains.get(&self.queue_of(key).domain)?.blocked.as_ref(),
-            State::Ready { pair } => self.known_pair(pair).blocked.as_ref(),
+            State::Ready { pair } => {
+                let pair = self.known_pair(pair);
+                pair.blocked.as_ref().or(pair.paced.as_ref())
+            }
         }
     }
 
@@ -664,6 +683,7 @@ impl Home {
             credits: 0,
             told: 0,
             blocked: None,
+            paced: None,
             out: 0,
         });
         let place = match self.free_pairs.pop() {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Action, Shard};
+use super::{Action, Reservation, Shard};
 use crate::config::{Config, RetrySchedule, Shaping};
 use crate::deliver::attempt::Transaction;
 use crate::deliver::content::Chunk;
@@ -81,6 +81,11 @@ impl Shard {
                 Order::Quit { connection } => self.quit(now, connection),
                 Order::Credits { home, pair, credits } => self.tell(home, ShardMessage::Credits { pair, credits }),
                 Order::Block { home, pair, blocked } => self.tell(home, ShardMessage::Blocked { pair, blocked }),
+                Order::Paced { home, pair, blocked } => self.tell(home, ShardMessage::Paced { pair, blocked }),
+                Order::Reserve { limit, units } => {
+                    let reservation = Reservation { limit, at_ms: now.wall_ms, units };
+                    self.actions.push_back(Action::Reserve(reservation));
+                }
                 Order::Return { attempt } => self.tell(attempt.ticket.home, ShardMessage::Unstarted(attempt)),
                 Order::Hold { attempt, blocked } => {
                     self.tell(attempt.ticket.home, ShardMessage::Held { attempt, blocked });
@@ -366,6 +371,7 @@ pub(super) fn pool_options(config: &Config, homes: usize) -> PoolOptions {
     let first = first.min(HOST_BACK_OFF_FIRST_MAX);
     PoolOptions {
         default: Arc::new(config.shaping.clone()),
+        sources: config.egress_sources.iter().map(|source| source.name.clone()).collect(),
         back_off: BackOff { first, max: max.min(HOST_BACK_OFF_MAX).max(first) },
         homes,
     }

@@ -15,7 +15,7 @@ use crate::limits::{DUE_ENTRIES_PER_TURN, ROUTES_CACHED_MAX, SOURCE_RETRY, UNREA
 use crate::mail::address::domain_of;
 use crate::mail::time::Now;
 use crate::pool::egress::EgressTurns;
-use crate::schedule::queue::{Entry, EntryKey, Need, Recipients};
+use crate::schedule::queue::{Entry, EntryKey, Need};
 
 /// A ticket whose message is being read from the disk.
 #[derive(Debug)]
@@ -207,7 +207,8 @@ impl Shard {
         route.tls = place.tls(&shaping);
         self.bound_recipients(entry, shaping.batch_max());
         let ticket = Ticket { home: self.id, entry };
-        match attempt(&message, ticket, pair, route, shaping, self.home.entry(entry).recipients) {
+        let priority = self.home.queue_of(entry).priority;
+        match attempt(&message, ticket, pair, route, shaping, priority, &self.home.entry(entry)) {
             Ok(attempt) => self.tell(owner, ShardMessage::Ticket { attempt: Box::new(attempt), left }),
             Err(error) => self.hold_unreadable(now, entry, &error),
         }
@@ -327,11 +328,12 @@ fn attempt(
     pair: PairKey,
     route: Route,
     shaping: Arc<Shaping>,
-    recipients: Recipients<'_>,
+    priority: u8,
+    entry: &Entry<'_>,
 ) -> Result<Attempt, ReadError> {
     let envelope = message.envelope()?;
     let recipient = |index: u32| Some((index, envelope.recipients.get(index as usize)?.address.as_str().to_owned()));
-    let recipients: Vec<(u32, String)> = recipients.filter_map(recipient).collect();
+    let recipients: Vec<(u32, String)> = entry.recipients.clone().filter_map(recipient).collect();
     assert!(!recipients.is_empty(), "an entry has recipients of its message");
     let domain = domain_of(&recipients[0].1);
     assert!(recipients.iter().all(|(_, address)| domain_of(address) == domain), "a transaction has one domain");
@@ -340,6 +342,8 @@ fn attempt(
         pair,
         route,
         shaping,
+        priority,
+        due_ms: entry.due_ms,
         reverse_path: envelope.reverse_path.as_str().to_owned(),
         eight_bit: envelope.eight_bit,
         smtputf8: envelope.smtputf8,

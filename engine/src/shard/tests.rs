@@ -1,5 +1,6 @@
 //! A whole shard in memory: the test is its clock, its clients, its peers and the executor of its spool's operations.
 
+mod limits;
 mod moving;
 
 use std::net::SocketAddr;

@@ -282,6 +282,7 @@ impl World {
                 Action::SessionStartTls { .. } | Action::ConnectionStartTls { .. } => unreachable!("nobody offers TLS"),
                 Action::Shard { to, message } => self.mail[to].push_back(message),
                 Action::Control(message) => self.control(message),
+                Action::Reserve(_) => unreachable!("no limit is over a minute or longer"),
                 Action::Injected { injection, answer } => {
                     let marker = self.injections.remove(&injection).expect("it was injected");
                     match answer {

@@ -22,5 +22,6 @@ mod egress_shares;
 mod kill_under_load;
 mod odd_mail;
 mod peer_failures;
+mod rates;
 mod smtp_source;
 mod tools;

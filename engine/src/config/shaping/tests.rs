@@ -17,7 +17,7 @@ fn later_tables_win() {
     let config = config(
         "[shaping.default]\nconnection_limit = 1\nmax_deliveries_per_connection = 1\nmax_recipients_per_batch = 1\n\
          [shaping.default.sources.ip-b]\nconnection_limit = 2\nmax_deliveries_per_connection = 2\n\
-         [provider.p]\nmatch = [{ mx_suffix = \".mx.test\" }]\nconnection_limit = 3\n\
+         [provider.p]\nmatch = [{ mx_suffix = \".mx.test\" }]\nconnection_limit = 3\nprovider_connection_limit = 3\n\
          [provider.p.sources.ip-b]\nconnection_limit = 4\n\
          [shaping.\"site.test\"]\nconnection_limit = 5\n\
          [shaping.\"site.test\".sources.ip-b]\nconnection_limit = 6\n\
@@ -36,6 +36,7 @@ fn later_tables_win() {
     assert_eq!([limit(0, Some(0), &[site], Some(alone)), limit(1, Some(0), &[site], Some(alone))], [7, 8]);
     let merged = resolve(1, Some(0), &[site], Some(alone));
     assert_eq!((merged.max_deliveries_per_connection, merged.max_recipients_per_batch), (2, 1));
+    assert_eq!(merged.provider_connection_limit, Some(3));
     assert!(!rules.domains[alone].mx_rollup && rules.domains[site].mx_rollup);
     assert_eq!(config.recipients_per_batch_max(), 1);
 }
@@ -74,4 +75,16 @@ fn all_hosts_belong_to_a_provider() {
     assert_eq!(of("a.test", "mx:aspmx.google.com"), Some("google"), "a static route's");
     assert_eq!(of("a.test", "aspmx.google.com:2525"), Some("google"));
     assert_eq!(of("a.test", "[::1]:25"), None);
+}
+
+#[test]
+fn rates_bound_a_transaction() {
+    let config = config(
+        "[shaping.default]\nmax_message_rate = \"100/s\"\n\
+         [shaping.\"a.test\"]\nmax_message_rate = \"1000/min\"\n\
+         [shaping.\"b.test\"]\nmax_message_rate = \"1/s\"\n\
+         [shaping.\"c.test\"]\nmax_message_rate = \"100/h,max_burst=30\"\n",
+    );
+    let of = |rule| config.shaping_rules.resolve(&config.shaping, 0, None, rule..rule + 1, None).batch_max();
+    assert_eq!([config.shaping.batch_max(), of(0), of(1), of(2)], [5, 5, 1, 30]);
 }

@@ -1,0 +1,205 @@
+//! A limit that holds in every window of its own length.
+//!
+//! Two bounds, both exact. *Pacing*: units are due one interval after the other; as many as `max_burst` may go at once
+//! after a pause. *The window*: what was taken in the last period is kept, so that never more than `count` is in any
+//! half-open window of that length, whatever bursts and lateness did. It is kept in at most [`SLICES`] slices of the
+//! period; a slice counts until its last unit is a period old, which costs at most one part in [`SLICES`] of the rate.
+//!
+//! **Over a crash.** What was taken before is unknown, so a short period begins as if all of it had been taken when the
+//! engine started. From a minute on that would stop mail for too long: there units are reserved durably before they are
+//! taken, a slice of the limit at a time, and at a start all that was reserved counts as taken, as late as it can have
+//! been: see [`Past`].
+//!
+//! Order of calls: [`Limiter::ready_at`]; [`Limiter::reserve`], whose amount is to be made durable and then given to
+//! [`Limiter::reserved`]; [`Limiter::take`] once the time has come.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::config::Rate;
+use crate::limits::{PACE_LATENESS_MAX, PACE_LATENESS_MIN, RESERVED_PERIOD_MIN};
+
+#[derive(Debug)]
+pub struct Limiter {
+    rate: Rate,
+    /// When the next unit is due, in nanoseconds times the rate's count: so no interval is rounded.
+    next: u128,
+    /// Oldest first.
+    taken: VecDeque<Taken>,
+    sum: u64,
+    reserve: Option<Reserve>,
+}
+
+/// What was taken in one slice of the period.
+#[derive(Debug, Clone, Copy)]
+struct Taken {
+    begun: Duration,
+    /// The last of it is a period old.
+    expires: Duration,
+    units: u32,
+}
+
+/// Units that are durably reserved.
+#[derive(Debug, Default)]
+struct Reserve {
+    available: u32,
+    asked: u32,
+}
+
+/// What was reserved before the engine started: wall time in milliseconds and units, in the order in which it was.
+pub type Past = Vec<(u64, u32)>;
+
+/// The moment from which a limiter knows what was taken.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Started {
+    pub monotonic: Duration,
+    pub wall_ms: u64,
+}
+
+impl Limiter {
+    pub fn new(rate: Rate, started: Started, past: Option<&Past>) -> Self {
+        assert!(rate.count > 0, "a rate lets something pass");
+        let is_reserved = rate.period >= RESERVED_PERIOD_MIN;
+        let mut limiter =
+            Self { rate, next: 0, taken: VecDeque::new(), sum: 0, reserve: is_reserved.then(Reserve::default) };
+        if is_reserved {
+            limiter.recall(started, past.map_or(&[], Vec::as_slice));
+        } else {
+            limiter.count(started.monotonic, started.monotonic + rate.period, rate.count);
+        }
+        limiter
+    }
+
+    pub fn rate(&self) -> Rate {
+        self.rate
+    }
+
+    /// Another rate for what this one has counted. A longer period than before has no memory of what this one forgot.
+    pub fn set_rate(&mut self, rate: Rate, started: Started, past: Option<&Past>) {
+        if rate == self.rate {
+            return;
+        }
+        if rate.period != self.rate.period {
+            *self = Self::new(rate, started, past);
+            return;
+        }
+        if let Some(reserve) = &mut self.reserve {
+            reserve.available = 0;
+        }
+        let due = self.next / u128::from(self.rate.count);
+        self.next = due * u128::from(rate.count);
+        self.rate = rate;
+    }
+
+    /// When `units` may be taken together, as far as time goes; it may be over. More than `count` never may.
+    pub fn ready_at(&self, units: u32) -> Duration {
+        let burst = u128::from(self.rate.max_burst - 1) * self.rate.period.as_nanos();
+        let paced = self.next.saturating_sub(burst).div_ceil(u128::from(self.rate.count));
+        let mut ready = duration(paced);
+        let mut free = u64::from(self.rate.count).saturating_sub(self.sum);
+        let mut excess = self.sum.saturating_sub(self.rate.count.into());
+        for taken in &self.taken {
+            if free >= u64::from(units) {
+                return ready;
+            }
+            let units = u64::from(taken.units);
+            free += units.saturating_sub(excess);
+            excess = excess.saturating_sub(units);
+            ready = ready.max(taken.expires);
+        }
+        if free >= u64::from(units) { ready } else { Duration::MAX }
+    }
+
+    /// Whether nothing but time stands in the way of `units`.
+    pub fn is_reserved(&self, units: u32) -> bool {
+        self.reserve.as_ref().is_none_or(|reserve| reserve.available >= units)
+    }
+
+    /// What is to be reserved now, so that what comes next need not wait.
+    pub fn reserve(&mut self) -> Option<u32> {
+        let slice = self.rate.batch_max();
+        let reserve = self.reserve.as_mut()?;
+        // With no more than a slice left, all but the last one reserved are used up: `recall` counts on it.
+        if reserve.available + reserve.asked > slice {
+            return None;
+        }
+        reserve.asked += slice;
+        Some(slice)
+    }
+
+    /// That much of what was asked for is durably reserved.
+    pub fn reserved(&mut self, amount: u32) {
+        if let Some(reserve) = &mut self.reserve {
+            reserve.asked = reserve.asked.saturating_sub(amount);
+            reserve.available += amount;
+        }
+    }
+
+    /// Takes `units`, whose time has come.
+    pub fn take(&mut self, now: Duration, units: u32) {
+        assert!(self.ready_at(units) <= now, "nothing is taken before its time");
+        if let Some(reserve) = &mut self.reserve {
+            assert!(reserve.available >= units, "only what is reserved is taken");
+            reserve.available -= units;
+        }
+        while let Some(taken) = self.taken.front()
+            && taken.expires <= now
+        {
+            self.sum -= u64::from(taken.units);
+            self.taken.pop_front();
+        }
+        // What is late by little keeps its place, so that lateness does not add up; a pause earns nothing.
+        let interval = self.rate.period / self.rate.count;
+        let lateness = (interval / 2).clamp(PACE_LATENESS_MIN, PACE_LATENESS_MAX);
+        let count = u128::from(self.rate.count);
+        let is_late = self.next < now.saturating_sub(lateness).as_nanos() * count;
+        let due = if is_late { now.as_nanos() * count } else { self.next };
+        self.next = due + u128::from(units) * self.rate.period.as_nanos();
+        self.count(now, now + self.rate.period, units);
+        assert!(self.sum <= self.rate.count.into(), "LIMITS-HOLD: no window has more than the limit");
+    }
+
+    /// Whether it is as if nothing had ever been taken.
+    pub fn is_idle(&self, now: Duration) -> bool {
+        self.taken.back().is_none_or(|taken| taken.expires <= now)
+            && self.next <= now.as_nanos() * u128::from(self.rate.count)
+    }
+
+    fn count(&mut self, begun: Duration, expires: Duration, units: u32) {
+        self.sum += u64::from(units);
+        match self.taken.back_mut() {
+            Some(last) if begun < last.begun + self.rate.period / SLICES => {
+                last.expires = expires.max(last.expires);
+                last.units += units;
+            }
+            _ => self.taken.push_back(Taken { begun, expires, units }),
+        }
+    }
+
+    /// A reservation is asked for when at most the last one is left, so each is used up when the second after it is
+    /// asked for. The last two may have been used until the engine started.
+    fn recall(&mut self, started: Started, past: &[(u64, u32)]) {
+        for (place, &(_, units)) in past.iter().enumerate() {
+            let used_ms = past.get(place + 2).map_or(started.wall_ms, |&(later_ms, _)| later_ms.min(started.wall_ms));
+            let age = Duration::from_millis(started.wall_ms - used_ms);
+            if age < self.rate.period {
+                // Wall time was cut to milliseconds.
+                let expires = started.monotonic + self.rate.period - age + Duration::from_millis(1);
+                // Kept apart: their times lie before the scale of monotonic time.
+                self.sum += u64::from(units);
+                self.taken.push_back(Taken { begun: Duration::ZERO, expires, units });
+            }
+        }
+        self.taken.make_contiguous().sort_by_key(|taken| taken.expires);
+    }
+}
+
+fn duration(nanoseconds: u128) -> Duration {
+    u64::try_from(nanoseconds).map_or(Duration::MAX, Duration::from_nanos)
+}
+
+/// Slices in which a period is remembered.
+const SLICES: u32 = 128;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,189 @@
+//! No window has more than the limit, the mean is near it, and neither changes over a crash.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn rate(count: u32, seconds: u64, max_burst: u32) -> Rate {
+    Rate { count, period: Duration::from_secs(seconds), max_burst }
+}
+
+/// An engine's life: everything that may be taken is, as soon as it may, `late` after its time.
+struct Life {
+    limiter: Limiter,
+    now: Duration,
+    started: Started,
+    reserved: Past,
+}
+
+impl Life {
+    fn start(rate: Rate, started: Started, past: &Past) -> Self {
+        let limiter = Limiter::new(rate, started, Some(past));
+        Self { limiter, now: started.monotonic, started, reserved: past.clone() }
+    }
+
+    /// Monotonic time is another in each life; wall time goes on.
+    fn wall(&self) -> Duration {
+        Duration::from_millis(self.started.wall_ms) + self.now - self.started.monotonic
+    }
+
+    /// Takes so many units once their time has come, and tells the wall time.
+    fn take(&mut self, units: u32, late: Duration) -> Duration {
+        while let Some(amount) = self.limiter.reserve() {
+            self.reserved.push((self.wall().as_millis() as u64, amount));
+            self.limiter.reserved(amount);
+        }
+        assert!(self.limiter.is_reserved(units));
+        self.now = self.now.max(self.limiter.ready_at(units)) + late;
+        self.limiter.take(self.now, units);
+        self.wall()
+    }
+}
+
+/// The most units in any half-open window of the period.
+fn most(taken: &[(Duration, u32)], period: Duration) -> u32 {
+    let (mut most, mut sum, mut first) = (0, 0, 0);
+    for &(at, units) in taken {
+        sum += units;
+        while taken[first].0 + period <= at {
+            sum -= taken[first].1;
+            first += 1;
+        }
+        most = most.max(sum);
+    }
+    most
+}
+
+const START: Started = Started { monotonic: Duration::from_secs(5), wall_ms: 1_800_000_000_000 };
+
+fn rates() -> impl Strategy<Value = Rate> {
+    let count = prop_oneof![1_u32..30, 1_u32..2_000];
+    (count, prop::sample::select(vec![1_u64, 60, 3_600]), 0_u32..1_000).prop_map(|(count, seconds, burst)| {
+        let max_burst = if burst < 500 { 1 } else { 1 + burst % count };
+        rate(count, seconds, max_burst)
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// Also over crashes, with lateness, pauses, and transactions of several recipients.
+    #[test]
+    fn no_window_has_more_than_the_limit(
+        rate in rates(),
+        lives in prop::collection::vec((0_u64..3_000, prop::collection::vec((1_u32..40, 0_u64..40, 0_u8..20), 1..300)), 1..4),
+    ) {
+        let (mut taken, mut past, mut started) = (Vec::new(), Past::new(), START);
+        for (gap, steps) in lives {
+            let mut life = Life::start(rate, started, &past);
+            for (units, late, pause) in steps {
+                let interval = rate.period / rate.count;
+                if pause == 0 {
+                    life.now += interval * 7;
+                }
+                let late = Duration::from_millis(late % 20).min(interval) * u32::from(late > 20);
+                let units = units.min(rate.batch_max());
+                taken.push((life.take(units, late), units));
+            }
+            let crashed = life.wall() + Duration::from_millis(gap);
+            past = life.reserved;
+            // The clock of the next life begins anew, and counts whole milliseconds of wall time.
+            started = Started { monotonic: Duration::from_millis(gap), wall_ms: crashed.as_millis() as u64 + 1 };
+        }
+        let most = most(&taken, rate.period);
+        prop_assert!(most <= rate.count, "{most} in a window of {rate}");
+    }
+
+    #[test]
+    fn the_mean_is_near_the_limit(rate in rates()) {
+        let mut life = Life::start(rate, START, &Past::new());
+        let periods = 5;
+        // From the moment at which a period without memory is over.
+        let first = life.take(1, Duration::ZERO);
+        let mut last = first;
+        for _ in 0..periods * rate.count {
+            last = life.take(1, Duration::ZERO);
+        }
+        let mean = f64::from(periods) * rate.period.as_secs_f64() / (last - first).as_secs_f64();
+        prop_assert!(mean >= 0.95, "{mean} of {rate}");
+    }
+}
+
+#[test]
+fn units_are_paced_evenly() {
+    let mut life = Life::start(rate(20, 1, 1), START, &Past::new());
+    let first = life.take(1, Duration::ZERO);
+    assert_eq!(first, life.wall());
+    assert_eq!(life.now, START.monotonic + Duration::from_secs(1), "a short period begins as if it had been used up");
+    for step in 1..100 {
+        assert_eq!(life.take(1, Duration::ZERO) - first, Duration::from_millis(50) * step);
+    }
+    // A third of a nanosecond is not lost.
+    let mut life = Life::start(rate(3, 1, 1), START, &Past::new());
+    let first = life.take(1, Duration::ZERO);
+    let third = (0..300).map(|_| life.take(1, Duration::ZERO)).last().unwrap();
+    assert!(third - first <= Duration::from_secs(100) + Duration::from_micros(1), "{:?}", third - first);
+}
+
+#[test]
+fn a_pause_earns_a_burst_and_no_more() {
+    let mut life = Life::start(rate(20, 1, 5), START, &Past::new());
+    life.now += Duration::from_secs(60);
+    let at: Vec<Duration> = (0..7).map(|_| life.take(1, Duration::ZERO)).collect();
+    assert!(at[..5].iter().all(|time| *time == at[0]));
+    assert_eq!([at[5] - at[0], at[6] - at[0]], [50, 100].map(Duration::from_millis));
+}
+
+#[test]
+fn a_little_lateness_does_not_add_up() {
+    let mut life = Life::start(rate(100, 1, 1), START, &Past::new());
+    let first = life.take(1, Duration::ZERO);
+    let mut last = first;
+    for _ in 0..1_000 {
+        last = life.take(1, Duration::from_millis(2));
+    }
+    assert!(last - first <= Duration::from_millis(10_100), "{:?}", last - first);
+}
+
+#[test]
+fn a_crash_uses_up_what_was_reserved() {
+    let limit = rate(1_000, 60, 1);
+    let mut life = Life::start(limit, START, &Past::new());
+    for _ in 0..500 {
+        life.take(1, Duration::ZERO);
+    }
+    let reserved: u32 = life.reserved.iter().map(|(_, units)| units).sum();
+    assert!((500..=510).contains(&reserved), "at most a hundredth of the limit: {reserved}");
+    let started = Started { monotonic: Duration::ZERO, wall_ms: life.wall().as_millis() as u64 };
+    let mut life = Life::start(limit, started, &life.reserved);
+    let left = (0..)
+        .take_while(|_| life.take(1, Duration::ZERO) < Duration::from_millis(started.wall_ms) + Duration::from_secs(29))
+        .count();
+    assert!((470..=500).contains(&left), "the rest of the window: {left}");
+}
+
+/// Without the second of two reservations that may be out, units could be taken that nobody would know of.
+#[test]
+fn nothing_is_taken_that_is_not_reserved() {
+    let mut limiter = Limiter::new(rate(100, 60, 1), START, None);
+    assert!(!limiter.is_reserved(1));
+    assert_eq!([limiter.reserve(), limiter.reserve(), limiter.reserve()], [Some(1), Some(1), None]);
+    limiter.reserved(1);
+    assert!(limiter.is_reserved(1) && !limiter.is_reserved(2));
+    limiter.take(START.monotonic, 1);
+    assert!(!limiter.is_reserved(1));
+    assert_eq!([limiter.reserve(), limiter.reserve()], [Some(1), None]);
+}
+
+#[test]
+fn another_rate_keeps_the_window() {
+    let mut life = Life::start(rate(20, 1, 1), START, &Past::new());
+    life.now += Duration::from_secs(10);
+    for _ in 0..20 {
+        life.take(1, Duration::ZERO);
+    }
+    life.limiter.set_rate(rate(5, 1, 1), START, None);
+    let ready = life.limiter.ready_at(1);
+    assert!(ready >= life.now + Duration::from_millis(800), "15 of the 20 have to be a second old: {ready:?}");
+    life.take(1, Duration::ZERO);
+}

@@ -1,0 +1,470 @@
+//! LIMITS-HOLD, as the peers see it: several shards, virtual time, and sinks that log when MAIL arrives, over a crash.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::Path;
+
+use postrider_spool::sim::SimDisk;
+use postrider_spool::{Durability, Log};
+
+use super::*;
+use crate::accept::Received;
+use crate::config::ReceivedDetail;
+use crate::handover::PairKey;
+use crate::pool::rate::Past;
+use crate::shard::Reservation;
+
+/// Who is sent to, by its address, and what came of it.
+#[derive(Debug, Default)]
+struct Sink {
+    open: usize,
+    open_most: usize,
+    /// When MAIL arrived, and for how many recipients.
+    mails: Vec<(Duration, u32)>,
+}
+
+#[derive(Debug, Default)]
+struct Peer {
+    to: Option<SocketAddr>,
+    input: Vec<u8>,
+    is_content: bool,
+}
+
+#[derive(Debug)]
+enum Event {
+    Connected(usize, ConnectionKey),
+    Replies(usize, ConnectionKey, String),
+    Gone(usize, ConnectionKey),
+    Reserved(usize, Reservation),
+}
+
+/// An engine of some shards. Time goes on over its lives; monotonic time begins anew in each.
+struct Engine {
+    config: Arc<Config>,
+    policy: Arc<Policy>,
+    disk: SimDisk,
+    shards: Vec<Shard>,
+    mail: Vec<VecDeque<ShardMessage>>,
+    owners: HashMap<(usize, Arc<str>), usize>,
+    peers: HashMap<(usize, ConnectionKey), Peer>,
+    events: BTreeMap<(Duration, u64), Event>,
+    next_event: u64,
+    now: Duration,
+    born: Duration,
+    sinks: BTreeMap<SocketAddr, Sink>,
+    reserved: HashMap<String, Past>,
+    _spool: Spool,
+}
+
+const OPTIONS: SpoolOptions =
+    SpoolOptions { segment_bytes: 8 << 20, max_bytes: 1 << 30, hot_bytes: 64 << 20, durability: Durability::Fsync };
+
+const ROUND_TRIP: Duration = Duration::from_millis(10);
+const SLOW: &str = "127.0.0.1:25";
+const FAST: &str = "127.0.0.2:25";
+
+fn config(rules: &str) -> Config {
+    let text = format!(
+        "hostname = \"mta.example\"\n[[route]]\ndomain = \"slow.test\"\nto = [\"{SLOW}\"]\n[[route]]\ndomain = \"*\"\n\
+         to = [\"{FAST}\"]\n{rules}\n[spool]\nallow_filesystem = true\n"
+    );
+    Config::from_toml(&text, "t.toml", Path::new("/nonexistent")).unwrap()
+}
+
+impl Engine {
+    fn start(rules: &str, shards: usize) -> Self {
+        Self::live(Arc::new(config(rules)), SimDisk::new(1), shards, Duration::ZERO, BTreeMap::new(), HashMap::new())
+    }
+
+    fn live(
+        config: Arc<Config>,
+        disk: SimDisk,
+        count: usize,
+        now: Duration,
+        sinks: BTreeMap<SocketAddr, Sink>,
+        reserved: HashMap<String, Past>,
+    ) -> Self {
+        let policy = Arc::new(Policy::new(&config).unwrap());
+        let mut spool = Spool::open_on(Arc::new(disk.clone()), Path::new("/spool"), OPTIONS).unwrap();
+        let past = Arc::new(reserved.clone());
+        let make = |(id, logs): (usize, Vec<_>)| {
+            let (config, policy) = (Arc::clone(&config), Arc::clone(&policy));
+            let (metrics, seed) = (Arc::default(), id as u64);
+            let options = ShardOptions { id, shards: count, config, policy, metrics, seed, sessions_max: 10 };
+            let mut shard = Shard::new(options);
+            shard.recall_limits(Arc::clone(&past));
+            for log in logs {
+                shard.recover(log, Sequence(0), seed).unwrap();
+            }
+            shard
+        };
+        let shards = spool.assign(count).unwrap().into_iter().enumerate().map(make).collect();
+        Self {
+            policy,
+            disk,
+            shards,
+            mail: (0..count).map(|_| VecDeque::new()).collect(),
+            owners: HashMap::new(),
+            peers: HashMap::new(),
+            events: BTreeMap::new(),
+            next_event: 0,
+            now,
+            born: now,
+            sinks,
+            reserved,
+            config,
+            _spool: spool,
+        }
+    }
+
+    /// kill -9: what was written is there, what was on its way is not; the peers see the connections end.
+    fn kill(mut self, shards: usize) -> Self {
+        for sink in self.sinks.values_mut() {
+            sink.open = 0;
+        }
+        let Self { config, disk, now, sinks, reserved, shards: old, _spool, .. } = self;
+        drop((old, _spool));
+        let now = now + Duration::from_millis(20);
+        Self::live(config, disk.restart(), shards, now, sinks, reserved)
+    }
+
+    fn clock(&self) -> Now {
+        let wall = Duration::from_millis(START.wall_ms) + self.now;
+        Now { monotonic: START.monotonic + self.now - self.born, wall_ms: wall.as_millis() as u64 }
+    }
+
+    fn inject(&mut self, home: usize, recipient: &str, priority: Priority) {
+        self.inject_to(home, vec![recipient.to_owned()], priority);
+    }
+
+    fn inject_to(&mut self, home: usize, recipients: Vec<String>, priority: Priority) {
+        let received = Received {
+            reverse_path: "a@client.example".to_owned(),
+            recipients,
+            content: b"Subject: x\r\n\r\nHello\r\n".to_vec(),
+            eight_bit_declared: true,
+            smtputf8_declared: true,
+            helo: String::new(),
+            protocol: "embedded",
+            client: None,
+            session_id: 0,
+            trusted: true,
+            received_detail: ReceivedDetail::Full,
+        };
+        let mut admitted = self.policy.admit(self.clock(), received, [1, 2]).unwrap();
+        admitted.envelope.priority = priority as u8;
+        self.mail[home].push_back(ShardMessage::Inject { injection: 0, admitted: Box::new(admitted) });
+    }
+
+    fn soon(&mut self, wait: Duration, event: Event) {
+        self.next_event += 1;
+        self.events.insert((self.now + wait, self.next_event), event);
+    }
+
+    /// All that happens up to a time.
+    fn run_until(&mut self, end: Duration) {
+        while self.now < end {
+            while (0..self.shards.len()).filter(|&shard| self.turn(shard)).count() > 0 {}
+            let now = self.clock();
+            let turns = self.shards.iter().map(|shard| shard.next_timeout(now));
+            let turn = turns.min().unwrap().saturating_sub(now.monotonic).max(Duration::from_micros(100));
+            let event = self.events.first_key_value().map_or(Duration::MAX, |((at, _), _)| *at);
+            self.now = (self.now + turn).min(event).min(end);
+            while let Some(first) = self.events.first_entry()
+                && first.key().0 <= self.now
+            {
+                let event = first.remove();
+                self.happen(event);
+            }
+        }
+    }
+
+    fn turn(&mut self, shard: usize) -> bool {
+        let now = self.clock();
+        let mut acted = !self.mail[shard].is_empty();
+        for message in std::mem::take(&mut self.mail[shard]) {
+            self.shards[shard].handle_message(message);
+        }
+        self.shards[shard].turn(now);
+        while let Some(action) = self.shards[shard].poll_action() {
+            acted = true;
+            self.carry_out(shard, action);
+        }
+        acted || self.shards[shard].has_more()
+    }
+
+    fn carry_out(&mut self, shard: usize, action: Action) {
+        match action {
+            Action::Spool { log, operation } => {
+                let completion = postrider_spool::execute(operation);
+                let now = self.clock();
+                self.shards[shard].spool_completed(now, log, completion);
+            }
+            Action::RemoveLog(log) => Log::remove(*log).unwrap(),
+            Action::Connect { connection, to, .. } => {
+                let sink = self.sinks.entry(to).or_default();
+                sink.open += 1;
+                sink.open_most = sink.open_most.max(sink.open);
+                self.peers.insert((shard, connection), Peer { to: Some(to), ..Peer::default() });
+                self.soon(ROUND_TRIP, Event::Connected(shard, connection));
+            }
+            Action::ConnectionSend { connection, chunks } => {
+                let octets: Vec<u8> = chunks.iter().flat_map(|chunk| chunk.as_ref()).copied().collect();
+                let now = self.clock();
+                self.shards[shard].connection_sent(now, connection, octets.len());
+                let replies = self.read(shard, connection, &octets);
+                if !replies.is_empty() {
+                    self.soon(ROUND_TRIP, Event::Replies(shard, connection, replies));
+                }
+            }
+            Action::ConnectionClose { connection } => self.soon(ROUND_TRIP, Event::Gone(shard, connection)),
+            Action::Shard { to, message } => self.mail[to].push_back(message),
+            Action::Control(ControlMessage::FindOwner { shard, pair }) => {
+                let PairKey { source, rollup, .. } = pair.clone();
+                let owner = self.owners.len() % self.shards.len();
+                let owner = *self.owners.entry((source, rollup)).or_insert(owner);
+                self.mail[shard].push_back(ShardMessage::Owner { pair, owner });
+            }
+            Action::Reserve(reservation) => self.soon(Duration::from_millis(3), Event::Reserved(shard, reservation)),
+            Action::Injected { answer, .. } => _ = answer.unwrap(),
+            Action::Events(_) => {}
+            action => unreachable!("{action:?}"),
+        }
+    }
+
+    /// A sink takes everything.
+    fn read(&mut self, shard: usize, connection: ConnectionKey, octets: &[u8]) -> String {
+        let peer = self.peers.get_mut(&(shard, connection)).unwrap();
+        peer.input.extend_from_slice(octets);
+        let mut replies = String::new();
+        while let Some(end) = peer.input.windows(2).position(|pair| pair == b"\r\n") {
+            let line: Vec<u8> = peer.input.drain(..end + 2).collect();
+            let line = String::from_utf8(line).unwrap();
+            if peer.is_content {
+                if line == ".\r\n" {
+                    peer.is_content = false;
+                    replies += "250 taken\r\n";
+                }
+                continue;
+            }
+            let mails = &mut self.sinks.get_mut(&peer.to.unwrap()).unwrap().mails;
+            match &line[..4] {
+                "EHLO" => replies += "250-peer.example\r\n250-PIPELINING\r\n250 8BITMIME\r\n",
+                "MAIL" => mails.push((self.now, 0)),
+                "RCPT" => mails.last_mut().unwrap().1 += 1,
+                "DATA" => {
+                    replies += "354 go\r\n";
+                    peer.is_content = true;
+                    continue;
+                }
+                "QUIT" | "RSET" => {}
+                _ => unreachable!("{line}"),
+            }
+            if !line.starts_with("EHLO") {
+                replies += "250 ok\r\n";
+            }
+        }
+        replies
+    }
+
+    fn happen(&mut self, event: Event) {
+        let now = self.clock();
+        match event {
+            Event::Connected(shard, connection) => {
+                let Some(peer) = self.peers.get(&(shard, connection)) else { return };
+                let made = Connected { local: "127.0.0.1:5000".parse().unwrap(), peer: peer.to.unwrap() };
+                self.shards[shard].connected(now, connection, made);
+                self.shards[shard].connection_received(now, connection, b"220 peer.example\r\n");
+            }
+            Event::Replies(shard, connection, replies) => {
+                self.shards[shard].connection_received(now, connection, replies.as_bytes());
+            }
+            Event::Gone(shard, connection) => {
+                let Some(peer) = self.peers.remove(&(shard, connection)) else { return };
+                self.sinks.get_mut(&peer.to.unwrap()).unwrap().open -= 1;
+                self.shards[shard].connection_gone(now, connection);
+            }
+            Event::Reserved(shard, Reservation { limit, at_ms, units }) => {
+                self.reserved.entry(limit.to_string()).or_default().push((at_ms, units));
+                self.mail[shard].push_back(ShardMessage::Reserved { limit, units });
+            }
+        }
+    }
+
+    fn sink(&self, address: &str) -> &Sink {
+        &self.sinks[&address.parse().unwrap()]
+    }
+}
+
+impl Sink {
+    /// The most recipients in any half-open window of this length.
+    fn most_within(&self, period: Duration) -> u32 {
+        let window = |&(from, _): &(Duration, u32)| {
+            let within = self.mails.iter().filter(|(at, _)| (from..from + period).contains(at));
+            within.map(|(_, recipients)| recipients).sum()
+        };
+        self.mails.iter().map(window).max().unwrap_or_default()
+    }
+
+    fn between(&self, from: Duration, to: Duration) -> usize {
+        self.mails.iter().filter(|(at, _)| (from..to).contains(at)).count()
+    }
+}
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// As many are queued as could not go in the time; the other site's mail is queued behind them.
+fn queue(engine: &mut Engine, slow: usize, fast: usize) {
+    for (count, domain) in [(slow, "slow.test"), (fast, "fast.test")] {
+        for number in 0..count {
+            engine.inject(number % engine.shards.len(), &format!("r{number}@{domain}"), Priority::Normal);
+        }
+    }
+}
+
+fn holds_over_a_kill(rules: &str, shards: [usize; 2], period: Duration, limit: u32, life: Duration) {
+    let mut engine = Engine::start(rules, shards[0]);
+    let mean = f64::from(limit) / period.as_secs_f64();
+    queue(&mut engine, (3.0 * mean * life.as_secs_f64()) as usize, 2_000);
+    engine.run_until(seconds(10));
+    assert_eq!(engine.sink(FAST).mails.len(), 2_000, "the other site is not held up");
+    engine.run_until(life);
+    let mut engine = engine.kill(shards[1]);
+    let again = engine.now;
+    engine.run_until(again + life);
+    let slow = engine.sink(SLOW);
+    assert!(slow.open_most <= 5, "{} connections", slow.open_most);
+    let most = slow.most_within(period);
+    assert!(most <= limit, "{most} within {period:?}");
+    for from in [Duration::ZERO, again] {
+        // The first second of a life counts as used up.
+        let (from, to) = (from + seconds(1), from + life);
+        let sent = slow.between(from, to) as f64 / (to - from).as_secs_f64();
+        assert!(sent >= 0.95 * mean, "{sent} a second from {from:?} on, of {mean}");
+    }
+}
+
+const TWENTY: &str = "[shaping.\"slow.test\"]\nconnection_limit = 5\nmax_message_rate = \"20/s\"\n";
+
+#[test]
+fn a_rate_and_a_connection_limit_hold_over_a_kill() {
+    holds_over_a_kill(TWENTY, [2, 2], seconds(1), 20, seconds(20));
+}
+
+#[test]
+fn they_hold_with_more_shards_and_after_a_change_of_their_number() {
+    holds_over_a_kill(TWENTY, [4, 2], seconds(1), 20, seconds(20));
+    holds_over_a_kill(TWENTY, [1, 4], seconds(1), 20, seconds(20));
+}
+
+/// A window of a minute spans the crash: what was sent before counts after it.
+#[test]
+fn a_longer_rate_holds_over_a_kill() {
+    let rules = "[shaping.\"slow.test\"]\nconnection_limit = 5\nmax_message_rate = \"600/min\"\n";
+    holds_over_a_kill(rules, [2, 4], seconds(60), 600, seconds(90));
+}
+
+/// After the kill only what the last minute left over, and no more than a hundredth is lost.
+#[test]
+fn a_burst_is_remembered_over_a_kill() {
+    let rules = "[shaping.\"slow.test\"]\nconnection_limit = 5\nmax_message_rate = \"600/min,max_burst=300\"\n";
+    let mut engine = Engine::start(rules, 2);
+    queue(&mut engine, 3_000, 0);
+    engine.run_until(seconds(25));
+    let before = engine.sink(SLOW).mails.len();
+    assert!(before >= 500, "{before}");
+    let mut engine = engine.kill(2);
+    engine.run_until(seconds(55));
+    let sent = engine.sink(SLOW).mails.len();
+    assert!(sent <= 600, "{sent} in the first minute");
+    engine.run_until(seconds(200));
+    let most = engine.sink(SLOW).most_within(seconds(60));
+    assert!((500..=600).contains(&most), "{most}");
+}
+
+/// A paced pair holds few tickets, and what is more urgent goes first.
+#[test]
+fn an_urgent_message_passes_bulk_at_a_paced_site() {
+    for shards in [1, 2, 4] {
+        let mut engine = Engine::start(TWENTY, shards);
+        for number in 0..2_000 {
+            engine.inject(number % shards, &format!("r{number}@slow.test"), Priority::Bulk);
+        }
+        engine.run_until(seconds(5));
+        engine.inject(shards - 1, "urgent@slow.test", Priority::High);
+        engine.run_until(seconds(5) + Duration::from_millis(200));
+        let left = |engine: &Engine| {
+            let home = &engine.shards[shards - 1].home;
+            home.entries().filter(|(key, _)| home.queue_of(*key).priority == Priority::High as u8).count()
+        };
+        assert_eq!(left(&engine), 0, "with {shards} shards it has gone within 0.2 s");
+    }
+}
+
+/// The provider's limits are over its sites; each gets its turn.
+#[test]
+fn a_providers_limits_hold_over_its_sites() {
+    let rules = "[provider.p]\nmatch = [{ domain = \"slow.test\" }, { domain = \"fast.test\" }]\nconnection_limit = 3\n\
+                 provider_connection_limit = 4\nprovider_max_message_rate = \"20/s\"\n";
+    let mut engine = Engine::start(rules, 2);
+    queue(&mut engine, 1_000, 1_000);
+    engine.run_until(seconds(21));
+    let (slow, fast) = (engine.sink(SLOW), engine.sink(FAST));
+    assert!(slow.open_most + fast.open_most <= 6 && slow.open_most <= 3 && fast.open_most <= 3);
+    let mut all = Sink { mails: [slow.mails.clone(), fast.mails.clone()].concat(), ..Sink::default() };
+    all.mails.sort();
+    assert!(all.most_within(seconds(1)) <= 20);
+    assert!(all.mails.len() >= 380, "{}", all.mails.len());
+    assert!(slow.mails.len().abs_diff(fast.mails.len()) < 40, "{} and {}", slow.mails.len(), fast.mails.len());
+}
+
+/// One connection for two sites: neither keeps it for ever.
+#[test]
+fn a_providers_connections_go_round() {
+    let rules = "[provider.p]\nmatch = [{ domain = \"slow.test\" }, { domain = \"fast.test\" }]\n\
+                 provider_connection_limit = 1\nmax_deliveries_per_connection = 10\n";
+    let mut engine = Engine::start(rules, 2);
+    queue(&mut engine, 500, 500);
+    engine.run_until(seconds(10));
+    for (address, sink) in &engine.sinks {
+        assert_eq!(sink.open_most, 1);
+        assert!(sink.mails.len() >= 100, "{address}: {}", sink.mails.len());
+    }
+    engine.run_until(seconds(60));
+    assert!(engine.sinks.values().all(|sink| sink.mails.len() == 500));
+}
+
+#[test]
+fn new_connections_are_paced() {
+    let rules = "[shaping.\"slow.test\"]\nmax_connection_rate = \"2/s\"\nmax_deliveries_per_connection = 1\n";
+    let mut engine = Engine::start(rules, 2);
+    queue(&mut engine, 100, 0);
+    engine.run_until(seconds(11));
+    let sent = engine.sink(SLOW).mails.len();
+    assert!((19..=20).contains(&sent), "one message a connection, two connections a second: {sent}");
+}
+
+/// `blocked_by` says what holds a message that waits for its rate.
+#[test]
+fn a_paced_message_says_what_holds_it() {
+    let mut engine = Engine::start("[shaping.\"slow.test\"]\nmax_message_rate = \"1/min\"\n", 1);
+    queue(&mut engine, 10, 0);
+    engine.run_until(seconds(5));
+    let home = &engine.shards[0].home;
+    let blocked = home.entries().find_map(|(key, _)| home.blocked_by(key)).expect("one of them tells");
+    assert_eq!(&*blocked.reason, "rate limit of 1/min");
+    let next = blocked.until_ms - START.wall_ms;
+    assert!((60_000..61_000).contains(&next), "{next}");
+}
+
+/// A transaction of many recipients would be a burst.
+#[test]
+fn a_transaction_is_divided_as_its_rate_asks() {
+    let mut engine = Engine::start("[shaping.\"slow.test\"]\nmax_message_rate = \"100/s\"\n", 1);
+    engine.inject_to(0, (0..52).map(|place| format!("r{place}@slow.test")).collect(), Priority::Normal);
+    engine.run_until(seconds(3));
+    let sizes: Vec<u32> = engine.sink(SLOW).mails.iter().map(|(_, recipients)| *recipients).collect();
+    assert_eq!(sizes.iter().sum::<u32>(), 52, "each once");
+    assert!(sizes.iter().all(|size| *size <= 5), "{sizes:?}");
+}
