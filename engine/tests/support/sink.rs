@@ -288,6 +288,8 @@ impl Session<'_> {
         } else if upper == "DATA" {
             let usual = if self.recipients.is_empty() { "554 5.5.1 No valid recipients" } else { "354 go on" };
             if self.answer(Verb::Data, line, usual)? { self.content() } else { Ok(()) }
+        } else if let Some(size) = upper.strip_prefix("BDAT ").and_then(|rest| rest.strip_suffix(" LAST")) {
+            self.chunk(size.parse().map_err(|_| Ended)?)
         } else if upper == "RSET" {
             self.reset();
             self.answer(Verb::Rset, line, "250 2.0.0 OK").map(drop)
@@ -316,6 +318,20 @@ impl Session<'_> {
                 _ => {}
             }
         }
+        self.take(content)
+    }
+
+    /// RFC 3030 §2: the octets are read whatever becomes of them. Offered only by a script's answer to EHLO.
+    fn chunk(&mut self, size: usize) -> Result<(), Ended> {
+        let mut content = vec![0; size];
+        self.input.read_exact(&mut content)?;
+        if self.recipients.is_empty() {
+            return self.answer(Verb::Other, "BDAT", "503 5.5.1 No valid recipients").map(drop);
+        }
+        self.take(content)
+    }
+
+    fn take(&mut self, content: Vec<u8>) -> Result<(), Ended> {
         let delivered = Delivered {
             session: self.number,
             peer: self.peer,
