@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
 
+use postrider::config::Config;
 use postrider::outcome::event::EventKind;
 
 use crate::support::dns_server::{DnsServer, Entry};
@@ -92,6 +93,35 @@ fn a_failing_name_server_defers() {
     server.set_zone(&[("d.test", Entry::A(address))]);
     assert_eq!(token(&sink.next().content), "deferred");
     assert_eq!(running.event(EventKind::Delivery).attempts, 1);
+}
+
+/// `[shaping."a.test"]` holds for every domain with a.test's MX set, also before any mail for a.test was seen.
+#[test]
+fn a_domains_shaping_holds_for_its_whole_site() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some((shaped, shaped_address)) = sink_at_port_25() else { return };
+    let Some((other, other_address)) = sink_at_port_25() else { return };
+    let zone = [
+        ("a.test", Entry::Mx(10, "mx.a.test")),
+        ("b.test", Entry::Mx(20, "mx.a.test")),
+        ("c.test", Entry::Mx(10, "mx.c.test")),
+        ("mx.a.test", Entry::A(shaped_address)),
+        ("mx.c.test", Entry::A(other_address)),
+    ];
+    let server = DnsServer::start(&zone);
+    let rules = "[shaping.\"a.test\"]\nmax_recipients_per_batch = 1\n[spool]\nallow_filesystem = true\n";
+    let mut config = config(directory.path());
+    config.shaping_rules = Config::from_toml(rules, "rules.toml", directory.path()).unwrap().shaping_rules;
+    config.dns.servers = vec![server.address()];
+    config.dns.prohibited_hosts.clear();
+    let running = Running::start(config);
+    running.inject(&["x@b.test", "y@b.test", "z@b.test"], &message("shaped"));
+    running.inject(&["x@c.test", "y@c.test", "z@c.test"], &message("other"));
+    let mut recipients: Vec<Vec<String>> = shaped.take(3).into_iter().map(|it| it.recipients).collect();
+    recipients.sort();
+    assert_eq!(recipients, [["x@b.test"], ["y@b.test"], ["z@b.test"]]);
+    assert_eq!(other.next().recipients.len(), 3);
+    assert_eq!(running.shutdown().iter().filter(|event| event.kind == EventKind::Delivery).count(), 6);
 }
 
 /// INTERFACE `prohibited_hosts`: loopback is never connected to by MX.

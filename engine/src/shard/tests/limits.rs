@@ -1,4 +1,6 @@
 //! LIMITS-HOLD, as the peers see it: several shards, virtual time, and sinks that log when MAIL arrives, over a crash.
+//!
+//! `ENGINE_LIMITS_QUEUED` sets how many messages are queued for the limited site; else it is thrice what can go.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
@@ -326,7 +328,8 @@ fn queue(engine: &mut Engine, slow: usize, fast: usize) {
 fn holds_over_a_kill(rules: &str, shards: [usize; 2], period: Duration, limit: u32, life: Duration) {
     let mut engine = Engine::start(rules, shards[0]);
     let mean = f64::from(limit) / period.as_secs_f64();
-    queue(&mut engine, (3.0 * mean * life.as_secs_f64()) as usize, 2_000);
+    let queued = std::env::var("ENGINE_LIMITS_QUEUED").ok().map(|count| count.parse().unwrap());
+    queue(&mut engine, queued.unwrap_or((3.0 * mean * life.as_secs_f64()) as usize), 2_000);
     engine.run_until(seconds(10));
     assert_eq!(engine.sink(FAST).mails.len(), 2_000, "the other site is not held up");
     engine.run_until(life);
