@@ -35,7 +35,7 @@ use crate::runtime::clock::Clock;
 use crate::runtime::control::{self, Addresses, Command, ControlSetup, Heartbeats};
 use crate::runtime::dns::Resolver;
 use crate::runtime::event_file::{EventLog, EventLogHandle, EventLogOptions, EventSender, node_id};
-use crate::runtime::limit_file::{Asked, LimitFile};
+use crate::runtime::limit_file::{LimitFile, LimitMail};
 use crate::runtime::mailbox::{self, Full, Sender};
 use crate::runtime::random::os_random_u64;
 use crate::runtime::shard_loop::{self, ListenerSetup, Mail, ShardSetup, Verifiers};
@@ -49,6 +49,8 @@ pub struct Engine {
     events: Option<EventLogHandle>,
     threads: Vec<JoinHandle<std::io::Result<()>>>,
     addresses: Addresses,
+    limits: std::sync::mpsc::Sender<LimitMail>,
+    limit_thread: Option<JoinHandle<std::io::Result<()>>>,
     spool: Option<Spool>,
 }
 
@@ -201,13 +203,15 @@ impl Engine {
         // The control thread is there until its shards have ended.
         let _ = self.shared.commands.send(Command::Shutdown { grace });
         let mut result = Ok(());
-        for thread in self.threads.drain(..) {
-            match thread.join() {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => result = Err(StartError(format!("a thread failed: {error}"))),
-                Err(_) => result = Err(StartError("a thread panicked".to_owned())),
-            }
-        }
+        let mut join = |thread: JoinHandle<std::io::Result<()>>| match thread.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => result = Err(StartError(format!("a thread failed: {error}"))),
+            Err(_) => result = Err(StartError("a thread panicked".to_owned())),
+        };
+        self.threads.drain(..).for_each(&mut join);
+        // Shards that have ended ask for nothing.
+        let _ = self.limits.send(LimitMail::Stop);
+        self.limit_thread.take().into_iter().for_each(join);
         if let Some(events) = self.events.take() {
             events.shutdown().map_err(|error| StartError(format!("event log: {error}")))?;
         }
@@ -295,6 +299,8 @@ impl EngineBuilder {
             events: Some(events),
             threads: Vec::new(),
             addresses: listeners.addresses.clone(),
+            limits: limits.clone(),
+            limit_thread: Some(limit_thread),
             spool: Some(spool),
         };
 
@@ -326,8 +332,6 @@ impl EngineBuilder {
         };
         let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || control::run(control));
         engine.threads.push(thread.map_err(|error| failed("control thread", &error))?);
-        // It ends behind the last shard.
-        engine.threads.push(limit_thread);
         Ok(engine)
     }
 }
@@ -342,7 +346,7 @@ struct ShardThreads<'a> {
     shards: usize,
     senders: &'a [Sender<Mail>],
     control: &'a Sender<crate::handover::ControlMessage>,
-    limits: std::sync::mpsc::Sender<Asked>,
+    limits: std::sync::mpsc::Sender<LimitMail>,
     past_limits: Arc<HashMap<String, Past>>,
     metrics: &'a [Arc<ShardMetrics>],
     listeners: &'a Listeners,

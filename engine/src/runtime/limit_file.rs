@@ -14,7 +14,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 
 use crate::limits::{LIMIT_FILE_BYTES_MAX, LIMIT_FILE_RETRY_PAUSE, LIMIT_PERIOD_MAX};
@@ -29,8 +29,12 @@ pub(crate) struct LimitFile {
     is_synced: bool,
 }
 
-/// Which shard asks, and for what.
-pub(crate) type Asked = (usize, Reservation);
+/// What the thread is told. It does not end by itself: a shard whose operations hang keeps its sender.
+#[derive(Debug)]
+pub(crate) enum LimitMail {
+    Reserve { shard: usize, reservation: Reservation },
+    Stop,
+}
 
 impl LimitFile {
     /// What was reserved before, by limit, and the file for what comes. `is_synced`: as the spool is.
@@ -46,12 +50,12 @@ impl LimitFile {
         Ok((Self { path, file, octets, is_synced }, past))
     }
 
-    /// Serves until nobody can ask any more. `tell` gives a shard its answer.
+    /// Serves until it is told to stop. `tell` gives a shard its answer.
     pub(crate) fn start(
         mut self,
         tell: impl Fn(usize, Reservation) + Send + 'static,
-    ) -> io::Result<(Sender<Asked>, JoinHandle<io::Result<()>>)> {
-        let (sender, asked) = channel::<Asked>();
+    ) -> io::Result<(Sender<LimitMail>, JoinHandle<io::Result<()>>)> {
+        let (sender, asked) = channel();
         let thread = std::thread::Builder::new().name("limits".to_owned()).spawn(move || {
             self.serve(&asked, tell);
             Ok(())
@@ -59,14 +63,27 @@ impl LimitFile {
         Ok((sender, thread))
     }
 
-    fn serve(&mut self, asked: &Receiver<Asked>, tell: impl Fn(usize, Reservation)) {
+    fn serve(&mut self, asked: &Receiver<LimitMail>, tell: impl Fn(usize, Reservation)) {
         while let Ok(first) = asked.recv() {
-            let batch: Vec<Asked> = std::iter::once(first).chain(asked.try_iter()).collect();
-            let lines: String = batch.iter().map(|(_, reservation)| line(reservation)).collect();
+            let mut batch = Vec::new();
+            for mail in std::iter::once(first).chain(asked.try_iter()) {
+                match mail {
+                    LimitMail::Reserve { shard, reservation } => batch.push((shard, reservation)),
+                    LimitMail::Stop => return,
+                }
+            }
+            let mut lines: String = batch.iter().map(|(_, reservation)| line(reservation)).collect();
             while let Err(error) = self.append(lines.as_bytes()) {
                 let path = self.path.display();
                 tracing::error!(%error, "{path} can not be written; mail under limits over a minute or longer waits");
-                std::thread::sleep(LIMIT_FILE_RETRY_PAUSE);
+                match asked.recv_timeout(LIMIT_FILE_RETRY_PAUSE) {
+                    Ok(LimitMail::Reserve { shard, reservation }) => {
+                        lines.push_str(&line(&reservation));
+                        batch.push((shard, reservation));
+                    }
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Ok(LimitMail::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                }
             }
             let now_ms = batch.iter().map(|(_, reservation)| reservation.at_ms).max().unwrap_or_default();
             for (shard, reservation) in batch {
@@ -166,11 +183,11 @@ mod tests {
         let (told, answers) = channel();
         let (asked, thread) = file.start(move |shard, reservation| told.send((shard, reservation)).unwrap()).unwrap();
         let sent = [(0, reservation("recipients by ip-a at mx.test", NOW, 5)), (1, reservation("b", NOW + 1, 7))];
-        for asking in &sent {
-            asked.send(asking.clone()).unwrap();
+        for (shard, reservation) in sent.clone() {
+            asked.send(LimitMail::Reserve { shard, reservation }).unwrap();
         }
         assert_eq!(answers.iter().take(2).collect::<Vec<_>>(), sent);
-        drop(asked);
+        asked.send(LimitMail::Stop).unwrap();
         thread.join().unwrap().unwrap();
         // A crash in the midst of a line.
         let mut file = OpenOptions::new().append(true).open(directory.path().join("limits")).unwrap();

@@ -22,7 +22,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::clock::{self, Clock};
 use super::event_file::EventSender;
-use super::limit_file::Asked;
+use super::limit_file::LimitMail;
 use super::link::{Link, Side};
 use super::mailbox::{Full, Receiver, Sender};
 use super::net::is_local_address;
@@ -63,7 +63,7 @@ pub(crate) struct ShardSetup {
     pub(crate) mailbox: Receiver<Mail>,
     pub(crate) shards: Vec<Sender<Mail>>,
     pub(crate) control: Sender<ControlMessage>,
-    pub(crate) limits: std::sync::mpsc::Sender<Asked>,
+    pub(crate) limits: std::sync::mpsc::Sender<LimitMail>,
     /// What was reserved of limits before.
     pub(crate) past_limits: Arc<HashMap<String, Past>>,
     pub(crate) events: EventSender,
@@ -176,7 +176,7 @@ pub(super) struct ShardLoop {
     /// Messages that found a mailbox full. The credits bound how many there can be.
     waiting_mail: RefCell<Vec<(usize, VecDeque<ShardMessage>)>>,
     control: Sender<ControlMessage>,
-    limits: std::sync::mpsc::Sender<Asked>,
+    limits: std::sync::mpsc::Sender<LimitMail>,
     waiting_control: RefCell<VecDeque<ControlMessage>>,
     events: EventSender,
     waiting_events: RefCell<Vec<LoggedRecord>>,
@@ -281,8 +281,11 @@ impl ShardLoop {
                 }
                 Action::Shard { to, message } => self.send_mail(to, message),
                 Action::Control(message) => self.send_control(message),
-                // The thread that reserves outlives the shards.
-                Action::Reserve(reservation) => _ = self.limits.send((self.shard.borrow().id(), reservation)),
+                Action::Reserve(reservation) => {
+                    let shard = self.shard.borrow().id();
+                    // The thread that reserves outlives the shards.
+                    let _ = self.limits.send(LimitMail::Reserve { shard, reservation });
+                }
                 Action::Injected { injection, answer } => {
                     if let Some(reply) = self.injections.borrow_mut().remove(&injection) {
                         // Who no longer waits for it finds it in the event log.
