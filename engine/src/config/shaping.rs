@@ -387,6 +387,7 @@ fn read_settings(section: &Section<'_>, settings: &mut Settings) {
     let chunking = section.choice("chunking", &CHUNKING, &[]);
     settings.take(section, "chunking", chunking, |shaping, chunking| shaping.chunking = chunking);
     settings.count(section, "max_in_flight", 8, limits::CONFIG_IN_FLIGHT_MAX, |s, n| s.max_in_flight = n);
+    section.choice("in_doubt", &[("retry", ())], &["hold"]);
     let eight_bit = section.choice("eight_bit", &[("fail", EightBit::Fail), ("send", EightBit::Send)], &[]);
     settings.take(section, "eight_bit", eight_bit, |shaping, eight_bit| shaping.eight_bit = eight_bit);
     let tls = section.choice("tls", &TLS_MODES, &[]);
