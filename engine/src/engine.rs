@@ -20,25 +20,27 @@ use crate::accept::{Policy, Received};
 use crate::admin::metrics::{Metrics, ShardMetrics};
 use crate::admin::{
     Backend, EventsStatus, ListenerStatus, MessageFilter, MessageRow, QueueReport, QueueRow, Reply, SpoolStatus,
-    Status, Unavailable, WallTime,
+    Status, SuspensionEnd, SuspensionRow, Unavailable, WallTime,
 };
 use crate::config::{Config, Durability, LineEndings, ReceivedDetail, SmtpListener};
 use crate::handover::{Ask, ShardMessage, Told};
 use crate::limits::{
     DESCRIPTORS_OWN, DESCRIPTORS_OWN_PER_SHARD, DESCRIPTORS_PER_SHARD_MIN, HEARTBEAT_PATIENCE, INJECT_PATIENCE,
-    MAILBOX_CAPACITY, SEGMENT_BYTES_MIN, SEGMENT_BYTES_UNIT, SEGMENTS_PER_SHARD_MIN,
+    MAILBOX_CAPACITY, SEGMENT_BYTES_MIN, SEGMENT_BYTES_UNIT, SEGMENTS_PER_SHARD_MIN, SUSPENSION_MAX,
 };
 use crate::mail::address::Address;
 use crate::outcome::event_log::EventStream;
 use crate::pool::rate::Past;
+use crate::pool::suspension::{Scope, Suspension};
 use crate::runtime::clock::Clock;
-use crate::runtime::control::{self, Addresses, Command, ControlSetup, Heartbeats};
+use crate::runtime::control::{self, Addresses, Command, ControlSetup, Heartbeats, SuspensionAnswer, SuspensionCall};
 use crate::runtime::dns::Resolver;
 use crate::runtime::event_file::{EventLog, EventLogHandle, EventLogOptions, EventSender, node_id};
 use crate::runtime::limit_file::{LimitFile, LimitMail};
 use crate::runtime::mailbox::{self, Full, Sender};
 use crate::runtime::random::os_random_u64;
 use crate::runtime::shard_loop::{self, ListenerSetup, Mail, ShardSetup, Verifiers};
+use crate::runtime::suspension_list::{id_text, parse_id};
 use crate::runtime::tls::{self, TlsVerifier};
 use crate::runtime::{net, uring};
 use crate::shard::{Reservation, ShardOptions};
@@ -188,6 +190,11 @@ impl Engine {
     /// Queued messages, as `GET /api/admin/messages/v1`.
     pub async fn messages(&self, filter: MessageFilter) -> Result<Vec<MessageRow>, Unavailable> {
         self.shared.messages(filter).await
+    }
+
+    /// What is suspended now, as `GET /api/admin/suspend-ready-q/v1` and `GET /api/admin/suspend/v1` together.
+    pub async fn suspensions(&self) -> Result<Vec<SuspensionRow>, Unavailable> {
+        self.shared.suspensions().await
     }
 
     /// Stops accepting, finishes what is on the wire within `shutdown_grace`, commits, and ends all threads.
@@ -504,6 +511,15 @@ impl Shared {
     }
 }
 
+impl Shared {
+    async fn ask_suspensions(&self, call: SuspensionCall) -> Result<SuspensionAnswer, Unavailable> {
+        let (reply, answer) = oneshot::channel();
+        let ended = || Unavailable("the engine is shutting down".to_owned());
+        self.commands.send(Command::Suspensions { call, reply }).map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())
+    }
+}
+
 impl Backend for Shared {
     fn queues(&self, limit: usize) -> Reply<'_, QueueReport> {
         Box::pin(async move {
@@ -576,6 +592,68 @@ impl Backend for Shared {
                 deferred: sum(|metrics| metrics.transient_failures.get()),
                 failed: sum(|metrics| metrics.failures.get()),
             })
+        })
+    }
+
+    fn suspensions(&self) -> Reply<'_, Vec<SuspensionRow>> {
+        Box::pin(async move {
+            let SuspensionAnswer::List(list) = self.ask_suspensions(SuspensionCall::List).await? else {
+                return Ok(Vec::new());
+            };
+            let text = |part: Option<Arc<str>>| part.map(|part| part.to_string());
+            let now_ms = self.clock.now().wall_ms;
+            let row = |suspension: Suspension| SuspensionRow {
+                left: Duration::from_millis(suspension.until_ms.saturating_sub(now_ms)),
+                id: id_text(suspension.id),
+                egress_source: suspension.scope.source.map(|source| self.config.egress_sources[source].name.clone()),
+                site: text(suspension.scope.rollup),
+                tenant: text(suspension.scope.tenant),
+                campaign: text(suspension.scope.campaign),
+                domain: text(suspension.scope.domain),
+                reason: suspension.reason.to_string(),
+                until: WallTime(suspension.until_ms),
+            };
+            let mut rows: Vec<SuspensionRow> = list.into_iter().map(row).collect();
+            rows.sort_by(|a, b| (a.until.0, &a.id).cmp(&(b.until.0, &b.id)));
+            Ok(rows)
+        })
+    }
+
+    fn suspend(&self, suspension: SuspensionRow, end: SuspensionEnd) -> Reply<'_, Result<String, String>> {
+        Box::pin(async move {
+            let now_ms = self.clock.now().wall_ms;
+            let until_ms = match end {
+                SuspensionEnd::After(lasts) => now_ms.saturating_add(lasts.as_millis() as u64),
+                SuspensionEnd::At(WallTime(until_ms)) => until_ms,
+            };
+            if until_ms <= now_ms || until_ms - now_ms > SUSPENSION_MAX.as_millis() as u64 {
+                return Ok(Err("it has to end at a time from now on, at most a year ahead".to_owned()));
+            }
+            let source = match &suspension.egress_source {
+                None => None,
+                Some(name) => match self.config.egress_sources.iter().position(|source| source.name == *name) {
+                    Some(source) => Some(source),
+                    None => return Ok(Err(format!("there is no egress source {name:?}"))),
+                },
+            };
+            let part = |part: Option<String>| part.map(|part| Arc::from(&*part));
+            let SuspensionRow { site, tenant, campaign, domain, reason, .. } = suspension;
+            let (rollup, tenant, campaign, domain) = (part(site), part(tenant), part(campaign), part(domain));
+            let scope = Scope { source, rollup, tenant, campaign, domain };
+            let id = u128::from(os_random_u64()) << 64 | u128::from(os_random_u64());
+            let suspension = Suspension { id, scope, reason: Arc::from(&*reason), until_ms };
+            match self.ask_suspensions(SuspensionCall::Add(suspension)).await? {
+                SuspensionAnswer::Added(Some(id)) => Ok(Ok(id_text(id))),
+                _ => Ok(Err("there are too many suspensions".to_owned())),
+            }
+        })
+    }
+
+    fn resume(&self, id: String) -> Reply<'_, bool> {
+        Box::pin(async move {
+            let Some(id) = parse_id(&id) else { return Ok(false) };
+            let answer = self.ask_suspensions(SuspensionCall::Remove { id }).await?;
+            Ok(matches!(answer, SuspensionAnswer::Removed(true)))
         })
     }
 

@@ -21,6 +21,7 @@ use crate::config::{Shaping, Terms, TlsMode};
 use crate::deliver::attempt::TransactionResult;
 use crate::deliver::route::{RouteFailure, Site};
 pub use crate::deliver::tls_policy::{TlsProof, TlsRequirement};
+use crate::pool::suspension::Suspension;
 use crate::schedule::queue::EntryKey;
 
 /// A message whose record is durable.
@@ -193,6 +194,10 @@ pub enum ShardMessage {
     Owner { pair: PairKey, owner: usize },
     /// Any ← control: whether a source's address is on this machine.
     SourcePlumbed { source: usize, plumbed: bool },
+    /// Any ← control: a suspension is in force, or goes on to another end.
+    Suspend(Suspension),
+    /// Any ← control: a suspension has ended before its time.
+    Resume { id: u128 },
     /// Home ← control: events up to here are on disk.
     EventCursor { log: postrider_spool::record::LogId, sequence: postrider_spool::record::Sequence },
     /// Any ← embedding API: a message to accept; answered by [`crate::shard::Action::Injected`].
@@ -235,6 +240,8 @@ pub enum ControlMessage {
         question: u64,
         told: Told,
     },
+    /// A suspension is in force at this shard; all others are to know, and a restart is.
+    Suspend(Suspension),
     /// The shard has stopped: nothing is out, nothing waits for a commit.
     Stopped {
         shard: usize,

@@ -50,6 +50,10 @@ pub const EXPIRY_SWEEP_ENTRIES: usize = 20_000;
 
 // runtime
 
+/// A file of the engine's own state, and so what there may be of it.
+pub(crate) const STATE_FILE_BYTES_MAX: u64 = 16 << 20;
+const _: () = assert!(SUSPENSIONS_MAX as u64 * 1_400 < STATE_FILE_BYTES_MAX);
+
 /// Submission queue entries of a shard's ring. A full queue is submitted early, so this bounds batches, not operations.
 pub(crate) const RING_ENTRIES: u32 = 4_096;
 /// Completion queue entries. Beyond them the kernel keeps completions in a list of its own, which is slower.
@@ -89,6 +93,14 @@ pub const HOST_BACK_OFF_MAX: std::time::Duration = std::time::Duration::from_sec
 pub const DISTRUST: std::time::Duration = std::time::Duration::from_secs(86_400);
 /// Sites that a shard trusts less at a time; those that it has distrusted longest are trusted again first.
 pub const DISTRUSTED_SITES_MAX: usize = 10_000;
+/// Suspensions in force.
+pub const SUSPENSIONS_MAX: usize = 10_000;
+/// Of a suspension's reason this much is kept.
+pub const SUSPENSION_REASON_OCTETS_MAX: usize = 400;
+/// The longest time that an operator may suspend for.
+pub const SUSPENSION_MAX: std::time::Duration = std::time::Duration::from_secs(366 * 86_400);
+/// For how long a source gets no mail for a roll-up one of whose hosts refuses its address in the greeting.
+pub const SOURCE_REFUSED_PAUSE: std::time::Duration = std::time::Duration::from_secs(1_800);
 /// For how long a domain whose peer refuses a source's address gets its mail from the pool's other sources.
 pub const SOURCE_AVOIDED: std::time::Duration = std::time::Duration::from_secs(4 * 3_600);
 /// Refused (domain, source) pairs that a home remembers.

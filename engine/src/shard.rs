@@ -18,6 +18,7 @@ mod outcome;
 mod schedule;
 mod shaping;
 mod spool;
+mod suspend;
 #[cfg(test)]
 mod tests;
 
@@ -48,6 +49,7 @@ use crate::pool::connection::ConnectionKey;
 use crate::pool::egress::{AvoidedSources, EgressTurns};
 use crate::pool::pair::Pools;
 use crate::pool::rate::Past;
+use crate::pool::suspension::Suspensions;
 use crate::schedule::queue::Home;
 use crate::schedule::retry::Retries;
 
@@ -176,6 +178,7 @@ pub struct Shard {
     shapings: Shapings,
     egress: HashMap<String, EgressTurns>,
     avoided: AvoidedSources,
+    suspensions: Suspensions,
     /// Whether each source's address is on this machine.
     plumbed: Vec<bool>,
     reading: HashMap<MessageId, Vec<PendingRead>>,
@@ -222,6 +225,7 @@ impl Shard {
             shapings,
             egress: HashMap::new(),
             avoided: AvoidedSources::default(),
+            suspensions: Suspensions::default(),
             plumbed: vec![true; config.egress_sources.len()],
             reading: HashMap::new(),
             unread: VecDeque::new(),
@@ -325,6 +329,8 @@ impl Shard {
             ShardMessage::RuleSite { domain, site } => self.shapings.learn_site(&domain, &site),
             ShardMessage::Owner { pair, owner } => self.home.set_owner(&pair, owner),
             ShardMessage::SourcePlumbed { source, plumbed } => self.set_plumbed(now, source, plumbed),
+            ShardMessage::Suspend(suspension) => self.suspend(now, suspension),
+            ShardMessage::Resume { id } => self.resume(now, id),
             ShardMessage::EventCursor { log, sequence } => self.set_event_cursor(log, sequence),
             ShardMessage::Inject { injection, admitted } => self.inject(now, injection, *admitted),
             ShardMessage::Ask { question, ask } => self.answer(question, ask),
@@ -344,6 +350,8 @@ impl Shard {
         self.time_out_sessions(now);
         self.time_out_deliveries(now);
         self.home.unblock_domains(now.wall_ms);
+        self.home.retry_sources(now.wall_ms);
+        self.suspensions.expire(now.wall_ms);
         self.expire(now);
         self.home.update_rates();
         self.home.forget_paced(now.wall_ms);
@@ -377,6 +385,9 @@ impl Shard {
 
     fn update_gauges(&self) {
         self.metrics.scheduled.set(self.home.len() as u64);
+        if self.id == 0 {
+            self.metrics.suspensions.set(self.suspensions.len() as u64);
+        }
         self.metrics.ready.set(self.home.ready() as u64);
         let statistics: Vec<Statistics> = self.logs.iter().map(|home| home.log.statistics()).collect();
         let sum = |field: fn(&Statistics) -> u64| statistics.iter().map(field).sum::<u64>();

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::http_connection::BoundedListener;
+use super::http_suspend;
 use super::metrics::Metrics;
 use super::{Backend, MessageFilter, MessageRow, QueueReport, Reply, Status, Unavailable};
 use crate::limits::{HTTP_BACKEND_TIMEOUT, HTTP_ROWS_DEFAULT, HTTP_ROWS_MAX};
@@ -51,13 +52,13 @@ pub async fn serve(
     axum::serve(BoundedListener::new(listener), app).with_graceful_shutdown(shutdown).await
 }
 
-struct Service {
+pub(super) struct Service {
     options: AdminOptions,
-    backend: Arc<dyn Backend>,
+    pub(super) backend: Arc<dyn Backend>,
     metrics: Arc<Metrics>,
 }
 
-type Shared = State<Arc<Service>>;
+pub(super) type Shared = State<Arc<Service>>;
 
 fn router(service: Arc<Service>) -> Router {
     Router::new()
@@ -65,6 +66,14 @@ fn router(service: Arc<Service>) -> Router {
         .route("/api/admin/messages/v1", get(messages))
         .route("/api/admin/messages/v1/{id}", get(message))
         .route("/api/admin/status/v1", get(status))
+        .route(
+            "/api/admin/suspend-ready-q/v1",
+            get(http_suspend::list_ready).post(http_suspend::suspend_ready).delete(http_suspend::resume),
+        )
+        .route(
+            "/api/admin/suspend/v1",
+            get(http_suspend::list).post(http_suspend::suspend).delete(http_suspend::resume),
+        )
         .route("/metrics", get(metrics_text))
         .route("/metrics.json", get(metrics_json))
         .route("/api/openapi.json", get(openapi))
@@ -88,18 +97,18 @@ impl Connected<IncomingStream<'_, BoundedListener>> for Peer {
 
 /// An error as clients see it.
 #[derive(Debug)]
-struct ApiError {
+pub(super) struct ApiError {
     status: StatusCode,
     code: &'static str,
     message: String,
 }
 
 impl ApiError {
-    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+    pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self { status, code, message: message.into() }
     }
 
-    fn bad_request(message: impl Into<String>) -> Self {
+    pub(super) fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "bad_request", message)
     }
 }
@@ -196,7 +205,7 @@ fn hexadecimal(bytes: &[u8]) -> String {
 }
 
 /// A slow shard must not hold connections for ever.
-async fn in_time<T>(reply: Reply<'_, T>) -> Result<T, ApiError> {
+pub(super) async fn in_time<T>(reply: Reply<'_, T>) -> Result<T, ApiError> {
     match tokio::time::timeout(HTTP_BACKEND_TIMEOUT, reply).await {
         Ok(answer) => answer.map_err(ApiError::from),
         Err(_) => Err(Unavailable("the engine did not answer in time".into()).into()),

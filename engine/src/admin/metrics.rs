@@ -113,6 +113,10 @@ pub struct ShardMetrics {
     pub failures: Counter,
     /// Deliveries that a crash or a lost reply may have made twice.
     pub possible_duplicates: Counter,
+    /// Suspensions made here, by a rule or by a peer that refuses our address.
+    pub suspensions_made: Counter,
+    /// Suspensions in force everywhere; told by one shard, because all have the same.
+    pub suspensions: Gauge,
     /// Not due yet.
     pub scheduled: Gauge,
     /// Due, or with a connection.
@@ -156,6 +160,8 @@ impl Default for ShardMetrics {
             transient_failures: Counter::default(),
             failures: Counter::default(),
             possible_duplicates: Counter::default(),
+            suspensions_made: Counter::default(),
+            suspensions: Gauge::default(),
             scheduled: Gauge::default(),
             ready: Gauge::default(),
             messages: Gauge::default(),
@@ -271,6 +277,8 @@ impl Metrics {
             // Ours.
             one("possible_duplicates", "Deliveries that may have been made twice.", C,
                 |s| s.possible_duplicates.get()),
+            one("suspensions", "Suspensions in force.", G, |s| s.suspensions.get()),
+            one("suspensions_made", "Suspensions made by the engine itself.", C, |s| s.suspensions_made.get()),
             some("dkim_signatures", "DKIM signatures made.", C, "algorithm", &[
                 ("rsa-sha256", |s| s.signatures_rsa.get()), ("ed25519-sha256", |s| s.signatures_ed25519.get())]),
             one("shard_turns", "Loop turns of all shards.", C, |s| s.turns.get()),

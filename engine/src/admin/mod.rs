@@ -1,11 +1,12 @@
 //! What operators see and ask, on the control thread: HTTP calls, metrics, log lines.
 //!
-//! `http_admin` serves; what it tells it asks of a [`Backend`], which the engine implements over its shards. Nothing
-//! here changes anything in the engine yet. The calls are described for users in `engine/docs/http-api.md` and for
-//! programs in `openapi.json` beside this file.
+//! `http_admin` serves; what it tells it asks of a [`Backend`], which the engine implements over its shards. Of the
+//! calls only those of `http_suspend` change anything in the engine. They are described for users in
+//! `engine/docs/http-api.md` and for programs in `openapi.json` beside this file.
 
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Duration;
 
 use postrider_spool::record::MessageId;
 use serde::Serialize;
@@ -14,6 +15,7 @@ pub use crate::outcome::event::WallTime;
 
 pub mod http_admin;
 mod http_connection;
+mod http_suspend;
 pub mod log;
 pub mod metrics;
 
@@ -31,6 +33,11 @@ pub trait Backend: Send + Sync + 'static {
     /// The rows that pass every part of the filter, at most `filter.limit`.
     fn messages(&self, filter: MessageFilter) -> Reply<'_, Vec<MessageRow>>;
     fn status(&self) -> Reply<'_, Status>;
+    fn suspensions(&self) -> Reply<'_, Vec<SuspensionRow>>;
+    /// Puts a suspension in force; its id and its end are made here. Returns the id, or what is wrong with it.
+    fn suspend(&self, suspension: SuspensionRow, end: SuspensionEnd) -> Reply<'_, Result<String, String>>;
+    /// Ends a suspension. False: there is none with this id.
+    fn resume(&self, id: String) -> Reply<'_, bool>;
     /// Whether mail is taken. Looks at flags only.
     fn readiness(&self) -> Result<(), String>;
     /// Whether a restart would not help. Looks at flags only.
@@ -114,6 +121,30 @@ pub enum MessageState {
     Delivering,
     /// Waits for the operator.
     Held,
+}
+
+/// What must not be sent for a while. A part that is None lets all pass: the suspension stops what all parts match.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SuspensionRow {
+    /// A UUID.
+    pub id: String,
+    pub egress_source: Option<String>,
+    /// The site's name; a provider's, where one rolls it up.
+    pub site: Option<String>,
+    pub tenant: Option<String>,
+    pub campaign: Option<String>,
+    pub domain: Option<String>,
+    pub reason: String,
+    pub until: WallTime,
+    /// The same, from now on.
+    pub left: Duration,
+}
+
+/// When a suspension ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SuspensionEnd {
+    After(Duration),
+    At(WallTime),
 }
 
 /// The engine at a glance.

@@ -94,7 +94,7 @@ impl From<Fate> for EventKind {
 }
 
 /// A moment of wall time in Unix milliseconds, written as RFC 3339 in UTC with milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WallTime(pub u64);
 
 impl fmt::Display for WallTime {

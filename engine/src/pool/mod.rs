@@ -5,6 +5,7 @@
 //! * `rate.rs`: a limit that holds in every window of its own length.
 //! * `pair/pacing.rs`: whose turn it is by such limits.
 //! * `connection.rs`: the connection slots of a shard.
+//! * `suspension.rs`: what must not be sent for a while.
 //! * `site.rs`: which host of a site is tried next, and which are left alone for a while.
 //! * `trust.rs`: how much is put in flight with a site's hosts.
 
@@ -13,4 +14,5 @@ pub mod egress;
 pub mod pair;
 pub mod rate;
 pub mod site;
+pub mod suspension;
 pub mod trust;

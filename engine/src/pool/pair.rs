@@ -148,6 +148,8 @@ struct Pair {
     blocked_until: Option<Duration>,
     /// The home that is asked first next time.
     next_home: usize,
+    /// Blocked by a suspension: also what is connected takes nothing more.
+    suspended: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -202,6 +204,16 @@ impl Pools {
         let behind = tickets.iter().rposition(|other| rank(other) <= rank(&attempt));
         tickets.insert(behind.map_or(0, |place| place + 1), attempt);
         self.advance(now, place, random);
+    }
+
+    /// A home's ticket for a pair that is suspended: it was sent before its home knew.
+    pub fn refuse_ticket(&mut self, attempt: Box<Attempt>, left: usize) {
+        let home = attempt.ticket.home;
+        let place = self.meet(home, &attempt.pair);
+        let demand = &mut self.pairs[place as usize].homes[home];
+        demand.granted = demand.granted.saturating_sub(1);
+        demand.ready = left;
+        self.orders.push_back(Order::Return { attempt });
     }
 
     /// The session is up, or its transaction is over: the connection can take the next.
@@ -281,6 +293,7 @@ impl Pools {
         {
             self.blocked.pop_first();
             self.pairs[place as usize].blocked_until = None;
+            self.pairs[place as usize].suspended = false;
             self.advance(now, place, random);
             self.grant(now, place);
         }
@@ -346,6 +359,10 @@ impl Pools {
         self.slots.get(connection)
     }
 
+    pub fn pair_of(&self, connection: ConnectionKey) -> &PairKey {
+        &self.pairs[self.slots.get(connection).pair as usize].key
+    }
+
     pub fn source_of(&self, connection: ConnectionKey) -> usize {
         self.pairs[self.slots.get(connection).pair as usize].key.source
     }
@@ -359,10 +376,43 @@ impl Pools {
         self.tick(now);
     }
 
-    /// The source's address is gone: its tickets go home, where another source is chosen.
-    pub fn withdraw_source(&mut self, source: usize) {
-        for pair in self.pairs.iter_mut().filter(|pair| pair.key.source == source) {
+    /// The tickets of these pairs go home, where it is decided anew how their messages go.
+    pub fn call_back(&mut self, covered: impl Fn(&PairKey) -> bool) {
+        for pair in self.pairs.iter_mut().filter(|pair| covered(&pair.key)) {
             self.orders.extend(pair.tickets.drain(..).map(|attempt| Order::Return { attempt }));
+        }
+    }
+
+    /// Nothing more is sent by these pairs until then; what is on the wire comes to its end.
+    pub fn suspend(&mut self, now: Now, covered: impl Fn(&PairKey) -> bool, blocked: &Blocked) {
+        let wait = Duration::from_millis(blocked.until_ms.saturating_sub(now.wall_ms));
+        for place in 0..self.pairs.len() {
+            let pair = &mut self.pairs[place];
+            // Places of forgotten pairs keep their last key.
+            if !covered(&pair.key) || self.keys.get(&pair.key) != Some(&(place as u32)) {
+                continue;
+            }
+            pair.suspended = true;
+            self.close_pair(now, place as u32, now.monotonic + wait, &blocked.reason);
+            for connection in self.pairs[place].open.clone() {
+                if matches!(self.slots.state(connection), SlotState::Idle { .. }) {
+                    self.quit(connection);
+                }
+            }
+        }
+    }
+
+    /// The suspension of these pairs has ended before its time.
+    pub fn resume(&mut self, now: Now, random: &mut dyn FnMut(u64) -> u64, covered: impl Fn(&PairKey) -> bool) {
+        for place in 0..self.pairs.len() {
+            let pair = &mut self.pairs[place];
+            if pair.suspended && covered(&pair.key) {
+                pair.suspended = false;
+                if let Some(until) = pair.blocked_until.take() {
+                    self.blocked.remove(&(until, place as u32));
+                }
+                self.advance(now, place as u32, random);
+            }
         }
     }
 
@@ -406,7 +456,7 @@ impl Pools {
 
     /// Puts the pair's tickets on connections, opens connections, and asks homes for more.
     fn advance(&mut self, now: Now, place: u32, random: &mut dyn FnMut(u64) -> u64) {
-        if self.stopping {
+        if self.stopping || self.pairs[place as usize].suspended {
             let tickets = self.pairs[place as usize].tickets.drain(..);
             self.orders.extend(tickets.map(|attempt| Order::Return { attempt }));
             for connection in self.pairs[place as usize].open.clone() {
@@ -540,13 +590,19 @@ impl Pools {
         if pair.busy > 0 || pair.opening > 0 {
             return;
         }
+        self.close_pair(now, place, until, &reason);
+    }
+
+    /// All tickets go home, and no credit is given until then.
+    fn close_pair(&mut self, now: Now, place: u32, until: Duration, reason: &Arc<str>) {
+        let pair = &mut self.pairs[place as usize];
         if let Some(earlier) = pair.blocked_until.replace(until) {
             self.blocked.remove(&(earlier, place));
         }
         self.blocked.insert((until, place));
         self.orders.extend(pair.tickets.drain(..).map(|attempt| Order::Return { attempt }));
         let wait_ms = until.saturating_sub(now.monotonic).as_millis() as u64;
-        let blocked = Blocked { until_ms: now.wall_ms + wait_ms, reason };
+        let blocked = Blocked { until_ms: now.wall_ms + wait_ms, reason: Arc::clone(reason) };
         for (home, demand) in pair.homes.iter_mut().enumerate().filter(|(_, demand)| demand.known) {
             demand.granted = 0;
             self.orders.push_back(Order::Block { home, pair: pair.key.clone(), blocked: blocked.clone() });
@@ -651,6 +707,7 @@ impl Pair {
             blocked_until: None,
             pace: Pace::default(),
             next_home: 0,
+            suspended: false,
         }
     }
 

@@ -9,12 +9,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
 use super::clock::{self, Clock, StepWatch};
 use super::dns::Resolver;
 use super::mailbox::{Full, Receiver, Sender};
 use super::net::is_local_address;
 use super::shard_loop::Mail;
+use super::suspension_list::SuspensionList;
 use crate::admin::http_admin::{self, AdminOptions};
 use crate::admin::metrics::Metrics;
 use crate::config::{self, Config, HttpListener};
@@ -24,6 +26,7 @@ use crate::limits::{
     LOOKUPS_RUNNING_MAX, MAILBOX_BATCH, PAIRS_MAX, PLUMBING_INTERVAL, RULE_SITE_INTERVAL_MAX, RULE_SITE_INTERVAL_MIN,
     RULE_SITES_PATIENCE,
 };
+use crate::pool::suspension::Suspension;
 
 /// What the control thread is started with.
 pub(crate) struct ControlSetup {
@@ -44,8 +47,26 @@ pub(crate) struct ControlSetup {
 pub(crate) enum Command {
     /// Asks every shard; their answers come back in any order.
     Ask { ask: Ask, reply: oneshot::Sender<Vec<Told>> },
+    /// What is suspended, to be looked at or changed.
+    Suspensions { call: SuspensionCall, reply: oneshot::Sender<SuspensionAnswer> },
     /// Ends all shards, waiting for what is on the wire for at most `grace`.
     Shutdown { grace: Duration },
+}
+
+#[derive(Debug)]
+pub(crate) enum SuspensionCall {
+    List,
+    Add(Suspension),
+    Remove { id: u128 },
+}
+
+#[derive(Debug)]
+pub(crate) enum SuspensionAnswer {
+    List(Vec<Suspension>),
+    /// Its id; None: there are too many.
+    Added(Option<u128>),
+    /// Whether there was one.
+    Removed(bool),
 }
 
 /// Runs until [`Command::Shutdown`] is done.
@@ -68,6 +89,8 @@ struct Control {
     questions: HashMap<u64, Question>,
     next_question: u64,
     unplumbed: Vec<bool>,
+    suspensions: SuspensionList,
+    saving: Option<JoinHandle<std::io::Result<()>>>,
     steps: StepWatch,
     stopped: usize,
     grace_ends: Option<Duration>,
@@ -97,6 +120,12 @@ impl Control {
         let control = Self {
             unknown_rule_sites,
             unplumbed: vec![false; setup.config.egress_sources.len()],
+            suspensions: SuspensionList::open(
+                &setup.config.spool.path,
+                &setup.config.egress_sources,
+                setup.clock.now().wall_ms,
+            ),
+            saving: None,
             config: setup.config,
             steps: StepWatch::new(setup.clock.now()),
             clock: setup.clock,
@@ -127,6 +156,11 @@ impl Control {
         let mut mailbox = mailbox.on_control()?;
         let mut batch = Vec::with_capacity(MAILBOX_BATCH);
         let mut plumbing = tokio::time::interval(PLUMBING_INTERVAL);
+        // Before any owner is told, and so before anything can be sent.
+        let suspensions: Vec<Suspension> = self.suspensions.iter().cloned().collect();
+        for suspension in suspensions {
+            self.tell_all(|| ShardMessage::Suspend(suspension.clone())).await;
+        }
         while self.stopped < self.shards.len() {
             let grace_ends = self.grace_ends.unwrap_or(Duration::MAX);
             let grace = grace_ends.saturating_sub(self.clock.now().monotonic).min(Duration::from_secs(86_400));
@@ -138,6 +172,11 @@ impl Control {
                 }
                 command = commands.recv() => match command {
                     Some(Command::Ask { ask, reply }) => self.ask(ask, reply).await,
+                    Some(Command::Suspensions { call, reply }) => {
+                        let answer = self.serve_suspensions(call).await;
+                        // Who asked may have given up.
+                        let _ = reply.send(answer);
+                    }
                     Some(Command::Shutdown { grace }) => self.shut_down(grace).await,
                     None => self.shut_down(self.config.shutdown_grace).await,
                 },
@@ -146,6 +185,18 @@ impl Control {
                         tracing::warn!(step_ms, "the wall clock was set; due times count from the new time");
                     }
                     self.look_at_sources().await;
+                    self.suspensions.expire(self.clock.now().wall_ms);
+                    self.save_suspensions();
+                }
+                result = saved(&mut self.saving) => {
+                    self.saving = None;
+                    match result {
+                        Ok(()) => self.save_suspensions(),
+                        Err(error) => {
+                            tracing::error!(%error, "the list of suspensions can not be written; it is tried again");
+                            self.suspensions.put_back_change();
+                        }
+                    }
                 }
                 () = clock::sleep(grace) => {
                     tracing::warn!("shutdown_grace is over; what is still on the wire is broken off");
@@ -155,6 +206,13 @@ impl Control {
         }
         for shard in &self.shards {
             send(shard, Mail::Exit).await;
+        }
+        self.save_suspensions();
+        while self.saving.is_some() {
+            let result = saved(&mut self.saving).await;
+            self.saving = None;
+            result?;
+            self.save_suspensions();
         }
         Ok(())
     }
@@ -168,7 +226,50 @@ impl Control {
             }
             ControlMessage::Unplumbed { source } => self.set_plumbed(source, false).await,
             ControlMessage::Answer { question, told } => self.answer(question, told),
+            ControlMessage::Suspend(suspension) => _ = self.suspend(suspension).await,
             ControlMessage::Stopped { .. } => self.stopped += 1,
+        }
+    }
+
+    /// Puts a suspension in force everywhere, and on disk soon. None: there are too many.
+    async fn suspend(&mut self, suspension: Suspension) -> Option<u128> {
+        let suspension = self.suspensions.insert(self.clock.now().wall_ms, suspension)?;
+        self.tell_all(|| ShardMessage::Suspend(suspension.clone())).await;
+        self.save_suspensions();
+        Some(suspension.id)
+    }
+
+    async fn serve_suspensions(&mut self, call: SuspensionCall) -> SuspensionAnswer {
+        let now_ms = self.clock.now().wall_ms;
+        match call {
+            SuspensionCall::List => {
+                let in_force = self.suspensions.iter().filter(|suspension| suspension.until_ms > now_ms);
+                SuspensionAnswer::List(in_force.cloned().collect())
+            }
+            SuspensionCall::Add(suspension) => SuspensionAnswer::Added(self.suspend(suspension).await),
+            SuspensionCall::Remove { id } => {
+                let removed = self.suspensions.remove(now_ms, id);
+                if removed {
+                    self.tell_all(|| ShardMessage::Resume { id }).await;
+                    self.save_suspensions();
+                }
+                SuspensionAnswer::Removed(removed)
+            }
+        }
+    }
+
+    /// One write at a time, on a thread that may wait for the disk; what changes meanwhile goes with the next.
+    fn save_suspensions(&mut self) {
+        if self.saving.is_none()
+            && let Some((file, bytes)) = self.suspensions.take_change()
+        {
+            self.saving = Some(tokio::task::spawn_blocking(move || file.replace(&bytes)));
+        }
+    }
+
+    async fn tell_all(&self, message: impl Fn() -> ShardMessage) {
+        for shard in &self.shards {
+            send(shard, Mail::Core(message())).await;
         }
     }
 
@@ -315,6 +416,14 @@ async fn find_site(config: &Config, resolver: &Resolver, clock: Clock, domain: &
             Ok(site)
         }
         None => resolver.resolve_site(clock.now(), domain).await,
+    }
+}
+
+/// The end of the write that is under way; never, where there is none.
+async fn saved(saving: &mut Option<JoinHandle<std::io::Result<()>>>) -> std::io::Result<()> {
+    match saving {
+        Some(saving) => saving.await.map_err(std::io::Error::other)?,
+        None => std::future::pending().await,
     }
 }
 

@@ -15,5 +15,7 @@ pub(crate) mod random;
 pub(crate) mod shard_loop;
 pub(crate) mod signal;
 pub(crate) mod socket;
+pub(crate) mod state_file;
+pub(crate) mod suspension_list;
 pub(crate) mod tls;
 pub(crate) mod uring;

@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | `Due` | `DueTimes` | its time comes |
 //! | `Unrouted` | its domain's list | the domain's site is known |
+//! | `Unrouted` | its queue's list of those without a source | a source of its pool may be used again |
 //! | `Ready` | its pair's [`FairQueue`] | a credit of the pair's owner |
 //! | `Out` | a ticket at the owner (the spool counts a pin) | the ticket comes back |
 //!
@@ -90,6 +91,13 @@ struct Domain {
     held: bool,
 }
 
+/// Entries of one queue that have a route, but no source to go by.
+#[derive(Debug)]
+struct Sourceless {
+    entries: Vec<EntryKey>,
+    blocked: Blocked,
+}
+
 #[derive(Debug)]
 struct Pair {
     key: PairKey,
@@ -138,6 +146,8 @@ pub struct Home {
     flows: HashMap<(Arc<str>, Arc<str>), FlowId>,
     next_flow: u32,
     domains: HashMap<Arc<str>, Domain>,
+    /// By queue: what holds one tenant's mail must not hold another's at the same domain.
+    sourceless: HashMap<QueueKey, Sourceless>,
     pairs: Vec<Option<Pair>>,
     free_pairs: Vec<u32>,
     pair_keys: HashMap<PairKey, u32>,
@@ -205,13 +215,25 @@ impl Home {
         }
     }
 
-    /// The entry has a route but no source to go by: it waits with its domain until `blocked.until_ms`.
+    /// The entry has a route but no source to go by: it waits with its queue until `blocked.until_ms`.
     pub fn wait_for_source(&mut self, key: EntryKey, blocked: Blocked) {
-        let domain = self.domains.entry(Arc::clone(&self.queue_of(key).domain)).or_default();
-        domain.unrouted.push(key);
-        if !domain.asked {
-            domain.blocked = Some(blocked);
-        }
+        let queue = self.entries[key].queue;
+        let waiting = self
+            .sourceless
+            .entry(queue)
+            .or_insert_with(|| Sourceless { entries: Vec::new(), blocked: blocked.clone() });
+        waiting.entries.push(key);
+        waiting.blocked = blocked;
+    }
+
+    /// What waits for a source until `wall_ms` or earlier is due again.
+    pub fn retry_sources(&mut self, wall_ms: u64) {
+        self.release(|waiting| waiting.blocked.until_ms <= wall_ms);
+    }
+
+    /// All that waits for a source is due again, because there may be one.
+    pub fn retry_all_sources(&mut self) {
+        self.release(|_| true);
     }
 
     /// The entries that waited for `domain`; each must be given to [`Self::make_ready`], [`Self::wait_for_route`] or
@@ -315,18 +337,33 @@ impl Home {
         }
     }
 
-    /// Takes what is ready for a source away from its pairs, so that it can go by another.
-    pub fn withdraw_source(&mut self, source: usize) -> Vec<EntryKey> {
+    /// Takes what is ready away from pairs and queues that must not send any more, so that it can go another way. Each
+    /// entry must be given to [`Self::make_ready`], [`Self::wait_for_route`], [`Self::wait_for_source`] or
+    /// [`Self::remove`].
+    pub fn withdraw_ready(
+        &mut self,
+        pairs: impl Fn(&PairKey) -> bool,
+        queues: impl Fn(&Queue) -> bool,
+    ) -> Vec<EntryKey> {
         let mut withdrawn = Vec::new();
-        for pair in self.pairs.iter_mut().flatten().filter(|pair| pair.key.source == source) {
-            withdrawn.extend(pair.ready.drain());
+        for place in 0..self.pairs.len() as u32 {
+            let Some(pair) = self.pairs[place as usize].as_mut().filter(|pair| pairs(&pair.key)) else { continue };
+            let ready = pair.ready.drain();
             if let (Owner::Shard(owner), true) = (pair.owner, pair.told > 0) {
                 self.needs.push_back(Need::Tell { owner, pair: pair.key.clone(), ready: 0 });
             }
             pair.told = 0;
-        }
-        for &key in &withdrawn {
-            self.entries[key].set_state(State::Unrouted);
+            for key in ready {
+                if queues(self.queue_of(key)) {
+                    self.entries[key].set_state(State::Unrouted);
+                    withdrawn.push(key);
+                } else {
+                    self.push_ready(key, place);
+                }
+            }
+            if self.known_pair(place).owner != Owner::Unknown {
+                self.serve(place);
+            }
         }
         withdrawn
     }
@@ -464,10 +501,11 @@ impl Home {
         self.pairs.iter().flatten().map(|pair| pair.out).sum()
     }
 
-    /// Entries that wait for a route or for a pair's owner.
+    /// Entries that wait for a route, for a source or for a pair's owner.
     pub fn ready(&self) -> usize {
         self.pairs.iter().flatten().map(|pair| pair.ready.len()).sum::<usize>()
             + self.domains.values().map(|domain| domain.unrouted.len()).sum::<usize>()
+            + self.sourceless.values().map(|waiting| waiting.entries.len()).sum::<usize>()
     }
 
     pub fn entries(&self) -> impl Iterator<Item = (EntryKey, Entry<'_>)> {
@@ -518,7 +556,10 @@ impl Home {
     pub fn blocked_by(&self, key: EntryKey) -> Option<&Blocked> {
         match self.entries[key].state() {
             State::Due { .. } | State::Out { .. } | State::Withdrawn => None,
-            State::Unrouted => self.domains.get(&self.queue_of(key).domain)?.blocked.as_ref(),
+            State::Unrouted => match self.sourceless.get(&self.entries[key].queue) {
+                Some(waiting) => Some(&waiting.blocked),
+                None => self.domains.get(&self.queue_of(key).domain)?.blocked.as_ref(),
+            },
             State::Ready { pair } => {
                 let pair = self.known_pair(pair);
                 pair.blocked.as_ref().or(pair.paced.as_ref())
@@ -742,6 +783,19 @@ impl Home {
         }
     }
 
+    fn release(&mut self, over: impl Fn(&Sourceless) -> bool) {
+        if self.sourceless.is_empty() {
+            return;
+        }
+        let mut released: Vec<(QueueKey, Sourceless)> =
+            self.sourceless.extract_if(|_, waiting| over(waiting)).collect();
+        // A map has no order, but what comes next must not depend on chance.
+        released.sort_by_key(|(queue, _)| *queue);
+        for key in released.into_iter().flat_map(|(_, waiting)| waiting.entries) {
+            self.due.insert(&mut self.entries, key);
+        }
+    }
+
     fn leave_out(&mut self, key: EntryKey) {
         if let State::Out { pair } = self.entries[key].state() {
             self.pair_mut(pair).out -= 1;
@@ -752,10 +806,14 @@ impl Home {
     fn withdraw(&mut self, keys: &[EntryKey]) {
         let mut pairs = HashSet::new();
         let mut domains = HashSet::new();
+        let mut queues = HashSet::new();
         for &key in keys {
             match self.entries[key].state() {
                 State::Due { .. } => self.due.remove(&mut self.entries, key),
-                State::Unrouted => _ = domains.insert(Arc::clone(&self.queue_of(key).domain)),
+                State::Unrouted => {
+                    domains.insert(Arc::clone(&self.queue_of(key).domain));
+                    queues.insert(self.entries[key].queue);
+                }
                 State::Ready { pair } => _ = pairs.insert(pair),
                 State::Out { .. } | State::Withdrawn => unreachable!("only what waits is withdrawn, once"),
             }
@@ -765,6 +823,14 @@ impl Home {
             let Some(domain) = self.domains.get_mut(&name) else { continue };
             let entries = &self.entries;
             domain.unrouted.retain(|&key| entries[key].state() == State::Unrouted);
+        }
+        for queue in queues {
+            let Some(waiting) = self.sourceless.get_mut(&queue) else { continue };
+            let entries = &self.entries;
+            waiting.entries.retain(|&key| entries[key].state() == State::Unrouted);
+            if waiting.entries.is_empty() {
+                self.sourceless.remove(&queue);
+            }
         }
         for pair in pairs {
             for key in self.pair_mut(pair).ready.drain() {

@@ -6,17 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Action, Reservation, Shard};
+use crate::admin::answer_text;
 use crate::config::{Config, RetrySchedule, Shaping};
 use crate::deliver::attempt::Transaction;
 use crate::deliver::content::Chunk;
 use crate::deliver::smtp_client::{ClientEvent, ClientOptions, SmtpClient};
-use crate::deliver::verdict::{self, Fate, HostAction, SessionFailure};
+use crate::deliver::verdict::{self, Fate, HostAction, Scope, SessionFailure};
 use crate::handover::{Attempt, ControlMessage, DeliveryContext, Settled, ShardMessage, TlsRequirement};
-use crate::limits::{HOST_BACK_OFF_FIRST_MAX, HOST_BACK_OFF_MAX};
+use crate::limits::{HOST_BACK_OFF_FIRST_MAX, HOST_BACK_OFF_MAX, SOURCE_REFUSED_PAUSE};
 use crate::mail::time::Now;
 use crate::pool::connection::ConnectionKey;
 use crate::pool::pair::{HostFate, Order, PoolOptions};
 use crate::pool::site::BackOff;
+use crate::pool::suspension;
 
 type Piece = postrider_spool::Piece;
 
@@ -95,6 +97,9 @@ impl Shard {
     }
 
     pub(super) fn receive_ticket(&mut self, now: Now, attempt: Box<Attempt>, left: usize) {
+        if self.suspensions.of_pair(now.wall_ms, &attempt.pair).is_some() {
+            return self.pools.refuse_ticket(attempt, left);
+        }
         self.pools.handle_ticket(now, &mut |below| self.random.u64(0..below), attempt, left);
     }
 
@@ -329,12 +334,18 @@ impl Shard {
         if let Some(delivery) = self.deliveries.get_mut(&connection) {
             delivery.state = DeliveryState::Over;
         }
+        if let Some(failure) = failure.as_ref().filter(|failure| failure.scope == Scope::Source) {
+            let pair = self.pools.pair_of(connection).clone();
+            let answer = answer_text(failure.answer.code, failure.answer.enhanced, &failure.answer.text);
+            let reason = format!("the peer refuses this address in its greeting: {answer}");
+            self.announce_suspension(now, suspension::Scope::pair(&pair), &reason, SOURCE_REFUSED_PAUSE);
+        }
         let fate = match failure {
             None => HostFate::Fine,
             Some(SessionFailure { action: HostAction::RetryInClear, .. }) => HostFate::RetryInClear,
             Some(SessionFailure { action, stage, answer, .. }) => {
                 let slot = self.pools.slot(connection);
-                let answer = crate::admin::answer_text(answer.code, answer.enhanced, &answer.text);
+                let answer = answer_text(answer.code, answer.enhanced, &answer.text);
                 let reason = format!("{} ({}): {stage}: {answer}", slot.host_name, slot.address);
                 tracing::debug!("{reason}");
                 let reason = Arc::from(reason);

@@ -125,7 +125,7 @@ impl Shard {
         let (attempts, expires_ms) = (entry.attempts + 1, entry.expires_ms);
         let queue = self.home.queue_of(attempt.ticket.entry);
         let retry = self.retries.of_tenant(&queue.tenant);
-        let (queue, domain, pool) = (Arc::clone(&queue.name), Arc::clone(&queue.domain), Arc::clone(&queue.pool));
+        let (queue, domain) = (Arc::clone(&queue.name), Arc::clone(&queue.domain));
         let due_ms = next_attempt_ms(retry, attempts, now.wall_ms, self.random.u64(..));
         let mut disposition = Disposition { due_ms, attempts, ..Disposition::default() };
         let by_another = |(_, verdict): &(u32, verdict::RecipientVerdict)| {
@@ -134,7 +134,7 @@ impl Shard {
         let mut moves = false;
         if verdicts.iter().any(by_another) {
             self.avoided.refused(now.monotonic, &domain, attempt.pair.source);
-            moves = self.has_welcome_source(now, &pool, &domain);
+            moves = self.has_welcome_source(now, attempt.ticket.entry, &attempt.pair.rollup);
         }
         for (index, verdict) in verdicts {
             let answer = verdict.answer;

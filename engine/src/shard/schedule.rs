@@ -15,6 +15,7 @@ use crate::limits::{DUE_ENTRIES_PER_TURN, ROUTES_CACHED_MAX, SOURCE_RETRY, UNREA
 use crate::mail::address::domain_of;
 use crate::mail::time::Now;
 use crate::pool::egress::EgressTurns;
+use crate::pool::suspension::Flow;
 use crate::schedule::queue::{Entry, EntryKey, Need};
 
 /// A ticket whose message is being read from the disk.
@@ -98,8 +99,7 @@ impl Shard {
 
     /// Puts an entry into the queue of the pair that it goes by.
     pub(super) fn route(&mut self, now: Now, entry: EntryKey) {
-        let queue = self.home.queue_of(entry);
-        let (domain, pool) = (Arc::clone(&queue.domain), Arc::clone(&queue.pool));
+        let domain = Arc::clone(&self.home.queue_of(entry).domain);
         if self.routes.discards(&self.config.routes, &domain) {
             return self.end_entry(now, Ending { entry, fate: Fate::Delivered, answer: discarded() });
         }
@@ -109,16 +109,10 @@ impl Shard {
         let Some(route) = self.routes.get(now, &self.config.routes, &domain) else {
             return self.home.wait_for_route(entry);
         };
-        match self.choose_source(now, &pool, &domain) {
-            Some(source) => {
-                let pair = self.shapings.place(&domain, &route).pair(source);
-                self.home.make_ready(entry, &pair);
-            }
-            None => {
-                let reason = format!("no source of pool {pool} has its address on this machine").into();
-                let until_ms = now.wall_ms + SOURCE_RETRY.as_millis() as u64;
-                self.home.wait_for_source(entry, Blocked { until_ms, reason });
-            }
+        let place = self.shapings.place(&domain, &route);
+        match self.choose_source(now, entry, place.rollup()) {
+            Ok(source) => self.home.make_ready(entry, &place.pair(source)),
+            Err(blocked) => self.home.wait_for_source(entry, blocked),
         }
     }
 
@@ -266,32 +260,52 @@ impl Shard {
         self.plumbed[source] = plumbed;
         let name = &self.config.egress_sources[source].name;
         if plumbed {
+            self.home.retry_all_sources();
             return tracing::info!(source = name, "the source's address is on this machine");
         }
         tracing::warn!(source = name, "the source's address is not on this machine; the source is suspended");
-        self.pools.withdraw_source(source);
-        for entry in self.home.withdraw_source(source) {
+        self.pools.call_back(|pair| pair.source == source);
+        for entry in self.home.withdraw_ready(|pair| pair.source == source, |_| true) {
             self.route(now, entry);
         }
     }
 
-    /// The source that the next message of this pool to this domain goes by: one that the domain doesn't avoid, where
-    /// there is one.
-    fn choose_source(&mut self, now: Now, pool: &str, domain: &Arc<str>) -> Option<usize> {
-        if !self.egress.contains_key(pool) {
-            let turns = EgressTurns::new(&named_pool(&self.config, pool));
-            self.egress.insert(pool.to_owned(), turns);
+    /// The source that an entry goes by: of those of its pool that are there and not suspended for it, one that its
+    /// domain doesn't avoid, where there is one. With none, what holds it.
+    fn choose_source(&mut self, now: Now, entry: EntryKey, rollup: &Arc<str>) -> Result<usize, Blocked> {
+        let queue = self.home.queue_of(entry);
+        let flow = Flow { tenant: &queue.tenant, campaign: &queue.campaign, domain: &queue.domain };
+        if !self.egress.contains_key(&*queue.pool) {
+            let turns = EgressTurns::new(&named_pool(&self.config, &queue.pool));
+            self.egress.insert(queue.pool.to_string(), turns);
         }
-        let (plumbed, avoided) = (&self.plumbed, &self.avoided);
-        let turns = self.egress.get_mut(pool)?;
-        let welcome = turns.next(|source| plumbed[source] && !avoided.avoids(now.monotonic, domain, source));
-        welcome.or_else(|| turns.next(|source| plumbed[source]))
+        let turns = self.egress.get_mut(&*queue.pool).expect("it was just put there");
+        let (plumbed, avoided, suspensions) = (&self.plumbed, &self.avoided, &self.suspensions);
+        let usable = |source| plumbed[source] && suspensions.find(now.wall_ms, source, rollup, flow).is_none();
+        let welcome = turns.next(|source| usable(source) && !avoided.avoids(now.monotonic, &queue.domain, source));
+        if let Some(source) = welcome.or_else(|| turns.next(usable)) {
+            return Ok(source);
+        }
+        let unplumbed = || Blocked {
+            until_ms: now.wall_ms + SOURCE_RETRY.as_millis() as u64,
+            reason: format!("no source of pool {} has its address on this machine", queue.pool).into(),
+        };
+        let sources = named_pool(&self.config, &queue.pool).sources;
+        let suspended = sources.iter().filter_map(|&(source, _)| suspensions.find(now.wall_ms, source, rollup, flow));
+        let first = suspended.min_by_key(|suspension| suspension.until_ms);
+        Err(first.map_or_else(unplumbed, |first| Blocked { until_ms: first.until_ms, reason: first.blocked_by() }))
     }
 
-    /// Whether a source of the pool is left that the domain doesn't avoid.
-    pub(super) fn has_welcome_source(&self, now: Now, pool: &str, domain: &Arc<str>) -> bool {
-        let welcome = |source| self.plumbed[source] && !self.avoided.avoids(now.monotonic, domain, source);
-        named_pool(&self.config, pool).sources.iter().any(|&(source, _)| welcome(source))
+    /// Whether a source of its pool is left for an entry that its domain doesn't avoid.
+    pub(super) fn has_welcome_source(&self, now: Now, entry: EntryKey, rollup: &Arc<str>) -> bool {
+        let queue = self.home.queue_of(entry);
+        let flow = Flow { tenant: &queue.tenant, campaign: &queue.campaign, domain: &queue.domain };
+        let welcome = |source| {
+            self.plumbed[source]
+                && !self.avoided.avoids(now.monotonic, &queue.domain, source)
+                && self.suspensions.find(now.wall_ms, source, rollup, flow).is_none()
+        };
+        named_pool(&self.config, &queue.pool).sources.iter().any(|&(source, _)| welcome(source))
     }
 
     fn pause_max(&self) -> Duration {

@@ -31,6 +31,10 @@ impl Place {
         PairKey { source, rollup: Arc::clone(&self.rollup), site: Arc::clone(&self.site) }
     }
 
+    pub(super) fn rollup(&self) -> &Arc<str> {
+        &self.rollup
+    }
+
     pub(super) fn is_of(&self, pair: &PairKey) -> bool {
         self.site == pair.site && self.rollup == pair.rollup
     }

@@ -2,6 +2,7 @@
 
 mod limits;
 mod moving;
+mod suspend;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use crate::handover::{self, ControlMessage, ShardMessage, TlsRequirement};
 use crate::mail::time::Now;
 use crate::outcome::event::{Logged, LoggedRecord};
 use crate::pool::connection::ConnectionKey;
+use crate::pool::suspension::Suspension;
 
 const CLIENT: &str = "EHLO client.example\r\nMAIL FROM:<a@client.example>\r\nRCPT TO:<b@peer.example>\r\nDATA\r\n";
 const CONTENT: &str = "Subject: x\r\n\r\nHello\r\n.\r\n";
@@ -42,6 +44,8 @@ struct World {
     /// Handshakes that are wanted.
     handshakes: Vec<(ConnectionKey, TlsRequirement)>,
     closed: Vec<ConnectionKey>,
+    /// What the control thread was told.
+    suspensions: Vec<Suspension>,
     events: Vec<LoggedRecord>,
     directory: TempDir,
     // Holds the lock of the spool's directory.
@@ -81,6 +85,7 @@ impl World {
             connect_sources: Vec::new(),
             handshakes: Vec::new(),
             closed: Vec::new(),
+            suspensions: Vec::new(),
             events: Vec::new(),
             directory,
             _spool: spool,
@@ -130,6 +135,7 @@ impl World {
                 let route = handover::Route { site: Arc::new(site), tls: config.tls, terms: Arc::default() };
                 self.shard.handle_message(ShardMessage::Routed { domain, result: Ok(route) });
             }
+            Action::Control(ControlMessage::Suspend(suspension)) => self.suspensions.push(suspension),
             Action::Events(mut records) => self.events.append(&mut records),
             _ => {}
         }

@@ -24,4 +24,5 @@ mod restart_keeps_due;
 mod retry_451;
 mod shard_count_change;
 mod shutdown_while_busy;
+mod suspend_source;
 mod two_engines;

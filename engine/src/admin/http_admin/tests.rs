@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -13,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::admin::metrics::ShardMetrics;
-use crate::admin::{MessageState, QueueRow, WallTime};
+use crate::admin::{MessageState, QueueRow, SuspensionEnd, SuspensionRow, WallTime};
 use crate::runtime::event_file::EventLogStatistics;
 
 #[derive(Default)]
@@ -22,6 +23,7 @@ struct Engine {
     stuck: bool,
     rows: usize,
     asked: Mutex<Vec<MessageFilter>>,
+    suspended: Mutex<Vec<SuspensionRow>>,
 }
 
 impl Backend for Engine {
@@ -74,6 +76,29 @@ impl Backend for Engine {
         Box::pin(async { Err(Unavailable("shard 1 is gone".into())) })
     }
 
+    fn suspensions(&self) -> Reply<'_, Vec<SuspensionRow>> {
+        let rows = self.suspended.lock().unwrap().clone();
+        Box::pin(async { Ok(rows) })
+    }
+
+    fn suspend(&self, suspension: SuspensionRow, end: SuspensionEnd) -> Reply<'_, Result<String, String>> {
+        let (until, left) = match end {
+            SuspensionEnd::After(left) => (WallTime(1_795_000_000_000 + left.as_millis() as u64), left),
+            SuspensionEnd::At(until) => (until, Duration::from_millis(until.0 - 1_795_000_000_000)),
+        };
+        let id = format!("id-{}", self.suspended.lock().unwrap().len());
+        self.suspended.lock().unwrap().push(SuspensionRow { id: id.clone(), until, left, ..suspension });
+        Box::pin(async { Ok(Ok(id)) })
+    }
+
+    fn resume(&self, id: String) -> Reply<'_, bool> {
+        let mut suspended = self.suspended.lock().unwrap();
+        let before = suspended.len();
+        suspended.retain(|row| row.id != id);
+        let removed = suspended.len() < before;
+        Box::pin(async move { Ok(removed) })
+    }
+
     fn readiness(&self) -> Result<(), String> {
         self.unready.clone().map_or(Ok(()), Err)
     }
@@ -103,8 +128,12 @@ fn ask(engine: Engine, tokens: &[&str], requests: &[&str]) -> (Vec<(u16, String,
             let mut stream = TcpStream::connect(address).await.unwrap();
             let (first, rest) = request.split_once('\n').unwrap_or((request, ""));
             let host = if rest.contains("Host:") { "" } else { "Host: localhost\r\n" };
-            let fields: String = rest.lines().map(|line| format!("{line}\r\n")).collect();
-            let text = format!("{first} HTTP/1.1\r\n{host}Connection: close\r\n{fields}\r\n");
+            let (rest, body) = rest.split_once("\n\n").unwrap_or((rest, ""));
+            let mut fields: String = rest.lines().map(|line| format!("{line}\r\n")).collect();
+            if !body.is_empty() {
+                fields += &format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
+            }
+            let text = format!("{first} HTTP/1.1\r\n{host}Connection: close\r\n{fields}\r\n{body}");
             stream.write_all(text.as_bytes()).await.unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await.unwrap();
@@ -271,13 +300,48 @@ fn metrics_have_both_forms() {
     assert_eq!(serde_json::from_str::<Value>(&answers[1].2).unwrap()["message_count"]["type"], "gauge");
 }
 
+/// KumoMTA's requests and answers.
+#[test]
+fn suspensions_are_made_listed_and_ended() {
+    let requests = [
+        "POST /api/admin/suspend-ready-q/v1\n\n\n\
+         {\"name\":\"ip-a->google@smtp_client\",\"reason\":\"a block\",\"duration\":\"1h 30m\"}",
+        "POST /api/admin/suspend/v1\n\n\n{\"tenant\":\"acme\",\"domain\":\"Example.NET\",\"reason\":\"a complaint\",\
+         \"expires\":\"2026-11-18T12:06:40Z\"}",
+        "GET /api/admin/suspend-ready-q/v1",
+        "GET /api/admin/suspend/v1",
+        "DELETE /api/admin/suspend-ready-q/v1\n\n\n{\"id\":\"id-0\"}",
+        "DELETE /api/admin/suspend-ready-q/v1\n\n\n{\"id\":\"id-0\"}",
+        "GET /api/admin/suspend-ready-q/v1",
+        "POST /api/admin/suspend/v1\n\n\n{\"reason\":\"everything\"}",
+        "POST /api/admin/suspend-ready-q/v1\n\n\n{\"name\":\"google\",\"reason\":\"x\"}",
+        "POST /api/admin/suspend/v1\n\n\n{\"tenant\":\"a\",\"reason\":\"x\",\"duration\":\"soon\"}",
+        "POST /api/admin/suspend/v1\n\n\n{\"tenants\":\"a\",\"reason\":\"x\"}",
+    ];
+    let (answers, _) = ask(Engine::default(), &[], &requests);
+    let json = |place: usize| serde_json::from_str::<Value>(&answers[place].2).unwrap();
+    let statuses: Vec<u16> = answers.iter().map(|answer| answer.0).collect();
+    assert_eq!(statuses, [200, 200, 200, 200, 200, 404, 200, 400, 400, 400, 400]);
+    assert_eq!((json(0), json(1)), (json!({ "id": "id-0" }), json!({ "id": "id-1" })));
+    let ready = json!([{ "id": "id-0", "name": "ip-a->google@smtp_client", "reason": "a block",
+        "duration": "1h 30m", "expires": "2026-11-18T12:36:40.000Z" }]);
+    assert_eq!(json(2), ready);
+    let listed = json!([{ "id": "id-1", "campaign": null, "tenant": "acme", "domain": "example.net",
+        "reason": "a complaint", "duration": "1h", "expires": "2026-11-18T12:06:40.000Z",
+        "egress_source": null, "site": null }]);
+    assert_eq!(json(3), listed);
+    assert_eq!(json(5)["error"]["message"], "no suspension id-0 is in force");
+    assert_eq!(json(6), json!([]));
+    assert_eq!(json(9)["error"]["code"], "bad_request");
+}
+
 /// What is described is served, and what is served (`router`) is described.
 #[test]
 fn openapi_describes_what_exists() {
     let described: Value = serde_json::from_str(OPENAPI).unwrap();
     let paths: BTreeSet<&str> = described["paths"].as_object().unwrap().keys().map(String::as_str).collect();
     let source = include_str!("../http_admin.rs");
-    let routed = source.split(".route(\"").skip(1).map(|rest| rest.split('"').next().unwrap());
+    let routed = source.split(".route(").skip(1).map(|rest| rest.split('"').nth(1).unwrap());
     assert_eq!(paths, routed.collect());
     let requests: Vec<_> =
         paths.iter().map(|path| format!("GET {}", path.replace("{id}", "0000000000000001"))).collect();

@@ -1,0 +1,263 @@
+//! The list of suspensions that the control thread keeps, and the file that carries it over a restart.
+//!
+//! `suspensions.json` in the spool's directory names sources by their names, because a changed configuration may number
+//! them anew. What names a source that is no longer there is dropped at a start.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::state_file::StateFile;
+use crate::config::EgressSource;
+use crate::pool::suspension::{Scope, Suspension, Suspensions};
+
+pub(crate) struct SuspensionList {
+    list: Suspensions,
+    file: StateFile,
+    /// The names of the configuration's egress sources.
+    sources: Vec<String>,
+    /// The file doesn't have what the list has.
+    changed: bool,
+}
+
+/// A suspension with names.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Stored {
+    id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    source: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rollup: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tenant: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    campaign: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    domain: Option<String>,
+    reason: String,
+    until_ms: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredList {
+    version: u32,
+    suspensions: Vec<Stored>,
+}
+
+impl SuspensionList {
+    /// Reads what an earlier run left. A file that can't be read is told of and replaced with the next change.
+    pub(crate) fn open(directory: &Path, sources: &[EgressSource], now_ms: u64) -> Self {
+        let file = StateFile::new(directory, "suspensions.json");
+        let sources = sources.iter().map(|source| source.name.clone()).collect();
+        let mut this = Self { list: Suspensions::default(), file, sources, changed: false };
+        if let Err(error) = this.load(now_ms) {
+            let path = this.file.path().display();
+            tracing::error!(%path, error, "the suspensions of the last run can not be read; nothing is suspended");
+        }
+        this
+    }
+
+    fn load(&mut self, now_ms: u64) -> Result<(), String> {
+        let Some(bytes) = self.file.read().map_err(|error| error.to_string())? else { return Ok(()) };
+        let stored: StoredList = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+        if stored.version != VERSION {
+            return Err(format!("its version is {}, not {VERSION}", stored.version));
+        }
+        for stored in stored.suspensions {
+            let source = match &stored.source {
+                None => None,
+                Some(name) => match self.sources.iter().position(|source| source == name) {
+                    Some(source) => Some(source),
+                    None => {
+                        tracing::info!(source = name, "a suspension of a source that is no longer there is dropped");
+                        continue;
+                    }
+                },
+            };
+            let id = parse_id(&stored.id).ok_or_else(|| format!("{:?} is no id", stored.id))?;
+            let Stored { rollup, tenant, campaign, domain, reason, until_ms, .. } = stored;
+            let part = |part: Option<String>| part.map(|part| Arc::from(&*part));
+            let (rollup, tenant, campaign, domain) = (part(rollup), part(tenant), part(campaign), part(domain));
+            let scope = Scope { source, rollup, tenant, campaign, domain };
+            if until_ms > now_ms {
+                self.list.insert(now_ms, Suspension { id, scope, reason: Arc::from(&*reason), until_ms });
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a suspension in force and says it as all are to know it: one that goes on keeps its id. None: there are too
+    /// many.
+    pub(crate) fn insert(&mut self, now_ms: u64, mut suspension: Suspension) -> Option<Suspension> {
+        let present = self.list.of_scope(now_ms, &suspension.scope);
+        if let Some(present) = present {
+            suspension.id = present.id;
+        } else {
+            let scope = self.describe(&suspension.scope);
+            let until = crate::admin::WallTime(suspension.until_ms);
+            tracing::warn!(%until, reason = &*suspension.reason, "suspended: {scope}");
+        }
+        self.list.insert(now_ms, suspension.clone());
+        self.changed = true;
+        self.list.of_scope(now_ms, &suspension.scope).is_some().then_some(suspension)
+    }
+
+    pub(crate) fn remove(&mut self, now_ms: u64, id: u128) -> bool {
+        self.expire(now_ms);
+        let Some(removed) = self.list.remove(id) else { return false };
+        tracing::info!("no longer suspended: {}", self.describe(&removed.scope));
+        self.changed = true;
+        true
+    }
+
+    pub(crate) fn expire(&mut self, now_ms: u64) {
+        let over: Vec<Scope> =
+            self.list.iter().filter(|it| it.until_ms <= now_ms).map(|suspension| suspension.scope.clone()).collect();
+        for scope in &over {
+            tracing::info!("no longer suspended: {}", self.describe(scope));
+        }
+        self.list.expire(now_ms);
+        // The file may keep them: they are over for whoever reads it, too.
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Suspension> {
+        self.list.iter()
+    }
+
+    /// The file and what it has to hold, where it doesn't yet.
+    pub(crate) fn take_change(&mut self) -> Option<(StateFile, Vec<u8>)> {
+        if !std::mem::take(&mut self.changed) {
+            return None;
+        }
+        let mut suspensions: Vec<Stored> = self.list.iter().map(|suspension| self.store(suspension)).collect();
+        suspensions.sort_by(|a, b| (a.until_ms, &a.id).cmp(&(b.until_ms, &b.id)));
+        let bytes = serde_json::to_vec(&StoredList { version: VERSION, suspensions });
+        Some((self.file.clone(), bytes.expect("names and numbers are JSON")))
+    }
+
+    /// What was taken could not be written.
+    pub(crate) fn put_back_change(&mut self) {
+        self.changed = true;
+    }
+
+    fn store(&self, suspension: &Suspension) -> Stored {
+        let Suspension { id, scope, reason, until_ms } = suspension.clone();
+        let part = |part: Option<Arc<str>>| part.map(|part| part.to_string());
+        Stored {
+            id: id_text(id),
+            source: scope.source.map(|source| self.sources[source].clone()),
+            rollup: part(scope.rollup),
+            tenant: part(scope.tenant),
+            campaign: part(scope.campaign),
+            domain: part(scope.domain),
+            reason: reason.to_string(),
+            until_ms,
+        }
+    }
+
+    /// For the log: "source ip-a, site google".
+    fn describe(&self, scope: &Scope) -> String {
+        let source = scope.source.map(|source| format!("source {}", self.sources[source]));
+        let part = |what: &str, name: &Option<Arc<str>>| name.as_ref().map(|name| format!("{what} {name:?}"));
+        let parts = [
+            source,
+            part("site", &scope.rollup),
+            part("tenant", &scope.tenant),
+            part("campaign", &scope.campaign),
+            part("domain", &scope.domain),
+        ];
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        if parts.is_empty() { "everything".to_owned() } else { parts.join(", ") }
+    }
+}
+
+/// As a UUID.
+pub(crate) fn id_text(id: u128) -> String {
+    crate::outcome::event::NodeId(id.to_be_bytes()).to_string()
+}
+
+pub(crate) fn parse_id(text: &str) -> Option<u128> {
+    let parsed: crate::outcome::event::NodeId = text.parse().ok()?;
+    Some(u128::from_be_bytes(parsed.0))
+}
+
+const VERSION: u32 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sources(names: &[&str]) -> Vec<EgressSource> {
+        let source = |name: &&str| EgressSource {
+            name: (*name).to_owned(),
+            source_address: None,
+            ehlo_domain: "mta.example".to_owned(),
+            suspend_when_unplumbed: true,
+        };
+        names.iter().map(source).collect()
+    }
+
+    fn suspension(id: u128, scope: Scope, until_ms: u64) -> Suspension {
+        Suspension { id, scope, reason: "421 4.7.0 \"later\"".into(), until_ms }
+    }
+
+    fn save(list: &mut SuspensionList) {
+        let (file, bytes) = list.take_change().expect("it has changed");
+        file.replace(&bytes).unwrap();
+        assert!(list.take_change().is_none());
+    }
+
+    #[test]
+    fn suspensions_survive_a_restart_and_a_new_order_of_sources() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut list = SuspensionList::open(directory.path(), &sources(&["a", "b"]), 0);
+        let pair = Scope { source: Some(1), rollup: Some("google".into()), ..Scope::default() };
+        let tenant = Scope { tenant: Some("acme".into()), domain: Some("d.example".into()), ..pair.clone() };
+        assert!(list.insert(0, suspension(7, pair.clone(), 1_000)).is_some());
+        assert!(list.insert(0, suspension(8, tenant.clone(), 2_000)).is_some());
+        assert!(list.insert(0, suspension(9, Scope { source: Some(0), ..Scope::default() }, 3_000)).is_some());
+        save(&mut list);
+
+        let list = SuspensionList::open(directory.path(), &sources(&["b", "c"]), 1_500);
+        let moved = Scope { source: Some(0), ..tenant };
+        let found: Vec<Suspension> = list.iter().cloned().collect();
+        assert_eq!(found, [suspension(8, moved, 2_000)], "one is over, one has lost its source");
+    }
+
+    #[test]
+    fn what_goes_on_keeps_its_id() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut list = SuspensionList::open(directory.path(), &sources(&["a"]), 0);
+        let scope = Scope { source: Some(0), ..Scope::default() };
+        assert_eq!(list.insert(0, suspension(1, scope.clone(), 1_000)).map(|it| it.id), Some(1));
+        let longer = list.insert(500, suspension(2, scope.clone(), 1_500)).unwrap();
+        assert_eq!((longer.id, longer.until_ms), (1, 1_500));
+        assert!(!list.remove(600, 2) && list.remove(600, 1));
+        assert_eq!(list.insert(700, suspension(3, scope, 2_000)).map(|it| it.id), Some(3));
+        assert!(!list.remove(2_000, 3), "it is over");
+    }
+
+    #[test]
+    fn a_damaged_file_stops_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        for text in ["", "{", "{\"version\":2,\"suspensions\":[]}", "{\"version\":1,\"suspensions\":[{\"id\":\"x\"}]}"]
+        {
+            std::fs::write(directory.path().join("suspensions.json"), text).unwrap();
+            let mut list = SuspensionList::open(directory.path(), &sources(&["a"]), 0);
+            assert!(list.iter().next().is_none());
+            let scope = Scope { source: Some(0), ..Scope::default() };
+            list.insert(0, suspension(1, scope, 1_000));
+            save(&mut list);
+            assert_eq!(SuspensionList::open(directory.path(), &sources(&["a"]), 0).iter().count(), 1);
+        }
+    }
+
+    #[test]
+    fn ids_are_uuids() {
+        let text = id_text(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);
+        assert_eq!(text, "01234567-89ab-cdef-0123-456789abcdef");
+        assert_eq!(parse_id(&text), Some(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef));
+        assert_eq!(parse_id("x"), None);
+    }
+}

@@ -1,0 +1,62 @@
+//! Suspensions at a shard: made here or told by the control thread, obeyed by home and owner.
+//!
+//! As owner the shard stops its pairs at once: tickets go home, idle connections end, what is on the wire comes to its
+//! end. As home it takes back what is ready for them, so that it goes by another source of its pool or is held.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Action, Shard};
+use crate::handover::{Blocked, ControlMessage, PairKey};
+use crate::limits::SUSPENSION_REASON_OCTETS_MAX;
+use crate::mail::time::Now;
+use crate::pool::suspension::{Flow, Scope, Suspension};
+
+impl Shard {
+    /// Decided here: it is in force at this shard at once, and soon everywhere.
+    pub(super) fn announce_suspension(&mut self, now: Now, scope: Scope, reason: &str, lasts: Duration) {
+        let until_ms = now.wall_ms + lasts.as_millis() as u64;
+        // Answers to what was under way say the same again.
+        let grace_ms = lasts.as_millis() as u64 / 10;
+        if self.suspensions.of_scope(now.wall_ms, &scope).is_some_and(|it| it.until_ms + grace_ms >= until_ms) {
+            return;
+        }
+        let id = u128::from(self.random.u64(..)) << 64 | u128::from(self.random.u64(..));
+        let reason = Arc::from(&reason[..reason.floor_char_boundary(SUSPENSION_REASON_OCTETS_MAX)]);
+        let suspension = Suspension { id, scope, reason, until_ms };
+        self.metrics.suspensions_made.inc();
+        self.actions.push_back(Action::Control(ControlMessage::Suspend(suspension.clone())));
+        self.suspend(now, suspension);
+    }
+
+    /// The suspension is in force, or goes on to another end.
+    pub(super) fn suspend(&mut self, now: Now, suspension: Suspension) {
+        let scope = suspension.scope.clone();
+        let blocked = Blocked { until_ms: suspension.until_ms, reason: suspension.blocked_by() };
+        self.suspensions.insert(now.wall_ms, suspension);
+        if blocked.until_ms <= now.wall_ms {
+            return;
+        }
+        if scope.is_whole() {
+            self.pools.suspend(now, |pair| scope.covers_pair(pair), &blocked);
+        } else {
+            self.pools.call_back(|pair| scope.covers_pair(pair));
+        }
+        let withdrawn = self.home.withdraw_ready(
+            |pair| scope.covers_pair(pair),
+            |queue| scope.covers_flow(Flow { tenant: &queue.tenant, campaign: &queue.campaign, domain: &queue.domain }),
+        );
+        for entry in withdrawn {
+            self.route(now, entry);
+        }
+    }
+
+    /// The suspension has ended before its time.
+    pub(super) fn resume(&mut self, now: Now, id: u128) {
+        let Some(Suspension { scope, .. }) = self.suspensions.remove(id) else { return };
+        let suspensions = &self.suspensions;
+        let free = |pair: &PairKey| scope.covers_pair(pair) && suspensions.of_pair(now.wall_ms, pair).is_none();
+        self.pools.resume(now, &mut |below| self.random.u64(0..below), free);
+        self.home.retry_all_sources();
+    }
+}

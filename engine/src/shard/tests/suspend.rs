@@ -1,0 +1,177 @@
+//! What is suspended is not sent; it goes by another source of its pool, or waits and says why.
+
+use super::moving::config_with_sources;
+use super::*;
+use crate::handover::PairKey;
+use crate::pool::suspension::{Scope, Suspension};
+
+const SITE: &str = "127.0.0.1:25";
+
+fn pair(source: usize) -> PairKey {
+    PairKey { source, rollup: SITE.into(), site: SITE.into() }
+}
+
+fn suspension(id: u128, scope: Scope, until_ms: u64) -> ShardMessage {
+    ShardMessage::Suspend(Suspension { id, scope, reason: "421 4.7.0 slow down".into(), until_ms })
+}
+
+fn tell(world: &mut World, message: ShardMessage) {
+    world.shard.handle_message(message);
+    world.sync();
+}
+
+/// Where entries stand: by source, or None where they are held.
+fn sources(world: &World) -> Vec<Option<usize>> {
+    world.shard.home.entries().map(|(key, _)| world.shard.home.pair_of(key).map(|pair| pair.source)).collect()
+}
+
+fn held_by(world: &World) -> Vec<String> {
+    let blocked = |key| world.shard.home.blocked_by(key).map(|blocked| blocked.reason.to_string());
+    world.shard.home.entries().filter_map(|(key, _)| blocked(key)).collect()
+}
+
+#[test]
+fn mail_goes_by_the_other_source_and_comes_back_after_the_suspension() {
+    let mut config = config_with_sources(2);
+    config.shaping.connection_limit = 1;
+    let mut world = World::open(TempDir::new().unwrap(), START, config);
+    let until_ms = world.now.wall_ms + 60_000;
+    tell(&mut world, suspension(1, Scope::pair(&pair(0)), until_ms));
+    for _ in 0..4 {
+        accepted(&mut world);
+    }
+    assert_eq!(sources(&world), [Some(1); 4]);
+    assert_eq!(world.connect_sources, [1]);
+    world.pass(Duration::from_secs(61));
+    for _ in 0..4 {
+        accepted(&mut world);
+    }
+    assert_eq!(sources(&world).iter().filter(|source| **source == Some(0)).count(), 2, "turn and turn about again");
+    assert_eq!(world.connect_sources, [1, 0]);
+}
+
+/// What was ready for the source and not begun moves at once; tickets come back to their homes first.
+#[test]
+fn what_waits_for_a_suspended_source_moves() {
+    let mut config = config_with_sources(2);
+    config.shaping.connection_limit = 1;
+    let mut world = World::open(TempDir::new().unwrap(), START, config);
+    for _ in 0..8 {
+        accepted(&mut world);
+    }
+    assert_eq!(sources(&world).iter().filter(|source| **source == Some(0)).count(), 4);
+    let until_ms = world.now.wall_ms + 60_000;
+    tell(&mut world, suspension(1, Scope::pair(&pair(0)), until_ms));
+    assert_eq!(sources(&world), [Some(1); 8]);
+}
+
+#[test]
+fn with_no_source_left_mail_is_held_and_says_why() {
+    let mut world = World::open(TempDir::new().unwrap(), START, config_with_sources(1));
+    let until_ms = world.now.wall_ms + 60_000;
+    tell(&mut world, suspension(1, Scope::pair(&pair(0)), until_ms));
+    for _ in 0..3 {
+        accepted(&mut world);
+    }
+    assert_eq!(held_by(&world), ["suspended: 421 4.7.0 slow down"; 3]);
+    assert_eq!(world.shard.home.ready(), 3);
+    assert!(world.connects.is_empty());
+    let (key, _) = world.shard.home.entries().next().unwrap();
+    assert_eq!(world.shard.home.blocked_by(key).unwrap().until_ms, until_ms);
+    world.pass(Duration::from_secs(59));
+    assert!(world.connects.is_empty(), "not before its end");
+    world.pass(Duration::from_secs(2));
+    assert!(!world.connects.is_empty() && held_by(&world).is_empty());
+}
+
+#[test]
+fn an_early_end_sends_what_was_held() {
+    let mut world = World::open(TempDir::new().unwrap(), START, config_with_sources(1));
+    accepted(&mut world);
+    let peer = world.accept_connection();
+    world.peer_says(peer, "250 peer.example\r\n");
+    let until_ms = world.now.wall_ms + 3_600_000;
+    tell(&mut world, suspension(1, Scope { source: Some(0), ..Scope::default() }, until_ms));
+    for _ in 0..3 {
+        accepted(&mut world);
+    }
+    assert_eq!(held_by(&world).len(), 3, "what is on the wire comes to its end");
+    world.peer_says(peer, "250 ok\r\n");
+    world.peer_says(peer, "250 ok\r\n");
+    world.peer_says(peer, "354 go\r\n");
+    assert_eq!(world.peer_says(peer, "250 taken\r\n"), "QUIT\r\n", "its connection takes nothing more");
+    tell(&mut world, ShardMessage::Resume { id: 2 });
+    assert_eq!(held_by(&world).len(), 3, "that was another");
+    tell(&mut world, ShardMessage::Resume { id: 1 });
+    world.pass(Duration::ZERO);
+    assert!(held_by(&world).is_empty());
+    assert_eq!(world.connects.len(), 3);
+}
+
+#[test]
+fn a_suspended_campaign_holds_no_other() {
+    let mut world = World::open(TempDir::new().unwrap(), START, config_with_sources(1));
+    let scope = Scope { campaign: Some("spring".into()), ..Scope::pair(&pair(0)) };
+    let until_ms = world.now.wall_ms + 60_000;
+    let inject = |world: &mut World, campaign: &str| {
+        let session = world.connect_client();
+        world.client_says(session, CLIENT);
+        world.client_says(session, &format!("X-Campaign: {campaign}\r\n{CONTENT}"));
+        world.sync();
+    };
+    // Some are with the owner already, which gives them back.
+    for campaign in ["spring", "autumn", "spring", "autumn"] {
+        inject(&mut world, campaign);
+    }
+    tell(&mut world, suspension(1, scope, until_ms));
+    for campaign in ["spring", "autumn"] {
+        inject(&mut world, campaign);
+    }
+    let home = &world.shard.home;
+    let mut seen: Vec<(String, bool)> = home
+        .entries()
+        .map(|(key, _)| (home.queue_of(key).campaign.to_string(), home.blocked_by(key).is_some()))
+        .collect();
+    seen.sort();
+    let expected = [("autumn", false), ("autumn", false), ("autumn", false), ("spring", true), ("spring", true)];
+    let expected: Vec<(String, bool)> =
+        expected.into_iter().chain([("spring", true)]).map(|(name, held)| (name.to_owned(), held)).collect();
+    assert_eq!(seen, expected);
+}
+
+/// A greeting that refuses our address is no host's fault: the pool's other source is used at once.
+#[test]
+fn a_greeting_that_refuses_our_address_suspends_the_source_there() {
+    let mut world = World::open(TempDir::new().unwrap(), START, config_with_sources(2));
+    accepted(&mut world);
+    let (connection, peer) = world.connects.pop().expect("a connection is wanted");
+    let made = Connected { local: "127.0.0.11:5000".parse().unwrap(), peer };
+    world.shard.connected(world.now, connection, made);
+    world.peer_says(connection, "554-No SMTP service\r\n554 IP address is block listed.\r\n");
+    world.sync();
+    assert_eq!(sources(&world), [Some(1)]);
+    assert_eq!(world.connect_sources, [0, 1]);
+    assert_eq!(world.shard.home.entries().next().unwrap().1.attempts, 0, "no attempt was made");
+    let [suspension] = &world.suspensions[..] else { panic!("{:?}", world.suspensions) };
+    assert_eq!(suspension.scope, Scope::pair(&pair(0)));
+    assert!(suspension.reason.contains("554 No SMTP service IP address is block listed."), "{suspension:?}");
+}
+
+/// Expiry ends what is held, and tells what held it.
+#[test]
+fn held_mail_expires() {
+    let mut config = config_with_sources(1);
+    config.retry.max_age = Duration::from_secs(600);
+    let mut world = World::open(TempDir::new().unwrap(), START, config);
+    let until_ms = world.now.wall_ms + 3_600_000;
+    tell(&mut world, suspension(1, Scope::pair(&pair(0)), until_ms));
+    accepted(&mut world);
+    world.pass(Duration::from_secs(601));
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.shard.home.len(), 0);
+    let outcome = world.events.iter().find_map(|event| match &event.record {
+        Logged::Outcome(outcome) => Some(outcome.results[0].answer.text.clone()),
+        _ => None,
+    });
+    assert_eq!(outcome.as_deref(), Some("Message expired; last answer: suspended: 421 4.7.0 slow down"));
+}

@@ -1,0 +1,73 @@
+//! A source that a peer refuses is suspended there: its mail goes by the pool's other source, also after a restart, and
+//! comes back when the suspension ends.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
+use postrider::admin::SuspensionRow;
+use postrider::config::{Config, EgressPool, EgressSource};
+use postrider::outcome::event::EventKind;
+
+use crate::support::embedded::{Running, block_on, to_sink};
+use crate::support::message;
+use crate::support::sink::{Answer, Sink, Verb};
+
+fn two_sources(directory: &Path, sink: SocketAddr) -> Config {
+    let mut config = to_sink(directory, sink);
+    let source = |(name, last): (&str, u8)| EgressSource {
+        name: name.to_owned(),
+        source_address: Some(IpAddr::from([127, 0, 0, last])),
+        ehlo_domain: format!("{name}.mta.test"),
+        suspend_when_unplumbed: true,
+    };
+    config.egress_sources = [("a", 11), ("b", 12)].map(source).into();
+    config.egress_pools = vec![EgressPool { name: "default".to_owned(), sources: vec![(0, 1), (1, 1)] }];
+    config
+}
+
+fn suspensions(running: &Running) -> Vec<SuspensionRow> {
+    block_on(running.engine.suspensions()).expect("the engine answers")
+}
+
+/// By which sources `count` new messages arrive.
+fn arrive(running: &mut Running, sink: &Sink, count: usize) -> Vec<String> {
+    for number in 0..count {
+        running.inject(&[&format!("{number}@sink.test")], &message(&number.to_string()));
+    }
+    let mut sources: Vec<String> = sink.take(count).into_iter().map(|it| it.ehlo).collect();
+    sources.sort();
+    sources.dedup();
+    for _ in 0..count {
+        let delivery = running.event(EventKind::Delivery);
+        assert_eq!(delivery.attempts, 1, "a refused greeting is no attempt");
+    }
+    sources
+}
+
+#[test]
+fn a_refused_source_is_suspended_over_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let sink = Sink::scripted(|step| match step.verb {
+        Verb::Ehlo if step.line.ends_with("a.mta.test") => {
+            Answer::from("554 5.7.1 Client host [127.0.0.11] blocked using list.test")
+        }
+        _ => Answer::Usual,
+    });
+    let config = two_sources(directory.path(), sink.address());
+    let mut running = Running::start(config.clone());
+    assert_eq!(arrive(&mut running, &sink, 20), ["b.mta.test"]);
+    let before = suspensions(&running);
+    let [row] = &before[..] else { panic!("{before:?}") };
+    assert_eq!(row.egress_source.as_deref(), Some("a"));
+    assert_eq!(row.site.as_deref(), Some(&*sink.address().to_string()));
+    assert!(row.reason.contains("554 5.7.1 Client host [127.0.0.11] blocked using list.test"), "{}", row.reason);
+    running.shutdown();
+
+    // The peer would take it now, but nobody asks before the suspension is over.
+    sink.recover();
+    let mut running = Running::start(config);
+    assert_eq!(arrive(&mut running, &sink, 20), ["b.mta.test"]);
+    let after = suspensions(&running);
+    assert_eq!((&after[0].id, after[0].until), (&row.id, row.until));
+    running.shutdown();
+}
