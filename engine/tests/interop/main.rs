@@ -1,10 +1,11 @@
-//! The real binary between real third-party programs: Postfix's load generator and sink, swaks, smtplib, aiosmtpd,
-//! dkimpy. What needs no such program (`egress_shares`, `peer_failures`, `kill_under_load`, `bad_input`) uses the
-//! scripted sink of `support/`.
+//! The real binary between real third-party programs: Postfix, Exim, OpenSMTPD, Haraka, aiosmtpd, Postfix's load
+//! generator and sink, swaks, smtplib, dkimpy. What needs no such program (`egress_shares`, `peer_failures`,
+//! `kill_under_load`, `bad_input`) uses the scripted sink of `support/`.
 //!
 //! A test whose tool is missing skips with a printed reason; with `CI=true` in the environment it fails instead.
 //! `.ci/run` installs the tools. `INTEROP_MESSAGES` sets how many messages the larger tests send (1,000 unless set),
-//! and `INTEROP_HALF_OPEN` how many connections are left half-open (2,000).
+//! `INTEROP_PEER_MESSAGES` how many go to each real server (100), and `INTEROP_HALF_OPEN` how many connections are left
+//! half-open (2,000).
 
 #![expect(
     clippy::unwrap_used,
@@ -19,9 +20,12 @@ mod support;
 
 mod bad_input;
 mod egress_shares;
+mod foreign_envelopes;
 mod kill_under_load;
 mod odd_mail;
 mod peer_failures;
 mod rates;
+mod real_servers;
+mod servers;
 mod smtp_source;
 mod tools;

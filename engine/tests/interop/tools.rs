@@ -11,6 +11,11 @@ pub(crate) fn messages() -> usize {
     size("INTEROP_MESSAGES", 1_000)
 }
 
+/// How many messages of all shapes go to each real server, at least.
+pub(crate) fn peer_messages() -> usize {
+    size("INTEROP_PEER_MESSAGES", 100)
+}
+
 /// How long all those messages may take.
 pub(crate) fn patience() -> Duration {
     PATIENCE + Duration::from_millis(20) * messages() as u32

@@ -125,7 +125,7 @@ fn expect(reply: &Reply, code: u16) -> std::io::Result<()> {
 }
 
 /// Content as it goes over the wire, with the final dot (RFC 5321 §4.5.2).
-fn stuffed(content: &[u8]) -> Vec<u8> {
+pub(crate) fn stuffed(content: &[u8]) -> Vec<u8> {
     let mut wire = Vec::with_capacity(content.len() + 5);
     for line in content.split_inclusive(|&octet| octet == b'\n') {
         if line.first() == Some(&b'.') {

@@ -12,6 +12,7 @@ pub(crate) mod event_log;
 pub(crate) mod http;
 pub(crate) mod process;
 pub(crate) mod sink;
+pub(crate) mod tap;
 
 use std::time::{Duration, Instant};
 

@@ -121,6 +121,21 @@ impl Sink {
         Ok(Self { address, state, deliveries })
     }
 
+    /// At port 25 of some loopback address, as MX hosts are; None where this user may not have such a port.
+    pub(crate) fn at_port_25() -> Option<(Self, [u8; 4])> {
+        loop {
+            let address = [127, fastrand::u8(1..255), fastrand::u8(..), fastrand::u8(1..255)];
+            match Self::try_start_at(SocketAddr::from((Ipv4Addr::from(address), 25))) {
+                Ok(sink) => return Some((sink, address)),
+                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
+                Err(error) => {
+                    eprintln!("skipped: a sink at port 25 of {address:?}: {error}");
+                    return None;
+                }
+            }
+        }
+    }
+
     /// A sink with a script.
     pub(crate) fn scripted(script: impl FnMut(&Step<'_>) -> Answer + Send + 'static) -> Self {
         let sink = Self::start();
