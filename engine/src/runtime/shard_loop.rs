@@ -157,6 +157,8 @@ async fn start(setup: ShardSetup) {
     uring::spawn(Rc::clone(&shard_loop).each_second());
     let id = shard_loop.shard.borrow().id();
     let _ = started.send(Ok(id));
+    // Whoever waits for all shards hears of one whose ring could not be set up by nobody being left to report.
+    drop(started);
     shard_loop.turn.notify_one();
     Rc::clone(&shard_loop).take_mail(mailbox).await;
     shard_loop.finish().await;
