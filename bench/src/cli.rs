@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use postrider_bench::deliver::{Chunking, DeliverOptions};
 use postrider_bench::inject::InjectOptions;
 use postrider_bench::kill::KillOptions;
 use postrider_bench::message::Sizes;
@@ -43,6 +44,10 @@ pub(crate) enum Command {
     Kill(KillArgs),
     /// Measure the spool alone, each figure beside its bare counterpart.
     Spool(SpoolArgs),
+    /// Measure an engine's delivering half over a long way, beside a bare loop over the same.
+    Wan(WanArgs),
+    /// Measure what a delivery costs an engine, beside bare loops with one and two round trips.
+    Client(ClientArgs),
     /// kill -9 an engine with a full spool and start it again: how soon does mail move, and is all still there?
     Restart(RestartArgs),
 }
@@ -121,6 +126,7 @@ impl SinkArgs {
             delay: self.delay,
             dump: self.dump.clone(),
             audit: self.audit == Switch::On,
+            chunking: true,
         })
     }
 }
@@ -485,6 +491,91 @@ impl RestartArgs {
             rounds: self.rounds,
             cold: self.cold,
             seed,
+        })
+    }
+}
+
+/// What a full queue is delivered through.
+#[derive(Debug, Args)]
+struct DrainArgs {
+    /// At a time, of the engine as of the bare loops.
+    #[arg(long, default_value_t = 10)]
+    connections: usize,
+    /// Octets of a message.
+    #[arg(long, value_parser = parse_bytes, default_value = "2k", value_name = "BYTES")]
+    size: usize,
+    /// The engine's `max_deliveries_per_connection`.
+    #[arg(long, default_value_t = 100_000)]
+    deliveries_per_connection: u64,
+    /// The engine's `chunking`.
+    #[arg(long, value_enum, default_value = "on")]
+    chunking: Chunking,
+    /// The sink offers CHUNKING.
+    #[arg(long, value_enum, default_value = "off", default_missing_value = "on", num_args = 0..=1)]
+    sink_chunking: Switch,
+    #[arg(long, default_value_t = 1)]
+    rounds: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WanArgs {
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    drain: DrainArgs,
+    #[arg(long, default_value_t = 3_000)]
+    messages: u64,
+    /// There and back.
+    #[arg(long, value_parser = parse_duration, default_value = "40ms", value_name = "DURATION")]
+    round_trip: Duration,
+    /// To a server of one's own instead of the sink; smtp-source finds that server's limit, without the long way.
+    #[arg(long, value_name = "ADDRESS", requires = "smtp_source")]
+    server: Option<SocketAddr>,
+    #[arg(long, value_name = "PATH")]
+    smtp_source: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ClientArgs {
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    drain: DrainArgs,
+    #[arg(long, default_value_t = 30_000)]
+    messages: u64,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+impl WanArgs {
+    pub(crate) fn options(&self) -> Result<DeliverOptions> {
+        let server = self.server.zip(self.smtp_source.clone());
+        let options = self.drain.options(&self.engine, self.messages)?;
+        Ok(DeliverOptions { round_trip: self.round_trip, server, ..options })
+    }
+}
+
+impl ClientArgs {
+    pub(crate) fn options(&self) -> Result<DeliverOptions> {
+        self.drain.options(&self.engine, self.messages)
+    }
+}
+
+impl DrainArgs {
+    fn options(&self, engine: &EngineArgs, messages: u64) -> Result<DeliverOptions> {
+        Ok(DeliverOptions {
+            engine: engine.options()?,
+            messages,
+            message_bytes: self.size,
+            connections: self.connections,
+            round_trip: Duration::ZERO,
+            deliveries_per_connection: self.deliveries_per_connection,
+            chunking: self.chunking,
+            sink_chunking: self.sink_chunking == Switch::On,
+            rounds: self.rounds,
+            server: None,
         })
     }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Parser;
 use postrider_bench::bare::serve;
+use postrider_bench::deliver::{DeliverOptions, deliver};
 use postrider_bench::inject::{InjectSummary, Injector};
 use postrider_bench::interrupt::Interrupt;
 use postrider_bench::kill::kill;
@@ -34,6 +35,8 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve(&args.config).map(|()| true),
         Command::Kill(args) => run_kill(&args),
         Command::Spool(args) => run_spool(&args),
+        Command::Wan(args) => run_deliver(args.options(), &args.output),
+        Command::Client(args) => run_deliver(args.options(), &args.output),
         Command::Restart(args) => run_restart(&args),
     };
     match result {
@@ -206,6 +209,13 @@ fn run_restart(args: &RestartArgs) -> Result<bool> {
     let report = restart(&args.options().context(Usage)?, &interrupt)?;
     show(&args.output, &report.to_json(), &report.to_table())?;
     Ok(report.holds())
+}
+
+fn run_deliver(options: Result<DeliverOptions>, output: &OutputArgs) -> Result<bool> {
+    let interrupt = Interrupt::watch()?;
+    let report = deliver(&options.context(Usage)?, &interrupt)?;
+    show(output, &report.to_json(), &report.to_table())?;
+    Ok(true)
 }
 
 const LINGER_LOOK: Duration = Duration::from_millis(5);

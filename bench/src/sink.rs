@@ -43,6 +43,8 @@ pub struct SinkOptions {
     /// Every message goes here: `00000001.eml` as sent, `00000001.json` with its envelope.
     pub dump: Option<PathBuf>,
     pub audit: bool,
+    /// Offers CHUNKING.
+    pub chunking: bool,
 }
 
 impl SinkOptions {
@@ -55,6 +57,7 @@ impl SinkOptions {
             delay: Duration::ZERO,
             dump: None,
             audit: true,
+            chunking: true,
         }
     }
 }
@@ -180,6 +183,9 @@ async fn converse(stream: &mut TcpStream, peer: IpAddr, shared: &Shared) -> io::
     let seed = shared.sessions.fetch_add(1, Ordering::Relaxed);
     let whole = shared.options.dump.is_some();
     let mut session = Session::new(shared.options.faults.clone(), whole, peer, seed, Instant::now(), &mut out);
+    if !shared.options.chunking {
+        session.offer_no_chunking();
+    }
     answer(stream, &mut out, shared).await?;
     if session.is_closing() {
         return Ok(());

@@ -11,7 +11,8 @@ use anyhow::{Result, ensure};
 use serde_json::{Map, Value, json};
 
 pub use self::bare_write::BareWrites;
-use self::driver::{Setup, on_ring, record_bytes};
+pub(crate) use self::driver::on_ring;
+use self::driver::{Setup, record_bytes};
 use self::mail::Mail;
 use crate::interrupt::Interrupt;
 use crate::measure::{self, Machine};

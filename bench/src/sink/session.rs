@@ -59,6 +59,7 @@ pub struct Session {
     content: Vec<u8>,
     wire_bytes: u64,
     closing: bool,
+    offers_chunking: bool,
 }
 
 #[derive(Debug)]
@@ -96,6 +97,7 @@ impl Session {
             content: Vec::new(),
             wire_bytes: 0,
             closing: false,
+            offers_chunking: true,
         };
         if !session.fails(Stage::Greeting, now, out) {
             out.extend_from_slice(b"220 postbench.test ESMTP postbench sink\r\n");
@@ -103,6 +105,11 @@ impl Session {
             session.closing = true;
         }
         session
+    }
+
+    /// BDAT is understood all the same.
+    pub fn offer_no_chunking(&mut self) {
+        self.offers_chunking = false;
     }
 
     /// Whether the greeting already refused the session.
@@ -216,7 +223,11 @@ impl Session {
         self.reset();
         self.ehlo = String::from_utf8_lossy(name).into_owned();
         receiver.greeted(self.peer, &self.ehlo);
-        out.extend_from_slice(if extended { EHLO_REPLY } else { b"250 postbench.test\r\n" });
+        out.extend_from_slice(match (extended, self.offers_chunking) {
+            (true, true) => EHLO_REPLY,
+            (true, false) => EHLO_REPLY_NO_CHUNKING,
+            (false, _) => b"250 postbench.test\r\n",
+        });
     }
 
     fn mail(&mut self, now: Instant, arguments: &[u8], out: &mut Vec<u8>, receiver: &mut impl Receiver) {
@@ -428,6 +439,9 @@ const END_OF_DATA: &[u8] = b"\r\n.\r\n";
 const EHLO_REPLY: &[u8] =
     b"250-postbench.test\r\n250-PIPELINING\r\n250-SIZE 1073741824\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n\
     250-CHUNKING\r\n250 ENHANCEDSTATUSCODES\r\n";
+const EHLO_REPLY_NO_CHUNKING: &[u8] =
+    b"250-postbench.test\r\n250-PIPELINING\r\n250-SIZE 1073741824\r\n250-8BITMIME\r\n\
+    250-SMTPUTF8\r\n250 ENHANCEDSTATUSCODES\r\n";
 const LINE_BYTES_MAX: usize = 65_536;
 const RECIPIENTS_MAX: usize = 10_000;
 /// Enough for the trace and signature fields that an engine puts in front of the injector's.

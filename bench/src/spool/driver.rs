@@ -338,7 +338,7 @@ pub(super) async fn record_bytes(mail: &mut Mail, parent: &Path) -> Result<u64> 
 }
 
 /// Runs `future` on a ring with the engine's flags, on this thread.
-pub(super) fn on_ring<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+pub(crate) fn on_ring<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     let mut flags = tokio_uring::uring_builder();
     flags.setup_coop_taskrun().setup_single_issuer();
     let mut builder = tokio_uring::builder();

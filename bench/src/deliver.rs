@@ -1,0 +1,240 @@
+//! The engine's delivering half alone: a full queue leaves through a few connections. How fast over a long way, and at
+//! what CPU time a message? Beside it in the same run, through the same proxy to the same kind of sink, bare io_uring
+//! loops that write the same octets in one or two round trips a message.
+//!
+//! All messages are in the spool before the proxy lets the first octet through, so that accepting them is not in the
+//! figures. What is: scheduling, pools, the client, outcomes and their commits, the event log.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use self::bare::BareLoop;
+use self::proxy::Proxy;
+use crate::inject::{InjectOptions, Injector};
+use crate::interrupt::Interrupt;
+use crate::measure::{Machine, Usage};
+use crate::message::Sizes;
+use crate::peers::{EngineOptions, EngineSite, SmtpSourceRun};
+use crate::report::{Figures, note, table};
+use crate::sink::{Sink, SinkOptions};
+
+mod bare;
+mod proxy;
+
+#[derive(Debug, Clone)]
+pub struct DeliverOptions {
+    pub engine: EngineOptions,
+    pub messages: u64,
+    pub message_bytes: usize,
+    pub connections: usize,
+    /// There and back, without what the machine itself takes.
+    pub round_trip: Duration,
+    pub deliveries_per_connection: u64,
+    pub chunking: Chunking,
+    /// Whether the sink offers CHUNKING.
+    pub sink_chunking: bool,
+    pub rounds: usize,
+    /// A server of one's own instead of the sink, and smtp-source, which finds that server's own limit.
+    pub server: Option<(SocketAddr, PathBuf)>,
+}
+
+/// The engine's `chunking` key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Chunking {
+    Off,
+    On,
+    #[value(name = "back_to_back")]
+    BackToBack,
+}
+
+#[derive(Debug)]
+pub struct DeliverReport {
+    pub rounds: Vec<Figures>,
+    pub setup: Value,
+}
+
+impl DeliverReport {
+    pub fn to_json(&self) -> Value {
+        json!({
+            "setup": self.setup,
+            "medians": Figures::medians(&self.rounds).to_json(),
+            "rounds": self.rounds.iter().map(Figures::to_json).collect::<Vec<_>>(),
+        })
+    }
+
+    pub fn to_table(&self) -> String {
+        table(&self.rounds)
+    }
+}
+
+/// What a pass took.
+#[derive(Debug, Clone, Copy)]
+struct Pass {
+    per_second: f64,
+    cpu_us: f64,
+}
+
+pub fn deliver(options: &DeliverOptions, interrupt: &Interrupt) -> Result<DeliverReport> {
+    ensure!(options.rounds > 0 && options.messages > 1, "at least one round and two messages are needed");
+    let setup = json!({
+        "machine": Machine::look(),
+        "messages": options.messages,
+        "message_bytes": options.message_bytes,
+        "connections": options.connections,
+        "round_trip_ms": options.round_trip.as_secs_f64() * 1e3,
+        "deliveries_per_connection": options.deliveries_per_connection,
+        "chunking": options.chunking,
+        "sink_offers_chunking": options.sink_chunking,
+        "durability": options.engine.durability,
+        "server": options.server.as_ref().map(|(address, _)| address.to_string()),
+        "engine_config": options.config(),
+    });
+    let mut rounds = Vec::new();
+    for number in 1..=options.rounds {
+        let figures = round(options, interrupt)?;
+        if options.rounds > 1 {
+            note(&format!("round {number} of {}: {}", options.rounds, figures.to_json()));
+        }
+        rounds.push(figures);
+    }
+    Ok(DeliverReport { rounds, setup })
+}
+
+fn round(options: &DeliverOptions, interrupt: &Interrupt) -> Result<Figures> {
+    let mut figures = Figures::default();
+    let one = bare(options, interrupt, 1)?;
+    figures.push("bare_per_second", "messages/s", one.per_second);
+    figures.push("bare_cpu_us_per_message", "µs", one.cpu_us);
+    if options.server.is_none() {
+        let two = bare(options, interrupt, 2)?;
+        figures.push("bare_two_round_trips_per_second", "messages/s", two.per_second);
+        figures.push("bare_two_round_trips_cpu_us_per_message", "µs", two.cpu_us);
+        let engine = engine(options, interrupt, None)?;
+        figures.push("engine_per_second", "messages/s", engine.per_second);
+        figures.push("engine_cpu_us_per_message", "µs", engine.cpu_us);
+        figures.push("rate_engine_by_bare", "", engine.per_second / one.per_second);
+        figures.push("cpu_engine_by_bare", "", engine.cpu_us / one.cpu_us);
+        figures.push("cpu_engine_by_bare_two_round_trips", "", engine.cpu_us / two.cpu_us);
+    }
+    if let Some((address, smtp_source)) = &options.server {
+        let run = SmtpSourceRun {
+            program: smtp_source.clone(),
+            to: *address,
+            sessions: options.connections,
+            messages: options.messages,
+            message_bytes: options.message_bytes,
+            one_connection_per_message: false,
+        };
+        let own = run.run(interrupt)?;
+        let limit = options.messages as f64 / own.ended.duration_since(own.begun).as_secs_f64();
+        let engine = engine(options, interrupt, Some(*address))?;
+        figures.push("server_limit_per_second", "messages/s", limit);
+        figures.push("engine_per_second", "messages/s", engine.per_second);
+        figures.push("engine_cpu_us_per_message", "µs", engine.cpu_us);
+        figures.push("rate_engine_by_bare", "", engine.per_second / one.per_second);
+        figures.push("rate_engine_by_server_limit", "", engine.per_second / limit);
+    }
+    Ok(figures)
+}
+
+impl DeliverOptions {
+    fn config(&self) -> String {
+        let chunking = match self.chunking {
+            Chunking::Off => "off",
+            Chunking::On => "on",
+            Chunking::BackToBack => "back_to_back",
+        };
+        format!(
+            "{}\n[shaping.default]\nconnection_limit = {}\nmax_deliveries_per_connection = {}\n\
+             chunking = \"{chunking}\"\ntls = \"disabled\"\n",
+            self.engine.config_extra, self.connections, self.deliveries_per_connection,
+        )
+    }
+
+    fn sink(&self) -> Result<Sink> {
+        Sink::start(SinkOptions { audit: false, chunking: self.sink_chunking, ..SinkOptions::on_loopback() })
+    }
+}
+
+/// From the first message's arrival to the last's.
+fn rate(sink: &Sink) -> Result<f64> {
+    let totals = sink.ledger().totals();
+    let (first, last) = totals.first.zip(totals.last).context("nothing arrived")?;
+    Ok((totals.messages - 1) as f64 / last.duration_since(first).as_secs_f64())
+}
+
+fn bare(options: &DeliverOptions, interrupt: &Interrupt, round_trips: u32) -> Result<Pass> {
+    let sink = options.sink()?;
+    let proxy = Proxy::start(sink.addresses()[0], options.round_trip / 2)?;
+    proxy.open();
+    let bare = BareLoop {
+        to: proxy.address(),
+        connections: options.connections,
+        messages: options.messages,
+        message_bytes: options.message_bytes,
+        round_trips,
+    };
+    let cpu = bare.run()?;
+    interrupt.check()?;
+    ensure!(sink.ledger().totals().messages == options.messages, "the bare loop lost count");
+    Ok(Pass { per_second: rate(&sink)?, cpu_us: per_message(cpu, options.messages) })
+}
+
+/// To the sink, or to a server, of which the engine itself tells what it took.
+fn engine(options: &DeliverOptions, interrupt: &Interrupt, server: Option<SocketAddr>) -> Result<Pass> {
+    let sink = options.sink()?;
+    let proxy = Proxy::start(server.unwrap_or(sink.addresses()[0]), options.round_trip / 2)?;
+    let engine_options = EngineOptions { config_extra: options.config(), ..options.engine.clone() };
+    let site = EngineSite::prepare(engine_options, proxy.address())?;
+    let mut engine = site.start(interrupt)?;
+    let inject = InjectOptions {
+        messages: Some(options.messages),
+        sizes: Sizes::fixed(options.message_bytes),
+        ..InjectOptions::to(site.smtp)
+    };
+    let injector = Injector::start(inject)?;
+    interrupt.until(|| Ok(injector.is_finished()))?;
+    let (injected, _) = injector.finish()?;
+    ensure!(injected.accepted == options.messages, "{} of {} accepted", injected.accepted, options.messages);
+    // What accepting left to be done is not delivering.
+    interrupt.pause(SETTLE)?;
+    let before = Usage::of(engine.pid())?;
+    proxy.open();
+    let (mut begun, mut left) = (None, options.messages);
+    let patience = PATIENCE + 4 * options.round_trip * u32::try_from(options.messages).unwrap_or(u32::MAX);
+    let done = interrupt.wait_until(patience, || {
+        engine.check_alive(&site)?;
+        if server.is_none() {
+            return Ok(sink.ledger().totals().messages >= options.messages);
+        }
+        let (queued, _) = site.queued("")?;
+        if queued < left && begun.is_none() {
+            begun = Some((Instant::now(), queued));
+        }
+        left = queued;
+        Ok(queued == 0)
+    })?;
+    let ended = Instant::now();
+    ensure!(done, "not all was delivered in {patience:?}:\n{}", site.log_tail());
+    interrupt.pause(SETTLE)?;
+    let cpu = Usage::of(engine.pid())?.since(&before).cpu();
+    engine.terminate(interrupt, &site)?;
+    let per_second = match begun {
+        Some((begun, queued)) => queued as f64 / ended.duration_since(begun).as_secs_f64(),
+        None => rate(&sink)?,
+    };
+    Ok(Pass { per_second, cpu_us: per_message(cpu, options.messages) })
+}
+
+fn per_message(cpu: Duration, messages: u64) -> f64 {
+    cpu.as_secs_f64() * 1e6 / messages as f64
+}
+
+/// So that the commits of what went before are in no figure, and those of the last outcomes are.
+const SETTLE: Duration = Duration::from_millis(300);
+const PATIENCE: Duration = Duration::from_secs(60);
