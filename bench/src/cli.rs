@@ -510,6 +510,9 @@ struct DrainArgs {
     /// The engine's `chunking`.
     #[arg(long, value_enum, default_value = "on")]
     chunking: Chunking,
+    /// The engine's `max_in_flight`, which counts with back_to_back.
+    #[arg(long, default_value_t = 8)]
+    max_in_flight: u32,
     /// The sink offers CHUNKING.
     #[arg(long, value_enum, default_value = "off", default_missing_value = "on", num_args = 0..=1)]
     sink_chunking: Switch,
@@ -573,6 +576,7 @@ impl DrainArgs {
             round_trip: Duration::ZERO,
             deliveries_per_connection: self.deliveries_per_connection,
             chunking: self.chunking,
+            in_flight: self.max_in_flight,
             sink_chunking: self.sink_chunking == Switch::On,
             rounds: self.rounds,
             server: None,

@@ -35,6 +35,8 @@ pub struct DeliverOptions {
     pub round_trip: Duration,
     pub deliveries_per_connection: u64,
     pub chunking: Chunking,
+    /// Whole transactions on a connection, with `Chunking::BackToBack`.
+    pub in_flight: u32,
     /// Whether the sink offers CHUNKING.
     pub sink_chunking: bool,
     pub rounds: usize,
@@ -89,6 +91,7 @@ pub fn deliver(options: &DeliverOptions, interrupt: &Interrupt) -> Result<Delive
         "round_trip_ms": options.round_trip.as_secs_f64() * 1e3,
         "deliveries_per_connection": options.deliveries_per_connection,
         "chunking": options.chunking,
+        "max_in_flight": options.in_flight,
         "sink_offers_chunking": options.sink_chunking,
         "durability": options.engine.durability,
         "server": options.server.as_ref().map(|(address, _)| address.to_string()),
@@ -151,8 +154,8 @@ impl DeliverOptions {
         };
         format!(
             "{}\n[shaping.default]\nconnection_limit = {}\nmax_deliveries_per_connection = {}\n\
-             chunking = \"{chunking}\"\ntls = \"disabled\"\n",
-            self.engine.config_extra, self.connections, self.deliveries_per_connection,
+             chunking = \"{chunking}\"\nmax_in_flight = {}\n",
+            self.engine.config_extra, self.connections, self.deliveries_per_connection, self.in_flight,
         )
     }
 
