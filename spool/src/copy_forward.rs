@@ -335,20 +335,21 @@ impl Log {
         };
         self.copy_forward.attempts += 1;
         let current = Current { attempt: self.copy_forward.attempts, item: subject, reading: false };
-        let is_body = matches!(found.item, Item::Body(_));
-        if is_body || found.end == 0 || self.has_in_window(found.start..found.end) {
-            return self.advance(now, current);
+        let source = self.copy_forward.source.filter(|_| found.end > 0 && matches!(found.item, Item::Message(_)));
+        let place = source.map(|source| Place::new(source.slot, found.start, (found.end - found.start) as usize));
+        match place.filter(|place| self.in_window(*place).is_none()) {
+            Some(place) => Some(self.read_window(now, place, current)),
+            None => self.advance(now, current),
         }
-        Some(self.read_window(now, found, current))
     }
 
     /// Reads what counts in the segment from an item on, as far as a window goes.
-    fn read_window(&mut self, now: Duration, first: Found, mut current: Current) -> Operation {
-        let Source { slot, .. } = self.copy_forward.source.expect("what was found was found in a source");
-        let last = first.start + COPY_FORWARD_WINDOW_BYTES;
+    fn read_window(&mut self, now: Duration, first: Place, mut current: Current) -> Operation {
+        let start = first.offset();
+        let last = start + COPY_FORWARD_WINDOW_BYTES;
         let fitting = self.copy_forward.left.iter().take_while(|found| found.start < last);
-        let end = fitting.map(|found| found.end).filter(|end| *end <= last).max().unwrap_or(0).max(first.end);
-        let place = Place::new(slot, first.start, (end - first.start) as usize);
+        let end = fitting.map(|found| found.end).filter(|end| *end <= last).max().unwrap_or(0);
+        let place = Place::new(first.slot, start, (end.max(start + first.length()) - start) as usize);
         self.charge_read(now, place.length());
         let attempt = current.attempt;
         self.copy_forward.window = None;
@@ -375,13 +376,6 @@ impl Log {
         self.copy_forward.window = Some(Window { slot: place.slot, number, bytes, memory: Arc::new(buffer) });
         current.reading = false;
         self.copy_forward.running.push(current);
-    }
-
-    fn has_in_window(&self, bytes: Range<u64>) -> bool {
-        let source = self.copy_forward.source.map(|source| source.number);
-        self.copy_forward.window.as_ref().is_some_and(|window| {
-            source == Some(window.number) && window.bytes.start <= bytes.start && bytes.end <= window.bytes.end
-        })
     }
 
     /// Where a record is in the window, if it is there.
