@@ -59,6 +59,9 @@ pub(crate) const RING_ENTRIES: u32 = 4_096;
 /// Completion queue entries. Beyond them the kernel keeps completions in a list of its own, which is slower.
 pub(crate) const RING_COMPLETIONS: u32 = 32_768;
 const _: () = assert!(RING_COMPLETIONS >= 2 * RING_ENTRIES);
+/// How often a ring is asked for while the kernel has no memory for it, and the pause between.
+pub(crate) const RING_SET_UP_TRIES: u32 = 20;
+pub(crate) const RING_SET_UP_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 /// What one send operation carries, so that a large message shows its progress on the wire.
 pub(crate) const SEND_BYTES_PER_OPERATION: usize = 256 << 10;
 /// The kernel's own bound on the pieces of one SENDMSG (IOV_MAX).

@@ -130,8 +130,7 @@ fn messages_that_stay_do_not_hold_the_log_back() {
     let mut stay = Vec::new();
     for round in 0..1_000_u64 {
         // Of many lengths, so that what stays behind it begins anywhere.
-        let (gone, _) =
-            log.append_message(&envelope(), b"", &vec![b'x'; 3_000 + round as usize / 3 % 9 * 16]).unwrap();
+        let (gone, _) = log.append_message(&envelope(), b"", &vec![b'x'; 3_000 + round as usize / 3 % 9 * 16]).unwrap();
         if round % 3 == 0 && round < 180 {
             let (id, _) = log.append_message(&envelope(), b"P", b"stays").unwrap();
             log.append_outcome(&outcome(id, Fate::Deferred { due_ms: round }, 3)).unwrap();

@@ -32,7 +32,10 @@ use io_uring::{cqueue, opcode, squeue};
 use socket2::{SockAddr, SockAddrStorage};
 use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
 
-use crate::limits::{RING_COMPLETIONS, RING_ENTRIES, SEND_BYTES_PER_OPERATION, SEND_PIECES_PER_OPERATION};
+use crate::limits::{
+    RING_COMPLETIONS, RING_ENTRIES, RING_SET_UP_PAUSE, RING_SET_UP_TRIES, SEND_BYTES_PER_OPERATION,
+    SEND_PIECES_PER_OPERATION,
+};
 
 /// Asks the kernel for a ring with the flags that shards use, and gives it back.
 pub(crate) fn check_available() -> Result<(), RingUnavailable> {
@@ -106,8 +109,10 @@ impl std::error::Error for RingUnavailable {
 pub(crate) fn run_shard<F: Future>(name: &str, future: F) -> io::Result<F::Output> {
     let mut builder = tokio_uring::builder();
     builder.entries(RING_ENTRIES).uring_builder(&ring_flags());
-    let runtime = tokio_uring::Runtime::new(&builder)
-        .map_err(|error| io::Error::new(error.kind(), format!("{name}: cannot set up its io_uring: {error}")))?;
+    let runtime = set_up(&builder).map_err(|error| {
+        let text = format!("{name}: cannot set up its io_uring: {error}{}", remedy(&error));
+        io::Error::new(error.kind(), text)
+    })?;
     let (output, in_flight) = runtime.block_on(async {
         RING.with(|ring| ring.closing.set(false));
         let output = future.await;
@@ -119,6 +124,29 @@ pub(crate) fn run_shard<F: Future>(name: &str, future: F) -> io::Result<F::Outpu
         mem::forget(runtime);
     }
     Ok(output)
+}
+
+/// What rings of an engine that has just ended took is given back by the kernel a moment later.
+fn set_up(builder: &tokio_uring::Builder) -> io::Result<tokio_uring::Runtime> {
+    let mut tries = 1;
+    loop {
+        match tokio_uring::Runtime::new(builder) {
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory && tries < RING_SET_UP_TRIES => {
+                tries += 1;
+                std::thread::sleep(RING_SET_UP_PAUSE);
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Rings count as locked memory where the process may not lock as much as it likes.
+fn remedy(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::OutOfMemory {
+        "; raise the limit of locked memory (`ulimit -l`, LimitMEMLOCK= under systemd), 1 MiB for each shard"
+    } else {
+        ""
+    }
 }
 
 /// Starts a task on this shard.
