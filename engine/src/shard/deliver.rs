@@ -79,7 +79,11 @@ impl Shard {
                     self.open_delivery(now, connection, source, host_name, tls, shaping);
                     self.actions.push_back(Action::Connect { connection, source, to });
                 }
-                Order::Start { connection, attempt } => self.start(now, connection, *attempt),
+                Order::Start { connection, attempt } if self.is_up(connection) => {
+                    self.start(now, connection, *attempt);
+                }
+                // It was idle when the order was given, and has ended before this turn.
+                Order::Start { attempt, .. } => self.tell(attempt.ticket.home, ShardMessage::Unstarted(attempt)),
                 Order::Quit { connection } => self.quit(now, connection),
                 Order::Credits { home, pair, credits } => self.tell(home, ShardMessage::Credits { pair, credits }),
                 Order::Block { home, pair, blocked } => self.tell(home, ShardMessage::Blocked { pair, blocked }),
@@ -241,6 +245,10 @@ impl Shard {
         let transaction = transaction(&attempt);
         delivery.attempts.push_back((now.monotonic, attempt));
         self.with_client(now, connection, |client, out| client.start(now, transaction, out));
+    }
+
+    fn is_up(&self, connection: ConnectionKey) -> bool {
+        self.deliveries.get(&connection).is_some_and(|delivery| matches!(delivery.state, DeliveryState::Up(_)))
     }
 
     fn quit(&mut self, now: Now, connection: ConnectionKey) {

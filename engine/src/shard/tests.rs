@@ -906,3 +906,21 @@ fn an_outcome_that_finds_no_room_is_recorded_later() {
     assert_eq!(world.outcomes(), messages);
     assert!(world.shard.is_committed());
 }
+
+/// Between two turns a connection may become free and then end: its next message goes by another.
+#[test]
+fn a_connection_that_ends_before_its_next_message_begins_gives_it_back() {
+    let (mut world, peer, said) = with_peer(Chunking::Off, "250 peer.example\r\n", 2);
+    assert!(said.starts_with("MAIL"), "{said}");
+    for reply in ["250 ok\r\n", "250 ok\r\n", "354 go\r\n"] {
+        world.peer_says(peer, reply);
+    }
+    world.shard.connection_received(world.now, peer, b"250 taken\r\n");
+    world.shard.connection_closed(world.now, peer, "the connection was closed");
+    world.shard.connection_gone(world.now, peer);
+    world.sync();
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.fates(), [Fate::Delivered]);
+    let peer = world.accept_connection();
+    assert!(world.peer_says(peer, "250 peer.example\r\n").starts_with("MAIL"));
+}
