@@ -315,6 +315,13 @@ impl Home {
         self.serve(pair);
     }
 
+    /// A credit was spent, and no ticket came of it: the owner still counts on one.
+    pub fn return_credit(&mut self, pair_key: &PairKey) {
+        let pair = self.pair(pair_key);
+        self.pair_mut(pair).credits += 1;
+        self.serve(pair);
+    }
+
     /// The owner takes nothing until it gives credits again.
     pub fn block_pair(&mut self, pair_key: &PairKey, blocked: Blocked) {
         let pair = self.pair(pair_key);

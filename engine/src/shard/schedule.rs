@@ -22,7 +22,7 @@ use crate::schedule::queue::{Entry, EntryKey, Need};
 #[derive(Debug)]
 pub(super) struct PendingTicket {
     owner: usize,
-    pair: PairKey,
+    pub(super) pair: PairKey,
     pub(super) entry: EntryKey,
     left: usize,
 }
@@ -195,6 +195,7 @@ impl Shard {
             // The route expired or changed while the entry was ready.
             self.unpin(message.id());
             self.home.take_back(entry);
+            self.home.return_credit(&pair);
             return self.route(now, entry);
         };
         let shaping = self.shapings.shaping(pair.source, &place);
@@ -202,9 +203,9 @@ impl Shard {
         self.bound_recipients(entry, shaping.batch_max());
         let ticket = Ticket { home: self.id, entry };
         let priority = self.home.queue_of(entry).priority;
-        match attempt(&message, ticket, pair, route, shaping, priority, &self.home.entry(entry)) {
+        match attempt(&message, ticket, &pair, route, shaping, priority, &self.home.entry(entry)) {
             Ok(attempt) => self.tell(owner, ShardMessage::Ticket { attempt: Box::new(attempt), left }),
-            Err(error) => self.hold_unreadable(now, entry, &error),
+            Err(error) => self.hold_unreadable(now, &pair, entry, &error),
         }
     }
 
@@ -221,13 +222,14 @@ impl Shard {
     }
 
     /// The message can't be read from the spool: it is kept, and tried again later; its expiry ends it.
-    pub(super) fn hold_unreadable(&mut self, now: Now, entry: EntryKey, error: &ReadError) {
+    pub(super) fn hold_unreadable(&mut self, now: Now, pair: &PairKey, entry: EntryKey, error: &ReadError) {
         let due_ms = now.wall_ms + UNREADABLE_RETRY.as_millis() as u64;
         let Entry { message: id, recipients, attempts, .. } = self.home.entry(entry);
         let recipients: Vec<u32> = recipients.collect();
         tracing::error!(%id, %error, "a message can not be read from the spool");
         self.unpin(id);
         self.home.defer(entry, &recipients, attempts, due_ms, &format!("the spool can not read it: {error}"));
+        self.home.return_credit(pair);
     }
 
     pub(super) fn unpin(&mut self, id: MessageId) {
@@ -339,7 +341,7 @@ fn named_pool(config: &config::Config, name: &str) -> EgressPool {
 fn attempt(
     message: &Message,
     ticket: Ticket,
-    pair: PairKey,
+    pair: &PairKey,
     route: Route,
     shaping: Arc<Shaping>,
     priority: u8,
@@ -353,7 +355,7 @@ fn attempt(
     assert!(recipients.iter().all(|(_, address)| domain_of(address) == domain), "a transaction has one domain");
     Ok(Attempt {
         ticket,
-        pair,
+        pair: pair.clone(),
         route,
         shaping,
         priority,
