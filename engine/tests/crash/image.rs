@@ -7,7 +7,8 @@ use postrider_spool::execute;
 use postrider_spool::format::{Chain, SegmentBlock, SegmentHeader};
 use postrider_spool::limits::BLOCK_BYTES;
 
-use crate::world::{Past, Random, World};
+use crate::random::Random;
+use crate::world::{Past, World};
 
 /// How often which kind of image was looked at.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! Crash images with the whole engine on top: at any write, the disk as it may be found after the power went, and an
 //! engine that is started on it, at times with another number of shards. Whatever clients, peers and the event log
-//! learned before must hold: `ledger.rs` knows the promises.
+//! learned before must hold: `fuzz/sim/checker.rs` knows the promises. Time hardly matters here; where it does is the
+//! simulator (`fuzz/sim`).
 //!
 //! `ENGINE_CRASH_IMAGES` sets about how many images are looked at; `CRASH_SECONDS` goes on for so long, from another
 //! history each time; `ENGINE_CRASH_SEED` says with which history to begin.
@@ -11,19 +12,25 @@
     reason = "a test stops at the first surprise; and begins anew"
 )]
 
+#[path = "../../../fuzz/sim/checker.rs"]
+mod checker;
+#[path = "../../../fuzz/sim/client.rs"]
 mod client;
+#[path = "../../../fuzz/sim/event_log.rs"]
 mod event_log;
 mod image;
-mod ledger;
 mod peer;
+#[path = "../../../fuzz/sim/random.rs"]
+mod random;
 mod world;
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use checker::Counts;
 use image::Images;
-use ledger::Counts;
 use postrider_spool::sim::SimDisk;
-use world::{Past, Random, Seen, World};
+use random::Random;
+use world::{Past, Seen, World};
 
 /// One history of several lives, with looks at crash images on the way; at its end everything has come to an end.
 fn run(seed: u64, lives: u64, counts: Counts, seen: Seen, images: &mut Images) -> Past {

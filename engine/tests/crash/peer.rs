@@ -4,13 +4,14 @@ use std::collections::VecDeque;
 use std::mem;
 use std::net::SocketAddr;
 
-use crate::ledger::{Ledger, Marker};
-use crate::world::Random;
+use crate::checker::{Delivered, Lack, Ledger, Marker};
+use crate::random::Random;
 
 /// A connection as the peer sees it.
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) address: SocketAddr,
+    source: usize,
     pub(crate) is_up: bool,
     /// Sent by the shard, and not read yet.
     pub(crate) incoming: VecDeque<u8>,
@@ -40,9 +41,10 @@ struct Transaction {
 }
 
 impl Peer {
-    pub(crate) fn new(address: SocketAddr) -> Self {
+    pub(crate) fn new(address: SocketAddr, source: usize) -> Self {
         Self {
             address,
+            source,
             is_up: false,
             incoming: VecDeque::new(),
             input: Vec::new(),
@@ -123,7 +125,10 @@ impl Peer {
         let path = || rest[rest.find('<').expect("a path") + 1..rest.rfind('>').expect("its end")].to_owned();
         match (verb, draw) {
             ("EHLO", 0) => self.reply("421 4.3.2 not now"),
-            ("EHLO", draw) if draw % 3 == 0 => self.reply("250 peer.example"),
+            ("EHLO", draw) if draw % 3 == 0 => {
+                ledger.lack(self.address.to_string(), Lack::EightBit);
+                self.reply("250 peer.example");
+            }
             ("EHLO", _) => self.reply("250-peer.example\r\n250-PIPELINING\r\n250 8BITMIME"),
             ("RSET", _) => {
                 self.transaction = Transaction::default();
@@ -177,7 +182,9 @@ impl Peer {
             9..11 => self.close("421 4.3.2 closing"),
             11..13 => self.hangs_up = true,
             draw => {
-                let marker = ledger.take(&reverse_path, &recipients, content);
+                let (source, reverse_path) = (self.source, reverse_path.as_str());
+                let delivered = Delivered { source, reverse_path, recipients: &recipients, content, is_awaited: true };
+                let marker = ledger.take(delivered);
                 if draw < 16 {
                     // It is taken, and nobody hears of it.
                     ledger.forget(marker, &recipients);

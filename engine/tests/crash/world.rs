@@ -23,28 +23,11 @@ use postrider_spool::record::LogId;
 use postrider_spool::sim::{Faults, SimDisk};
 use postrider_spool::{Completion, Durability, Operation, Spool, SpoolOptions};
 
-use crate::client::{self, Client};
+use crate::checker::{Counts, Ledger, Marker, Sent};
+use crate::client::Client;
 use crate::event_log::EventLog;
-use crate::ledger::{Counts, Ledger, Marker};
 use crate::peer::Peer;
-
-/// Draws what happens.
-#[derive(Debug, Clone)]
-pub(crate) struct Random(fastrand::Rng);
-
-impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(fastrand::Rng::with_seed(seed))
-    }
-
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.0.u64(0..bound)
-    }
-
-    pub(crate) fn one_in(&mut self, number: u64) -> bool {
-        self.below(number) == 0
-    }
-}
+use crate::random::Random;
 
 /// What outlives a crash: what others know of the engine.
 #[derive(Debug, Clone)]
@@ -72,7 +55,12 @@ pub(crate) struct Seen {
 impl Past {
     /// Of an engine that was never started; the counts go on.
     pub(crate) fn new(counts: Counts, seen: Seen) -> Self {
-        Self { ledger: Ledger::new(counts), events: EventLog::default(), wall_ms: 1_800_000_000_000, seen }
+        Self {
+            ledger: Ledger::new(config().retry.schedule, counts),
+            events: EventLog::default(),
+            wall_ms: 1_800_000_000_000,
+            seen,
+        }
     }
 }
 
@@ -247,7 +235,8 @@ impl World {
             match action {
                 Action::SessionSend { session, bytes } => {
                     if let Some(client) = self.clients.get_mut(&(shard, session)) {
-                        client.hear(&bytes, self.active[shard], &mut self.random, &mut self.past.ledger);
+                        let mut write = |marker| message(marker, &mut self.random);
+                        client.hear(&bytes, self.active[shard], &mut self.past.ledger, &mut write);
                     }
                 }
                 Action::SessionClose { session } | Action::SessionAbort { session } => {
@@ -260,8 +249,8 @@ impl World {
                     // After a failure the next start removes it.
                     self.past.seen.logs_removed += u64::from(log.remove().is_ok());
                 }
-                Action::Connect { connection, to, .. } => {
-                    let other = self.peers.insert((shard, connection), Peer::new(to));
+                Action::Connect { connection, source, to } => {
+                    let other = self.peers.insert((shard, connection), Peer::new(to, source));
                     assert!(other.is_none(), "a connection's place is given to one at a time");
                 }
                 Action::ConnectionSend { connection, chunks } => {
@@ -326,6 +315,7 @@ impl World {
 
     fn route(&mut self, domain: &str) -> Result<handover::Route, RouteFailure> {
         if domain == "nowhere.example" {
+            self.past.ledger.undeliverable(domain);
             let text = "no such domain".to_owned();
             return Err(RouteFailure::bounce(550, (5, 1, 2), text));
         }
@@ -351,7 +341,7 @@ impl World {
 
     fn inject(&mut self) {
         let shard = self.draw_shard();
-        let marker = self.past.ledger.send(|marker| client::message(marker, &mut self.random));
+        let marker = self.past.ledger.send(|marker| message(marker, &mut self.random));
         let sent = self.past.ledger.sent(marker);
         let received = Received {
             reverse_path: sent.reverse_path.clone(),
@@ -514,7 +504,7 @@ impl World {
         let is_over = |world: &Self| {
             let is_quiet = world.shards.iter().all(Shard::is_committed) && world.mail.iter().all(VecDeque::is_empty);
             let is_idle = world.operations.is_empty() && world.completions.is_empty() && world.clients.is_empty();
-            is_quiet && is_idle && world.past.ledger.pending().is_empty() && world.past.events.waiting() == 0
+            is_quiet && is_idle && world.past.ledger.open() == 0 && world.past.events.waiting() == 0
         };
         while !is_over(&self) {
             if self.past.seen.steps >= last {
@@ -551,6 +541,34 @@ impl World {
     fn draw<T: Copy>(&mut self, all: &[T]) -> Option<T> {
         let bound = (all.len() as u64).max(1);
         all.get(self.random.below(bound) as usize).copied()
+    }
+}
+
+/// One to six recipients at a few domains, and content of many lengths.
+fn message(marker: Marker, random: &mut Random) -> Sent {
+    let count = if random.one_in(12) { 6 + random.below(30) } else { 1 + random.below(5) };
+    let recipients = (0..count).map(|place| {
+        let domain = match random.below(40) {
+            0 => "nowhere.example",
+            1..6 => "looked-up.example",
+            draw => ["a.example", "b.example", "c.example", "d.example"][draw as usize % 4],
+        };
+        format!("r{place}@{domain}")
+    });
+    let recipients = recipients.collect();
+    let mut content = format!("Subject: m{marker}\r\n\r\n").into_bytes();
+    let octets = if random.one_in(15) { 4_000 + random.below(16_000) } else { random.below(1_500) };
+    while (content.len() as u64) < octets {
+        let dot = if random.one_in(20) { "." } else { "" };
+        content.extend_from_slice(format!("{dot}{:-<60}\r\n", random.below(1 << 30)).as_bytes());
+    }
+    Sent {
+        reverse_path: format!("m{marker}@client.example"),
+        recipients,
+        steering: String::new(),
+        content,
+        sources: vec![0, 1],
+        first_attempt_ms: None,
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use postrider::outcome::event::LoggedRecord;
 use postrider_spool::record::{LogId, Sequence};
 
-use crate::ledger::Ledger;
+use crate::checker::Ledger;
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct EventLog {

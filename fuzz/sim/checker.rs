@@ -3,13 +3,16 @@
 //! It is fed by what clients were answered, by what peers took, and by the records that shards tell the event log. A
 //! crash takes nothing from it. After one, the records behind the event cursor are told again, and what was told, what
 //! was answered and what is scheduled must still fit together.
+//!
+//! The simulator and the crash images (`engine/tests/crash`) share it. A broken promise is a panic that names it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use postrider::admin::MessageRow;
+use postrider::config::RetrySchedule;
 use postrider::outcome::event::{Logged, LoggedRecord};
-use postrider_spool::record::{Envelope, Fate, LogId, MessageId, Outcome, RecipientResult, Sequence};
+use postrider_spool::record::{Answer, Envelope, Fate, LogId, MessageId, Outcome, RecipientResult, Sequence};
 
 /// A message as its sender wrote it. Its marker is in the reverse path and in the content.
 pub(crate) type Marker = u64;
@@ -18,13 +21,30 @@ pub(crate) type Marker = u64;
 pub(crate) struct Sent {
     pub(crate) reverse_path: String,
     pub(crate) recipients: Vec<String>,
+    /// Fields for the engine, which are not to travel.
+    pub(crate) steering: String,
     /// What follows the fields that the engine puts in front.
     pub(crate) content: Vec<u8>,
+    /// The egress sources that it may leave by.
+    pub(crate) sources: Vec<usize>,
+    /// Before this nothing is to be tried.
+    pub(crate) first_attempt_ms: Option<u64>,
+}
+
+/// What a peer takes at the end of a transaction.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Delivered<'a> {
+    pub(crate) source: usize,
+    pub(crate) reverse_path: &'a str,
+    pub(crate) recipients: &'a [String],
+    pub(crate) content: &'a [u8],
+    /// The engine waits for the reply. Else it has given the transaction up already, and what it sent was on its way.
+    pub(crate) is_awaited: bool,
 }
 
 /// What the sender knows of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Answer {
+enum Reply {
     /// The final dot is not out: nobody may take it for a message.
     Unfinished,
     /// It is with the engine.
@@ -57,16 +77,23 @@ struct Taken {
     is_unknown: bool,
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Ledger {
-    sent: BTreeMap<Marker, (Arc<Sent>, Answer)>,
+    retry: RetrySchedule,
+    sent: BTreeMap<Marker, (Arc<Sent>, Reply)>,
     /// Refused because a commit failed: the record may be on the medium until the log is open again.
     doubts: BTreeMap<Marker, LogId>,
     is_recovering: bool,
     durable: BTreeMap<MessageId, Durable>,
+    /// Recipients of durable messages that have no fate yet.
+    open: usize,
     ids: BTreeMap<Marker, MessageId>,
     taken: BTreeMap<(Marker, String), Taken>,
     refused_by_peer: BTreeSet<(Marker, String)>,
+    /// Domains of which the DNS said that they take no mail.
+    undeliverable: BTreeSet<String>,
+    /// What peers did not offer, by address.
+    lacks: BTreeSet<(String, Lack)>,
     /// Records that were told and are not in the event log yet; in this life, or before the crash.
     told: BTreeMap<(LogId, Sequence), Arc<LoggedRecord>>,
     untold: BTreeMap<(LogId, Sequence), Arc<LoggedRecord>>,
@@ -75,10 +102,19 @@ pub(crate) struct Ledger {
     pub(crate) counts: Counts,
 }
 
+/// What a message needs, and a peer lacks: the engine refuses it in the peer's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Lack {
+    Size,
+    EightBit,
+    Utf8,
+}
+
 /// What happened, so that a test can tell that it tested something.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) accepted: u64,
+    pub(crate) recipients: u64,
     pub(crate) refused: u64,
     pub(crate) delivered: u64,
     pub(crate) bounced: u64,
@@ -92,14 +128,31 @@ pub(crate) struct Counts {
 }
 
 impl Ledger {
-    pub(crate) fn new(counts: Counts) -> Self {
-        Self { counts, ..Self::default() }
+    pub(crate) fn new(retry: RetrySchedule, counts: Counts) -> Self {
+        Self {
+            retry,
+            sent: BTreeMap::new(),
+            doubts: BTreeMap::new(),
+            is_recovering: false,
+            durable: BTreeMap::new(),
+            open: 0,
+            ids: BTreeMap::new(),
+            taken: BTreeMap::new(),
+            refused_by_peer: BTreeSet::new(),
+            undeliverable: BTreeSet::new(),
+            lacks: BTreeSet::new(),
+            told: BTreeMap::new(),
+            untold: BTreeMap::new(),
+            last_told: BTreeMap::new(),
+            last_of_life: BTreeMap::new(),
+            counts,
+        }
     }
 
     /// A sender has begun to write it.
     pub(crate) fn send(&mut self, sent: impl FnOnce(Marker) -> Sent) -> Marker {
         let marker = self.sent.len() as Marker;
-        self.sent.insert(marker, (Arc::new(sent(marker)), Answer::Unfinished));
+        self.sent.insert(marker, (Arc::new(sent(marker)), Reply::Unfinished));
         marker
     }
 
@@ -108,42 +161,47 @@ impl Ledger {
     }
 
     pub(crate) fn finish(&mut self, marker: Marker) {
-        self.answer(marker, Answer::None);
+        self.answer(marker, Reply::None);
     }
 
     pub(crate) fn accept(&mut self, marker: Marker, id: MessageId) {
         let known = self.ids.get(&marker);
         assert!(known.is_none_or(|known| *known == id), "RIGHT-ENVELOPE: {marker} is {known:?}, answered was {id}");
-        self.answer(marker, Answer::Accepted(id));
+        self.answer(marker, Reply::Accepted(id));
         self.counts.accepted += 1;
+        self.counts.recipients += self.sent[&marker].0.recipients.len() as u64;
     }
 
     /// `in_doubt` names the log whose commit failed.
     pub(crate) fn refuse(&mut self, marker: Marker, in_doubt: Option<LogId>) {
         assert!(!self.ids.contains_key(&marker), "ACCEPTED-ONCE: {marker} is durable and was refused");
-        self.answer(marker, Answer::Refused);
+        self.answer(marker, Reply::Refused);
         self.doubts.extend(in_doubt.map(|log| (marker, log)));
         self.counts.refused += 1;
     }
 
-    fn answer(&mut self, marker: Marker, answer: Answer) {
+    fn answer(&mut self, marker: Marker, answer: Reply) {
         self.sent.get_mut(&marker).expect("it was sent").1 = answer;
     }
 
     /// A peer has taken a transaction's content, and is about to say so.
-    pub(crate) fn take(&mut self, reverse_path: &str, recipients: &[String], content: &[u8]) -> Marker {
-        let text = std::str::from_utf8(content).expect("only ASCII was sent");
+    pub(crate) fn take(&mut self, delivered: Delivered<'_>) -> Marker {
+        let Delivered { source, reverse_path, recipients, content, is_awaited } = delivered;
+        let text = String::from_utf8_lossy(content);
         let marker = text.lines().find_map(|line| line.strip_prefix("Subject: m")).expect("it has a marker");
+        let marker = marker.split(' ').next().expect("a first word");
         let marker: Marker = marker.parse().expect("a number");
         let sent = self.sent(marker);
         assert_eq!(sent.reverse_path, reverse_path, "RIGHT-ENVELOPE: {marker}");
         assert!(content.ends_with(&sent.content), "RIGHT-ENVELOPE: the content of {marker} is another: {text}");
+        assert!(sent.sources.contains(&source), "RIGHT-ENVELOPE: {marker} left by source {source}");
         let id = *self.ids.get(&marker).unwrap_or_else(|| panic!("ACK-AFTER-SYNC: {marker} left before its commit"));
         for recipient in recipients {
             let index = sent.recipients.iter().position(|known| known == recipient);
             let index = index.unwrap_or_else(|| panic!("RIGHT-ENVELOPE: {marker} has no recipient {recipient}"));
             let fate = self.durable[&id].recipients[index].fate;
-            assert!(fate.is_none(), "DELIVERED-ONCE: {marker} came to {recipient}, whose fate is {fate:?}");
+            let is_late = !is_awaited && fate == Some(Fate::Expired);
+            assert!(fate.is_none() || is_late, "DELIVERED-ONCE: {marker} came to {recipient}, whose fate is {fate:?}");
             let taken = self.taken.entry((marker, recipient.clone())).or_default();
             assert!(
                 taken.times == 0 || taken.is_unknown,
@@ -165,10 +223,22 @@ impl Ledger {
         }
     }
 
-    /// A peer refused the sender, the recipient or the content for good.
+    /// A peer refused the recipient or the content for good, or, without a recipient, the sender.
     pub(crate) fn bounce(&mut self, reverse_path: &str, recipient: &str) {
         let marker = marker_of(reverse_path);
         self.refused_by_peer.insert((marker, recipient.to_owned()));
+    }
+
+    /// The peer at this address does not offer what some messages need.
+    pub(crate) fn lack(&mut self, address: String, lack: Lack) {
+        self.lacks.insert((address, lack));
+    }
+
+    /// The DNS said that the domain takes no mail.
+    pub(crate) fn undeliverable(&mut self, domain: &str) {
+        if !self.undeliverable.contains(domain) {
+            self.undeliverable.insert(domain.to_owned());
+        }
     }
 
     /// A shard told the event log of a durable record.
@@ -210,18 +280,22 @@ impl Ledger {
         let recipients: Vec<&String> = envelope.recipients.iter().map(|recipient| &recipient.address).collect();
         assert!(recipients.into_iter().eq(&sent.recipients), "RIGHT-ENVELOPE: {marker}: {:?}", envelope.recipients);
         match *answer {
-            Answer::Unfinished => panic!("ACCEPTED-ONCE: {marker} was never sent whole"),
-            Answer::Accepted(answered) => assert_eq!(answered, id, "RIGHT-ENVELOPE: {marker}"),
-            Answer::Refused => {
+            Reply::Unfinished => panic!("ACCEPTED-ONCE: {marker} was never sent whole"),
+            Reply::Accepted(answered) => assert_eq!(answered, id, "RIGHT-ENVELOPE: {marker}"),
+            Reply::Refused => {
                 let may_be = self.is_recovering && self.doubts.contains_key(&marker);
                 assert!(may_be, "ACCEPTED-ONCE: {marker} was refused, and is there");
             }
-            Answer::None => {}
+            Reply::None => {}
         }
+        let asked = sent.first_attempt_ms;
+        let is_exact = asked.is_none_or(|asked_ms| envelope.first_attempt_ms == asked_ms.max(envelope.created_ms));
+        assert!(is_exact, "EXACT-RETRY-STATE: {marker} is due at {}, not {asked:?}", envelope.first_attempt_ms);
         let first = Recipient { attempts: 0, due_ms: envelope.first_attempt_ms, fate: None };
         let recipients = vec![first; sent.recipients.len()];
         let other = self.ids.insert(marker, id);
         assert!(other.is_none(), "ACCEPTED-ONCE: {marker} is both {other:?} and {id}");
+        self.open += recipients.len();
         self.durable.insert(id, Durable { marker, expires_ms: envelope.expires_ms, recipients });
     }
 
@@ -231,7 +305,7 @@ impl Ledger {
         let marker = durable.marker;
         let sent = &self.sent[&marker].0;
         for result in &outcome.results {
-            let RecipientResult { index, recipient, fate, attempts, .. } = result;
+            let RecipientResult { index, recipient, fate, attempts, answer, .. } = result;
             let state = &mut durable.recipients[*index as usize];
             assert_eq!(*recipient, sent.recipients[*index as usize], "RIGHT-ENVELOPE: {marker}");
             assert!(state.fate.is_none(), "NOTHING-LOST: {marker} to {recipient} ended as {state:?}, and {fate:?} now");
@@ -240,9 +314,14 @@ impl Ledger {
             assert!(by_attempt || by_decision, "EXACT-RETRY-STATE: {marker} to {recipient}: {state:?}, now {result:?}");
             state.attempts = *attempts;
             let key = (marker, recipient.clone());
+            let (interval_ms, spread_ms) = interval(&self.retry, *attempts);
             match *fate {
                 Fate::Deferred { due_ms } => {
-                    assert!(due_ms > outcome.at_ms, "EXACT-RETRY-STATE: {marker} is due before it was tried");
+                    let wait_ms = due_ms.saturating_sub(outcome.at_ms);
+                    assert!(
+                        wait_ms.abs_diff(interval_ms) <= spread_ms,
+                        "EXACT-RETRY-STATE: {marker} waits {wait_ms} ms after attempt {attempts}, not {interval_ms} ms"
+                    );
                     state.due_ms = due_ms;
                     self.counts.deferred += 1;
                     continue;
@@ -252,14 +331,31 @@ impl Ledger {
                     self.counts.delivered += 1;
                 }
                 Fate::Bounced => {
-                    let nowhere = by_decision && recipient.ends_with("@nowhere.example");
-                    let refused = nowhere || self.refused_by_peer.contains(&key);
-                    assert!(refused, "NOTHING-LOST: no peer refused {marker} to {recipient}");
+                    let nowhere = by_decision && self.undeliverable.contains(domain_of(recipient));
+                    let by_us = match own_refusal(answer) {
+                        Some(lack) => self.lacks.contains(&(outcome.peer_address.clone(), lack)),
+                        None => !is_plain(recipient) || !is_plain(&sent.reverse_path),
+                    };
+                    let by_peer =
+                        self.refused_by_peer.contains(&key) || self.refused_by_peer.contains(&(marker, String::new()));
+                    let refused = nowhere || by_us || by_peer;
+                    assert!(refused, "NOTHING-LOST: no peer refused {marker} to {recipient}: {result:?}");
                     self.counts.bounced += 1;
                 }
-                Fate::Expired | Fate::AdminBounced => self.counts.expired += 1,
+                Fate::Expired => {
+                    let is_over = outcome.at_ms + if by_attempt { interval_ms + spread_ms } else { 0 };
+                    assert!(
+                        is_over >= durable.expires_ms,
+                        "NOTHING-LOST: {marker} to {recipient} expired at {}, before {}",
+                        outcome.at_ms,
+                        durable.expires_ms
+                    );
+                    self.counts.expired += 1;
+                }
+                Fate::AdminBounced => panic!("NOTHING-LOST: nobody bounced {marker} to {recipient}"),
             }
             state.fate = Some(*fate);
+            self.open -= 1;
         }
     }
 
@@ -278,12 +374,12 @@ impl Ledger {
         assert!(self.untold.is_empty(), "ACK-AFTER-SYNC: these were told, and are gone: {:#?}", self.untold);
         for (marker, (_, answer)) in &mut self.sent {
             match *answer {
-                Answer::Accepted(id) => {
+                Reply::Accepted(id) => {
                     let is_there = self.durable.contains_key(&id);
                     assert!(is_there, "ACK-AFTER-SYNC: {marker} was answered 250 as {id}, and is gone");
                 }
                 // What was not found can't come later.
-                Answer::None if !self.ids.contains_key(marker) => *answer = Answer::Refused,
+                Reply::None if !self.ids.contains_key(marker) => *answer = Reply::Refused,
                 _ => {}
             }
         }
@@ -314,7 +410,8 @@ impl Ledger {
                     continue;
                 }
                 let Some(row) = row else {
-                    let may_end = durable.expires_ms <= now_ms;
+                    // Its end may wait for the message to be read.
+                    let may_end = durable.expires_ms <= now_ms || self.undeliverable.contains(domain_of(recipient));
                     assert!(may_end, "NOTHING-LOST: {recipient} of {id} is not scheduled; it was {state:?}");
                     continue;
                 };
@@ -325,6 +422,11 @@ impl Ledger {
             }
         }
         assert!(scheduled.is_empty(), "NOTHING-LOST: nobody knows of {scheduled:#?}");
+    }
+
+    /// How many recipients are durable and have no fate yet.
+    pub(crate) fn open(&self) -> usize {
+        self.open
     }
 
     /// What is durable and has no fate yet.
@@ -344,7 +446,7 @@ impl Ledger {
             assert!(pending.is_none(), "NOTHING-LOST: {durable:?} has no end");
         }
         for (marker, (_, answer)) in &self.sent {
-            if let Answer::Accepted(id) = answer {
+            if let Reply::Accepted(id) = answer {
                 assert_eq!(self.ids.get(marker), Some(id), "NOTHING-LOST: {marker} was answered 250");
             }
         }
@@ -356,6 +458,34 @@ impl Ledger {
 pub(crate) fn marker_of(reverse_path: &str) -> Marker {
     let local = reverse_path.strip_prefix('m').and_then(|rest| rest.split_once('@'));
     local.and_then(|(marker, _)| marker.parse().ok()).expect("a marker is in the reverse path")
+}
+
+/// How long a recipient waits after so many attempts, in ms, and how much that is varied.
+fn interval(retry: &RetrySchedule, attempts: u32) -> (u64, u64) {
+    let interval_ms = retry.interval(attempts).as_millis() as u64;
+    match retry {
+        RetrySchedule::Doubling { .. } => (interval_ms, interval_ms / 8 + 1),
+        RetrySchedule::Listed(_) => (interval_ms, 0),
+    }
+}
+
+/// What the engine refuses without asking the peer, for what the peer lacks.
+fn own_refusal(answer: &Answer) -> Option<Lack> {
+    match (answer.code, answer.enhanced?) {
+        (552, (5, 3, 4)) => Some(Lack::Size),
+        (554, (5, 6, 3)) => Some(Lack::EightBit),
+        (553, (5, 6, 7)) | (554, (5, 6, 9)) => Some(Lack::Utf8),
+        _ => None,
+    }
+}
+
+fn domain_of(recipient: &str) -> &str {
+    recipient.rsplit('@').next().unwrap_or_default()
+}
+
+/// Whether an address can be written into a command.
+fn is_plain(address: &str) -> bool {
+    !address.contains([' ', '<', '>'])
 }
 
 fn is_same(one: &Logged, other: &Logged) -> bool {

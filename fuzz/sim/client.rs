@@ -5,8 +5,11 @@ use std::mem;
 
 use postrider_spool::record::{LogId, MessageId};
 
-use crate::ledger::{Ledger, Marker, Sent};
-use crate::world::Random;
+use crate::checker::{Ledger, Marker, Sent};
+use crate::random::Random;
+
+/// Writes the next message.
+pub(crate) type Write<'a> = dyn FnMut(Marker) -> Sent + 'a;
 
 /// What the next reply answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,18 +51,18 @@ impl Client {
     }
 
     /// The shard said something: it counts as heard when it is said.
-    pub(crate) fn hear(&mut self, bytes: &[u8], log: LogId, random: &mut Random, ledger: &mut Ledger) {
+    pub(crate) fn hear(&mut self, bytes: &[u8], log: LogId, ledger: &mut Ledger, write: &mut Write<'_>) {
         self.replies.extend_from_slice(bytes);
         while let Some(end) = self.replies.windows(2).position(|pair| pair == b"\r\n") {
             let line: Vec<u8> = self.replies.drain(..end + 2).collect();
             let line = String::from_utf8(line).expect("replies are ASCII");
             if line.as_bytes()[3] != b'-' {
-                self.heard(line.trim_end(), log, random, ledger);
+                self.heard(line.trim_end(), log, ledger, write);
             }
         }
     }
 
-    fn heard(&mut self, reply: &str, log: LogId, random: &mut Random, ledger: &mut Ledger) {
+    fn heard(&mut self, reply: &str, log: LogId, ledger: &mut Ledger, write: &mut Write<'_>) {
         let Some(awaited) = self.awaited.pop_front() else {
             // 421: it took too long.
             self.is_done = true;
@@ -77,6 +80,7 @@ impl Client {
             }
             Awaited::Data(marker) if is_positive => {
                 let sent = ledger.sent(marker);
+                self.out.extend_from_slice(sent.steering.as_bytes());
                 self.out.extend_from_slice(&stuffed(&sent.content));
                 self.out.extend_from_slice(b".\r\n");
                 self.finishes = Some(marker);
@@ -87,20 +91,21 @@ impl Client {
             _ => {}
         }
         if self.awaited.is_empty() && !self.is_done {
-            self.go_on(random, ledger);
+            self.go_on(ledger, write);
         }
     }
 
-    fn go_on(&mut self, random: &mut Random, ledger: &mut Ledger) {
+    fn go_on(&mut self, ledger: &mut Ledger, write: &mut Write<'_>) {
         if self.commands.is_empty() {
             if self.left == 0 {
                 self.is_done = true;
                 return;
             }
             self.left -= 1;
-            let marker = ledger.send(|marker| message(marker, random));
+            let marker = ledger.send(&mut *write);
             let sent = ledger.sent(marker);
-            let mail = format!("MAIL FROM:<{}>", sent.reverse_path);
+            let utf8 = if is_utf8(&sent) { " SMTPUTF8" } else { "" };
+            let mail = format!("MAIL FROM:<{}>{utf8}", sent.reverse_path);
             self.commands.push_back((mail, Awaited::Envelope));
             for recipient in &sent.recipients {
                 self.commands.push_back((format!("RCPT TO:<{recipient}>"), Awaited::Envelope));
@@ -138,25 +143,10 @@ impl Client {
     }
 }
 
-/// One to six recipients at a few domains, and content of many lengths.
-pub(crate) fn message(marker: Marker, random: &mut Random) -> Sent {
-    let count = if random.one_in(12) { 6 + random.below(30) } else { 1 + random.below(5) };
-    let recipients = (0..count).map(|place| {
-        let domain = match random.below(40) {
-            0 => "nowhere.example",
-            1..6 => "looked-up.example",
-            draw => ["a.example", "b.example", "c.example", "d.example"][draw as usize % 4],
-        };
-        format!("r{place}@{domain}")
-    });
-    let recipients = recipients.collect();
-    let mut content = format!("Subject: m{marker}\r\n\r\n").into_bytes();
-    let octets = if random.one_in(15) { 4_000 + random.below(16_000) } else { random.below(1_500) };
-    while (content.len() as u64) < octets {
-        let dot = if random.one_in(20) { "." } else { "" };
-        content.extend_from_slice(format!("{dot}{:-<60}\r\n", random.below(1 << 30)).as_bytes());
-    }
-    Sent { reverse_path: format!("m{marker}@client.example"), recipients, content }
+/// Whether RFC 6531 is needed for its envelope or its header.
+pub(crate) fn is_utf8(sent: &Sent) -> bool {
+    let header = sent.content.split(|octet| *octet == b'\r').next().unwrap_or_default();
+    !sent.reverse_path.is_ascii() || !sent.recipients.iter().all(|it| it.is_ascii()) || !header.is_ascii()
 }
 
 /// RFC 5321 §4.5.2.
