@@ -1,0 +1,28 @@
+//! Bugs that are planted into the world, never into the engine: a checker that sees none of them is blind.
+
+/// What goes wrong although it must not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Canary {
+    /// The disk says that a write is durable before it is.
+    EarlySync,
+    /// The network takes RSET out of what is sent.
+    NoReset,
+    /// The record of an outcome never reaches the event log.
+    DroppedOutcome,
+    /// A message between shards is lost.
+    DroppedMail,
+    /// A connection is reported gone before the peer's FIN.
+    EarlyFin,
+    /// A schedule is told with another due time.
+    ChangedDue,
+    /// A transaction reaches its peer twice.
+    StartedTwice,
+    /// A connection leaves by another source.
+    OtherSource,
+    /// The engine is given a higher limit than the operator wants.
+    HigherLimit,
+    /// Nobody tells a shard that the event log is behind.
+    EndlessEvents,
+    /// A crash loses one of the spool's segments.
+    LostSegment,
+}

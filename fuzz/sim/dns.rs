@@ -1,0 +1,119 @@
+//! What the DNS says, as the control thread would find it out: MX sets that change, fail, and are not there.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use postrider::config::TlsMode;
+use postrider::deliver::route::{
+    AddressVerdict, Addresses, MxRecord, RouteFailure, Site, choose_hosts, mail_hosts, site_name,
+};
+use postrider::handover::Route;
+use postrider::mail::time::Now;
+
+use crate::mix::{Fault, Mix, spread};
+use crate::peer::Host;
+use crate::random::Random;
+
+/// All domains that mail goes to.
+#[derive(Debug)]
+pub(crate) struct Dns {
+    zones: Vec<Zone>,
+}
+
+#[derive(Debug)]
+struct Zone {
+    domain: String,
+    kind: Kind,
+    /// The site whose hosts are its MX set.
+    site: usize,
+    tls: TlsMode,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Mx,
+    /// No MX record: the domain's own address.
+    Implicit,
+    NullMx,
+    NoDomain,
+}
+
+impl Dns {
+    /// A domain for each site, two for the first, and two that take no mail. The last site's host is the domain itself.
+    pub(crate) fn new(sites: usize, random: &mut Random) -> Self {
+        let zone = |place: usize, site: usize, kind| Zone {
+            domain: format!("d{place}.example"),
+            kind,
+            site,
+            tls: TlsMode::Opportunistic,
+        };
+        let mut zones: Vec<Zone> = (0..=sites).map(|place| zone(place, place.saturating_sub(1), Kind::Mx)).collect();
+        zones[sites] = Zone { domain: IMPLICIT.to_owned(), ..zone(0, sites - 1, Kind::Implicit) };
+        let strict = random.below(2 * sites as u64) as usize;
+        if let Some(zone) = zones.get_mut(strict) {
+            zone.tls = TlsMode::Required;
+        }
+        zones.push(Zone { domain: "null.example".to_owned(), ..zone(0, 0, Kind::NullMx) });
+        zones.push(Zone { domain: "nowhere.example".to_owned(), ..zone(0, 0, Kind::NoDomain) });
+        Self { zones }
+    }
+
+    pub(crate) fn domains(&self) -> impl Iterator<Item = &str> {
+        self.zones.iter().map(|zone| zone.domain.as_str())
+    }
+
+    pub(crate) fn resolve(
+        &mut self,
+        domain: &str,
+        now: Now,
+        hosts: &[Host],
+        random: &mut Random,
+        mix: &mut Mix,
+    ) -> Result<Route, RouteFailure> {
+        let expires = now.monotonic + Duration::from_secs(5 + spread(random, 1, 13));
+        let sites = hosts.last().map_or(0, |host| host.site) as u64 + 1;
+        let zone = self.zones.iter_mut().find(|zone| zone.domain == domain).expect("mail goes to known domains");
+        if mix.strikes(Fault::DnsFails, random) {
+            return Err(RouteFailure::defer("no name server answered".to_owned()).until(expires));
+        }
+        if zone.kind == Kind::Mx && mix.strikes(Fault::MxChanged, random) {
+            zone.site = random.below(sites) as usize;
+        }
+        let mut kind = zone.kind;
+        for (fault, other) in [(Fault::NoDomain, Kind::NoDomain), (Fault::NullMx, Kind::NullMx)] {
+            if mix.strikes(fault, random) {
+                kind = other;
+            }
+        }
+        let exchange = |host: &Host| MxRecord { preference: host.preference, exchange: host.name.clone() };
+        let of_site = hosts.iter().filter(|host| host.site == zone.site);
+        let records = match kind {
+            Kind::NoDomain => {
+                let failure = RouteFailure::bounce(550, (5, 1, 2), format!("there is no domain {domain}"));
+                return Err(failure.until(expires));
+            }
+            Kind::NullMx => vec![MxRecord { preference: 0, exchange: ".".to_owned() }],
+            Kind::Implicit => Vec::new(),
+            Kind::Mx => of_site.map(exchange).collect(),
+        };
+        let found = mail_hosts(domain, &records).map_err(|failure| failure.until(expires))?;
+        let name = site_name(found.iter().map(|(_, name)| name.as_str()));
+        let address = |name: &str| {
+            let host = hosts.iter().find(|host| host.name == name);
+            host.map_or(Addresses::None, |host| Addresses::Found(vec![host.address.ip()]))
+        };
+        let looked_up = found.into_iter().map(|(preference, name)| {
+            let addresses = address(&name);
+            (preference, name, addresses)
+        });
+        let hosts = choose_hosts(domain, looked_up.collect(), SMTP_PORT, &|_: SocketAddr| AddressVerdict::Usable)?;
+        let site = Site { name, hosts, expires };
+        Ok(Route { site: Arc::new(site), tls: zone.tls, terms: Arc::default() })
+    }
+}
+
+/// A domain without MX records.
+pub(crate) const IMPLICIT: &str = "implicit.example";
+
+pub(crate) const SMTP_PORT: u16 = 25;

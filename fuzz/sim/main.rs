@@ -1,0 +1,121 @@
+//! The simulator: whole engines over hours and days of virtual time, in a world that fails as it was drawn, and
+//! checkers that watch from outside whether what `ARCHITECTURE.md` promises holds.
+//!
+//! One seed replays a run exactly, with the same commit. A broken promise is a panic that names it; the seed stands in
+//! front of it.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "it is a program for a terminal")]
+
+mod canary;
+mod checker;
+mod client;
+mod clock;
+mod disk;
+mod dns;
+mod event_log;
+mod mix;
+mod net;
+mod peer;
+mod random;
+#[cfg(test)]
+mod tests;
+mod workload;
+mod world;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+
+use canary::Canary;
+use world::{Report, World};
+
+/// Runs whole engines in virtual time, with faults, and checks what was promised.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Run this seed only, and tell its mix of faults.
+    #[arg(long, conflicts_with_all = ["seeds", "base", "minutes"])]
+    seed: Option<u64>,
+    /// Run so many seeds.
+    #[arg(long, default_value_t = u64::MAX)]
+    seeds: u64,
+    /// The first of them; default: the time.
+    #[arg(long)]
+    base: Option<u64>,
+    /// Stop after so many minutes of real time.
+    #[arg(long, default_value_t = 1.0)]
+    minutes: f64,
+    /// Plant a bug into the world: a checker has to find it.
+    #[arg(long)]
+    canary: Option<Canary>,
+}
+
+fn main() {
+    let options = Options::parse();
+    if let Some(seed) = options.seed {
+        println!("seed {seed}:{}", World::mix_of(seed));
+        let report = World::run(seed, options.canary);
+        println!("{report:#?}");
+        return;
+    }
+    let base = options.base.unwrap_or_else(|| {
+        let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        time.as_secs() * 1_000
+    });
+    println!("base seed {base}");
+    let begin = Instant::now();
+    let until = begin + Duration::from_secs_f64(options.minutes * 60.0);
+    let mut totals = Totals::default();
+    for seed in (base..).take(usize::try_from(options.seeds).unwrap_or(usize::MAX)) {
+        if Instant::now() >= until {
+            break;
+        }
+        std::panic::set_hook(Box::new(move |panic| eprintln!("seed {seed}: {panic}")));
+        totals.add(&World::run(seed, options.canary));
+    }
+    totals.print(begin.elapsed());
+}
+
+/// What all runs together were like.
+#[derive(Debug, Default)]
+struct Totals {
+    runs: u64,
+    runs_that_count: u64,
+    recipients: u64,
+    virtual_hours: u64,
+    events: u64,
+    crashes: u64,
+    faults: BTreeMap<&'static str, u64>,
+    verdicts: BTreeMap<&'static str, u64>,
+}
+
+impl Totals {
+    fn add(&mut self, report: &Report) {
+        self.runs += 1;
+        self.runs_that_count += u64::from(report.counts_as_run());
+        self.recipients += report.counts.recipients;
+        self.virtual_hours += report.duration / clock::HOUR;
+        self.events += report.events;
+        self.crashes += report.crashes;
+        for (name, count) in &report.faults {
+            *self.faults.entry(name).or_default() += count;
+        }
+        for (name, count) in &report.verdicts {
+            *self.verdicts.entry(name).or_default() += count;
+        }
+    }
+
+    fn print(&self, took: Duration) {
+        for (title, rows) in [("verdict", &self.verdicts), ("fault", &self.faults)] {
+            println!("{title:-<64}");
+            for (name, count) in rows {
+                println!("{count:>10}  {name}");
+            }
+        }
+        println!(
+            "{} runs, {} of them long and full enough; {} recipients, {} hours, {} crashes, {} events",
+            self.runs, self.runs_that_count, self.recipients, self.virtual_hours, self.crashes, self.events
+        );
+        println!("{:.0} runs a minute", self.runs as f64 / took.as_secs_f64().max(0.001) * 60.0);
+    }
+}

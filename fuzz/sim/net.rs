@@ -1,0 +1,463 @@
+//! The network between the engine and its peers: delay, loss, slow links, octets in pieces, connections that are cut at
+//! any octet, and the life of a connection as the engine's driver (`engine/src/runtime/link.rs`) tells it to a shard.
+
+use std::collections::VecDeque;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+
+use postrider::pool::connection::ConnectionKey;
+use postrider::shard::{ConnectError, Connected};
+
+use crate::canary::Canary;
+use crate::clock::{MS, Micros, SECOND};
+use crate::mix::{Fault, spread};
+use crate::peer::{Around, Peer, Say, Taken};
+use crate::world::{Event, World};
+
+/// Names a connection for as long as the run lasts.
+pub(crate) type LinkId = u64;
+
+/// A connection.
+#[derive(Debug)]
+pub(crate) struct Link {
+    shard: usize,
+    connection: ConnectionKey,
+    pub(crate) source: usize,
+    pub(crate) site: usize,
+    peer: Peer,
+    address: SocketAddr,
+    is_up: bool,
+    /// The shard wants to know what comes.
+    is_heard: bool,
+    /// The engine's socket is there: the connection counts.
+    pub(crate) is_open: bool,
+    /// The peer's socket is there.
+    is_peer_open: bool,
+    /// Nothing arrives any more, and nobody says so.
+    is_silent: bool,
+    latency: Micros,
+    octets_per_second: u64,
+    /// Octets that the network takes before it fails, to the peer and from it.
+    cut: Option<Cut>,
+    emitted: u64,
+    reported: u64,
+    /// When the last of what was sent leaves, and when the last of what was said arrives.
+    leaves_at: Micros,
+    arrives_at: Micros,
+    /// Messages that a peer took, and whose reply is on its way.
+    unheard: VecDeque<Taken>,
+    active_at: Micros,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    is_to_peer: bool,
+    octets_left: u64,
+    is_silent: bool,
+}
+
+/// What happens to a connection.
+#[derive(Debug)]
+pub(crate) enum NetEvent {
+    Connected,
+    ConnectFailed,
+    /// So many octets more are with the kernel.
+    Sent(u64),
+    ToPeer(Vec<u8>),
+    /// The last piece of a reply to content that was taken tells so.
+    ToEngine {
+        octets: Vec<u8>,
+        tells: bool,
+    },
+    TlsDone,
+    PeerClosed(&'static str),
+    EngineClosed,
+    LingerOver,
+    Aborted,
+    PeerIdle,
+}
+
+impl World {
+    pub(crate) fn connect(&mut self, shard: usize, connection: ConnectionKey, source: usize, to: SocketAddr) {
+        let host = self.hosts.iter().position(|host| host.address == to).expect("it is one of the hosts");
+        let latency = 200 + self.random.below(80 * MS);
+        let slow = self.mix.strikes(Fault::SlowLink, &mut self.random);
+        let link = Link {
+            shard,
+            connection,
+            source,
+            site: self.hosts[host].site,
+            peer: Peer::new(host, source),
+            address: to,
+            is_up: false,
+            is_heard: true,
+            is_open: true,
+            is_peer_open: false,
+            is_silent: false,
+            latency,
+            octets_per_second: if slow { 200 + self.random.below(2_000) } else { 10_000_000 },
+            cut: self.draw_cut(),
+            emitted: 0,
+            reported: 0,
+            leaves_at: 0,
+            arrives_at: 0,
+            unheard: VecDeque::new(),
+            active_at: self.clock.micros(),
+        };
+        let id = self.next_link;
+        self.next_link += 1;
+        let other = self.links_of.insert((shard, connection), id);
+        assert!(other.is_none(), "a connection's place is given to one at a time");
+        self.links.insert(id, link);
+        self.watch_connections(id);
+        let is_down = self.hosts[host].down_until > self.clock.micros();
+        let is_silent = is_down && self.hosts[host].is_down_silently;
+        if is_silent || self.mix.strikes(Fault::ConnectLost, &mut self.random) {
+            return;
+        }
+        let refused = is_down || self.mix.strikes(Fault::ConnectRefused, &mut self.random);
+        let event = if refused { NetEvent::ConnectFailed } else { NetEvent::Connected };
+        let wait = 2 * latency + self.delay();
+        self.clock.after(wait, Event::Net(id, event));
+    }
+
+    fn draw_cut(&mut self) -> Option<Cut> {
+        let is_silent = self.mix.strikes(Fault::Silent, &mut self.random);
+        if !is_silent && !self.mix.strikes(Fault::Cut, &mut self.random) {
+            return None;
+        }
+        // Most connections carry some hundred octets, some many thousand.
+        let octets_left = spread(&mut self.random, 16, 11);
+        Some(Cut { is_to_peer: self.random.one_in(2), octets_left, is_silent })
+    }
+
+    /// What a lost packet costs.
+    fn delay(&mut self) -> Micros {
+        if self.mix.strikes(Fault::Delayed, &mut self.random) { self.random.below(30 * SECOND) } else { 0 }
+    }
+
+    pub(crate) fn link_of(&self, shard: usize, connection: ConnectionKey) -> Option<LinkId> {
+        self.links_of.get(&(shard, connection)).copied()
+    }
+
+    pub(crate) fn send(&mut self, shard: usize, connection: ConnectionKey, octets: &[u8]) {
+        let Some(id) = self.link_of(shard, connection) else { return };
+        let link = self.links.get_mut(&id).expect("it is there");
+        if !link.is_heard {
+            return;
+        }
+        link.emitted += octets.len() as u64;
+        let mut rest = self.without_resets(octets);
+        let (mut broken, mut leaves_at) = (false, self.links[&id].leaves_at.max(self.clock.micros()));
+        while !rest.is_empty() {
+            let piece = self.split(&mut rest);
+            let delay = self.delay();
+            let link = self.links.get_mut(&id).expect("it is there");
+            leaves_at += 10 + piece.len() as u64 * SECOND / link.octets_per_second;
+            self.clock.at(leaves_at, Event::Net(id, NetEvent::Sent(piece.len() as u64)));
+            leaves_at += delay;
+            let (arrives, fails) = link.cut(true, &piece);
+            if !broken && !arrives.is_empty() {
+                self.clock.at(leaves_at + link.latency, Event::Net(id, NetEvent::ToPeer(arrives)));
+            }
+            if fails && !broken {
+                broken = true;
+                self.fail(id, leaves_at);
+            }
+        }
+        self.links.get_mut(&id).expect("it is there").leaves_at = leaves_at;
+    }
+
+    /// What is sent, as it leaves; only with a canary another.
+    fn without_resets(&self, octets: &[u8]) -> Vec<u8> {
+        let mut octets = octets.to_vec();
+        if self.canary == Some(Canary::NoReset) {
+            let resets: Vec<usize> =
+                octets.windows(6).enumerate().filter(|(_, it)| it == b"RSET\r\n").map(|it| it.0).collect();
+            for place in resets {
+                octets[place..place + 4].copy_from_slice(b"NOOP");
+            }
+        }
+        octets
+    }
+
+    /// One piece of what is sent or said: mostly all of it.
+    fn split(&mut self, rest: &mut Vec<u8>) -> Vec<u8> {
+        if rest.len() > 1 && self.mix.strikes(Fault::Split, &mut self.random) {
+            let behind = rest.split_off(1 + self.random.below(rest.len() as u64 - 1) as usize);
+            return std::mem::replace(rest, behind);
+        }
+        std::mem::take(rest)
+    }
+
+    /// The connection breaks at an octet.
+    fn fail(&mut self, id: LinkId, at: Micros) {
+        let link = self.links.get_mut(&id).expect("it is there");
+        if link.cut.is_some_and(|cut| cut.is_silent) {
+            link.is_silent = true;
+        } else {
+            self.clock.at(at + link.latency, Event::Net(id, NetEvent::PeerClosed("connection reset by peer")));
+        }
+    }
+
+    pub(crate) fn start_tls(&mut self, shard: usize, connection: ConnectionKey) {
+        if let Some(id) = self.link_of(shard, connection) {
+            self.clock.after(4 * self.links[&id].latency, Event::Net(id, NetEvent::TlsDone));
+        }
+    }
+
+    /// The shard wants it closed when all is sent.
+    pub(crate) fn close(&mut self, shard: usize, connection: ConnectionKey) {
+        let Some(id) = self.link_of(shard, connection).filter(|id| self.links[id].is_open) else { return };
+        self.stop_hearing(id);
+        let link = &self.links[&id];
+        let leaves_at = link.leaves_at.max(self.clock.micros());
+        self.clock.at(leaves_at + link.latency, Event::Net(id, NetEvent::EngineClosed));
+        self.clock.at(leaves_at + LINGER, Event::Net(id, NetEvent::LingerOver));
+        if self.canary == Some(Canary::EarlyFin) {
+            self.tell_gone(id);
+        }
+    }
+
+    pub(crate) fn abort(&mut self, shard: usize, connection: ConnectionKey) {
+        if let Some(id) = self.link_of(shard, connection) {
+            self.clock.after(5, Event::Net(id, NetEvent::Aborted));
+        }
+    }
+
+    /// What the peer still says reaches nobody.
+    fn stop_hearing(&mut self, id: LinkId) {
+        let link = self.links.get_mut(&id).expect("it is there");
+        link.is_heard = false;
+        for (marker, recipients) in link.unheard.drain(..) {
+            self.ledger.forget(marker, &recipients);
+        }
+    }
+
+    pub(crate) fn net(&mut self, id: LinkId, event: NetEvent) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        let (shard, connection, now) = (link.shard, link.connection, self.clock.now());
+        match event {
+            NetEvent::Connected if link.is_open => {
+                link.is_up = true;
+                link.is_peer_open = true;
+                let local = SocketAddr::from(([10, 1, 0, 1 + link.source as u8], 5_000));
+                let made = Connected { local, peer: link.address };
+                self.shards[shard].connected(now, connection, made);
+                self.with_peer(id, |peer, host, around| peer.greet(host, around));
+                self.watch_idle(id);
+                self.turn(shard);
+            }
+            NetEvent::ConnectFailed if link.is_open && !link.is_up => {
+                self.connect_failed(id, ErrorKind::ConnectionRefused);
+            }
+            NetEvent::Sent(octets) if link.is_heard && !link.is_silent => {
+                link.reported += octets;
+                self.shards[shard].connection_sent(now, connection, octets as usize);
+                self.turn(shard);
+            }
+            NetEvent::ToPeer(octets) if link.is_peer_open && !link.is_silent => {
+                self.with_peer(id, |peer, host, around| peer.receive(&octets, host, around));
+                self.turn(shard);
+            }
+            NetEvent::ToEngine { octets, tells } if link.is_heard && !link.is_silent => {
+                if tells {
+                    link.unheard.pop_front();
+                }
+                self.shards[shard].connection_received(now, connection, &octets);
+                self.turn(shard);
+            }
+            NetEvent::TlsDone if link.is_heard && !link.is_silent => self.finish_handshake(id),
+            NetEvent::PeerClosed(reason) if link.is_open && link.is_up && !link.is_silent => {
+                link.is_peer_open = false;
+                self.lose(id, reason);
+            }
+            NetEvent::EngineClosed if link.is_peer_open && !link.is_silent => {
+                link.is_peer_open = false;
+                let at = link.arrives_at.max(self.clock.micros());
+                self.clock.at(at + link.latency, Event::Net(id, NetEvent::PeerClosed("closed")));
+            }
+            NetEvent::LingerOver if link.is_open => self.lose(id, "closed"),
+            NetEvent::Aborted if link.is_open && !link.is_up => {
+                self.connect_failed(id, ErrorKind::TimedOut);
+            }
+            NetEvent::Aborted if link.is_open => self.lose(id, "aborted"),
+            NetEvent::PeerIdle => self.watch_idle(id),
+            _ => {}
+        }
+    }
+
+    /// Lets the peer act, and carries what it says.
+    fn with_peer(&mut self, id: LinkId, act: impl FnOnce(&mut Peer, &mut crate::peer::Host, &mut Around<'_>)) {
+        let link = self.links.get_mut(&id).expect("it is there");
+        link.active_at = self.clock.micros();
+        let mut around = Around {
+            now: self.clock.micros(),
+            random: &mut self.random,
+            mix: &mut self.mix,
+            ledger: &mut self.ledger,
+            limits: self.peer_limits,
+            is_heard: link.is_heard,
+            canary: self.canary,
+        };
+        let host = &mut self.hosts[link.peer.host];
+        act(&mut link.peer, host, &mut around);
+        while let Some(say) = self.links.get_mut(&id).expect("it is there").peer.says.pop_front() {
+            match say {
+                Say::Text { wait, text, takes } => self.say(id, wait, text, takes),
+                Say::Close => {
+                    let link = self.links.get_mut(&id).expect("it is there");
+                    link.is_peer_open = false;
+                    let at = link.arrives_at.max(self.clock.micros()) + link.latency;
+                    let closed = NetEvent::PeerClosed("the connection was closed");
+                    self.clock.at(at, Event::Net(id, closed));
+                }
+            }
+        }
+    }
+
+    fn say(&mut self, id: LinkId, wait: Micros, text: Vec<u8>, takes: Option<Taken>) {
+        let link = self.links.get_mut(&id).expect("it is there");
+        let tells = takes.is_some();
+        match takes {
+            Some((marker, recipients)) if !link.is_heard => self.ledger.forget(marker, &recipients),
+            Some(taken) => link.unheard.push_back(taken),
+            None => {}
+        }
+        let mut at = link.arrives_at.max(self.clock.micros()) + wait;
+        let mut rest = text;
+        while !rest.is_empty() {
+            let piece = self.split(&mut rest);
+            at += self.delay() + 10;
+            let link = self.links.get_mut(&id).expect("it is there");
+            let (octets, fails) = link.cut(false, &piece);
+            let tells = tells && rest.is_empty() && octets.len() == piece.len();
+            if !octets.is_empty() {
+                self.clock.at(at + link.latency, Event::Net(id, NetEvent::ToEngine { octets, tells }));
+            }
+            if fails {
+                link.is_peer_open = false;
+                self.fail(id, at);
+                break;
+            }
+        }
+        self.links.get_mut(&id).expect("it is there").arrives_at = at;
+    }
+
+    fn finish_handshake(&mut self, id: LinkId) {
+        let link = self.links.get_mut(&id).expect("it is there");
+        let (shard, connection) = (link.shard, link.connection);
+        if !link.peer.is_handshaking() {
+            return;
+        }
+        let result = self.hosts[link.peer.host].shake_hands();
+        match &result {
+            Ok(_) => link.peer.tls_started(),
+            Err(_) => link.is_peer_open = false,
+        }
+        self.shards[shard].connection_tls(self.clock.now(), connection, result);
+        self.turn(shard);
+    }
+
+    /// A peer that closes idle connections looks at this one, and will look again.
+    fn watch_idle(&mut self, id: LinkId) {
+        let link = &self.links[&id];
+        let Some(idle_max) = self.hosts[link.peer.host].habits.idle_max.filter(|_| link.is_peer_open) else { return };
+        let over_at = link.active_at + idle_max;
+        if self.clock.micros() >= over_at {
+            self.mix.count(Fault::IdleClosed);
+            self.with_peer(id, |peer, _, around| peer.dismiss(around));
+        } else {
+            self.clock.at(over_at, Event::Net(id, NetEvent::PeerIdle));
+        }
+    }
+
+    /// The connection is over, for whatever reason.
+    fn lose(&mut self, id: LinkId, reason: &str) {
+        let link = self.links.get_mut(&id).expect("it is there");
+        let (shard, connection, now, is_heard) = (link.shard, link.connection, self.clock.now(), link.is_heard);
+        let unreported = link.emitted - link.reported;
+        // The kernel took what fits into its buffer.
+        if is_heard && unreported > 0 && !link.is_silent {
+            link.reported += unreported;
+            self.shards[shard].connection_sent(now, connection, unreported as usize);
+        }
+        self.end_link(id);
+        if is_heard {
+            self.shards[shard].connection_closed(now, connection, reason);
+            self.turn(shard);
+        }
+        self.tell_gone(id);
+        self.links.remove(&id);
+    }
+
+    /// The shard may use the connection's place again.
+    fn tell_gone(&mut self, id: LinkId) {
+        let link = &self.links[&id];
+        let key @ (shard, connection) = (link.shard, link.connection);
+        if self.links_of.get(&key) == Some(&id) {
+            self.links_of.remove(&key);
+            self.shards[shard].connection_gone(self.clock.now(), connection);
+            self.turn(shard);
+        }
+    }
+
+    fn connect_failed(&mut self, id: LinkId, kind: ErrorKind) {
+        let link = self.links.remove(&id).expect("it is there");
+        self.links_of.remove(&(link.shard, link.connection));
+        let error = ConnectError::Failed(kind.into());
+        self.shards[link.shard].connect_failed(self.clock.now(), link.connection, &error);
+        self.turn(link.shard);
+    }
+
+    /// Both sockets are gone.
+    fn end_link(&mut self, id: LinkId) {
+        self.stop_hearing(id);
+        let link = self.links.get_mut(&id).expect("it is there");
+        link.is_open = false;
+        link.is_peer_open = false;
+    }
+
+    /// The engine's process is gone, and with it all its sockets.
+    pub(crate) fn end_all_links(&mut self) {
+        for id in self.links.keys().copied().collect::<Vec<_>>() {
+            self.stop_hearing(id);
+        }
+        self.links.clear();
+        self.links_of.clear();
+    }
+
+    /// The network is mended: connections of before, which may be silent or slow, break.
+    pub(crate) fn break_all_links(&mut self) {
+        for (id, link) in &mut self.links {
+            link.is_silent = false;
+            let event =
+                if link.is_up { NetEvent::PeerClosed("connection reset by peer") } else { NetEvent::ConnectFailed };
+            self.clock.after(link.latency, Event::Net(*id, event));
+        }
+    }
+
+    /// LIMITS-HOLD: a pair's connections count from connect until the peer's FIN.
+    fn watch_connections(&self, id: LinkId) {
+        let Link { source, site, .. } = self.links[&id];
+        let open = self.links.values().filter(|link| link.is_open && (link.source, link.site) == (source, site));
+        let open = open.count();
+        let limit = self.connection_limit;
+        assert!(open <= limit, "LIMITS-HOLD: {open} connections of source {source} to site {site}, of {limit}");
+    }
+}
+
+impl Link {
+    /// What of a piece arrives, and whether the connection fails there.
+    fn cut(&mut self, is_to_peer: bool, piece: &[u8]) -> (Vec<u8>, bool) {
+        let Some(cut) = self.cut.as_mut().filter(|cut| cut.is_to_peer == is_to_peer) else {
+            return (piece.to_vec(), false);
+        };
+        let arrives = piece.len().min(cut.octets_left as usize);
+        cut.octets_left -= arrives as u64;
+        (piece[..arrives].to_vec(), arrives < piece.len())
+    }
+}
+
+/// As `engine/src/limits.rs` has it.
+const LINGER: Micros = 2 * SECOND;

@@ -1,0 +1,19 @@
+//! A few seeds, and one of them twice. `tests/canary.rs` plants bugs; `cargo run --release -p postrider-sim` runs many.
+
+use crate::world::World;
+
+/// A seed for each number of shards that a run may begin with.
+#[test]
+fn a_few_seeds_keep_every_promise() {
+    for seed in 1..=3 {
+        println!("seed {seed}:{}", World::mix_of(seed));
+        let report = World::run(seed, None);
+        assert!(report.counts.delivered > 0, "seed {seed}: {report:?}");
+    }
+}
+
+/// One seed replays all.
+#[test]
+fn a_seed_gives_the_same_run_again() {
+    assert_eq!(World::run(7, None), World::run(7, None));
+}

@@ -1,0 +1,796 @@
+//! A whole engine in virtual time, over several lives: its shards, disk, clients, peers, network, DNS, event log and
+//! control thread.
+//!
+//! A run has two phases. In the first everything fails that the run's mix has in it, and the promises of safety must
+//! hold at every moment. Then all heals and no mail comes any more: within bounded time every message must have come to
+//! its end.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use postrider::accept::Policy;
+use postrider::admin::metrics::ShardMetrics;
+use postrider::admin::{MessageFilter, MessageRow};
+use postrider::config::{
+    Chunking, Config, DomainPattern, EgressPool, EgressSource, RetrySchedule, Route, RouteTarget, TlsMode,
+};
+use postrider::handover::{Ask, ControlMessage, PairKey, ShardMessage, Told};
+use postrider::outcome::event::{Logged, LoggedRecord};
+use postrider::pool::connection::ConnectionKey;
+use postrider::shard::{Action, SessionKey, Shard, ShardOptions};
+use postrider_spool::record::LogId;
+use postrider_spool::sim::SimDisk;
+use postrider_spool::{Completion, Durability, Operation, Spool, SpoolOptions};
+
+use crate::canary::Canary;
+use crate::checker::{Counts, Ledger, Marker};
+use crate::client::Client;
+use crate::clock::{Clock, HOUR, MINUTE, MS, Micros, SECOND};
+use crate::disk::Weather;
+use crate::dns::{Dns, IMPLICIT, SMTP_PORT};
+use crate::event_log::EventLog;
+use crate::mix::{Fault, Mix, spread};
+use crate::net::{Link, LinkId, NetEvent};
+use crate::peer::{Host, PeerLimits};
+use crate::random::Random;
+use crate::workload;
+
+/// What happens next, and to whom.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A shard wanted a turn by now.
+    Turn {
+        shard: usize,
+    },
+    Execute(u64),
+    Completed {
+        shard: usize,
+        log: LogId,
+        completion: Completion,
+    },
+    Mail {
+        to: usize,
+    },
+    /// The control thread's answers overtake each other.
+    Answer {
+        to: usize,
+        message: Box<ShardMessage>,
+    },
+    Net(LinkId, NetEvent),
+    Client {
+        shard: usize,
+        session: SessionKey,
+    },
+    Submit,
+    WriteEvents,
+    Compare,
+    /// Hosts go down, and come back.
+    Hosts,
+    EndLife,
+    Heal,
+}
+
+/// What a run was like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Report {
+    pub(crate) counts: Counts,
+    pub(crate) duration: Micros,
+    pub(crate) shards_max: usize,
+    pub(crate) crashes: u64,
+    pub(crate) faults: Vec<(&'static str, u64)>,
+    pub(crate) verdicts: BTreeMap<&'static str, u64>,
+    pub(crate) events: u64,
+    /// Of all that happened, and when.
+    pub(crate) digest: u64,
+}
+
+impl Report {
+    /// Whether the run was long and full enough to show anything.
+    pub(crate) fn counts_as_run(&self) -> bool {
+        self.duration >= HOUR && self.counts.recipients >= 2_000 && self.shards_max >= 2 && self.crashes >= 1
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) clock: Clock<Event>,
+    pub(crate) random: Random,
+    pub(crate) mix: Mix,
+    pub(crate) canary: Option<Canary>,
+    pub(crate) ledger: Ledger,
+    events: EventLog,
+    /// New messages that may still wait for it.
+    waiting_messages: usize,
+    events_fail_until: Micros,
+
+    // the world around
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) dns: Dns,
+    pub(crate) links: BTreeMap<LinkId, Link>,
+    pub(crate) links_of: BTreeMap<(usize, ConnectionKey), LinkId>,
+    pub(crate) next_link: LinkId,
+    pub(crate) clients: BTreeMap<(usize, SessionKey), Client>,
+    pub(crate) injections: BTreeMap<u64, Marker>,
+    pub(crate) recipients_wanted: u64,
+    pub(crate) pause_max: Micros,
+    /// In bounded time after this everything must have come to its end.
+    heal_at: Micros,
+    lives_left: u64,
+
+    // the disk
+    pub(crate) disk: SimDisk,
+    pub(crate) weather: Weather,
+    pub(crate) operations: BTreeMap<u64, (usize, LogId, Operation)>,
+    pub(crate) next_operation: u64,
+
+    // the engine's present life
+    config: Arc<Config>,
+    spool_options: SpoolOptions,
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) peer_limits: PeerLimits,
+    pub(crate) connection_limit: usize,
+    pub(crate) shards: Vec<Shard>,
+    metrics: Vec<Arc<ShardMetrics>>,
+    /// The log of each shard that takes mail.
+    active: Vec<LogId>,
+    stopped: Vec<bool>,
+    is_stopping: bool,
+    armed: Vec<Micros>,
+    stalled_until: Vec<Micros>,
+    waiting_mail: Vec<VecDeque<ShardMessage>>,
+    mail_at: Vec<Micros>,
+    owners: BTreeMap<(usize, Arc<str>), usize>,
+    answers: BTreeMap<u64, Vec<MessageRow>>,
+    questions: u64,
+    // Holds the lock of the spool's directory.
+    spool: Option<Spool>,
+
+    report: Report,
+}
+
+impl World {
+    /// One run, to its end. Panics where a promise is broken.
+    pub(crate) fn run(seed: u64, canary: Option<Canary>) -> Report {
+        let mut world = Self::new(seed, canary);
+        world.start(1 + (seed % 3) as usize);
+        for event in [Event::Submit, Event::WriteEvents, Event::Hosts, Event::Compare] {
+            world.clock.after(0, event);
+        }
+        let lives = world.lives_left;
+        for life in 1..=lives {
+            let at = world.heal_at * life / (lives + 1) + world.random.below(MINUTE);
+            world.clock.at(at, Event::EndLife);
+        }
+        world.clock.at(world.heal_at, Event::Heal);
+        while !world.is_over() {
+            let event = world.clock.next().expect("shards always want another turn");
+            world.happen(event);
+        }
+        world.finish()
+    }
+
+    /// What the seed's mix is, for those who look for the cause of something.
+    pub(crate) fn mix_of(seed: u64) -> Mix {
+        Self::new(seed, None).mix
+    }
+
+    fn new(seed: u64, canary: Option<Canary>) -> Self {
+        let mut random = Random::new(seed);
+        let mut mix = Mix::draw(&mut random);
+        let config = Arc::new(config(&mut random));
+        let (hosts, dns) = internet(&config, &mut random, &mut mix);
+        let small = random.one_in(6);
+        let (segment_bytes, max_bytes) = if small { (48 << 10, 3 << 20) } else { (128 << 10, 16 << 20) };
+        let spool_options =
+            SpoolOptions { segment_bytes, max_bytes, hot_bytes: 64 << 10, durability: Durability::Fsync };
+        let heal_at = HOUR + spread(&mut random, HOUR, 3);
+        let ledger = Ledger::new(config.retry.schedule.clone(), Counts::default());
+        let report = Report {
+            counts: Counts::default(),
+            duration: 0,
+            shards_max: 0,
+            crashes: 0,
+            faults: Vec::new(),
+            verdicts: BTreeMap::new(),
+            events: 0,
+            digest: 0,
+        };
+        let mut given = Config::clone(&config);
+        given.shaping.connection_limit += u32::from(canary == Some(Canary::HigherLimit));
+        let policy = Arc::new(Policy::new(&given).expect("it has no keys"));
+        Self {
+            clock: Clock::new(),
+            mix,
+            canary,
+            ledger,
+            events: EventLog::default(),
+            waiting_messages: 0,
+            events_fail_until: 0,
+            hosts,
+            dns,
+            links: BTreeMap::new(),
+            links_of: BTreeMap::new(),
+            next_link: 0,
+            clients: BTreeMap::new(),
+            injections: BTreeMap::new(),
+            recipients_wanted: 2_000 + random.below(400),
+            pause_max: (heal_at / 60).max(MINUTE),
+            heal_at,
+            lives_left: 1 + random.below(3),
+            disk: SimDisk::new(seed),
+            weather: Weather::default(),
+            operations: BTreeMap::new(),
+            next_operation: 0,
+            peer_limits: PeerLimits {
+                deliveries_max: u64::from(config.shaping.max_deliveries_per_connection),
+                recipients_max: config.shaping.max_recipients_per_batch as usize,
+            },
+            connection_limit: config.shaping.connection_limit as usize,
+            config: Arc::new(given),
+            spool_options,
+            policy,
+            shards: Vec::new(),
+            metrics: Vec::new(),
+            active: Vec::new(),
+            stopped: Vec::new(),
+            is_stopping: false,
+            armed: Vec::new(),
+            stalled_until: Vec::new(),
+            waiting_mail: Vec::new(),
+            mail_at: Vec::new(),
+            owners: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            questions: 0,
+            spool: None,
+            random,
+            report,
+        }
+    }
+
+    /// Starts an engine on what is on the disk, and checks that it is what was promised.
+    fn start(&mut self, shards: usize) {
+        self.calm_disk();
+        self.disk.hold_syncs(self.canary == Some(Canary::EarlySync));
+        let disk = Arc::new(self.disk.clone());
+        let mut spool = Spool::open_on(disk, Path::new(SPOOL), self.spool_options).expect("the spool opens");
+        let logs = spool.assign(shards).expect("there are logs");
+        self.spool = Some(spool);
+        self.shards.clear();
+        self.active.clear();
+        self.metrics = (0..shards).map(|_| Arc::default()).collect();
+        for (id, logs) in logs.into_iter().enumerate() {
+            let mut shard = Shard::new(ShardOptions {
+                id,
+                shards,
+                config: Arc::clone(&self.config),
+                policy: Arc::clone(&self.policy),
+                metrics: Arc::clone(&self.metrics[id]),
+                seed: self.random.below(u64::MAX),
+                sessions_max: SESSIONS_MAX,
+            });
+            self.active.push(logs[0].id());
+            for log in logs {
+                let cursor = self.events.cursor(log.id());
+                shard.recover(log, cursor, self.random.below(u64::MAX)).expect("the log recovers");
+            }
+            self.shards.push(shard);
+        }
+        self.stopped = vec![false; shards];
+        self.is_stopping = false;
+        self.armed = vec![Micros::MAX; shards];
+        self.stalled_until = vec![0; shards];
+        self.waiting_mail = (0..shards).map(|_| VecDeque::new()).collect();
+        self.mail_at = vec![0; shards];
+        self.report.shards_max = self.report.shards_max.max(shards);
+        self.ledger.crash();
+        self.events.crash();
+        self.waiting_messages = 0;
+        for shard in 0..shards {
+            self.turn(shard);
+        }
+        for metrics in &self.metrics {
+            assert_eq!(metrics.spool_quarantined_records.get(), 0, "NOTHING-LOST: a crash is not damage");
+            assert_eq!(metrics.spool_held_messages.get(), 0, "NOTHING-LOST: a checkpoint was there");
+        }
+        self.ledger.check_recovered();
+        let rows = self.ask();
+        self.ledger.check_schedule(&rows, self.clock.now().wall_ms);
+    }
+
+    fn happen(&mut self, event: Event) {
+        self.report.events += 1;
+        if let Some(shard) = self.shard_of(&event) {
+            if shard >= self.shards.len() {
+                return;
+            }
+            if self.stalled_until[shard] > self.clock.micros() {
+                let until = self.stalled_until[shard];
+                return self.clock.at(until, event);
+            }
+            if self.mix.strikes(Fault::ShardStalled, &mut self.random) {
+                self.stalled_until[shard] = self.clock.micros() + self.random.below(20 * SECOND);
+            }
+        }
+        self.digest(&event);
+        match event {
+            Event::Turn { shard } => {
+                if self.armed[shard] == self.clock.micros() {
+                    self.armed[shard] = Micros::MAX;
+                    self.turn(shard);
+                }
+            }
+            Event::Execute(operation) => self.execute(operation),
+            Event::Completed { shard, log, completion } => {
+                self.shards[shard].spool_completed(self.clock.now(), log, completion);
+                self.turn(shard);
+            }
+            Event::Mail { to } => {
+                let message = self.waiting_mail[to].pop_front().expect("it was sent");
+                self.shards[to].handle_message(message);
+                self.turn(to);
+            }
+            Event::Answer { to, message } => {
+                self.shards[to].handle_message(*message);
+                self.turn(to);
+            }
+            Event::Net(link, event) => self.net(link, event),
+            Event::Client { shard, session } => self.step_client(shard, session),
+            Event::Submit => self.submit(),
+            Event::WriteEvents => self.write_events(),
+            Event::Compare => self.compare(),
+            Event::Hosts => self.trouble_hosts(),
+            Event::EndLife => self.end_life(),
+            Event::Heal => self.heal(),
+        }
+    }
+
+    /// The shard that an event is for.
+    fn shard_of(&self, event: &Event) -> Option<usize> {
+        match event {
+            Event::Turn { shard } | Event::Completed { shard, .. } | Event::Client { shard, .. } => Some(*shard),
+            Event::Mail { to } | Event::Answer { to, .. } => Some(*to),
+            _ => None,
+        }
+    }
+
+    /// Two runs of one seed are the same run.
+    fn digest(&mut self, event: &Event) {
+        let kind = match event {
+            Event::Turn { shard } => *shard as u64,
+            Event::Execute(operation) => 100 + operation,
+            Event::Net(link, _) => 1 << 40 | link,
+            Event::Client { session, .. } => 1 << 41 | session.0,
+            _ => 1 << 42,
+        };
+        for value in [self.clock.micros(), kind] {
+            self.report.digest = (self.report.digest ^ value).wrapping_mul(0x0100_0000_01b3).rotate_left(17);
+        }
+    }
+
+    /// Gives a shard its turns, carries out what it wants, and plans its next turn.
+    pub(crate) fn turn(&mut self, shard: usize) {
+        let blocked = self.events.waiting() > EVENTS_WAITING_MAX || self.events_fail_until > self.clock.micros();
+        self.shards[shard].set_events_blocked(blocked && self.canary != Some(Canary::EndlessEvents));
+        let now = self.clock.now();
+        loop {
+            self.shards[shard].turn(now);
+            self.carry_out(shard);
+            if !self.shards[shard].has_more() {
+                break;
+            }
+        }
+        let next = self.clock.micros_of(self.shards[shard].next_timeout(now));
+        // What is overdue after a turn waits for something else.
+        let next = next.max(self.clock.micros() + MS);
+        if next < self.armed[shard] || self.armed[shard] <= self.clock.micros() {
+            self.armed[shard] = next;
+            self.clock.at(next, Event::Turn { shard });
+        }
+    }
+
+    fn carry_out(&mut self, shard: usize) {
+        while let Some(action) = self.shards[shard].poll_action() {
+            match action {
+                Action::SessionSend { session, bytes } => {
+                    let (log, now_ms) = (self.active[shard], self.clock.now().wall_ms);
+                    if let Some(client) = self.clients.get_mut(&(shard, session)) {
+                        let mut write = |marker| workload::message(marker, false, now_ms, &self.dns, &mut self.random);
+                        client.hear(&bytes, log, &mut self.ledger, &mut write);
+                    }
+                }
+                Action::SessionClose { session } | Action::SessionAbort { session } => {
+                    self.clients.remove(&(shard, session));
+                    self.shards[shard].session_closed(session);
+                }
+                Action::SessionResume { .. } => {}
+                Action::Spool { log, operation } => self.begin_operation(shard, log, operation),
+                Action::RemoveLog(log) => {
+                    // After a failure the next start removes it.
+                    let _ = log.remove();
+                }
+                Action::Connect { connection, source, to } => {
+                    let other = usize::from(self.canary == Some(Canary::OtherSource) && self.random.one_in(50));
+                    self.connect(shard, connection, (source + other) % 3, to);
+                }
+                Action::ConnectionSend { connection, chunks } => {
+                    let octets: Vec<u8> = chunks.iter().flat_map(|chunk| chunk.as_ref()).copied().collect();
+                    self.send(shard, connection, &octets);
+                }
+                Action::ConnectionClose { connection } => self.close(shard, connection),
+                Action::ConnectionAbort { connection } => self.abort(shard, connection),
+                Action::ConnectionStartTls { connection, .. } => self.start_tls(shard, connection),
+                Action::SessionStartTls { .. } => unreachable!("it is not offered"),
+                Action::Shard { to, message } => {
+                    if let ShardMessage::Settled(settled) = &message {
+                        for (_, verdict) in &settled.result.results {
+                            *self.report.verdicts.entry(verdict.rule).or_default() += 1;
+                        }
+                    }
+                    let is_lost = self.canary == Some(Canary::DroppedMail) && self.random.one_in(300);
+                    if !is_lost {
+                        self.mail(to, message);
+                    }
+                }
+                Action::Control(message) => self.control(message),
+                Action::Reserve(_) => unreachable!("no rate is configured"),
+                Action::Injected { injection, answer } => {
+                    let marker = self.injections.remove(&injection).expect("it was injected");
+                    match answer {
+                        Ok(id) => self.ledger.accept(marker, id),
+                        Err(refusal) => {
+                            let in_doubt = refusal.text().contains("Spool failed").then_some(self.active[shard]);
+                            self.ledger.refuse(marker, in_doubt);
+                        }
+                    }
+                }
+                Action::Events(records) => self.tell(records),
+            }
+        }
+    }
+
+    fn tell(&mut self, records: Vec<LoggedRecord>) {
+        for record in records {
+            let is_outcome = matches!(record.record, Logged::Outcome(_));
+            if is_outcome && self.canary == Some(Canary::DroppedOutcome) && self.random.one_in(200) {
+                continue;
+            }
+            let record = Arc::new(record);
+            self.ledger.tell(&record);
+            self.waiting_messages += usize::from(!is_outcome);
+            self.events.take(record);
+        }
+    }
+
+    /// A message to a shard, behind those that were sent before it.
+    pub(crate) fn mail(&mut self, to: usize, message: ShardMessage) {
+        let late = self.mix.strikes(Fault::MailDelayed, &mut self.random);
+        let takes = if late { self.random.below(5 * SECOND) } else { 1 + self.random.below(50) };
+        let at = (self.clock.micros() + takes).max(self.mail_at[to]);
+        self.mail_at[to] = at;
+        self.waiting_mail[to].push_back(message);
+        let waiting = self.waiting_mail[to].len();
+        assert!(waiting <= MAIL_WAITING_MAX, "BOUNDED-MEMORY: {waiting} messages wait for shard {to}");
+        self.clock.at(at, Event::Mail { to });
+    }
+
+    /// The control thread.
+    fn control(&mut self, message: ControlMessage) {
+        match message {
+            ControlMessage::FindRoute { shard, domain } => {
+                let slow = self.mix.strikes(Fault::DnsSlow, &mut self.random);
+                let wait = if slow { self.random.below(30 * SECOND) } else { 100 + self.random.below(20 * MS) };
+                let now = self.clock.now();
+                let result = self.dns.resolve(&domain, now, &self.hosts, &mut self.random, &mut self.mix);
+                if let Err(failure) = &result
+                    && failure.kind == postrider::deliver::route::RouteFailureKind::Bounce
+                {
+                    self.ledger.undeliverable(&domain);
+                }
+                let message = Box::new(ShardMessage::Routed { domain, result });
+                self.clock.after(wait, Event::Answer { to: shard, message });
+            }
+            ControlMessage::FindOwner { shard, pair } => {
+                let PairKey { source, rollup, .. } = pair.clone();
+                let drawn = self.random.below(self.shards.len() as u64) as usize;
+                let owner = *self.owners.entry((source, rollup)).or_insert(drawn);
+                let message = Box::new(ShardMessage::Owner { pair, owner });
+                let wait = 20 + self.random.below(500);
+                self.clock.after(wait, Event::Answer { to: shard, message });
+            }
+            ControlMessage::Answer { question, told: Told::Messages(rows) } => {
+                self.answers.insert(question, rows);
+            }
+            ControlMessage::Stopped { shard } => self.stop_over(shard),
+            message => unreachable!("{message:?}"),
+        }
+    }
+
+    /// Asks all shards for their messages. What these have to read for it is read; nothing else happens meanwhile.
+    fn ask(&mut self) -> Vec<MessageRow> {
+        let mut rows = Vec::new();
+        for shard in 0..self.shards.len() {
+            let told = self.ask_shard(shard, MessageFilter::default());
+            if told.len() < ASK_READS_MAX {
+                rows.extend(told);
+                continue;
+            }
+            // Of more entries one answer may not tell all.
+            let pending = self.ledger.pending();
+            let ids = pending.into_iter().map(|(id, ..)| id);
+            let ids: BTreeSet<_> = ids.filter(|id| usize::from(id.log().0) % self.shards.len() == shard).collect();
+            for id in ids {
+                rows.extend(self.ask_shard(shard, MessageFilter { id: Some(id), ..MessageFilter::default() }));
+            }
+        }
+        if self.canary == Some(Canary::ChangedDue)
+            && let Some(due) = rows.last_mut().and_then(|row| row.due.as_mut())
+        {
+            due.0 += 1_000;
+        }
+        rows
+    }
+
+    fn ask_shard(&mut self, shard: usize, filter: MessageFilter) -> Vec<MessageRow> {
+        self.questions += 1;
+        let ask = Ask::Messages { filter: MessageFilter { limit: usize::MAX, ..filter } };
+        self.shards[shard].handle_message(ShardMessage::Ask { question: self.questions, ask });
+        self.turn(shard);
+        while !self.answers.contains_key(&self.questions) {
+            let is_read =
+                |(at, _, operation): &(usize, LogId, Operation)| *at == shard && operation.describe().0 == "read";
+            let read = self.operations.iter().find(|(_, operation)| is_read(operation));
+            let id = *read.expect("an answer waits for reads only").0;
+            let (_, log, operation) = self.operations.remove(&id).expect("it was just there");
+            self.shards[shard].spool_completed(self.clock.now(), log, postrider_spool::execute(operation));
+            self.turn(shard);
+        }
+        self.answers.remove(&self.questions).expect("it was just there")
+    }
+
+    /// Where nothing waits for a commit, the schedule in memory must be what is durable.
+    fn compare(&mut self) {
+        let wait = MINUTE + self.random.below(self.pause_max * 4);
+        self.clock.after(wait, Event::Compare);
+        let is_committed = |world: &Self| world.shards.iter().all(Shard::is_committed);
+        if !is_committed(self) {
+            return;
+        }
+        let rows = self.ask();
+        if is_committed(self) {
+            self.ledger.check_schedule(&rows, self.clock.now().wall_ms);
+        }
+    }
+
+    fn write_events(&mut self) {
+        let now = self.clock.micros();
+        if self.mix.strikes(Fault::EventsFail, &mut self.random) {
+            self.events_fail_until = now + self.random.below(10 * MINUTE);
+        }
+        let slow = self.mix.strikes(Fault::EventsSlow, &mut self.random);
+        let wait = if slow { self.random.below(10 * SECOND) } else { 100 * MS };
+        self.clock.after(wait, Event::WriteEvents);
+        let waiting = self.waiting_messages;
+        let bound = EVENTS_WAITING_MAX + self.shards.len() * (SESSIONS_MAX + INJECTIONS_MAX);
+        assert!(waiting <= bound, "BOUNDED-MEMORY: {waiting} new messages wait for the event log, of {bound}");
+        if self.events_fail_until > now || self.events.waiting() == 0 {
+            return;
+        }
+        let records = if slow { self.random.below(60) as usize } else { usize::MAX };
+        // Of those that are left, none may be a message.
+        self.waiting_messages = self.waiting_messages.min(self.events.waiting().saturating_sub(records));
+        for (log, sequence) in self.events.write(records, &mut self.ledger) {
+            let shard = usize::from(log.0) % self.shards.len();
+            self.mail(shard, ShardMessage::EventCursor { log, sequence });
+        }
+    }
+
+    fn trouble_hosts(&mut self) {
+        self.clock.after(10 * MINUTE, Event::Hosts);
+        let now = self.clock.micros();
+        for host in &mut self.hosts {
+            if host.down_until < now && self.random.one_in(6) && self.mix.strikes(Fault::HostDown, &mut self.random) {
+                host.down_until = now + spread(&mut self.random, HOUR, 2);
+                host.is_down_silently = self.random.one_in(2);
+            }
+            if host.busy_until < now && self.random.one_in(6) && self.mix.strikes(Fault::Storm, &mut self.random) {
+                host.busy_until = now + self.random.below(20 * MINUTE);
+            }
+        }
+    }
+
+    /// The power goes, the process dies, or it is asked to stop; a start follows, at times with other shards.
+    fn end_life(&mut self) {
+        let faults = [Fault::PowerCut, Fault::Killed, Fault::Stopped];
+        // One of them it is.
+        let fault = if self.report.crashes == 0 { self.random.below(2) } else { self.random.below(3) };
+        let fault = faults[fault as usize];
+        self.mix.count(fault);
+        match fault {
+            Fault::Stopped => {
+                self.is_stopping = true;
+                for shard in 0..self.shards.len() {
+                    self.mail(shard, ShardMessage::Stop);
+                }
+            }
+            _ => self.crash(fault == Fault::Killed),
+        }
+    }
+
+    fn stop_over(&mut self, shard: usize) {
+        assert!(self.is_stopping, "nobody asked shard {shard} to stop");
+        self.stopped[shard] = true;
+    }
+
+    fn crash(&mut self, is_kill: bool) {
+        self.report.crashes += 1;
+        self.end_all_links();
+        self.shards.clear();
+        self.spool = None;
+        self.disk = self.crash_disk(is_kill);
+        if self.canary == Some(Canary::LostSegment) {
+            self.lose_segment();
+        }
+        self.begin_life();
+    }
+
+    /// What was on its way in the old process is gone.
+    fn begin_life(&mut self) {
+        self.clock.retain(|event| {
+            matches!(event, Event::Submit | Event::WriteEvents | Event::Compare | Event::Hosts)
+                || matches!(event, Event::EndLife | Event::Heal)
+        });
+        self.clients.clear();
+        self.injections.clear();
+        self.owners.clear();
+        let before = self.metrics.len();
+        let shards = 1 + self.random.below(3) as usize;
+        if shards != before {
+            self.mix.count(Fault::ShardsChanged);
+        }
+        self.start(shards);
+    }
+
+    fn lose_segment(&self) {
+        let is_segment = |path: &&std::path::PathBuf| {
+            path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("segment-"))
+        };
+        let paths = self.disk.paths();
+        if let Some(path) = paths.iter().filter(is_segment).max_by_key(|path| self.disk.bytes(path)[8..16].to_vec()) {
+            let bytes = self.disk.bytes(path).len();
+            self.disk.set_bytes(path, vec![0; bytes]);
+        }
+    }
+
+    fn heal(&mut self) {
+        self.mix.heal();
+        self.calm_disk();
+        self.events_fail_until = 0;
+        for host in &mut self.hosts {
+            host.heal();
+        }
+        self.break_all_links();
+    }
+
+    fn is_over(&mut self) -> bool {
+        if self.is_stopping && self.stopped.iter().all(|stopped| *stopped) {
+            self.end_all_links();
+            self.shards.clear();
+            self.spool = None;
+            self.disk = self.crash_disk(true);
+            self.begin_life();
+        }
+        if !self.mix.is_healed() {
+            return false;
+        }
+        let latest = self.heal_at + self.patience();
+        let is_over = self.ledger.open() == 0
+            && self.clients.is_empty()
+            && self.injections.is_empty()
+            && self.events.waiting() == 0
+            && self.shards.iter().all(Shard::is_committed);
+        if !is_over && self.clock.micros() > latest {
+            let pending = self.ledger.pending();
+            let rows = self.ask();
+            panic!(
+                "NOTHING-LOST: {} after all healed {pending:#?} wait; scheduled are {rows:#?}; clients: {:?}",
+                self.clock.micros() - self.heal_at,
+                self.clients
+            );
+        }
+        is_over
+    }
+
+    /// How long everything may take once all is well.
+    fn patience(&self) -> Micros {
+        let longest = self.config.retry.schedule.interval(100).as_micros() as Micros;
+        workload::FIRST_ATTEMPT_IN_MAX + longest + longest / 8 + BACK_OFF_MAX + DNS_MEMORY_MAX + HOUR
+    }
+
+    fn finish(mut self) -> Report {
+        let rows = self.ask();
+        assert!(rows.is_empty(), "NOTHING-LOST: {rows:#?}");
+        self.ledger.check_finished();
+        self.report.counts = self.ledger.counts;
+        self.report.duration = self.clock.micros();
+        self.report.faults = self.mix.struck().collect();
+        self.report
+    }
+}
+
+/// Limits, retry and pools, drawn for one run.
+fn config(random: &mut Random) -> Config {
+    let mut config = Config::new("mta.example");
+    let route = |place: u8, tls| {
+        let to = vec![RouteTarget::Address(SocketAddr::from(([10, 99, place, 1], SMTP_PORT)))];
+        Route { tls, ..Route::new(DomainPattern::Exact(format!("s{place}.example")), to) }
+    };
+    config.routes = vec![route(0, TlsMode::Disabled), route(1, TlsMode::Required)];
+    let source = |name: &str| EgressSource {
+        name: name.to_owned(),
+        source_address: None,
+        ehlo_domain: "mta.example".to_owned(),
+        suspend_when_unplumbed: false,
+    };
+    config.egress_sources = vec![source("one"), source("two"), source("three")];
+    config.egress_pools[0].sources = vec![(0, 2), (1, 1)];
+    config.egress_pools.push(EgressPool { name: OTHER_POOL.to_owned(), sources: vec![(2, 1)] });
+    config.shaping.connection_limit = 1 + random.below(4) as u32;
+    config.shaping.max_deliveries_per_connection = 1 + random.below(20) as u32;
+    config.shaping.max_recipients_per_batch = 1 + random.below(20) as u32;
+    config.shaping.idle_timeout = Duration::from_secs(5 + random.below(60));
+    config.shaping.chunking = [Chunking::Off, Chunking::On, Chunking::BackToBack][random.below(3) as usize];
+    config.retry.schedule = if random.one_in(4) {
+        RetrySchedule::Listed([1, 5, 20, 60].map(|minutes| Duration::from_secs(60 * minutes)).to_vec())
+    } else {
+        let first = Duration::from_secs(60 + random.below(1_200));
+        RetrySchedule::Doubling { first, max: first * (1 << random.below(4)) }
+    };
+    config.retry.max_age = Duration::from_secs(1_800 << random.below(5));
+    config
+}
+
+/// The hosts of all sites, static ones included, and the DNS that leads to them.
+fn internet(config: &Config, random: &mut Random, mix: &mut Mix) -> (Vec<Host>, Dns) {
+    let mut hosts = Vec::new();
+    for site in 0..SITES {
+        let is_implicit = site == SITES - 1;
+        let count = if is_implicit { 1 } else { 1 + random.below(3) as u8 };
+        for place in 1..=count {
+            let name = if is_implicit { IMPLICIT.to_owned() } else { format!("mx{place}.s{site}.example") };
+            let address = SocketAddr::from(([10, 0, site as u8, place], SMTP_PORT));
+            hosts.push(Host::new(name, address, site, random, mix));
+        }
+    }
+    let dns = Dns::new(SITES, random);
+    for (place, route) in config.routes.iter().enumerate() {
+        let RouteTarget::Address(address) = route.to[0] else { unreachable!("they are addresses") };
+        hosts.push(Host::new(address.ip().to_string(), address, SITES + place, random, mix));
+    }
+    (hosts, dns)
+}
+
+/// Sites with an MX set; the last is a domain without one.
+const SITES: usize = 6;
+
+const SPOOL: &str = "/spool";
+
+/// A pool with one source, for those who ask for it.
+pub(crate) const OTHER_POOL: &str = "other";
+
+const SESSIONS_MAX: usize = 40;
+
+/// With more records the event log is behind, and no mail is taken; outcomes of what is there already still come.
+const EVENTS_WAITING_MAX: usize = 100;
+
+/// Injections of one shard that can be on their way at once.
+const INJECTIONS_MAX: usize = 40;
+
+/// As `engine/src/limits.rs` has them.
+const ASK_READS_MAX: usize = 1_000;
+const MAIL_WAITING_MAX: usize = 65_536;
+const BACK_OFF_MAX: Micros = 600 * SECOND;
+
+/// The longest time for which an answer of the DNS counts.
+const DNS_MEMORY_MAX: Micros = 8_192 * SECOND;
