@@ -107,8 +107,8 @@ impl World {
 
 fn pause(past: &mut Past, random: &mut Random) {
     past.wall_ms += match random.below(8) {
-        0 => random.below(7_200_000),
-        1..3 => random.below(10_000),
+        0..2 => random.below(14_400_000),
+        2..4 => random.below(10_000),
         _ => 0,
     };
 }
