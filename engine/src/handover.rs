@@ -21,6 +21,7 @@ use crate::config::{Shaping, Terms, TlsMode};
 use crate::deliver::attempt::TransactionResult;
 use crate::deliver::route::{RouteFailure, Site};
 pub use crate::deliver::tls_policy::{TlsProof, TlsRequirement};
+use crate::fair::Flow;
 use crate::pool::suspension::Suspension;
 use crate::schedule::queue::EntryKey;
 
@@ -87,11 +88,10 @@ impl Route {
 pub struct Attempt {
     pub ticket: Ticket,
     pub pair: PairKey,
+    /// Whose turn it takes.
+    pub flow: Arc<Flow>,
     pub route: Route,
     pub shaping: Arc<Shaping>,
-    /// 0 high, 1 normal, 2 bulk.
-    pub priority: u8,
-    pub due_ms: u64,
     pub reverse_path: String,
     pub recipients: Vec<(u32, String)>,
     pub message: postrider_spool::Message,
@@ -115,6 +115,24 @@ impl Attempt {
 pub struct Ticket {
     pub home: usize,
     pub entry: EntryKey,
+}
+
+/// What a home has ready of a flow for a pair.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Entries.
+    pub ready: usize,
+    /// When the one that goes next was due; of no meaning where none is ready.
+    pub oldest_due_ms: u64,
+}
+
+/// What a ticket is sent on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Credit {
+    /// Each home has a few for itself, so that fresh mail to an idle pair needs no extra hop.
+    Standing,
+    /// The owner has given it to the flow whose turn it was.
+    Turn,
 }
 
 /// An attempt that was made, on its way home.
@@ -166,12 +184,12 @@ pub struct Blocked {
 /// What comes to a shard from others and from the control thread.
 #[derive(Debug)]
 pub enum ShardMessage {
-    /// Owner ← home: this much is ready for the pair.
-    Ready { home: usize, pair: PairKey, ready: usize },
-    /// Owner ← home: a ticket; `left` more are ready behind it.
-    Ticket { attempt: Box<Attempt>, left: usize },
-    /// Home ← owner: take up to this many more tickets' worth of entries.
-    Credits { pair: PairKey, credits: u32 },
+    /// Owner ← home: this much of the flow is ready for the pair, and `unused` of its credits come back.
+    Ready { home: usize, pair: PairKey, flow: Arc<Flow>, backlog: Backlog, unused: u32 },
+    /// Owner ← home: a ticket; `left` is ready of the same flow behind it.
+    Ticket { attempt: Box<Attempt>, left: Backlog, credit: Credit },
+    /// Home ← owner: so many more tickets of the flow, or of any where none is named: then they are standing ones.
+    Credits { pair: PairKey, flow: Option<Arc<Flow>>, credits: u32 },
     /// Home ← owner: the pair is blocked, all credits are void.
     Blocked { pair: PairKey, blocked: Blocked },
     /// Home ← owner: a rate holds the pair; its credits stay.

@@ -8,6 +8,7 @@ pub mod admin;
 pub mod config;
 pub mod deliver;
 pub mod engine;
+pub mod fair;
 pub mod handover;
 pub mod limits;
 pub mod mail;

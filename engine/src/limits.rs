@@ -41,6 +41,8 @@ pub const ANSWERS_KEPT: usize = 65_536;
 pub const ANSWERS_KEPT_OCTETS: usize = 16 << 20;
 /// Tickets that a home may send to an idle pair's owner without being asked.
 pub const STANDING_CREDITS: u32 = 2;
+/// Tenants, or campaigns of one, whose debt to the others is remembered while they want no turn.
+pub(crate) const FAIR_DEBTORS_KEPT: usize = 1_000;
 /// Queues that a home keeps although they hold nothing.
 pub const QUEUES_KEPT: usize = 50_000;
 /// Pairs that a home, and an owner, keeps although they hold nothing.

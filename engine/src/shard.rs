@@ -313,9 +313,11 @@ impl Shard {
 
     fn receive(&mut self, now: Now, message: ShardMessage) {
         match message {
-            ShardMessage::Ready { home, pair, ready } => self.pools.handle_ready(now, home, &pair, ready),
-            ShardMessage::Ticket { attempt, left } => self.receive_ticket(now, attempt, left),
-            ShardMessage::Credits { pair, credits } => self.home.add_credits(&pair, credits),
+            ShardMessage::Ready { home, pair, flow, backlog, unused } => {
+                self.pools.handle_ready(now, home, &pair, &flow, backlog, unused);
+            }
+            ShardMessage::Ticket { attempt, left, credit } => self.receive_ticket(now, attempt, left, credit),
+            ShardMessage::Credits { pair, flow, credits } => self.home.add_credits(&pair, flow.as_ref(), credits),
             ShardMessage::Blocked { pair, blocked } => self.home.block_pair(&pair, blocked),
             ShardMessage::Paced { pair, blocked } => self.home.pace_pair(&pair, blocked),
             ShardMessage::Reserved { limit, units } => {

@@ -2,7 +2,8 @@
 //!
 //! A trusted client names the tenant with X-Tenant. Else it is the one tenant that lists the MAIL FROM domain, or else
 //! the From domain; of two that list a domain and one above it, the nearer. Where several list it, none can be chosen;
-//! where none does, the message is the engine's own, which may say anything and go anywhere.
+//! where none does, the message is the engine's own, which may say anything and go anywhere. Without any tenant in the
+//! configuration all mail is, and X-Tenant means nothing.
 
 use std::collections::{HashMap, HashSet};
 
@@ -58,11 +59,11 @@ impl Tenants {
         from: &FromDomains,
     ) -> Result<Option<&Tenant>, Refusal> {
         let refused = |text: String| Refusal::new(550, (5, 7, 1), text);
-        let tenant = if let Some(name) = named {
+        let tenant = if self.tenants.is_empty() {
+            return Ok(None);
+        } else if let Some(name) = named {
             let place = self.names.get(name).copied();
             place.ok_or_else(|| refused(format!("X-Tenant: no tenant is called {name}")))?
-        } else if self.tenants.is_empty() {
-            return Ok(None);
         } else {
             let sender = ascii(domain_of(reverse_path));
             let by_sender = self.who_lists(&sender);

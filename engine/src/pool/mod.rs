@@ -4,12 +4,14 @@
 //! * `pair.rs`: a pair's tickets, credits, connections and back-off; all its limits have this one owner.
 //! * `rate.rs`: a limit that holds in every window of its own length.
 //! * `pair/pacing.rs`: whose turn it is by such limits.
+//! * `demand.rs`: what homes have ready for a pair, and whose turn it is.
 //! * `connection.rs`: the connection slots of a shard.
 //! * `suspension.rs`: what must not be sent for a while.
 //! * `site.rs`: which host of a site is tried next, and which are left alone for a while.
 //! * `trust.rs`: how much is put in flight with a site's hosts.
 
 pub mod connection;
+mod demand;
 pub mod egress;
 pub mod pair;
 pub mod rate;

@@ -16,12 +16,14 @@ use std::time::Duration;
 
 use self::pacing::{Pace, Rollup, Wake};
 use super::connection::{ConnectionKey, Slot, SlotState, Slots};
+use super::demand::Demand;
 use super::rate::{Past, Started};
 use super::site::{BackOff, Choice, Hosts};
 use super::trust::Trust;
 use crate::config::{Chunking, Shaping, Terms};
-use crate::handover::{Attempt, Blocked, Elsewhere, Need, PairKey, Route, TlsRequirement};
-use crate::limits::{PAIRS_KEPT, STANDING_CREDITS};
+use crate::fair::Flow;
+use crate::handover::{Attempt, Backlog, Blocked, Credit, Elsewhere, Need, PairKey, Route, TlsRequirement};
+use crate::limits::PAIRS_KEPT;
 use crate::mail::time::Now;
 
 /// Limits of every pair.
@@ -57,6 +59,8 @@ pub enum Order {
     Credits {
         home: usize,
         pair: PairKey,
+        /// None: standing ones.
+        flow: Option<Arc<Flow>>,
         credits: u32,
     },
     Block {
@@ -137,26 +141,17 @@ struct Pair {
     shaping: Arc<Shaping>,
     terms: Arc<Terms>,
     hosts: Hosts,
-    /// The highest class and the oldest due time in front.
+    /// By class, and as they came.
     tickets: VecDeque<Box<Attempt>>,
     pace: Pace,
-    homes: Vec<HomeDemand>,
+    demand: Demand,
     /// Connections in any state: what `connection_limit` counts.
     open: Vec<ConnectionKey>,
     opening: u32,
     busy: u32,
     blocked_until: Option<Duration>,
-    /// The home that is asked first next time.
-    next_home: usize,
     /// Blocked by a suspension: also what is connected takes nothing more.
     suspended: bool,
-}
-
-#[derive(Debug, Clone, Default)]
-struct HomeDemand {
-    known: bool,
-    ready: usize,
-    granted: u32,
 }
 
 impl Pools {
@@ -182,37 +177,49 @@ impl Pools {
         }
     }
 
-    /// A home has `ready` entries for a pair.
-    pub fn handle_ready(&mut self, now: Now, home: usize, key: &PairKey, ready: usize) {
+    /// What a home has of a flow for a pair; `unused` of its credits have come back.
+    pub fn handle_ready(
+        &mut self,
+        now: Now,
+        home: usize,
+        key: &PairKey,
+        flow: &Arc<Flow>,
+        backlog: Backlog,
+        unused: u32,
+    ) {
         let place = self.meet(home, key);
-        self.pairs[place as usize].homes[home].ready = ready;
+        self.pairs[place as usize].demand.tell(home, flow, backlog, unused);
         self.grant(now, place);
     }
 
-    /// A home's ticket; `left` entries are ready behind it.
-    pub fn handle_ticket(&mut self, now: Now, random: &mut dyn FnMut(u64) -> u64, attempt: Box<Attempt>, left: usize) {
+    /// A home's ticket; `left` is ready of its flow behind it.
+    pub fn handle_ticket(
+        &mut self,
+        now: Now,
+        random: &mut dyn FnMut(u64) -> u64,
+        attempt: Box<Attempt>,
+        left: Backlog,
+        credit: Credit,
+    ) {
         let home = attempt.ticket.home;
         let place = self.meet(home, &attempt.pair);
         let pair = &mut self.pairs[place as usize];
-        let demand = &mut pair.homes[home];
-        demand.granted = demand.granted.saturating_sub(1);
-        demand.ready = left;
+        pair.demand.take(home, &attempt.flow, left, credit, attempt.recipients.len() as u32);
         pair.terms = Arc::clone(&attempt.route.terms);
         self.shape(place, &attempt.shaping);
+        // Credits go by the classes' weights, so a lower class waits behind what is here and not for ever.
         let tickets = &mut self.pairs[place as usize].tickets;
-        let rank = |attempt: &Attempt| (attempt.priority, attempt.due_ms);
-        let behind = tickets.iter().rposition(|other| rank(other) <= rank(&attempt));
-        tickets.insert(behind.map_or(0, |place| place + 1), attempt);
+        let behind = tickets.partition_point(|other| other.flow.priority <= attempt.flow.priority);
+        tickets.insert(behind, attempt);
         self.advance(now, place, random);
     }
 
     /// A home's ticket for a pair that is suspended: it was sent before its home knew.
-    pub fn refuse_ticket(&mut self, attempt: Box<Attempt>, left: usize) {
+    pub fn refuse_ticket(&mut self, attempt: Box<Attempt>, left: Backlog, credit: Credit) {
         let home = attempt.ticket.home;
         let place = self.meet(home, &attempt.pair);
-        let demand = &mut self.pairs[place as usize].homes[home];
-        demand.granted = demand.granted.saturating_sub(1);
-        demand.ready = left;
+        let demand = &mut self.pairs[place as usize].demand;
+        demand.take(home, &attempt.flow, left, credit, attempt.recipients.len() as u32);
         self.orders.push_back(Order::Return { attempt });
     }
 
@@ -446,11 +453,7 @@ impl Pools {
                 place
             }
         };
-        let demand = &mut self.pairs[place as usize].homes[home];
-        if !demand.known {
-            demand.known = true;
-            demand.granted = STANDING_CREDITS;
-        }
+        self.pairs[place as usize].demand.meet(home);
         place
     }
 
@@ -603,8 +606,8 @@ impl Pools {
         self.orders.extend(pair.tickets.drain(..).map(|attempt| Order::Return { attempt }));
         let wait_ms = until.saturating_sub(now.monotonic).as_millis() as u64;
         let blocked = Blocked { until_ms: now.wall_ms + wait_ms, reason: Arc::clone(reason) };
-        for (home, demand) in pair.homes.iter_mut().enumerate().filter(|(_, demand)| demand.known) {
-            demand.granted = 0;
+        pair.demand.void();
+        for home in pair.demand.homes() {
             self.orders.push_back(Order::Block { home, pair: pair.key.clone(), blocked: blocked.clone() });
         }
     }
@@ -623,9 +626,10 @@ impl Pools {
         }
     }
 
-    /// Asks homes for tickets: enough for every connection to have one under way, one riding and one waiting, or all
-    /// that it may have in flight once more, and a standing few. Of a paced pair only as many as go soon, so that what
-    /// comes later and is more urgent need not wait behind them.
+    /// Gives credits to the flows whose turn it is: enough for every connection to have one ticket under way, one riding
+    /// and one waiting, or all that it may have in flight once more; and, where nobody waits for a turn, a standing few to
+    /// each home. Of a paced pair only as many as go soon, so that what comes later and is more urgent need not wait
+    /// behind them.
     fn grant(&mut self, now: Now, place: u32) {
         let ahead = self.paced_ahead(place);
         let pair = &mut self.pairs[place as usize];
@@ -633,32 +637,33 @@ impl Pools {
             return;
         }
         let limit = pair.shaping.connection_limit as usize;
-        let asked: usize = pair.homes.iter().map(|demand| (demand.granted as usize).min(demand.ready)).sum();
         let in_hand = pair.in_hand();
         let mut room = match ahead {
-            None => (in_hand * limit).saturating_sub(pair.busy as usize + pair.tickets.len() + asked),
-            Some(ahead) => ahead.min(in_hand * limit).saturating_sub(pair.tickets.len() + asked),
+            None => (in_hand * limit).saturating_sub(pair.busy as usize + pair.tickets.len() + pair.demand.granted()),
+            Some(ahead) => ahead.min(in_hand * limit).saturating_sub(pair.tickets.len() + pair.demand.granted()),
         };
-        let hungry = pair.homes.iter().filter(|demand| demand.ready > demand.granted as usize).count();
-        let share = room.div_ceil(hungry.max(1));
-        let homes = pair.homes.len();
-        let first = pair.next_home;
-        for home in (first..homes).chain(0..first) {
-            let demand = &mut pair.homes[home];
-            if !demand.known {
-                continue;
-            }
-            let wanted = demand.ready.saturating_sub(demand.granted as usize).min(share).min(room) as u32;
-            let is_starving = demand.granted == 0 && pair.tickets.len() < limit;
-            let standing = if is_starving && (ahead.is_none() || demand.ready == 0) { STANDING_CREDITS } else { 0 };
-            let credits = wanted.max(standing);
-            if credits > 0 {
-                if wanted > 0 {
-                    pair.next_home = (home + 1) % homes;
+        let mut last: Option<(usize, Arc<Flow>, u32)> = None;
+        while room > 0
+            && let Some((home, flow)) = pair.demand.next()
+        {
+            room -= 1;
+            match &mut last {
+                Some((same_home, same_flow, credits)) if *same_home == home && *same_flow == flow => *credits += 1,
+                _ => {
+                    if let Some((home, flow, credits)) = last.replace((home, flow, 1)) {
+                        let (pair, flow) = (pair.key.clone(), Some(flow));
+                        self.orders.push_back(Order::Credits { home, pair, flow, credits });
+                    }
                 }
-                room -= (wanted as usize).min(room);
-                demand.granted += credits;
-                self.orders.push_back(Order::Credits { home, pair: pair.key.clone(), credits });
+            }
+        }
+        if let Some((home, flow, credits)) = last {
+            self.orders.push_back(Order::Credits { home, pair: pair.key.clone(), flow: Some(flow), credits });
+        }
+        // While anybody waits for a turn, none goes without one.
+        if room > 0 && pair.tickets.len() < limit {
+            for (home, credits) in pair.demand.renew_standing() {
+                self.orders.push_back(Order::Credits { home, pair: pair.key.clone(), flow: None, credits });
             }
         }
     }
@@ -675,7 +680,7 @@ impl Pools {
             let idle = pair.open.is_empty()
                 && pair.tickets.is_empty()
                 && pair.blocked_until.is_none()
-                && pair.homes.iter().all(|demand| demand.ready == 0)
+                && pair.demand.is_idle()
                 && !pair.hosts.remembers(now.monotonic)
                 && pair.pace.is_idle(now.monotonic);
             if idle {
@@ -700,13 +705,12 @@ impl Pair {
             terms: Arc::default(),
             hosts: Hosts::default(),
             tickets: VecDeque::new(),
-            homes: vec![HomeDemand::default(); options.homes],
+            demand: Demand::new(options.homes),
             open: Vec::new(),
             opening: 0,
             busy: 0,
             blocked_until: None,
             pace: Pace::default(),
-            next_home: 0,
             suspended: false,
         }
     }

@@ -1,37 +1,28 @@
-//! The order among entries that are ready for one (egress source, roll-up) pair.
+//! The entries of a home that are ready for one (egress source, roll-up) pair.
 //!
-//! Three priority classes share a busy pair 16:4:1; within a class the flows (tenant and campaign) take turns by
-//! deficit round robin, so that a small queue is not buried by another's bulk. A flow's cost is counted in recipients,
-//! which is what a peer's limits count.
+//! Each flow's entries stand in the order of their due times. The pair's owner names the flow whose turn it is among all
+//! homes; what an owner takes unasked goes by the home's own turns.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use super::queue::EntryKey;
-
-/// Who shares: a tenant's campaign, numbered by the home.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct FlowId(pub u32);
+use crate::fair::{Flow, Turns};
 
 /// Ready entries of one pair at one home.
 #[derive(Debug, Default)]
 pub struct FairQueue {
-    classes: [Class; CLASS_WEIGHTS.len()],
+    flows: HashMap<Arc<Flow>, Waiting>,
+    turns: Turns,
     len: usize,
 }
 
 #[derive(Debug, Default)]
-struct Class {
-    flows: HashMap<FlowId, Flow>,
-    /// Flows with entries, the one whose turn it is in front.
-    turns: VecDeque<FlowId>,
-    /// What the class may still take of the present round.
-    credit: u32,
-}
-
-#[derive(Debug, Default)]
-struct Flow {
+struct Waiting {
+    /// With the recipients of each.
     entries: VecDeque<(EntryKey, u32)>,
-    deficit: u32,
+    /// The count that the pair's owner was last told.
+    told: usize,
 }
 
 impl FairQueue {
@@ -43,133 +34,168 @@ impl FairQueue {
         self.len == 0
     }
 
-    /// `priority` is 0 high, 1 normal, 2 bulk; `recipients` is the entry's cost.
-    pub fn push(&mut self, priority: u8, flow: FlowId, entry: EntryKey, recipients: u32) {
-        let class = &mut self.classes[usize::from(priority).min(CLASS_WEIGHTS.len() - 1)];
-        let queued = class.flows.entry(flow).or_default();
-        if queued.entries.is_empty() {
-            queued.deficit = 0;
-            class.turns.push_back(flow);
-        }
-        queued.entries.push_back((entry, recipients.max(1)));
+    /// Puts an entry behind those of its flow that are due no later, as `due_ms` tells; `recipients` is its cost.
+    pub fn push(&mut self, flow: &Arc<Flow>, entry: EntryKey, recipients: u32, due_ms: impl Fn(EntryKey) -> u64) {
+        let waiting = self.flows.entry(Arc::clone(flow)).or_default();
+        let own = due_ms(entry);
+        // Nearly always the last one; what comes back from an owner was among the first.
+        let place = match waiting.entries.back() {
+            Some(&(last, _)) if due_ms(last) > own => {
+                waiting.entries.partition_point(|&(other, _)| due_ms(other) <= own)
+            }
+            _ => waiting.entries.len(),
+        };
+        waiting.entries.insert(place, (entry, recipients.max(1)));
+        self.turns.enter(flow);
         self.len += 1;
     }
 
     /// The entry whose turn it is.
-    pub fn pop(&mut self) -> Option<EntryKey> {
-        if self.len == 0 {
-            return None;
+    pub fn pop(&mut self) -> Option<(Arc<Flow>, EntryKey)> {
+        let flow = self.turns.take()?;
+        let entry = self.take(&flow, 1)?;
+        Some((flow, entry))
+    }
+
+    /// The next entry of a flow.
+    pub fn pop_of(&mut self, flow: &Arc<Flow>) -> Option<EntryKey> {
+        self.take(flow, 0)
+    }
+
+    /// How many entries a flow has, and the one that goes next.
+    pub fn waiting(&self, flow: &Arc<Flow>) -> Option<(usize, EntryKey)> {
+        let entries = &self.flows.get(flow)?.entries;
+        Some((entries.len(), entries.front()?.0))
+    }
+
+    /// Whether the owner is to be told of a flow, because it has grown from nothing or doubled since. It then was.
+    pub fn is_news(&mut self, flow: &Arc<Flow>) -> bool {
+        let Some(waiting) = self.flows.get_mut(flow) else { return false };
+        let is_news = waiting.entries.len() >= 2 * waiting.told;
+        if is_news {
+            waiting.told = waiting.entries.len();
         }
-        let class = self.next_class();
-        let entry = self.classes[class].pop();
+        is_news
+    }
+
+    /// The owner learns a flow's count from what it is just sent.
+    pub fn tell(&mut self, flow: &Arc<Flow>) {
+        if let Some(waiting) = self.flows.get_mut(flow) {
+            waiting.told = waiting.entries.len();
+        }
+    }
+
+    /// All flows, in the order of their names.
+    pub fn flows(&self) -> Vec<Arc<Flow>> {
+        let mut flows: Vec<Arc<Flow>> = self.flows.keys().cloned().collect();
+        flows.sort_unstable();
+        flows
+    }
+
+    /// Empties the queue: flow by flow in the order of their names, each in its own order.
+    pub fn drain(&mut self) -> Vec<EntryKey> {
+        let mut flows: Vec<(Arc<Flow>, Waiting)> = self.flows.drain().collect();
+        flows.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        (self.turns, self.len) = (Turns::default(), 0);
+        flows.into_iter().flat_map(|(_, waiting)| waiting.entries).map(|(entry, _)| entry).collect()
+    }
+
+    /// `paid` recipients of its cost are charged already.
+    fn take(&mut self, flow: &Arc<Flow>, paid: u32) -> Option<EntryKey> {
+        let waiting = self.flows.get_mut(flow)?;
+        let (entry, cost) = waiting.entries.pop_front()?;
         self.len -= 1;
+        self.turns.charge(flow, cost - paid);
+        if waiting.entries.is_empty() {
+            self.flows.remove(flow);
+            self.turns.leave(flow);
+        } else if waiting.entries.len() < waiting.entries.capacity() / 8 {
+            waiting.entries.shrink_to_fit();
+        }
         Some(entry)
     }
-
-    /// Empties the queue, in no promised order.
-    pub fn drain(&mut self) -> Vec<EntryKey> {
-        let mut all = Vec::with_capacity(self.len);
-        while let Some(entry) = self.pop() {
-            all.push(entry);
-        }
-        all
-    }
-
-    /// A class takes its weight's worth of entries a round; the round ends when no class with entries has credit.
-    fn next_class(&mut self) -> usize {
-        for _ in 0..2 {
-            for (place, class) in self.classes.iter_mut().enumerate() {
-                if !class.turns.is_empty() && class.credit > 0 {
-                    class.credit -= 1;
-                    return place;
-                }
-            }
-            for (class, weight) in self.classes.iter_mut().zip(CLASS_WEIGHTS) {
-                class.credit = weight;
-            }
-        }
-        unreachable!("a queue with entries has a class with entries, and a new round gives it credit")
-    }
 }
-
-impl Class {
-    fn pop(&mut self) -> EntryKey {
-        loop {
-            let turn = self.turns.front().copied().expect("the class has entries");
-            let flow = self.flows.get_mut(&turn).expect("a flow with a turn exists");
-            let &(entry, cost) = flow.entries.front().expect("a flow with a turn has entries");
-            if flow.deficit < cost {
-                flow.deficit += QUANTUM;
-                self.turns.rotate_left(1);
-                continue;
-            }
-            flow.deficit -= cost;
-            flow.entries.pop_front();
-            if flow.entries.is_empty() {
-                self.flows.remove(&turn);
-                self.turns.pop_front();
-            }
-            return entry;
-        }
-    }
-}
-
-/// High, normal, bulk.
-const CLASS_WEIGHTS: [u32; 3] = [16, 4, 1];
-/// Recipients that a flow may send more each time its turn comes.
-const QUANTUM: u32 = 8;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn flow(priority: u8, tenant: &str) -> Arc<Flow> {
+        Arc::new(Flow { priority, tenant: tenant.into(), campaign: "".into() })
+    }
+
+    fn push(queue: &mut FairQueue, flow: &Arc<Flow>, entries: std::ops::Range<u32>, recipients: u32) {
+        entries.for_each(|entry| queue.push(flow, EntryKey(entry), recipients, |entry| u64::from(entry.0)));
+    }
+
+    fn popped(queue: &mut FairQueue) -> Vec<u32> {
+        std::iter::from_fn(|| queue.pop()).map(|(_, entry)| entry.0).collect()
+    }
+
     #[test]
     fn a_small_flow_is_not_buried_by_bulk() {
         let mut queue = FairQueue::default();
-        for entry in 0..10_000 {
-            queue.push(1, FlowId(1), EntryKey(entry), 1);
-        }
-        for entry in 10_000..10_100 {
-            queue.push(1, FlowId(2), EntryKey(entry), 1);
-        }
-        let order: Vec<u32> = std::iter::from_fn(|| queue.pop()).map(|entry| entry.0).collect();
+        push(&mut queue, &flow(1, "large"), 0..10_000, 1);
+        push(&mut queue, &flow(1, "small"), 10_000..10_100, 1);
+        let order = popped(&mut queue);
         assert_eq!(order.len(), 10_100);
         let last_of_small = order.iter().rposition(|&entry| entry >= 10_000).expect("they are there");
-        assert!(last_of_small < 220, "the small flow's last left at {last_of_small}");
+        assert!(last_of_small < 202, "the small flow's last left at {last_of_small}");
         let bulk: Vec<u32> = order.iter().copied().filter(|&entry| entry < 10_000).collect();
         assert!(bulk.is_sorted(), "a flow keeps its own order");
-    }
-
-    #[test]
-    fn classes_share_sixteen_four_one() {
-        let mut queue = FairQueue::default();
-        for entry in 0..3000 {
-            queue.push((entry % 3) as u8, FlowId(0), EntryKey(entry), 1);
-        }
-        let first: Vec<u32> = std::iter::from_fn(|| queue.pop()).take(210).map(|entry| entry.0 % 3).collect();
-        let share = |class| first.iter().filter(|&&c| c == class).count();
-        assert_eq!((share(0), share(1), share(2)), (160, 40, 10));
-    }
-
-    #[test]
-    fn a_lone_class_is_not_held_back() {
-        let mut queue = FairQueue::default();
-        for entry in 0..50 {
-            queue.push(2, FlowId(0), EntryKey(entry), 1);
-        }
-        assert_eq!(std::iter::from_fn(|| queue.pop()).count(), 50);
-        assert!(queue.is_empty());
+        assert!(queue.is_empty() && queue.flows.is_empty());
     }
 
     #[test]
     fn cost_counts_recipients() {
         let mut queue = FairQueue::default();
-        for entry in 0..20 {
-            queue.push(1, FlowId(1), EntryKey(entry), 16);
-            queue.push(1, FlowId(2), EntryKey(100 + entry), 1);
-        }
-        let first: Vec<u32> = std::iter::from_fn(|| queue.pop()).take(18).map(|entry| entry.0).collect();
-        let large = first.iter().filter(|&&entry| entry < 100).count();
+        push(&mut queue, &flow(1, "large"), 0..20, 16);
+        push(&mut queue, &flow(1, "small"), 100..120, 1);
+        let large = popped(&mut queue).iter().take(18).filter(|&&entry| entry < 100).count();
         assert!(large <= 2, "{large} entries of sixteen recipients went before eighteen of one");
+    }
+
+    /// What an owner takes by name counts too.
+    #[test]
+    fn named_turns_are_charged() {
+        let mut queue = FairQueue::default();
+        let (one, two) = (flow(1, "one"), flow(1, "two"));
+        push(&mut queue, &one, 0..20, 1);
+        push(&mut queue, &two, 100..120, 1);
+        for entry in 0..5 {
+            assert_eq!(queue.pop_of(&one), Some(EntryKey(entry)));
+        }
+        assert_eq!(queue.waiting(&one), Some((15, EntryKey(5))));
+        let next: Vec<u32> = popped(&mut queue).into_iter().take(5).collect();
+        assert_eq!(next, [100, 101, 102, 103, 104]);
+        assert_eq!(queue.pop_of(&one), None);
+    }
+
+    #[test]
+    fn what_comes_back_stands_where_it_stood() {
+        let mut queue = FairQueue::default();
+        let flow = flow(1, "");
+        push(&mut queue, &flow, 0..10, 1);
+        let first: Vec<EntryKey> = (0..3).filter_map(|_| queue.pop_of(&flow)).collect();
+        for entry in first {
+            queue.push(&flow, entry, 1, |entry| u64::from(entry.0));
+        }
+        assert_eq!(popped(&mut queue), (0..10).collect::<Vec<u32>>());
+    }
+
+    #[test]
+    fn news_is_growth_from_nothing_or_by_half() {
+        let mut queue = FairQueue::default();
+        let flow = flow(1, "");
+        let mut news = Vec::new();
+        for entry in 0..20 {
+            push(&mut queue, &flow, entry..entry + 1, 1);
+            if queue.is_news(&flow) {
+                news.push(queue.len());
+            }
+        }
+        assert_eq!(news, [1, 2, 4, 8, 16]);
+        (0..20).for_each(|_| drop(queue.pop()));
+        assert!(!queue.is_news(&flow), "the last ticket told that none is left");
     }
 }

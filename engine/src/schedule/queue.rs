@@ -25,9 +25,10 @@ use super::answer::{AnswerId, Answers, Identity};
 use super::due::DueTimes;
 pub use super::entry::EntryKey;
 use super::entry::{Entries, NewEntry, State};
-use super::fair::{FairQueue, FlowId};
+use super::fair::FairQueue;
 pub use super::recipients::Recipients;
-use crate::handover::{Blocked, PairKey, Spooled};
+use crate::fair::Flow;
+use crate::handover::{Backlog, Blocked, Credit, PairKey, Spooled};
 use crate::limits::{EXPIRY_SWEEP_ENTRIES, PACED_NOTICE_INTERVAL, PAIRS_KEPT, QUEUES_KEPT, STANDING_CREDITS};
 use crate::mail::queue_name::QueueName;
 
@@ -66,7 +67,7 @@ pub struct Queue {
     pub rate_per_s: f64,
     /// Recipients delivered since the average was last brought up to date.
     delivered: u32,
-    flow: FlowId,
+    pub flow: Arc<Flow>,
     /// Tells it from other queues that had its place.
     serial: u64,
 }
@@ -103,9 +104,8 @@ struct Pair {
     key: PairKey,
     ready: FairQueue,
     owner: Owner,
+    /// Standing credits; those of a flow are spent at once or given back.
     credits: u32,
-    /// The count that the owner was last told.
-    told: usize,
     blocked: Option<Blocked>,
     /// A rate holds it: it takes tickets, only slowly.
     paced: Option<Blocked>,
@@ -126,10 +126,10 @@ pub enum Need {
     Route { domain: Arc<str> },
     /// The owner of this pair: answer with [`Home::set_owner`].
     Owner { pair: PairKey },
-    /// The owner is to know how much is ready.
-    Tell { owner: usize, pair: PairKey, ready: usize },
+    /// The owner is to know how much of a flow is ready, and gets credits back.
+    Tell { owner: usize, pair: PairKey, flow: Arc<Flow>, backlog: Backlog, unused: u32 },
     /// A ticket for this entry is to be made and sent.
-    Ticket { owner: usize, pair: PairKey, entry: EntryKey, left: usize },
+    Ticket { owner: usize, pair: PairKey, entry: EntryKey, left: Backlog, credit: Credit },
 }
 
 /// A home's scheduled and ready mail.
@@ -143,8 +143,7 @@ pub struct Home {
     queue_serial: u64,
     queue_answer_serial: u64,
     queue_names: HashMap<QueueParts, QueueKey>,
-    flows: HashMap<(Arc<str>, Arc<str>), FlowId>,
-    next_flow: u32,
+    flows: HashSet<Arc<Flow>>,
     domains: HashMap<Arc<str>, Domain>,
     /// By queue: what holds one tenant's mail must not hold another's at the same domain.
     sourceless: HashMap<QueueKey, Sourceless>,
@@ -294,8 +293,9 @@ impl Home {
     pub fn make_ready(&mut self, key: EntryKey, pair_key: &PairKey) {
         let pair = self.pair(pair_key);
         self.entries[key].set_state(State::Ready { pair });
-        self.push_ready(key, pair);
+        let flow = self.push_ready(key, pair);
         self.serve(pair);
+        self.tell_if_news(pair, &flow);
     }
 
     pub fn set_owner(&mut self, pair_key: &PairKey, owner: usize) {
@@ -304,22 +304,41 @@ impl Home {
         known.owner = Owner::Shard(owner);
         known.credits = STANDING_CREDITS;
         self.serve(pair);
+        for flow in self.known_pair(pair).ready.flows() {
+            self.tell_if_news(pair, &flow);
+        }
     }
 
-    /// The owner takes `credits` more tickets, and is not blocked.
-    pub fn add_credits(&mut self, pair_key: &PairKey, credits: u32) {
-        let pair = self.pair(pair_key);
-        let known = self.pair_mut(pair);
-        known.blocked = None;
-        known.credits += credits;
-        self.serve(pair);
+    /// The owner takes `credits` more tickets of the flow, or of any, and is not blocked.
+    pub fn add_credits(&mut self, pair_key: &PairKey, flow: Option<&Arc<Flow>>, credits: u32) {
+        let place = self.pair(pair_key);
+        let pair = self.pair_mut(place);
+        pair.blocked = None;
+        let Some(flow) = flow else {
+            pair.credits += credits;
+            return self.serve(place);
+        };
+        let Owner::Shard(owner) = pair.owner else { return };
+        for left in (0..credits).rev() {
+            let entry = if self.stopping { None } else { self.pair_mut(place).ready.pop_of(flow) };
+            match entry {
+                Some(entry) => self.send_out(place, owner, flow, entry, Credit::Turn),
+                None => return self.tell(place, owner, flow, left + 1),
+            }
+        }
     }
 
-    /// A credit was spent, and no ticket came of it: the owner still counts on one.
-    pub fn return_credit(&mut self, pair_key: &PairKey) {
-        let pair = self.pair(pair_key);
-        self.pair_mut(pair).credits += 1;
-        self.serve(pair);
+    /// A ticket could not be made after all: the owner takes another in its place.
+    pub fn return_credit(&mut self, pair_key: &PairKey, flow: &Arc<Flow>, credit: Credit) {
+        let place = self.pair(pair_key);
+        match (credit, self.known_pair(place).owner) {
+            (Credit::Standing, _) => {
+                self.pair_mut(place).credits += 1;
+                self.serve(place);
+            }
+            (Credit::Turn, Owner::Shard(owner)) => self.tell(place, owner, flow, 1),
+            (Credit::Turn, Owner::Unknown | Owner::Asked) => {}
+        }
     }
 
     /// The owner takes nothing until it gives credits again.
@@ -355,12 +374,8 @@ impl Home {
         let mut withdrawn = Vec::new();
         for place in 0..self.pairs.len() as u32 {
             let Some(pair) = self.pairs[place as usize].as_mut().filter(|pair| pairs(&pair.key)) else { continue };
-            let ready = pair.ready.drain();
-            if let (Owner::Shard(owner), true) = (pair.owner, pair.told > 0) {
-                self.needs.push_back(Need::Tell { owner, pair: pair.key.clone(), ready: 0 });
-            }
-            pair.told = 0;
-            for key in ready {
+            let flows = pair.ready.flows();
+            for key in pair.ready.drain() {
                 if queues(self.queue_of(key)) {
                     self.entries[key].set_state(State::Unrouted);
                     withdrawn.push(key);
@@ -368,7 +383,8 @@ impl Home {
                     self.push_ready(key, place);
                 }
             }
-            if self.known_pair(place).owner != Owner::Unknown {
+            if let Owner::Shard(owner) = self.known_pair(place).owner {
+                flows.iter().for_each(|flow| self.tell(place, owner, flow, 0));
                 self.serve(place);
             }
         }
@@ -525,10 +541,15 @@ impl Home {
             return key;
         }
         let (tenant, campaign) = (Arc::<str>::from(&*name.tenant), Arc::<str>::from(&*name.campaign));
-        let flow = *self.flows.entry((Arc::clone(&tenant), Arc::clone(&campaign))).or_insert_with(|| {
-            self.next_flow += 1;
-            FlowId(self.next_flow)
-        });
+        let flow = Flow { priority: name.priority, tenant: Arc::clone(&tenant), campaign: Arc::clone(&campaign) };
+        let flow = match self.flows.get(&flow) {
+            Some(known) => Arc::clone(known),
+            None => {
+                let flow = Arc::new(flow);
+                self.flows.insert(Arc::clone(&flow));
+                flow
+            }
+        };
         self.queue_serial += 1;
         let queue = Queue {
             name: QueueName { campaign: &campaign, tenant: &tenant, domain: &name.domain }.to_string().into(),
@@ -626,8 +647,7 @@ impl Home {
                 }
                 !idle
             });
-            let used: HashSet<FlowId> = self.queues.iter().flatten().map(|queue| queue.flow).collect();
-            self.flows.retain(|_, flow| used.contains(flow));
+            self.flows = self.queues.iter().flatten().map(|queue| Arc::clone(&queue.flow)).collect();
         }
         if self.pair_keys.len() > PAIRS_KEPT {
             let (pairs, free) = (&mut self.pairs, &mut self.free_pairs);
@@ -714,10 +734,12 @@ impl Home {
         queue.last_answer_serial = serial;
     }
 
-    fn push_ready(&mut self, key: EntryKey, pair: u32) {
-        let (queue, recipients) = (self.entries[key].queue, self.entries.recipients(key).len() as u32);
-        let &mut Queue { priority, flow, .. } = self.queue_mut(queue);
-        self.pair_mut(pair).ready.push(priority, flow, key, recipients);
+    fn push_ready(&mut self, key: EntryKey, pair: u32) -> Arc<Flow> {
+        let (flow, recipients) = (Arc::clone(&self.queue_of(key).flow), self.entries.recipients(key).len() as u32);
+        let entries = &self.entries;
+        let pair = self.pairs[pair as usize].as_mut().expect("a pair that is pushed to exists");
+        pair.ready.push(&flow, key, recipients, |entry| entries[entry].due_ms());
+        flow
     }
 
     fn pair(&mut self, key: &PairKey) -> u32 {
@@ -729,7 +751,6 @@ impl Home {
             ready: FairQueue::default(),
             owner: Owner::Unknown,
             credits: 0,
-            told: 0,
             blocked: None,
             paced: None,
             out: 0,
@@ -760,8 +781,7 @@ impl Home {
         self.queues[key.0 as usize].as_mut().expect("an entry's queue exists")
     }
 
-    /// Spends the pair's credits, and tells its owner of a queue that has grown from nothing or doubled, or that is
-    /// empty against expectation.
+    /// Spends the pair's standing credits.
     fn serve(&mut self, place: u32) {
         let pair = self.pairs[place as usize].as_mut().expect("a pair that holds something exists");
         let owner = match pair.owner {
@@ -773,20 +793,44 @@ impl Home {
                 return;
             }
         };
-        while pair.credits > 0 && !self.stopping {
-            let Some(entry) = pair.ready.pop() else { break };
-            pair.credits -= 1;
-            pair.out += 1;
-            pair.told = pair.ready.len();
-            self.entries[entry].set_state(State::Out { pair: place });
-            self.needs.push_back(Need::Ticket { owner, pair: pair.key.clone(), entry, left: pair.ready.len() });
+        while self.known_pair(place).credits > 0 && !self.stopping {
+            let Some((flow, entry)) = self.pair_mut(place).ready.pop() else { return };
+            self.pair_mut(place).credits -= 1;
+            self.send_out(place, owner, &flow, entry, Credit::Standing);
         }
-        let ready = pair.ready.len();
-        // Credits for entries that have gone another way would keep the owner waiting for their tickets.
-        let none_left = ready == 0 && pair.told > 0;
-        if none_left || (ready > 0 && ready >= 2 * pair.told) {
-            pair.told = ready;
-            self.needs.push_back(Need::Tell { owner, pair: pair.key.clone(), ready });
+    }
+
+    fn send_out(&mut self, place: u32, owner: usize, flow: &Arc<Flow>, entry: EntryKey, credit: Credit) {
+        self.entries[entry].set_state(State::Out { pair: place });
+        let left = self.backlog(place, flow);
+        let pair = self.pair_mut(place);
+        pair.out += 1;
+        pair.ready.tell(flow);
+        let pair = pair.key.clone();
+        self.needs.push_back(Need::Ticket { owner, pair, entry, left, credit });
+    }
+
+    /// Tells the owner of a flow that has grown from nothing or doubled.
+    fn tell_if_news(&mut self, place: u32, flow: &Arc<Flow>) {
+        if let Owner::Shard(owner) = self.known_pair(place).owner
+            && self.pair_mut(place).ready.is_news(flow)
+        {
+            self.tell(place, owner, flow, 0);
+        }
+    }
+
+    fn tell(&mut self, place: u32, owner: usize, flow: &Arc<Flow>, unused: u32) {
+        let backlog = self.backlog(place, flow);
+        let pair = self.pair_mut(place);
+        pair.ready.tell(flow);
+        let (pair, flow) = (pair.key.clone(), Arc::clone(flow));
+        self.needs.push_back(Need::Tell { owner, pair, flow, backlog, unused });
+    }
+
+    fn backlog(&self, place: u32, flow: &Arc<Flow>) -> Backlog {
+        match self.known_pair(place).ready.waiting(flow) {
+            Some((ready, next)) => Backlog { ready, oldest_due_ms: self.entries[next].due_ms() },
+            None => Backlog::default(),
         }
     }
 

@@ -12,7 +12,9 @@ use crate::deliver::attempt::Transaction;
 use crate::deliver::content::Chunk;
 use crate::deliver::smtp_client::{ClientEvent, ClientOptions, SmtpClient};
 use crate::deliver::verdict::{self, Fate, HostAction, Scope, SessionFailure};
-use crate::handover::{Attempt, ControlMessage, DeliveryContext, Settled, ShardMessage, TlsRequirement};
+use crate::handover::{
+    Attempt, Backlog, ControlMessage, Credit, DeliveryContext, Settled, ShardMessage, TlsRequirement,
+};
 use crate::limits::{HOST_BACK_OFF_FIRST_MAX, HOST_BACK_OFF_MAX, SOURCE_REFUSED_PAUSE};
 use crate::mail::time::Now;
 use crate::pool::connection::ConnectionKey;
@@ -85,7 +87,9 @@ impl Shard {
                 // It was idle when the order was given, and has ended before this turn.
                 Order::Start { attempt, .. } => self.tell(attempt.ticket.home, ShardMessage::Unstarted(attempt)),
                 Order::Quit { connection } => self.quit(now, connection),
-                Order::Credits { home, pair, credits } => self.tell(home, ShardMessage::Credits { pair, credits }),
+                Order::Credits { home, pair, flow, credits } => {
+                    self.tell(home, ShardMessage::Credits { pair, flow, credits });
+                }
                 Order::Block { home, pair, blocked } => self.tell(home, ShardMessage::Blocked { pair, blocked }),
                 Order::Paced { home, pair, blocked } => self.tell(home, ShardMessage::Paced { pair, blocked }),
                 Order::Reserve { limit, units } => {
@@ -100,11 +104,11 @@ impl Shard {
         }
     }
 
-    pub(super) fn receive_ticket(&mut self, now: Now, attempt: Box<Attempt>, left: usize) {
+    pub(super) fn receive_ticket(&mut self, now: Now, attempt: Box<Attempt>, left: Backlog, credit: Credit) {
         if self.suspensions.of_pair(now.wall_ms, &attempt.pair).is_some() {
-            return self.pools.refuse_ticket(attempt, left);
+            return self.pools.refuse_ticket(attempt, left, credit);
         }
-        self.pools.handle_ticket(now, &mut |below| self.random.u64(0..below), attempt, left);
+        self.pools.handle_ticket(now, &mut |below| self.random.u64(0..below), attempt, left, credit);
     }
 
     /// The connection that [`Action::Connect`] asked for is made.

@@ -10,21 +10,23 @@ use postrider_spool::{Message, ReadError};
 use super::{Action, Shard};
 use crate::config::{self, EgressPool, RouteTarget, Shaping};
 use crate::deliver::route::{Host, RouteFailure, RouteFailureKind, Site};
-use crate::handover::{Attempt, Blocked, ControlMessage, PairKey, Route, ShardMessage, Ticket};
+use crate::fair::Flow;
+use crate::handover::{Attempt, Backlog, Blocked, ControlMessage, Credit, PairKey, Route, ShardMessage, Ticket};
 use crate::limits::{DUE_ENTRIES_PER_TURN, ROUTES_CACHED_MAX, SOURCE_RETRY, UNREADABLE_RETRY};
 use crate::mail::address::domain_of;
 use crate::mail::time::Now;
 use crate::pool::egress::EgressTurns;
-use crate::pool::suspension::Flow;
-use crate::schedule::queue::{Entry, EntryKey, Need};
+use crate::pool::suspension;
+use crate::schedule::queue::{Entry, EntryKey, Need, Recipients};
 
 /// A ticket whose message is being read from the disk.
 #[derive(Debug)]
 pub(super) struct PendingTicket {
     owner: usize,
-    pub(super) pair: PairKey,
+    pair: PairKey,
     pub(super) entry: EntryKey,
-    left: usize,
+    left: Backlog,
+    credit: Credit,
 }
 
 /// What waits for a message to be read from the disk.
@@ -166,12 +168,12 @@ impl Shard {
                     let message = ControlMessage::FindOwner { shard: self.id, pair };
                     self.actions.push_back(Action::Control(message));
                 }
-                Need::Tell { owner, pair, ready } => {
+                Need::Tell { owner, pair, flow, backlog, unused } => {
                     let home = self.id;
-                    self.tell(owner, ShardMessage::Ready { home, pair, ready });
+                    self.tell(owner, ShardMessage::Ready { home, pair, flow, backlog, unused });
                 }
-                Need::Ticket { owner, pair, entry, left } => {
-                    self.make_ticket(now, PendingTicket { owner, pair, entry, left });
+                Need::Ticket { owner, pair, entry, left, credit } => {
+                    self.make_ticket(now, PendingTicket { owner, pair, entry, left, credit });
                 }
             }
         }
@@ -187,25 +189,25 @@ impl Shard {
 
     /// The message is at hand: its ticket goes to the pair's owner.
     pub(super) fn send_ticket(&mut self, now: Now, pending: PendingTicket, message: Message) {
-        let PendingTicket { owner, pair, entry, left } = pending;
-        let domain = Arc::clone(&self.home.queue_of(entry).domain);
+        let PendingTicket { owner, pair, entry, left, credit } = pending;
+        let queue = self.home.queue_of(entry);
+        let (domain, flow) = (Arc::clone(&queue.domain), Arc::clone(&queue.flow));
         let route = self.routes.get(now, &self.config.routes, &domain);
         let placed = route.map(|route| (self.shapings.place(&domain, &route), route));
         let Some((place, mut route)) = placed.filter(|(place, _)| place.is_of(&pair)) else {
             // The route expired or changed while the entry was ready.
             self.unpin(message.id());
             self.home.take_back(entry);
-            self.home.return_credit(&pair);
-            return self.route(now, entry);
+            self.route(now, entry);
+            return self.home.return_credit(&pair, &flow, credit);
         };
         let shaping = self.shapings.shaping(pair.source, &place);
         route.tls = place.tls(&shaping);
         self.bound_recipients(entry, shaping.batch_max());
         let ticket = Ticket { home: self.id, entry };
-        let priority = self.home.queue_of(entry).priority;
-        match attempt(&message, ticket, &pair, route, shaping, priority, &self.home.entry(entry)) {
-            Ok(attempt) => self.tell(owner, ShardMessage::Ticket { attempt: Box::new(attempt), left }),
-            Err(error) => self.hold_unreadable(now, &pair, entry, &error),
+        match attempt(&message, ticket, pair.clone(), flow, route, shaping, self.home.entry(entry).recipients) {
+            Ok(attempt) => self.tell(owner, ShardMessage::Ticket { attempt: Box::new(attempt), left, credit }),
+            Err(error) => self.hold_unreadable(now, entry, &pair, credit, &error),
         }
     }
 
@@ -222,14 +224,20 @@ impl Shard {
     }
 
     /// The message can't be read from the spool: it is kept, and tried again later; its expiry ends it.
-    pub(super) fn hold_unreadable(&mut self, now: Now, pair: &PairKey, entry: EntryKey, error: &ReadError) {
+    fn hold_unreadable(&mut self, now: Now, entry: EntryKey, pair: &PairKey, credit: Credit, error: &ReadError) {
         let due_ms = now.wall_ms + UNREADABLE_RETRY.as_millis() as u64;
         let Entry { message: id, recipients, attempts, .. } = self.home.entry(entry);
         let recipients: Vec<u32> = recipients.collect();
         tracing::error!(%id, %error, "a message can not be read from the spool");
         self.unpin(id);
         self.home.defer(entry, &recipients, attempts, due_ms, &format!("the spool can not read it: {error}"));
-        self.home.return_credit(pair);
+        let flow = Arc::clone(&self.home.queue_of(entry).flow);
+        self.home.return_credit(pair, &flow, credit);
+    }
+
+    /// A ticket's message could not be read.
+    pub(super) fn fail_ticket(&mut self, now: Now, ticket: &PendingTicket, error: &ReadError) {
+        self.hold_unreadable(now, ticket.entry, &ticket.pair, ticket.credit, error);
     }
 
     pub(super) fn unpin(&mut self, id: MessageId) {
@@ -276,7 +284,7 @@ impl Shard {
     /// domain doesn't avoid, where there is one. With none, what holds it.
     fn choose_source(&mut self, now: Now, entry: EntryKey, rollup: &Arc<str>) -> Result<usize, Blocked> {
         let queue = self.home.queue_of(entry);
-        let flow = Flow { tenant: &queue.tenant, campaign: &queue.campaign, domain: &queue.domain };
+        let flow = suspension::Flow { tenant: &queue.tenant, campaign: &queue.campaign, domain: &queue.domain };
         if !self.egress.contains_key(&*queue.pool) {
             let turns = EgressTurns::new(&named_pool(&self.config, &queue.pool));
             self.egress.insert(queue.pool.to_string(), turns);
@@ -301,7 +309,7 @@ impl Shard {
     /// Whether a source of its pool is left for an entry that its domain doesn't avoid.
     pub(super) fn has_welcome_source(&self, now: Now, entry: EntryKey, rollup: &Arc<str>) -> bool {
         let queue = self.home.queue_of(entry);
-        let flow = Flow { tenant: &queue.tenant, campaign: &queue.campaign, domain: &queue.domain };
+        let flow = suspension::Flow { tenant: &queue.tenant, campaign: &queue.campaign, domain: &queue.domain };
         let welcome = |source| {
             self.plumbed[source]
                 && !self.avoided.avoids(now.monotonic, &queue.domain, source)
@@ -341,25 +349,24 @@ fn named_pool(config: &config::Config, name: &str) -> EgressPool {
 fn attempt(
     message: &Message,
     ticket: Ticket,
-    pair: &PairKey,
+    pair: PairKey,
+    flow: Arc<Flow>,
     route: Route,
     shaping: Arc<Shaping>,
-    priority: u8,
-    entry: &Entry<'_>,
+    recipients: Recipients<'_>,
 ) -> Result<Attempt, ReadError> {
     let envelope = message.envelope()?;
     let recipient = |index: u32| Some((index, envelope.recipients.get(index as usize)?.address.as_str().to_owned()));
-    let recipients: Vec<(u32, String)> = entry.recipients.clone().filter_map(recipient).collect();
+    let recipients: Vec<(u32, String)> = recipients.filter_map(recipient).collect();
     assert!(!recipients.is_empty(), "an entry has recipients of its message");
     let domain = domain_of(&recipients[0].1);
     assert!(recipients.iter().all(|(_, address)| domain_of(address) == domain), "a transaction has one domain");
     Ok(Attempt {
         ticket,
-        pair: pair.clone(),
+        pair,
+        flow,
         route,
         shaping,
-        priority,
-        due_ms: entry.due_ms,
         reverse_path: envelope.reverse_path.as_str().to_owned(),
         eight_bit: envelope.eight_bit,
         smtputf8: envelope.smtputf8,

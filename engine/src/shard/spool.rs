@@ -356,9 +356,7 @@ impl Shard {
     fn give_message(&mut self, now: Now, id: MessageId, pending: PendingRead, result: Result<&Message, &ReadError>) {
         match (pending, result) {
             (PendingRead::Ticket(ticket), Ok(message)) => self.send_ticket(now, ticket, message.clone()),
-            (PendingRead::Ticket(ticket), Err(error)) => {
-                self.hold_unreadable(now, &ticket.pair, ticket.entry, error);
-            }
+            (PendingRead::Ticket(ticket), Err(error)) => self.fail_ticket(now, &ticket, error),
             (PendingRead::Ask { question, entry }, result) => self.ask_read(question, entry, id, result.ok()),
             (PendingRead::End(ending), result) => self.end_entry_of(now, &ending, result),
         }

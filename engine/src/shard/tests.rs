@@ -872,7 +872,7 @@ fn messages_wait_for_their_turn_to_be_read() {
     // The pair's owner asks for all of them.
     world.settle();
     let pair = world.shard.home.entries().find_map(|(key, _)| world.shard.home.pair_of(key).cloned()).unwrap();
-    world.shard.handle_message(ShardMessage::Credits { pair, credits: 10 * count as u32 });
+    world.shard.handle_message(ShardMessage::Credits { pair, flow: None, credits: 10 * count as u32 });
     world.pass(Duration::from_millis(10));
     assert_eq!(world.shard.home.out(), count as u64);
     let held = world.shard.home.entries().filter(|(_, entry)| entry.last_answer.is_some()).count();

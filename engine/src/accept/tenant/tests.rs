@@ -112,6 +112,8 @@ fn only_trusted_hosts_name_a_tenant() {
         chosen(&config, "", "X-Tenant: nobody\r\n").unwrap_err(),
         "550 5.7.1 X-Tenant: no tenant is called nobody"
     );
+    let without = self::config(Vec::new());
+    assert_eq!(chosen(&without, "", "X-Tenant: nobody\r\n").unwrap(), "", "where there are no tenants");
     let foreign = "X-Tenant: acme\r\nFrom: x@elsewhere.example\r\n";
     assert_eq!(
         chosen(&config, "x@acme.example", foreign).unwrap_err(),

@@ -450,10 +450,8 @@ impl Pools {
         };
         let wait_ms = until.saturating_sub(now.monotonic).as_millis() as u64;
         let blocked = Blocked { until_ms: now.wall_ms + wait_ms, reason };
-        for (home, demand) in pair.homes.iter().enumerate().filter(|(_, demand)| demand.known) {
-            if demand.ready > 0 {
-                self.orders.push_back(Order::Paced { home, pair: pair.key.clone(), blocked: blocked.clone() });
-            }
+        for home in pair.demand.homes_with_mail() {
+            self.orders.push_back(Order::Paced { home, pair: pair.key.clone(), blocked: blocked.clone() });
         }
     }
 }

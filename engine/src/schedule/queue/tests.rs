@@ -9,6 +9,10 @@ fn pair() -> PairKey {
     PairKey { source: 0, rollup: "mx.example".into(), site: "mx.example".into() }
 }
 
+fn flow() -> Arc<Flow> {
+    Arc::new(Flow { priority: 1, tenant: "".into(), campaign: "".into() })
+}
+
 fn home_with(messages: u64) -> Home {
     let mut home = Home::default();
     for sequence in 1..=messages {
@@ -47,8 +51,12 @@ fn tickets(needs: &[Need]) -> Vec<EntryKey> {
     needs.iter().filter_map(ticket).collect()
 }
 
-fn told(needs: &[Need]) -> Vec<usize> {
-    let told = |need: &Need| if let Need::Tell { ready, .. } = need { Some(*ready) } else { None };
+/// What the owner was told: how much is ready, and how many credits it gets back.
+fn told(needs: &[Need]) -> Vec<(usize, u32)> {
+    let told = |need: &Need| match need {
+        Need::Tell { backlog, unused, .. } => Some((backlog.ready, *unused)),
+        _ => None,
+    };
     needs.iter().filter_map(told).collect()
 }
 
@@ -70,9 +78,9 @@ fn credits_are_spent_to_the_last_and_no_further() {
     all_ready(&mut home);
     home.set_owner(&pair(), 0);
     needs(&mut home);
-    home.add_credits(&pair(), 3);
+    home.add_credits(&pair(), None, 3);
     assert_eq!(tickets(&needs(&mut home)).len(), 3);
-    home.add_credits(&pair(), 100);
+    home.add_credits(&pair(), None, 100);
     assert_eq!(tickets(&needs(&mut home)).len(), 5);
     assert_eq!((home.out(), home.ready()), (10, 0));
 }
@@ -87,9 +95,9 @@ fn the_owner_is_told_when_what_it_waits_for_has_gone() {
         home.remove(entry);
     }
     assert_eq!(home.len(), 2, "what is out is waited for");
-    home.add_credits(&pair(), 8);
+    home.add_credits(&pair(), Some(&flow()), 8);
     let needs = needs(&mut home);
-    assert_eq!((tickets(&needs).len(), told(&needs)), (0, vec![0]));
+    assert_eq!((tickets(&needs).len(), told(&needs)), (0, vec![(0, 8)]));
 }
 
 #[test]
@@ -109,7 +117,7 @@ fn a_blocked_pair_keeps_attempts_and_due_time_and_says_why() {
         assert_eq!((home.entry(key).attempts, home.entry(key).due_ms), (0, u64::from(key.0) + 1));
     }
     needs(&mut home);
-    home.add_credits(&pair(), 3);
+    home.add_credits(&pair(), None, 3);
     assert_eq!(tickets(&needs(&mut home)).len(), 3, "credits end the block");
     assert_eq!(home.blocked_by(EntryKey(0)), None);
 }
@@ -122,7 +130,7 @@ fn a_suspended_source_gives_its_entries_back() {
     needs(&mut home);
     assert_eq!(home.withdraw_ready(|pair| pair.source == 1, |_| true).len(), 0);
     assert_eq!(home.withdraw_ready(|pair| pair.source == 0, |_| true).len(), 4);
-    assert_eq!(told(&needs(&mut home)), [0]);
+    assert_eq!(told(&needs(&mut home)), [(0, 0)]);
     assert_eq!(home.ready(), 0);
 }
 

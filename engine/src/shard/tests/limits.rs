@@ -53,6 +53,8 @@ struct Engine {
     now: Duration,
     born: Duration,
     sinks: BTreeMap<SocketAddr, Sink>,
+    /// When each sender's MAIL arrived, by the first label of its domain.
+    senders: BTreeMap<String, Vec<Duration>>,
     reserved: HashMap<String, Past>,
     _spool: Spool,
 }
@@ -62,6 +64,7 @@ const OPTIONS: SpoolOptions =
 
 const ROUND_TRIP: Duration = Duration::from_millis(10);
 const SLOW: &str = "127.0.0.1:25";
+const SLOW_DOMAIN: &str = "slow.test";
 const FAST: &str = "127.0.0.2:25";
 
 fn config(rules: &str) -> Config {
@@ -112,6 +115,7 @@ impl Engine {
             now,
             born: now,
             sinks,
+            senders: BTreeMap::new(),
             reserved,
             config,
             _spool: spool,
@@ -154,6 +158,25 @@ impl Engine {
         };
         let mut admitted = self.policy.admit(self.clock(), received, [1, 2]).unwrap();
         admitted.envelope.priority = priority as u8;
+        self.mail[home].push_back(ShardMessage::Inject { injection: 0, admitted: Box::new(admitted) });
+    }
+
+    /// A tenant's message, of a campaign of its, to the slow site.
+    fn inject_of(&mut self, home: usize, tenant: &str, campaign: usize) {
+        let received = Received {
+            reverse_path: format!("a@{tenant}.example"),
+            recipients: vec![format!("r@{SLOW_DOMAIN}")],
+            content: format!("X-Tenant: {tenant}\r\nX-Campaign: {campaign}\r\n\r\nHello\r\n").into_bytes(),
+            eight_bit_declared: true,
+            smtputf8_declared: true,
+            helo: String::new(),
+            protocol: "embedded",
+            client: None,
+            session_id: 0,
+            trusted: true,
+            received_detail: ReceivedDetail::Full,
+        };
+        let admitted = self.policy.admit(self.clock(), received, [1, 2]).unwrap();
         self.mail[home].push_back(ShardMessage::Inject { injection: 0, admitted: Box::new(admitted) });
     }
 
@@ -251,7 +274,11 @@ impl Engine {
             let mails = &mut self.sinks.get_mut(&peer.to.unwrap()).unwrap().mails;
             match &line[..4] {
                 "EHLO" => replies += "250-peer.example\r\n250-PIPELINING\r\n250 8BITMIME\r\n",
-                "MAIL" => mails.push((self.now, 0)),
+                "MAIL" => {
+                    mails.push((self.now, 0));
+                    let domain = line.split(['@', '.']).nth(1).unwrap_or_default();
+                    self.senders.entry(domain.to_owned()).or_default().push(self.now);
+                }
                 "RCPT" => mails.last_mut().unwrap().1 += 1,
                 "DATA" => {
                     replies += "354 go\r\n";
@@ -470,4 +497,78 @@ fn a_transaction_is_divided_as_its_rate_asks() {
     let sizes: Vec<u32> = engine.sink(SLOW).mails.iter().map(|(_, recipients)| *recipients).collect();
     assert_eq!(sizes.iter().sum::<u32>(), 52, "each once");
     assert!(sizes.iter().all(|size| *size <= 5), "{sizes:?}");
+}
+
+const TENANTS: &str = "[[tenant]]\nname = \"large\"\n[[tenant]]\nname = \"small\"\n[[tenant]]\nname = \"bulk\"\n\
+                       priority = \"bulk\"\n[[tenant]]\nname = \"high\"\npriority = \"high\"\n";
+
+fn tenants(rate: &str) -> String {
+    format!("{TENANTS}[shaping.\"slow.test\"]\nmax_message_rate = \"{rate}\"\n")
+}
+
+/// FAIR: a tenant's hundred messages are not buried by another's many, wherever they are, and however many campaigns the
+/// other spreads its own over.
+#[test]
+fn a_small_tenant_is_not_buried_by_a_large_one() {
+    for shards in [1, 2, 4] {
+        for (campaigns, spread) in [(1, true), (1, false), (50, false)] {
+            let mut engine = Engine::start(&tenants("100/s"), shards);
+            for number in 0..3_000 {
+                engine.inject_of(number % shards, "large", number % campaigns);
+            }
+            engine.run_until(seconds(2));
+            let large = engine.senders["large"].len();
+            for number in 0..100 {
+                engine.inject_of(if spread { number % shards } else { shards - 1 }, "small", 0);
+            }
+            engine.run_until(seconds(5));
+            let what = format!("{shards} shards, {campaigns} campaigns, spread: {spread}");
+            assert_eq!(engine.senders["small"].len(), 100, "{what}: the last leaves within 3 s");
+            let large = engine.senders["large"].len() - large;
+            assert!(large >= 95 * 3 - 100, "{what}: {large} of the others meanwhile");
+            assert!(engine.sink(SLOW).most_within(seconds(1)) <= 100);
+        }
+    }
+}
+
+/// FAIR: one high message passes all bulk, and any number of them leave bulk its part of twenty-one.
+#[test]
+fn high_passes_bulk_and_bulk_does_not_starve() {
+    for shards in [1, 2, 4] {
+        let mut engine = Engine::start(&tenants("20/s"), shards);
+        for number in 0..3_000 {
+            engine.inject_of(number % shards, "bulk", 0);
+        }
+        for second in 5..10 {
+            engine.run_until(seconds(second));
+            engine.inject_of(second as usize % shards, "high", 0);
+            engine.run_until(seconds(second) + Duration::from_millis(200));
+            let sent = engine.senders["high"].len();
+            assert_eq!(sent, second as usize - 4, "with {shards} shards it has left within 0.2 s");
+        }
+        for number in 0..3_000 {
+            engine.inject_of(number % shards, "high", 0);
+        }
+        engine.run_until(seconds(10));
+        let before = engine.senders["bulk"].len();
+        engine.run_until(seconds(10 + 63));
+        let (bulk, all) = (engine.senders["bulk"].len() - before, engine.sink(SLOW).between(seconds(10), seconds(73)));
+        assert!(all >= 63 * 19, "{all}");
+        assert!(bulk >= all / 21 - 1, "{bulk} of {all} with {shards} shards");
+        assert!(bulk <= all / 17 + 4, "{bulk} of {all} with {shards} shards: nothing normal waits");
+    }
+}
+
+/// A site that takes nothing holds up none of another's mail.
+#[test]
+fn a_slow_site_never_delays_another() {
+    for shards in [1, 2, 4] {
+        let mut engine = Engine::start(&tenants("1/min"), shards);
+        queue(&mut engine, 2_000, 0);
+        engine.run_until(seconds(2));
+        assert!(engine.sink(SLOW).mails.len() <= 1);
+        queue(&mut engine, 0, 1_000);
+        engine.run_until(seconds(5));
+        assert_eq!(engine.sink(FAST).mails.len(), 1_000, "with {shards} shards");
+    }
 }
