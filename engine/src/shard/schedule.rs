@@ -99,8 +99,13 @@ impl Shard {
         }
     }
 
-    /// Puts an entry into the queue of the pair that it goes by.
+    /// Puts an entry into the queue of the pair that it goes by; ends it where its time is over.
     pub(super) fn route(&mut self, now: Now, entry: EntryKey) {
+        if self.home.entry(entry).expires_ms <= now.wall_ms {
+            // The sweep would find it, but later.
+            let answer = self.expiry_answer(entry, None);
+            return self.end_entry(now, Ending { entry, fate: Fate::Expired, answer });
+        }
         let domain = Arc::clone(&self.home.queue_of(entry).domain);
         if self.routes.discards(&self.config.routes, &domain) {
             return self.end_entry(now, Ending { entry, fate: Fate::Delivered, answer: discarded() });
@@ -181,7 +186,14 @@ impl Shard {
 
     /// The ticket counts as a pin on its segment from here until it comes home.
     fn make_ticket(&mut self, now: Now, pending: PendingTicket) {
-        let id = self.home.entry(pending.entry).message;
+        let Entry { message: id, expires_ms, .. } = self.home.entry(pending.entry);
+        if expires_ms <= now.wall_ms {
+            let PendingTicket { pair, entry, credit, .. } = pending;
+            let flow = Arc::clone(&self.home.queue_of(entry).flow);
+            self.home.take_back(entry);
+            self.route(now, entry);
+            return self.home.return_credit(&pair, &flow, credit);
+        }
         let place = self.log_index(id.log());
         self.logs[place].log.pin(id);
         self.fetch(now, id, PendingRead::Ticket(pending));

@@ -650,6 +650,47 @@ fn a_deferred_message_is_due_at_the_same_time_after_a_restart() {
     assert!(world.directory.path().exists());
 }
 
+/// What is past its expiry is never begun, neither when it comes due nor when its turn comes: not even before the next
+/// sweep.
+#[test]
+fn an_expired_message_is_not_begun() {
+    let mut config = Config::new("mta.example");
+    config.shaping.connection_limit = 1;
+    let mut world = World::open(TempDir::new().unwrap(), START, config);
+    let times = |from: u32, to: u32| {
+        let time = |ms: u32| format!("2027-01-15T08:00:00.{ms:03}Z");
+        format!("X-Schedule: {{\"first_attempt\":\"{}\",\"expires\":\"{}\"}}\r\n", time(from), time(to))
+    };
+    let send = |world: &mut World, schedule: &str| {
+        let session = world.connect_client();
+        world.client_says(session, CLIENT);
+        world.client_says(session, &format!("{schedule}{CONTENT}"));
+        world.sync();
+        assert!(world.to_client.starts_with("250 2.0.0 OK id="), "{}", world.to_client);
+        world.shard.session_closed(session);
+    };
+    for _ in 0..8 {
+        send(&mut world, &times(0, 600));
+    }
+    let (out, waiting) = (world.shard.home.out(), world.shard.home.ready());
+    assert!(out > 0 && waiting > 0, "{out} are out, {waiting} wait for their turn");
+    send(&mut world, &times(500, 650));
+    world.now = Now { monotonic: START.monotonic + Duration::from_millis(700), wall_ms: START.wall_ms + 700 };
+    assert!(world.shard.next_sweep > world.now.monotonic, "the sweep is still to come");
+    let home = &world.shard.home;
+    let ready = home.entries().find_map(|(key, _)| Some((home.pair_of(key)?.clone(), home.queue_of(key).flow.clone())));
+    let (pair, flow) = ready.expect("some are ready");
+    world.shard.handle_message(ShardMessage::Credits { pair, flow: Some(flow), credits: 20 });
+    world.settle();
+    assert_eq!((world.shard.home.out(), world.shard.home.len() as u64), (out, out), "only what is out is left");
+    world.pass(Duration::from_millis(10));
+    let expired = |event: &&LoggedRecord| match &event.record {
+        Logged::Outcome(outcome) => outcome.results[0].fate == Fate::Expired,
+        _ => false,
+    };
+    assert_eq!(world.events.iter().filter(expired).count(), waiting + 1);
+}
+
 /// `[tenant.retry]` holds for the tenant's messages alone, and as exactly.
 #[test]
 fn a_tenants_message_is_retried_after_its_own_interval() {
