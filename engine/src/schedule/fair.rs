@@ -1,7 +1,7 @@
 //! The entries of a home that are ready for one (egress source, roll-up) pair.
 //!
-//! Each flow's entries stand in the order of their due times. The pair's owner names the flow whose turn it is among all
-//! homes; what an owner takes unasked goes by the home's own turns.
+//! Each flow's entries stand in the order of their due times. The pair's owner names the flow whose turn it is among
+//! all homes; what an owner takes unasked goes by the home's own turns.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;

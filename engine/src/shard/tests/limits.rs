@@ -506,8 +506,8 @@ fn tenants(rate: &str) -> String {
     format!("{TENANTS}[shaping.\"slow.test\"]\nmax_message_rate = \"{rate}\"\n")
 }
 
-/// FAIR: a tenant's hundred messages are not buried by another's many, wherever they are, and however many campaigns the
-/// other spreads its own over.
+/// FAIR: a tenant's hundred messages are not buried by another's many, wherever they are, and however many campaigns
+/// the other spreads its own over.
 #[test]
 fn a_small_tenant_is_not_buried_by_a_large_one() {
     for shards in [1, 2, 4] {
