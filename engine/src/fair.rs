@@ -1,8 +1,8 @@
 //! Whose turn it is among flows that want to go the same way.
 //!
 //! Three priority classes share 16:4:1; within a class tenants take turns by deficit round robin, and within a tenant
-//! its campaigns do. So a tenant gets no more by having many campaigns, and a small flow is not buried by another's bulk.
-//! What is counted are recipients, because peers count them.
+//! its campaigns do. So a tenant gets no more by having many campaigns, and a small flow is not buried by another's
+//! bulk. What is counted are recipients, because peers count them.
 //!
 //! A home goes by it among its own entries, and a pair's owner among the flows of all homes.
 

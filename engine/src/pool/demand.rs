@@ -1,8 +1,8 @@
 //! What homes have ready for a pair, flow by flow, and whose turn it is.
 //!
 //! The owner gives credits one turn at a time: to the flow that [`Turns`] names among those of all homes, and of the
-//! homes that have such mail to the one whose oldest entry was due first. So a tenant's share is the same on one shard and on
-//! many. A home answers each credit with a ticket or gives it back.
+//! homes that have such mail to the one whose oldest entry was due first. So a tenant's share is the same on one shard
+//! and on many. A home answers each credit with a ticket or gives it back.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -628,8 +628,8 @@ impl Pools {
 
     /// Gives credits to the flows whose turn it is: enough for every connection to have one ticket under way, one
     /// riding and one waiting, or all that it may have in flight once more; and, where nobody waits for a turn, a
-    /// standing few to each home. Of a paced pair only as many as go soon, so that what comes later and is more urgent need not wait
-    /// behind them.
+    /// standing few to each home. Of a paced pair only as many as go soon, so that what comes later and is more urgent
+    /// need not wait behind them.
     fn grant(&mut self, now: Now, place: u32) {
         let ahead = self.paced_ahead(place);
         let pair = &mut self.pairs[place as usize];
