@@ -38,6 +38,7 @@ use crate::runtime::dns::Resolver;
 use crate::runtime::event_file::{EventLog, EventLogHandle, EventLogOptions, EventSender, node_id};
 use crate::runtime::limit_file::{LimitFile, LimitMail};
 use crate::runtime::mailbox::{self, Full, Sender};
+use crate::runtime::mta_sts::PolicyStore;
 use crate::runtime::random::os_random_u64;
 use crate::runtime::shard_loop::{self, ListenerSetup, Mail, ShardSetup, Verifiers};
 use crate::runtime::suspension_list::{id_text, parse_id};
@@ -266,6 +267,9 @@ impl EngineBuilder {
         own.extend(&listeners.addresses.http);
         let resolver = Resolver::new(&config.dns, own).map_err(|error| failed("DNS", &error))?;
         let clock = Clock::start();
+        let verifier = TlsVerifier::public_roots(&config.tls).map_err(|error| failed("TLS", &error))?;
+        let policies = PolicyStore::open(config.spool.path.join("mta-sts"), clock, resolver.clone(), &verifier)
+            .map_err(|error| failed("MTA-STS policies", &error))?;
         let (mail_senders, mail_receivers) = mailboxes(shards).map_err(|error| failed("mailbox", &error))?;
         let (control_sender, control_receiver) =
             mailbox::mailbox(MAILBOX_CAPACITY).map_err(|error| failed("mailbox", &error))?;
@@ -330,6 +334,7 @@ impl EngineBuilder {
             config,
             clock,
             resolver,
+            policies,
             mailbox: control_receiver,
             commands: command_receiver,
             shards: mail_senders,
@@ -371,7 +376,7 @@ impl ShardThreads<'_> {
         let failed = |what: &str, error: &dyn fmt::Display| StartError(format!("{what}: {error}"));
         let verifiers = Verifiers {
             any_certificate: TlsVerifier::any_certificate(),
-            public_roots: TlsVerifier::public_roots().map_err(|error| failed("TLS", &error))?,
+            public_roots: TlsVerifier::public_roots(&self.config.tls).map_err(|error| failed("TLS", &error))?,
         };
         let session_counts = Arc::new((0..self.shards).map(|_| AtomicUsize::new(0)).collect());
         let (started, starts) = std::sync::mpsc::channel();

@@ -19,7 +19,9 @@ use crate::accept::admission::Admitted;
 use crate::admin::{MessageFilter, MessageRow, QueueRow};
 use crate::config::{Shaping, Terms, TlsMode};
 use crate::deliver::attempt::TransactionResult;
+use crate::deliver::mta_sts::StsPolicy;
 use crate::deliver::route::{RouteFailure, Site};
+use crate::deliver::tls_policy;
 pub use crate::deliver::tls_policy::{TlsProof, TlsRequirement};
 use crate::fair::Flow;
 use crate::pool::suspension::Suspension;
@@ -62,24 +64,22 @@ pub struct PairKey {
 pub struct Route {
     pub site: Arc<Site>,
     pub tls: TlsMode,
+    /// The domain's MTA-STS policy, where one counts.
+    pub sts: Option<Arc<StsPolicy>>,
     pub terms: Arc<Terms>,
 }
 
 impl Route {
-    /// What a connection to one of the site's hosts must have proved.
-    pub fn requirement(&self, _host: usize) -> TlsRequirement {
-        match self.tls {
-            TlsMode::Disabled => TlsRequirement::Disabled,
-            TlsMode::Opportunistic => TlsRequirement::Opportunistic,
-            TlsMode::Required => TlsRequirement::Encrypted,
-            TlsMode::Verified => TlsRequirement::Verified,
-        }
+    /// What a connection to one of the site's hosts must have proved; None: the mail must not go there.
+    pub fn requirement(&self, host: usize) -> Option<TlsRequirement> {
+        tls_policy::requirement(self.tls, self.sts.as_deref(), &self.site.hosts[host].name)
     }
 
     /// Whether a connection to the site's host of this name, which has proved so much, may carry the mail.
     pub fn is_met_by(&self, host_name: &str, proof: &TlsProof) -> bool {
         let host = self.site.hosts.iter().position(|host| host.name == host_name);
-        host.is_some_and(|host| self.requirement(host).is_met_by(proof))
+        let requirement = host.and_then(|host| self.requirement(host));
+        requirement.is_some_and(|requirement| requirement.is_met_by(proof))
     }
 }
 

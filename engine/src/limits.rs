@@ -81,6 +81,22 @@ pub(crate) const DNS_CACHE_ANSWERS_MAX: u64 = 65_536;
 /// Routes that are looked up at once; more wait their turn.
 pub(crate) const ROUTE_LOOKUPS_MAX: usize = 256;
 
+/// An MTA-STS policy, in bytes (RFC 8461 §3.3 suggests 64 KiB), and the hosts that it may name.
+pub(crate) const STS_POLICY_BYTES_MAX: usize = 64 << 10;
+pub(crate) const STS_HOSTS_MAX: usize = 1_000;
+/// A policy holds for a year at most (RFC 8461 §3.2).
+pub(crate) const STS_AGE_MAX: std::time::Duration = std::time::Duration::from_secs(31_557_600);
+/// Policies that are kept. Beyond, the one that ends first makes room.
+pub(crate) const STS_POLICIES_MAX: usize = 20_000;
+/// Policies that are fetched at once, and how long a fetch may take; the domain's mail waits for it.
+pub(crate) const STS_FETCHES_MAX: usize = 64;
+pub(crate) const STS_FETCH_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(20);
+/// Between two fetches for one domain (RFC 8461 §3.3), and the domains for which it is remembered.
+pub(crate) const STS_FETCH_PAUSE: std::time::Duration = std::time::Duration::from_secs(300);
+pub(crate) const STS_PAUSES_KEPT: usize = 20_000;
+/// A policy is fetched anew at this age (RFC 8461 §3.3 suggests a day).
+pub(crate) const STS_REFRESH_AGE: std::time::Duration = std::time::Duration::from_secs(86_400);
+
 // pool
 
 /// Hosts whose failures one pair remembers.

@@ -10,7 +10,7 @@ use super::egress::UNBOUND_SOURCE;
 use super::{
     Chunking, Config, DnsConfig, Durability, EgressPool, EgressSource, EightBit, EventsConfig, HttpListener,
     LineEndings, ReceivedDetail, RetryConfig, RetrySchedule, Shaping, ShapingRules, SmtpListener, SpoolConfig,
-    Timeouts, TlsMode, value,
+    Timeouts, TlsConfig, TlsMode, value,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -33,6 +33,7 @@ impl Config {
             smtp_listeners: vec![SmtpListener::default()],
             http_listeners: vec![HttpListener::default()],
             dns: DnsConfig::default(),
+            tls: TlsConfig::default(),
             routes: Vec::new(),
             egress_sources: vec![EgressSource::unbound(hostname)],
             egress_pools: vec![EgressPool { name: "default".into(), sources: vec![(0, 1)] }],
@@ -137,6 +138,7 @@ impl Default for Shaping {
             max_in_flight: 8,
             eight_bit: EightBit::Fail,
             tls: TlsMode::Opportunistic,
+            mta_sts: true,
             timeouts: Timeouts::default(),
         }
     }

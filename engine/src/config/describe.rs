@@ -256,7 +256,9 @@ fn write_shaping(config: &Config, out: &mut String) -> fmt::Result {
     )?;
     let pipelining = if shaping.pipelining { "pipelining where offered" } else { "no pipelining" };
     let idle = duration_text(shaping.idle_timeout);
-    writeln!(out, "          {pipelining}; TLS {}; idle connections close after {idle}", tls_word(shaping.tls))?;
+    let policies = if shaping.mta_sts { "followed" } else { "not looked for" };
+    let tls = format!("TLS {}, MTA-STS policies {policies}", tls_word(shaping.tls));
+    writeln!(out, "          {pipelining}; {tls}; idle connections close after {idle}")?;
     let chunking = match shaping.chunking {
         Chunking::Off => "one message after the other, content by DATA".to_owned(),
         Chunking::On => "BDAT where offered; the next envelope rides behind the content".to_owned(),

@@ -72,6 +72,9 @@ fn read_top(top: Section<'_>) -> Config {
     if let Some(section) = top.table("dns", "[dns]") {
         config.dns = read_dns(section);
     }
+    if let Some(section) = top.table("tls", "[tls]") {
+        config.tls = super::tls::read(section);
+    }
     (config.egress_sources, config.egress_pools) = egress::read(&top, &hostname);
     config.routes = route::read(&top, &config);
     config.dkim = dkim::read(&top);

@@ -19,6 +19,7 @@ mod retry;
 mod route;
 mod shaping;
 mod tenant;
+mod tls;
 mod value;
 
 #[cfg(test)]
@@ -49,6 +50,7 @@ pub struct Config {
     pub smtp_listeners: Vec<SmtpListener>,
     pub http_listeners: Vec<HttpListener>,
     pub dns: DnsConfig,
+    pub tls: TlsConfig,
     pub routes: Vec<Route>,
     /// Never empty: without any configured, one unbound source named "unspecified".
     pub egress_sources: Vec<EgressSource>,
@@ -129,6 +131,12 @@ pub struct DnsConfig {
     /// Empty: the system's resolvers.
     pub servers: Vec<SocketAddr>,
     pub prohibited_hosts: Vec<IpNet>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct TlsConfig {
+    /// Root certificates that are trusted beside the public ones.
+    pub extra_roots_pem: Arc<Vec<u8>>,
 }
 
 /// A static route; the first that fits is used.
@@ -325,6 +333,8 @@ pub struct Shaping {
     pub max_in_flight: u32,
     pub eight_bit: EightBit,
     pub tls: TlsMode,
+    /// Whether domains' MTA-STS policies are looked for and followed.
+    pub mta_sts: bool,
     pub timeouts: Timeouts,
 }
 

@@ -177,13 +177,22 @@ impl ShapingRules {
 impl Config {
     /// The most recipients that a transaction may have anywhere.
     pub fn recipients_per_batch_max(&self) -> usize {
-        let of = |settings: &Settings| {
+        let max = self.of_all_shaping(|shaping| shaping.max_recipients_per_batch);
+        max.fold(self.shaping.max_recipients_per_batch, u32::max) as usize
+    }
+
+    /// Whether MTA-STS policies count for any mail.
+    pub fn uses_mta_sts(&self) -> bool {
+        self.shaping.mta_sts || self.of_all_shaping(|shaping| shaping.mta_sts).any(|uses| uses)
+    }
+
+    /// What each single table would make of the default.
+    fn of_all_shaping<T>(&self, take: impl Fn(&Shaping) -> T) -> impl Iterator<Item = T> {
+        self.shaping_rules.all().map(move |settings| {
             let mut shaping = self.shaping.clone();
             settings.apply(&mut shaping);
-            shaping.max_recipients_per_batch
-        };
-        let max = self.shaping_rules.all().map(of).fold(self.shaping.max_recipients_per_batch, u32::max);
-        max as usize
+            take(&shaping)
+        })
     }
 }
 
@@ -404,7 +413,9 @@ fn read_settings(section: &Section<'_>, settings: &mut Settings) {
         settings.timeout(&timeouts, "quit", "10s", |timeouts, time| timeouts.quit = time);
         timeouts.finish();
     }
-    section.not_yet(&[("mta_sts", Some("false")), ("dane", Some("false"))]);
+    let mta_sts = section.boolean("mta_sts");
+    settings.take(section, "mta_sts", mta_sts, |shaping, mta_sts| shaping.mta_sts = mta_sts);
+    section.not_yet(&[("dane", Some("false"))]);
 }
 
 /// What a route may say instead.

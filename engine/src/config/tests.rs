@@ -53,7 +53,6 @@ fn the_interface_example_has_known_keys_only() {
         " tenant.tokens: is not available yet; leave it out",
         " tenant.max_injection_rate: is not available yet; write max_injection_rate = \"unlimited\" or leave it out",
         " tenant.max_message_rate: is not available yet; write max_message_rate = \"unlimited\" or leave it out",
-        " shaping.default.mta_sts: is not available yet; write mta_sts = false or leave it out",
         " shaping.default.dane: is not available yet; write dane = false or leave it out",
         " limit: is not available yet; leave it out",
         " provider.yahoo.automation: is not available yet; leave it out",
@@ -467,6 +466,7 @@ fn files() -> tempfile::TempDir {
     write("empty", "\n");
     write("cert.key", &certificate.signing_key.serialize_pem());
     write("mta.pem", &certificate.cert.pem());
+    write("our-ca.pem", &certificate.cert.pem());
     write("mta.key", &certificate.signing_key.serialize_pem());
     write("other.key", &rcgen::KeyPair::generate().unwrap().serialize_pem());
     let ed25519 = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap().serialize_pem();

@@ -4,6 +4,7 @@
 //! * `attempt.rs`: the transaction that a client is given, its result, the stages between.
 //! * `content.rs`: the message's octets on their way to the wire.
 //! * `extension.rs`: what the peer offers.
+//! * `mta_sts.rs`: MTA-STS policies.
 //! * `in_flight.rs`: one transaction on a connection.
 //! * `tls_policy.rs`: what TLS a domain requires, and what a connection has proved.
 //! * `smtp_client.rs`: the SMTP and LMTP client, without I/O.
@@ -15,6 +16,7 @@ pub(crate) mod blame;
 pub mod content;
 pub mod extension;
 pub(crate) mod in_flight;
+pub mod mta_sts;
 pub mod route;
 pub mod smtp_client;
 pub mod tls_policy;

@@ -4,6 +4,7 @@
 //! on a connection whose proof meets its own domain's requirement, whoever had the connection opened. A proof is as
 //! good as the check behind it, so sessions are resumed under the same verifier only (`runtime/tls.rs`).
 
+use super::mta_sts::{StsMode, StsPolicy};
 use crate::config::TlsMode;
 
 /// What a domain's mail requires of the connection to one host.
@@ -69,9 +70,47 @@ impl TlsRequirement {
     }
 }
 
+/// What a domain's mail requires of one of its hosts; None: it must not go there. `tls` is the operator's word, which a
+/// policy can tighten but not loosen; where TLS is switched off it stays off.
+pub fn requirement(tls: TlsMode, sts: Option<&StsPolicy>, host: &str) -> Option<TlsRequirement> {
+    let own = match tls {
+        TlsMode::Disabled => return Some(TlsRequirement::Disabled),
+        TlsMode::Opportunistic => TlsRequirement::Opportunistic,
+        TlsMode::Required => TlsRequirement::Encrypted,
+        TlsMode::Verified => TlsRequirement::Verified,
+    };
+    match sts.filter(|policy| policy.mode == StsMode::Enforce) {
+        // RFC 8461 §5.1: mail goes only to hosts that the policy names, and that prove their name.
+        Some(policy) => policy.names(host).then_some(TlsRequirement::Verified),
+        None => Some(own),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// RFC 8461 §5.1.
+    #[test]
+    fn an_enforced_policy_tightens_what_an_operator_asks_for() {
+        use TlsMode as M;
+        use TlsRequirement as R;
+        let policy = |mode| {
+            let text = format!("version: STSv1\nmode: {mode}\nmx: mx.example.com\nmax_age: 86400\n");
+            StsPolicy::parse(&text).unwrap()
+        };
+        let (enforce, testing) = (policy("enforce"), policy("testing"));
+        for (tls, own) in
+            [(M::Opportunistic, R::Opportunistic), (M::Required, R::Encrypted), (M::Verified, R::Verified)]
+        {
+            assert_eq!(requirement(tls, Some(&enforce), "mx.example.com"), Some(R::Verified));
+            assert_eq!(requirement(tls, Some(&enforce), "evil.example.org"), None);
+            assert_eq!(requirement(tls, Some(&testing), "evil.example.org"), Some(own.clone()));
+            assert_eq!(requirement(tls, Some(&policy("none")), "mx.example.com"), Some(own.clone()));
+            assert_eq!(requirement(tls, None, "mx.example.com"), Some(own));
+        }
+        assert_eq!(requirement(M::Disabled, Some(&enforce), "evil.example.org"), Some(R::Disabled));
+    }
 
     /// Rows: requirements; columns: proofs.
     #[test]

@@ -552,7 +552,7 @@ impl Pools {
             pair.hosts.keep_serving(now.monotonic, &mut order, &|need| attempt.needs(need));
             match pair.hosts.choose(now.monotonic, &order, |host| route.requirement(host)) {
                 Choice::Connect { host, to } => {
-                    let required = route.requirement(host);
+                    let required = route.requirement(host).expect("only a host that may be used is chosen");
                     let tls = pair.hosts.tls_to_use(now.monotonic, to, required.clone());
                     let host_name = route.site.hosts[host].name.clone();
                     let site = Arc::from(&*route.site.name);
@@ -567,6 +567,11 @@ impl Pools {
                 }
                 Choice::Wait { until, reason, tls: true } => self.hold(now, place, &route, until, reason),
                 Choice::Wait { until, reason, tls: false } => return self.block(now, place, until, reason),
+                Choice::Nowhere if route.sts.is_some() => {
+                    let until = now.monotonic + self.options.back_off.max;
+                    let reason = "the domain's MTA-STS policy names none of its MX hosts that have an address".into();
+                    self.hold(now, place, &route, until, reason);
+                }
                 Choice::Nowhere => {
                     let until = now.monotonic + self.options.back_off.first;
                     return self.block(now, place, until, "the site has no address".into());
@@ -742,6 +747,7 @@ fn alike(a: &Attempt, b: &Attempt) -> bool {
 /// What fits one fits the other.
 fn same_route(a: &Route, b: &Route) -> bool {
     a.tls == b.tls
+        && a.sts == b.sts
         && a.terms == b.terms
         && (Arc::ptr_eq(&a.site, &b.site) || a.site.name == b.site.name && a.site.hosts == b.site.hosts)
 }

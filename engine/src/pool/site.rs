@@ -73,22 +73,22 @@ pub enum Choice {
         /// Hosts would be there for mail with another TLS requirement.
         tls: bool,
     },
-    /// The site has no address at all.
+    /// The site has no address at all, or none that may be used.
     Nowhere,
 }
 
 impl Hosts {
     /// Takes the first address of `order` that isn't backing off; that whose TLS just failed first of all, for mail
-    /// that goes in the clear instead. `requirement` tells what is required of a host.
+    /// that goes in the clear instead. `requirement` tells what is required of a host; None: it must not be used.
     pub fn choose(
         &mut self,
         now: Duration,
         order: &AttemptOrder,
-        requirement: impl Fn(usize) -> TlsRequirement,
+        requirement: impl Fn(usize) -> Option<TlsRequirement>,
     ) -> Choice {
         if let Some(retry) = self.retry.take()
             && let Some(&(host, to)) = order.iter().find(|(_, to)| *to == retry)
-            && requirement(host) == TlsRequirement::Opportunistic
+            && requirement(host) == Some(TlsRequirement::Opportunistic)
             && self.waits(now, to, Concern::Everything).is_none()
         {
             return Choice::Connect { host, to };
@@ -96,8 +96,9 @@ impl Hosts {
         let mut soonest: Option<&Memory> = None;
         let mut for_tls = false;
         for &(host, to) in order {
+            let Some(requirement) = requirement(host) else { continue };
             let broken = self.waits(now, to, Concern::Everything);
-            let refused = self.waits(now, to, Concern::of(&requirement(host)));
+            let refused = self.waits(now, to, Concern::of(&requirement));
             for_tls |= broken.is_none() && refused.is_some();
             let later = broken.into_iter().chain(refused).max_by_key(|memory| memory.until);
             let Some(memory) = later else { return Choice::Connect { host, to } };
@@ -255,8 +256,8 @@ mod tests {
         SocketAddr::from(([127, 0, 0, last], 25))
     }
 
-    fn any(_: usize) -> TlsRequirement {
-        TlsRequirement::Opportunistic
+    fn any(_: usize) -> Option<TlsRequirement> {
+        Some(TlsRequirement::Opportunistic)
     }
 
     fn waits(hosts: &mut Hosts, order: &AttemptOrder) -> Duration {
@@ -342,7 +343,7 @@ mod tests {
         assert_eq!(hosts.choose(Duration::ZERO, &order, any), Choice::Connect { host: 1, to: address(2) });
         assert_eq!(hosts.choose(Duration::ZERO, &order, any), Choice::Connect { host: 0, to: address(1) }, "once");
         hosts.clear_only(Duration::ZERO, address(2));
-        let chosen = hosts.choose(Duration::ZERO, &order, |_| TlsRequirement::Verified);
+        let chosen = hosts.choose(Duration::ZERO, &order, |_| Some(TlsRequirement::Verified));
         assert_eq!(chosen, Choice::Connect { host: 0, to: address(1) });
     }
 
@@ -351,7 +352,7 @@ mod tests {
     fn a_tls_failure_keeps_away_only_mail_with_the_same_requirement() {
         let mut hosts = Hosts::default();
         let order = vec![(0, address(1))];
-        let verified = |_| TlsRequirement::Verified;
+        let verified = |_| Some(TlsRequirement::Verified);
         hosts.failed_tls(Duration::ZERO, address(1), &TlsRequirement::Verified, BACK_OFF, "self-signed".into());
         assert_eq!(hosts.choose(Duration::ZERO, &order, any), Choice::Connect { host: 0, to: address(1) });
         let until = Duration::from_secs(30);
@@ -363,5 +364,14 @@ mod tests {
         assert_eq!(waits(&mut hosts, &order), until);
         hosts.succeeded(address(1), &TlsRequirement::Verified);
         assert_eq!(hosts.choose(Duration::ZERO, &order, verified), Choice::Connect { host: 0, to: address(1) });
+    }
+    /// RFC 8461 §5.1: a host that the domain's policy doesn't name is no host of it.
+    #[test]
+    fn a_host_that_must_not_be_used_is_passed_over() {
+        let mut hosts = Hosts::default();
+        let order = vec![(0, address(1)), (1, address(2))];
+        let second = |host| (host == 1).then_some(TlsRequirement::Verified);
+        assert_eq!(hosts.choose(Duration::ZERO, &order, second), Choice::Connect { host: 1, to: address(2) });
+        assert_eq!(hosts.choose(Duration::ZERO, &order, |_| None), Choice::Nowhere);
     }
 }

@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use super::clock::{self, Clock, StepWatch};
 use super::dns::Resolver;
 use super::mailbox::{Full, Receiver, Sender};
+use super::mta_sts::PolicyStore;
 use super::net::is_local_address;
 use super::shard_loop::Mail;
 use super::suspension_list::SuspensionList;
@@ -33,6 +34,7 @@ pub(crate) struct ControlSetup {
     pub(crate) config: Arc<Config>,
     pub(crate) clock: Clock,
     pub(crate) resolver: Resolver,
+    pub(crate) policies: PolicyStore,
     pub(crate) mailbox: Receiver<ControlMessage>,
     pub(crate) commands: mpsc::UnboundedReceiver<Command>,
     pub(crate) shards: Vec<Sender<Mail>>,
@@ -79,6 +81,7 @@ struct Control {
     config: Arc<Config>,
     clock: Clock,
     resolver: Resolver,
+    policies: PolicyStore,
     lookups: Arc<Semaphore>,
     /// Domains with a shaping table of their own whose site was not asked for yet.
     unknown_rule_sites: watch::Receiver<usize>,
@@ -130,6 +133,7 @@ impl Control {
             steps: StepWatch::new(setup.clock.now()),
             clock: setup.clock,
             resolver: setup.resolver,
+            policies: setup.policies,
             lookups: Arc::new(Semaphore::new(LOOKUPS_RUNNING_MAX)),
             shards: setup.shards,
             owners: HashMap::new(),
@@ -275,6 +279,7 @@ impl Control {
 
     fn find_route(&self, shard: usize, domain: Arc<str>) {
         let (config, resolver, clock) = (Arc::clone(&self.config), self.resolver.clone(), self.clock);
+        let policies = self.policies.clone();
         let (lookups, shard) = (Arc::clone(&self.lookups), self.shards[shard].clone());
         let mut unknown_rule_sites = self.unknown_rule_sites.clone();
         tokio::spawn(async move {
@@ -284,10 +289,15 @@ impl Control {
             // The semaphore is never closed.
             let _permit = lookups.acquire().await;
             let route = config.route_for(&domain);
-            let found = find_site(&config, &resolver, clock, &domain).await;
+            let by_mx = route.is_none() && config.uses_mta_sts();
+            let sts = async { if by_mx { policies.find(&domain).await } else { (None, Duration::MAX) } };
+            let (found, (sts, sts_expires)) = tokio::join!(find_site(&config, &resolver, clock, &domain), sts);
             let tls = route.map_or(config.shaping.tls, |route| route.tls);
             let terms = route.map(|route| Arc::clone(&route.terms)).unwrap_or_default();
-            let result = found.map(|site| Route { site: Arc::new(site), tls, terms });
+            let result = found.map(|mut site| {
+                site.expires = site.expires.min(sts_expires);
+                Route { site: Arc::new(site), tls, sts, terms }
+            });
             send(&shard, Mail::Core(ShardMessage::Routed { domain, result })).await;
         });
     }

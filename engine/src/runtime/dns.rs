@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 
 use super::net::is_local_address;
 use crate::config::{DnsConfig, RouteTarget};
+use crate::deliver::mta_sts::policy_id;
 use crate::deliver::route::{
     AddressVerdict, Addresses, Host, MxRecord, RouteFailure, RouteFailureKind, Site, address_literal, choose_hosts,
     mail_hosts, site_name,
@@ -250,6 +251,55 @@ impl Resolver {
     }
 }
 
+impl Resolver {
+    /// What a domain announces of an MTA-STS policy (RFC 8461 §3.1).
+    pub(crate) async fn policy_record(&self, now: Now, domain: &str) -> PolicyRecord {
+        let mut expiry = Expiry::start(now);
+        let Some(name) = absolute_name(&format!("_mta-sts.{domain}")) else {
+            return PolicyRecord { id: None, expires: expiry.of_site() };
+        };
+        let id = match self.names.txt_lookup(name).await {
+            Ok(lookup) => {
+                expiry.limit_to_answer(&lookup);
+                let texts = lookup.answers().iter().filter_map(|answer| match &answer.data {
+                    // RFC 8461 §3.1: the strings of a record are one text.
+                    RData::TXT(txt) => Some(txt.txt_data.concat()),
+                    _ => None,
+                });
+                let texts: Vec<Vec<u8>> = texts.collect();
+                policy_id(texts.iter().map(Vec::as_slice))
+            }
+            Err(error) => {
+                expiry.limit_to(absence(&error).map_or(DEFER_TTL, |absence| absence.ttl));
+                None
+            }
+        };
+        PolicyRecord { id, expires: expiry.of_site() }
+    }
+
+    /// Where a policy's server is (RFC 8461 §3.3), but for addresses where nothing is sent to.
+    pub(crate) async fn policy_host(&self, now: Now, host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
+        let addresses = match self.lookup_addresses(&mut Expiry::start(now), host).await {
+            Addresses::Found(addresses) => addresses,
+            Addresses::None => return Err(format!("{host} has no address")),
+            Addresses::Unknown(why) => return Err(format!("{host}: {why}")),
+        };
+        let addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, port));
+        let usable: Vec<_> =
+            addresses.filter(|address| self.policy.judge(*address) == AddressVerdict::Usable).collect();
+        if usable.is_empty() { Err(format!("{host} is where nothing is sent to")) } else { Ok(usable) }
+    }
+}
+
+/// What the TXT records at `_mta-sts` say.
+#[derive(Debug)]
+pub(crate) struct PolicyRecord {
+    /// None: nothing that counts, or nobody could say.
+    pub(crate) id: Option<String>,
+    /// On the scale of [`Now::monotonic`].
+    pub(crate) expires: Duration,
+}
+
 impl fmt::Debug for Resolver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Resolver")
@@ -412,7 +462,7 @@ const DEFER_TTL: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 #[path = "../../tests/support/dns_server.rs"]
-mod dns_server;
+pub(super) mod dns_server;
 
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,7 @@ pub(crate) mod event_file;
 pub(crate) mod limit_file;
 pub(crate) mod link;
 pub(crate) mod mailbox;
+pub(crate) mod mta_sts;
 pub(crate) mod net;
 pub(crate) mod random;
 pub(crate) mod shard_loop;

@@ -25,6 +25,7 @@ use rustls::{
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
+use crate::config::TlsConfig;
 use crate::limits::TLS_SESSIONS_MAX;
 
 /// Which servers' certificates are good. Clones share the remembered sessions.
@@ -45,14 +46,23 @@ impl TlsVerifier {
         Self::of(config)
     }
 
-    /// A certificate for the host's name that the public roots vouch for, or those in the file of SSL_CERT_FILE.
-    pub(crate) fn public_roots() -> Result<Self, TlsError> {
-        let more = match env::var_os("SSL_CERT_FILE") {
-            Some(path) => fs::read(&path)
-                .map_err(|error| TlsError::new(format!("SSL_CERT_FILE {}: {error}", path.to_string_lossy())))?,
-            None => Vec::new(),
-        };
+    /// A certificate for the host's name that the public roots vouch for, or those in the file of SSL_CERT_FILE,
+    /// and those that are configured.
+    pub(crate) fn public_roots(config: &TlsConfig) -> Result<Self, TlsError> {
+        let mut more = config.extra_roots_pem.as_ref().clone();
+        if let Some(path) = env::var_os("SSL_CERT_FILE") {
+            let read = fs::read(&path);
+            more.push(b'\n');
+            more.extend(
+                read.map_err(|error| TlsError::new(format!("SSL_CERT_FILE {}: {error}", path.to_string_lossy())))?,
+            );
+        }
         Self::with_roots(&more)
+    }
+
+    /// For one who speaks TLS by itself.
+    pub(crate) fn client_config(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.0)
     }
 
     fn with_roots(more_pem: &[u8]) -> Result<Self, TlsError> {
@@ -73,6 +83,17 @@ impl TlsVerifier {
     fn of(mut config: ClientConfig) -> Self {
         config.resumption = Resumption::in_memory_sessions(TLS_SESSIONS_MAX);
         Self(Arc::new(config))
+    }
+}
+
+/// A host's name, or its address, also in brackets, as certificates have it.
+pub(crate) fn server_name(host_name: &str) -> Result<ServerName<'static>, TlsError> {
+    let host_name = host_name.trim_end_matches('.');
+    let address = host_name.trim_start_matches('[').trim_end_matches(']').trim_start_matches("IPv6:");
+    match address.parse::<IpAddr>() {
+        Ok(address) => Ok(ServerName::IpAddress(address.into())),
+        Err(_) => ServerName::try_from(host_name.to_owned())
+            .map_err(|_| TlsError::new(format!("{host_name:?} can't be in a certificate"))),
     }
 }
 
@@ -125,14 +146,7 @@ pub(crate) struct TlsFacts {
 impl TlsSession {
     /// Begins a client's side. Its first octets come out of [`TlsSession::poll_wire`].
     pub(crate) fn client(verifier: &TlsVerifier, host_name: &str) -> Result<Self, TlsError> {
-        let host_name = host_name.trim_end_matches('.');
-        let address = host_name.trim_start_matches('[').trim_end_matches(']').trim_start_matches("IPv6:");
-        let name = match address.parse::<IpAddr>() {
-            Ok(address) => ServerName::IpAddress(address.into()),
-            Err(_) => ServerName::try_from(host_name.to_owned())
-                .map_err(|_| TlsError::new(format!("{host_name:?} can't be in a certificate")))?,
-        };
-        let connection = ClientConnection::new(verifier.0.clone(), name)?;
+        let connection = ClientConnection::new(verifier.0.clone(), server_name(host_name)?)?;
         Ok(Self::of(connection.into()))
     }
 
@@ -418,7 +432,7 @@ mod tests {
     /// draft-ietf-tls-ecdhe-mlkem: the group's number, 0x11ec, stands in the ClientHello.
     #[test]
     fn every_client_offers_a_post_quantum_group() {
-        for verifier in [TlsVerifier::any_certificate(), TlsVerifier::public_roots().unwrap()] {
+        for verifier in [TlsVerifier::any_certificate(), TlsVerifier::public_roots(&TlsConfig::default()).unwrap()] {
             let mut hello = Vec::new();
             TlsSession::client(&verifier, "mx.example.com").unwrap().poll_wire(&mut hello);
             assert_eq!((hello[0], hello[5]), (22, 1), "a handshake record with a ClientHello");
@@ -485,7 +499,7 @@ mod tests {
             assert_eq!(alert.is_empty(), result.is_ok(), "a refusal is told to the peer");
             result.map_err(|error| error.to_string())
         };
-        let public = TlsVerifier::public_roots().unwrap();
+        let public = TlsVerifier::public_roots(&TlsConfig::default()).unwrap();
         assert!(attempt(&public, "mx.example.com").unwrap_err().contains("UnknownIssuer"));
         let trusting = TlsVerifier::with_roots(identity.certificate.as_bytes()).unwrap();
         attempt(&trusting, "mx.example.com").unwrap();

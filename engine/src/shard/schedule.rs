@@ -215,6 +215,7 @@ impl Shard {
         };
         let shaping = self.shapings.shaping(pair.source, &place);
         route.tls = place.tls(&shaping);
+        route.sts = route.sts.filter(|_| shaping.mta_sts);
         self.bound_recipients(entry, shaping.batch_max());
         let ticket = Ticket { home: self.id, entry };
         match attempt(&message, ticket, pair.clone(), flow, route, shaping, self.home.entry(entry).recipients) {
@@ -398,5 +399,5 @@ fn fixed_route(route: &config::Route) -> Option<Route> {
     }
     let name: Vec<String> = route.to.iter().map(ToString::to_string).collect();
     let site = Site { name: name.join(","), hosts, expires: Duration::MAX };
-    Some(Route { site: Arc::new(site), tls: route.tls, terms: Arc::clone(&route.terms) })
+    Some(Route { site: Arc::new(site), tls: route.tls, sts: None, terms: Arc::clone(&route.terms) })
 }

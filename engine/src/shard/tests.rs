@@ -133,7 +133,7 @@ impl World {
                 let RouteTarget::Address(address) = config.to[0] else { panic!("all routes lead to addresses") };
                 let host = Host { name: address.ip().to_string(), preference: 0, addresses: vec![address] };
                 let site = Site { name: address.to_string(), hosts: vec![host], expires: Duration::MAX };
-                let route = handover::Route { site: Arc::new(site), tls: config.tls, terms: Arc::default() };
+                let route = handover::Route { site: Arc::new(site), tls: config.tls, sts: None, terms: Arc::default() };
                 self.shard.handle_message(ShardMessage::Routed { domain, result: Ok(route) });
             }
             Action::Control(ControlMessage::Suspend(suspension)) => self.suspensions.push(suspension),
@@ -981,7 +981,7 @@ fn an_expired_route_leaves_the_credits_where_they_are() {
         let host = Host { name: "mx.example".to_owned(), preference: 0, addresses: vec![address] };
         let expires = world.now.monotonic + Duration::from_secs(30);
         let site = Arc::new(Site { name: "mx.example".to_owned(), hosts: vec![host], expires });
-        let result = Ok(handover::Route { site, tls: TlsMode::Disabled, terms: Arc::default() });
+        let result = Ok(handover::Route { site, tls: TlsMode::Disabled, terms: Arc::default(), sts: None });
         world.shard.handle_message(ShardMessage::Routed { domain: Arc::from("peer.example"), result });
         world.sync();
     };

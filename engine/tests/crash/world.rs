@@ -328,7 +328,7 @@ impl World {
         let addresses = vec![SocketAddr::from(([10, 0, 0, 9], 25))];
         let hosts = vec![Host { name: "mx.example".to_owned(), preference: 0, addresses }];
         let site = Arc::new(Site { name: "mx.example".to_owned(), hosts, expires });
-        Ok(handover::Route { site, tls: TlsMode::Disabled, terms: Arc::default() })
+        Ok(handover::Route { site, tls: TlsMode::Disabled, sts: None, terms: Arc::default() })
     }
 
     fn open_session(&mut self) {

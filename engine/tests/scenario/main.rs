@@ -18,6 +18,7 @@ mod expiry;
 mod full_spool;
 mod greeting_failure;
 mod header_rules;
+mod mta_sts;
 mod multi_recipient;
 mod null_mx;
 mod restart_keeps_due;

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 
 use hickory_resolver::proto::op::{Message, OpCode, ResponseCode};
-use hickory_resolver::proto::rr::rdata::{A, AAAA, CNAME, MX, SOA};
+use hickory_resolver::proto::rr::rdata::{A, AAAA, CNAME, MX, SOA, TXT};
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 
 /// What the zone says of a name. A name may have several.
@@ -25,6 +25,7 @@ pub(crate) enum Entry {
     /// `MX 0 .` (RFC 7505).
     NullMx,
     Cname(&'static str),
+    Txt(&'static str),
     /// Any question about the name is answered SERVFAIL.
     ServFail,
     /// No question about the name is answered.
@@ -209,6 +210,7 @@ fn record_data(entry: Entry, kind: RecordType) -> Option<RData> {
         (Entry::Aaaa(address), RecordType::AAAA) => Some(RData::AAAA(AAAA(address))),
         (Entry::Mx(preference, exchange), RecordType::MX) => Some(RData::MX(MX::new(preference, name(exchange)))),
         (Entry::NullMx, RecordType::MX) => Some(RData::MX(MX::new(0, Name::root()))),
+        (Entry::Txt(text), RecordType::TXT) => Some(RData::TXT(TXT::new(vec![text.to_owned()]))),
         // RFC 1034 §3.6.2: the alias is the answer to a question of any type.
         (Entry::Cname(target), _) => Some(RData::CNAME(CNAME(name(target)))),
         _ => None,

@@ -10,9 +10,11 @@ pub(crate) mod dns_server;
 pub(crate) mod embedded;
 pub(crate) mod event_log;
 pub(crate) mod http;
+pub(crate) mod policy_server;
 pub(crate) mod process;
 pub(crate) mod sink;
 pub(crate) mod tap;
+pub(crate) mod tls_front;
 
 use std::time::{Duration, Instant};
 
