@@ -2,8 +2,8 @@
 //!
 //! Two bounds, both exact. *Pacing*: units are due one interval after the other; as many as `max_burst` may go at once
 //! after a pause. *The window*: what was taken in the last period is kept, so that never more than `count` is in any
-//! half-open window of that length, whatever bursts and lateness did. It is kept in at most [`SLICES`] slices of the
-//! period; a slice counts until its last unit is a period old, which costs at most one part in [`SLICES`] of the rate.
+//! half-open window of that length, whatever bursts and lateness did. It is kept in at most `SLICES` slices of the
+//! period; a slice counts until its last unit is a period old, which costs at most one part in `SLICES` of the rate.
 //!
 //! **Over a crash.** What was taken before is unknown, so a short period begins as if all of it had been taken when the
 //! engine started. From a minute on that would stop mail for too long: there units are reserved durably before they are
