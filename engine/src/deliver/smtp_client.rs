@@ -51,6 +51,8 @@ pub struct SmtpClient<C: Content> {
     encrypted: bool,
     /// The peer may remember the last envelope (RFC 5321 §4.1.1.4 clears it only after content).
     reset_first: bool,
+    /// The peer has accepted RSET on this connection.
+    knows_reset: bool,
     /// Octets appended to `out` so far, and those reported as written.
     emitted: u64,
     written: u64,
@@ -141,6 +143,7 @@ impl<C: Content> SmtpClient<C> {
             offered: Extensions::default(),
             encrypted: false,
             reset_first: false,
+            knows_reset: false,
             emitted: 0,
             written: 0,
             mails_begun: 0,

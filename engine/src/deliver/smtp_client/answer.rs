@@ -93,9 +93,14 @@ impl<C: Content> SmtpClient<C> {
 
     pub(super) fn on_reset(&mut self, reply: Reply, out: &mut Vec<Chunk<C::Piece>>) {
         if reply.is_positive() {
+            self.knows_reset = true;
             self.write_next(out);
         } else {
-            self.transactions[0].irregularity = Some(Irregularity::ResetRefused);
+            // Who took it before has had enough of this connection: Exim answers 554 to the eleventh command in a row
+            // that is no mail, and it counts RSET.
+            if !self.knows_reset || self.transactions[0].is_whole() {
+                self.transactions[0].irregularity = Some(Irregularity::ResetRefused);
+            }
             self.end_at(Expected::Reset, Happened::Replied(reply));
         }
     }
