@@ -107,12 +107,12 @@ impl PolicyStore {
                 let age = Duration::from_millis(now.wall_ms.saturating_sub(kept.fetched_ms));
                 // RFC 8461 §3.3: refreshed before they expire; mail need not wait for it.
                 if age >= STS_REFRESH_AGE.min(kept.policy.max_age / 2) {
-                    let (store, domain) = (self.clone(), domain.clone());
-                    tokio::spawn(async move { store.fetch(&domain, id, true).await });
+                    let (store, domain, seen_ms) = (self.clone(), domain.clone(), kept.fetched_ms);
+                    tokio::spawn(async move { store.fetch(&domain, id, Some(seen_ms)).await });
                 }
                 Some(kept.policy)
             }
-            (Some(id), kept) => self.fetch(&domain, id, false).await.or(kept.map(|kept| kept.policy)),
+            (Some(id), kept) => self.fetch(&domain, id, None).await.or(kept.map(|kept| kept.policy)),
             // RFC 8461 §5.1: what is not announced any more, or can't be asked for, holds until it expires.
             (None, kept) => kept.map(|kept| kept.policy),
         };
@@ -125,12 +125,13 @@ impl PolicyStore {
         (kept.expires_ms() > now_ms).then_some(kept)
     }
 
-    /// Fetches, keeps and returns the policy. None: it can't be had now.
-    async fn fetch(&self, domain: &str, id: String, refresh: bool) -> Option<Arc<StsPolicy>> {
+    /// Fetches, keeps and returns the policy. None: it can't be had now. One that was fetched at `old_ms` is too old;
+    /// where many notice that, the first fetches another for all.
+    async fn fetch(&self, domain: &str, id: String, old_ms: Option<u64>) -> Option<Arc<StsPolicy>> {
         let gate = Arc::clone(self.state().gates.entry(domain.to_owned()).or_default());
         let policy = {
             let _turn = gate.lock().await;
-            match self.kept(domain).filter(|kept| !refresh && kept.id == id) {
+            match self.kept(domain).filter(|kept| old_ms != Some(kept.fetched_ms) && kept.id == id) {
                 Some(kept) => Some(kept.policy),
                 None => self.fetch_alone(domain, id).await,
             }

@@ -30,6 +30,11 @@ fn attempts_and_due_times_survive_kill_9() {
         assert_eq!(state.last_answer, "451 4.2.1 Mailbox busy");
     }
     compare_with_postctl(&postrider, &ids[0], &before[0]);
+    // An event is written when its outcome is durable; before, a kill may repeat the attempt.
+    poll("both attempts of each are recorded", || {
+        let events = event_log::read(&directory.path().join("spool/events"));
+        (events.iter().filter(|event| event["type"] == "TransientFailure").count() == 2 * COUNT).then_some(())
+    });
     postrider.kill();
 
     let postrider = Postrider::start(directory.path(), &config);
