@@ -22,7 +22,7 @@ pub struct StsPolicy {
 pub enum StsMode {
     /// Mail goes only to hosts that the policy names, with a certificate that is good for their name.
     Enforce,
-    /// As if there were no policy; what enforcing it would have stopped is counted.
+    /// As if there were no policy.
     Testing,
     /// The domain no longer has one.
     None,
