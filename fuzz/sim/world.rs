@@ -783,7 +783,7 @@ pub(crate) const OTHER_POOL: &str = "other";
 const SESSIONS_MAX: usize = 40;
 
 /// With more records the event log is behind, and no mail is taken; outcomes of what is there already still come.
-const EVENTS_WAITING_MAX: usize = 100;
+const EVENTS_WAITING_MAX: usize = 20;
 
 /// Injections of one shard that can be on their way at once.
 const INJECTIONS_MAX: usize = 40;

@@ -105,7 +105,8 @@ impl Shard {
     }
 
     pub(super) fn receive_ticket(&mut self, now: Now, attempt: Box<Attempt>, left: Backlog, credit: Credit) {
-        if self.suspensions.of_pair(now.wall_ms, &attempt.pair).is_some() {
+        // Its home may not know yet that the source's address is gone, or the pair suspended.
+        if !self.plumbed[attempt.pair.source] || self.suspensions.of_pair(now.wall_ms, &attempt.pair).is_some() {
             return self.pools.refuse_ticket(attempt, left, credit);
         }
         self.pools.handle_ticket(now, &mut |below| self.random.u64(0..below), attempt, left, credit);
@@ -146,6 +147,8 @@ impl Shard {
                 self.pools.handle_closing(now, connection, HostFate::Fine);
                 self.actions.push_back(Action::Control(ControlMessage::Unplumbed { source }));
                 self.set_plumbed(now, source, false);
+                // Whatever is left would connect again, and fail at once again.
+                self.pools.call_back(|pair| pair.source == source);
                 return self.connection_gone(now, connection);
             }
             ConnectError::Unplumbed => verdict::connect_failed("the source's address is not on this machine"),
