@@ -107,6 +107,8 @@ struct Pair {
     /// Standing credits; those of a flow are spent at once or given back.
     credits: u32,
     blocked: Option<Blocked>,
+    /// Why it was blocked last.
+    last_block: Option<Arc<str>>,
     /// A rate holds it: it takes tickets, only slowly.
     paced: Option<Blocked>,
     out: u64,
@@ -346,7 +348,14 @@ impl Home {
         let pair = self.pair(pair_key);
         let pair = self.pair_mut(pair);
         pair.credits = 0;
+        pair.last_block = Some(Arc::clone(&blocked.reason));
         pair.blocked = Some(blocked);
+    }
+
+    /// Why a pair was blocked last, also when it is not any more.
+    pub fn last_block(&self, pair_key: &PairKey) -> Option<Arc<str>> {
+        let pair = self.pairs[*self.pair_keys.get(pair_key)? as usize].as_ref()?;
+        pair.last_block.clone()
     }
 
     /// The owner takes what it has credits for, but a rate holds it now.
@@ -752,6 +761,7 @@ impl Home {
             owner: Owner::Unknown,
             credits: 0,
             blocked: None,
+            last_block: None,
             paced: None,
             out: 0,
         });

@@ -103,7 +103,8 @@ impl Shard {
     pub(super) fn route(&mut self, now: Now, entry: EntryKey) {
         if self.home.entry(entry).expires_ms <= now.wall_ms {
             // The sweep would find it, but later.
-            let answer = self.expiry_answer(entry, None);
+            let held_by = self.last_block(now, entry);
+            let answer = self.expiry_answer(entry, held_by.as_deref());
             return self.end_entry(now, Ending { entry, fate: Fate::Expired, answer });
         }
         let domain = Arc::clone(&self.home.queue_of(entry).domain);
@@ -264,6 +265,18 @@ impl Shard {
             let answer = self.expiry_answer(entry, held_by.as_deref());
             self.end_entry(now, Ending { entry, fate: Fate::Expired, answer });
         }
+    }
+
+    /// What an entry that was never attempted last waited for at one of its pool's sources.
+    fn last_block(&mut self, now: Now, entry: EntryKey) -> Option<Arc<str>> {
+        if self.home.entry(entry).last_answer.is_some() {
+            return None;
+        }
+        let queue = self.home.queue_of(entry);
+        let (domain, sources) = (Arc::clone(&queue.domain), named_pool(&self.config, &queue.pool).sources);
+        let route = self.routes.get(now, &self.config.routes, &domain)?;
+        let place = self.shapings.place(&domain, &route);
+        sources.iter().find_map(|&(source, _)| self.home.last_block(&place.pair(source)))
     }
 
     fn expiry_answer(&self, entry: EntryKey, held_by: Option<&str>) -> Answer {
