@@ -9,6 +9,8 @@
 //!
 //! How much is read depends on how much room is left ([`Urgency`]). A slice of the work is bounded too, and the next
 //! one comes a little later, so that commits go out between.
+//!
+//! Over 500 lines: what is found, read and written for one segment is one lifecycle.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
