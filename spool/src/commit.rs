@@ -256,12 +256,10 @@ impl Log {
         if self.tails[chain as usize].is_some() {
             return Seal::default();
         }
-        let newest = self.segments.newest(chain);
-        let waits = |segment: &&Segment| {
-            let frames = self.closed.iter().chain(&self.open);
-            frames.into_iter().any(|frame| self.segments.get(frame.slot).number == segment.number)
-        };
-        newest.filter(|segment| !waits(segment)).map(Segment::seal).unwrap_or_default()
+        let Some(newest) = self.segments.newest(chain) else { return Seal::NOTHING };
+        let mut frames = self.closed.iter().chain(&self.open);
+        let waits = frames.any(|frame| self.segments.get(frame.slot).number == newest.number);
+        if waits { Seal::default() } else { newest.seal() }
     }
 
     fn handle_commit(&mut self, buffer: Vec<u8>, start: usize, result: io::Result<usize>) -> Progress {

@@ -60,7 +60,8 @@ pub struct SegmentHeader {
     /// The highest sequence in segments that have been used again: of outcomes up to it some may be gone.
     pub discarded: u64,
     pub chain: Chain,
-    /// The last segment of the other chain, if nothing more will be appended to that one.
+    /// The last segment of the other chain, if nothing more will be appended to that one; [`Seal::NOTHING`] where that
+    /// chain has no segment. The default says that it goes on.
     pub other: Seal,
 }
 
@@ -139,6 +140,9 @@ impl SegmentHeader {
 }
 
 impl Seal {
+    /// The end of a chain that has no segment: all of its headers with lower numbers are void.
+    pub const NOTHING: Self = Self { number: 0, generation: 0, end: SEGMENT_HEADER_BYTES as u64, last_commit: 0 };
+
     fn encode(&self, bytes: &mut [u8]) {
         let fields = [self.number, self.generation, self.end, self.last_commit];
         for (place, field) in bytes.chunks_exact_mut(8).zip(fields) {

@@ -271,9 +271,9 @@ impl Sorted {
 /// Whether a later header passes over this one: its segment's only frame failed.
 fn is_void(headers: &[SegmentHeader], header: &SegmentHeader) -> bool {
     headers.iter().filter(|later| later.number > header.number).any(|later| {
-        let seal = if later.chain == header.chain { later.previous } else { later.other };
+        let seal = if later.chain == header.chain { &later.previous } else { &later.other };
         // Without a seal the other chain went on, but with none its own has nothing before.
-        (later.chain == header.chain || seal.number != 0) && seal.number < header.number
+        (later.chain == header.chain || *seal != Seal::default()) && seal.number < header.number
     })
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postrider_spool::checkpoint_format::{CheckpointBlock, CheckpointHeader};
+use postrider_spool::format::{Chain, SegmentBlock, SegmentHeader};
 use postrider_spool::record::Answer;
 use postrider_spool::sim::{Faults, SimDisk};
 use postrider_spool::{
@@ -226,6 +227,61 @@ fn a_segment_without_a_record_waits_for_checkpoints_as_well() {
         assert_eq!(found.quarantines, Vec::<String>::new());
         assert_eq!(found.live, rig.live);
     }
+}
+
+/// The first segment that copies begin may be the one whose only frame fails. The next header, of mail, passes over it,
+/// though that chain has no segment whose end it could tell. It was reported as damage.
+#[test]
+fn a_first_copy_that_fails_is_not_damage() {
+    let mut passed_over = 0;
+    for operations in 0..60 {
+        let mut rig = Rig::new(u64::MAX);
+        for _ in 0..40 {
+            rig.append_in_time(3_000);
+            rig.settle();
+        }
+        for id in rig.live.keys().copied().filter(|id| id.sequence().0 % 8 > 0).collect::<Vec<_>>() {
+            rig.deliver(id);
+        }
+        // Without upkeep.
+        while let Some(operation) = rig.log.poll_awaited(rig.now) {
+            rig.log.handle_completion(rig.now, execute(operation));
+        }
+        assert!(headers(&rig.disk).iter().all(|header| header.chain == Chain::Mail));
+        rig.disk.set_faults(Faults { operations_left: Some(operations), sectors_written: 40, ..Faults::default() });
+        let mut has_failed = false;
+        for _ in 0..20 {
+            while let Some(operation) = rig.log.poll_operation(rig.now, &mut Attempts) {
+                let progress = rig.log.handle_completion(rig.now, execute(operation));
+                has_failed |= matches!(progress, Progress::Failed { .. });
+            }
+            rig.now += Duration::from_millis(60);
+        }
+        rig.disk.set_faults(Faults::default());
+        if !has_failed {
+            continue;
+        }
+        let began_copies = headers(&rig.disk).iter().any(|header| header.chain == Chain::Copies);
+        assert!(rig.log.begin_reopen());
+        while let Some(operation) = rig.log.poll_awaited(rig.now) {
+            rig.log.handle_completion(rig.now, execute(operation));
+        }
+        passed_over += u64::from(began_copies);
+        let found = recover(&rig.disk.restart());
+        assert_eq!(found.quarantines, Vec::<String>::new(), "after {operations} operations");
+        assert_eq!(found.live, rig.live);
+    }
+    assert!(passed_over > 0);
+}
+
+/// Those of all segments that were ever used.
+fn headers(disk: &SimDisk) -> Vec<SegmentHeader> {
+    let paths = disk.paths().into_iter().filter(|path| path.to_string_lossy().contains("segment-"));
+    let headers = paths.filter_map(|path| match SegmentHeader::decode(disk.bytes(&path).get(..4096)?) {
+        SegmentBlock::Header(header) => Some(header),
+        _ => None,
+    });
+    headers.collect()
 }
 
 fn checkpoint_path(slot: usize) -> PathBuf {

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use postrider_spool::checkpoint_format::{CheckpointBlock, CheckpointHeader};
 use postrider_spool::format::{
-    FrameHeader, Meta, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEGMENT_HEADER_BYTES, SegmentBlock, SegmentHeader,
+    FrameHeader, Meta, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEGMENT_HEADER_BYTES, Seal, SegmentBlock,
+    SegmentHeader,
 };
 use postrider_spool::record::Answer;
 use postrider_spool::sim::SimDisk;
@@ -116,6 +117,7 @@ fn the_bytes_are_these() {
     let SegmentBlock::Header(header) = SegmentHeader::decode(&segment[..SEGMENT_HEADER_BYTES]) else { panic!() };
     assert_eq!((header.log, header.number, header.first_sequence, header.first_commit), (LogId(0), 1, 1, 1));
     assert_eq!((header.previous.number, header.tail, header.capacity), (0, 1, 32 << 10));
+    assert_eq!(header.other, Seal::NOTHING);
     let frame = FrameHeader::decode(&segment[4096..]);
     assert_eq!((frame.segment, frame.commit, frame.first_sequence, frame.record_count), (1, 1, 1, 1));
     assert_eq!(frame.generation, header.generation);

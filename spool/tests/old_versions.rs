@@ -232,10 +232,12 @@ fn links_between_outcomes_are_ignored() {
     assert_eq!(open(&disk, 2).2, [(id, vec![0, 1], vec![(0, 4, 5), (1, 4, 5)])]);
 }
 
-/// Sets the version of a segment's header that has nothing of later ones.
+/// Sets the version of a segment's header that has nothing of later ones but that there is no chain of copies.
 fn into_version_1(segment: &mut [u8]) {
     segment[12..14].copy_from_slice(&1_u16.to_le_bytes());
-    assert_eq!(segment[96..144], [0; 48]);
+    assert_eq!(segment[96..112], [0; 16]);
+    assert_eq!(segment[112..120], [0; 8]);
+    segment[112..144].fill(0);
     let crc = crc32c(0, &segment[12..SEGMENT_HEADER_BYTES]);
     segment[8..12].copy_from_slice(&crc.to_le_bytes());
 }
