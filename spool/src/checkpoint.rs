@@ -109,6 +109,9 @@ struct Rest {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
+    /// The header that the file may still have must be gone before a slice is: one that was sealed, and not kept
+    /// because the write was reported as failed, would tell of slices that are being written over.
+    Blanking,
     /// Messages from this sequence on are still to be gathered.
     Gathering {
         next: u64,
@@ -176,6 +179,10 @@ impl Log {
         summaries: &mut dyn Summarize,
     ) -> Option<Operation> {
         match running.phase {
+            Phase::Blanking => {
+                running.phase = Phase::Gathering { next: 0 };
+                Some(self.write_checkpoint(running.file, 0, vec![0; BLOCK_BYTES as usize], 0))
+            }
             Phase::Gathering { next } => {
                 if now < running.next_slice {
                     return None;
@@ -310,10 +317,9 @@ impl Log {
         let mut running = Running {
             file,
             header,
-            phase: Phase::Gathering { next: 0 },
-            // What was the header is gone with the first write.
-            buffer: vec![0; BLOCK_BYTES as usize],
-            offset: 0,
+            phase: Phase::Blanking,
+            buffer: Vec::new(),
+            offset: BLOCK_BYTES,
             message_bytes: 0,
             next_slice: now,
         };
