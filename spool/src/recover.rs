@@ -20,10 +20,14 @@ use crate::checkpoint::{CHECKPOINT_FILES, CheckpointFile};
 use crate::copy_forward::{add_older, read_state};
 use crate::directory::LogDirectory;
 use crate::error::RecoverError;
-use crate::format::{Chain, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEGMENT_HEADER_BYTES};
+use crate::format::{
+    Chain, FRAME_HEADER_BYTES, FrameHeader, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEGMENT_HEADER_BYTES, Seal,
+    SegmentHeader,
+};
 use crate::index::{Entry, HELD, NOWHERE, Place, Settles, TOUCHED};
 use crate::limits::{
-    CHECKPOINT_FILE_BYTES_MIN, KEPT_FILES_MAX, RECOVERY_READ_BYTES, SEGMENTS_MAX, SPARES_WANTED, ZERO_STEP_BYTES,
+    BLOCK_BYTES, CHECKPOINT_FILE_BYTES_MIN, KEPT_FILES_MAX, RECOVERY_READ_BYTES, SEGMENTS_MAX, SPARES_WANTED,
+    ZERO_STEP_BYTES,
 };
 use crate::load::{Checkpoint, CheckpointSurvey};
 use crate::log::{Log, check_header};
@@ -222,9 +226,10 @@ impl Log {
             held_below: 0,
         };
         let newest = recovery.take_checkpoints(checkpoints);
-        recovery.read_segments(sorted, newest.as_ref());
+        let doubtful = recovery.read_segments(sorted, newest.as_ref());
         recovery.find_lost();
         recovery.count_bodies();
+        recovery.judge_headers(&doubtful);
         if let Some(checkpoint) = &newest {
             recovery.tell_summaries(checkpoint);
         }
@@ -321,7 +326,7 @@ impl Recovery<'_> {
         newest
     }
 
-    fn read_segments(&mut self, sorted: Sorted, checkpoint: Option<&Checkpoint>) {
+    fn read_segments(&mut self, sorted: Sorted, checkpoint: Option<&Checkpoint>) -> DoubtfulHeaders {
         let Sorted { used, spares, damaged_headers, missing, next_number, discarded } = sorted;
         for number in &missing {
             self.report(Quarantine {
@@ -359,22 +364,38 @@ impl Recovery<'_> {
         unfinished.retain(|number| used.binary_search_by_key(number, |used| used.number).is_err());
         let first_sequence = used.iter().map(|used| used.first_sequence).max().unwrap_or(1);
         let first_commit = used.iter().map(|used| used.first_commit).max().unwrap_or(1);
+        let salvaged: Vec<(u16, u64)> =
+            used.iter().filter(|used| used.is_salvaged).map(|used| (used.slot, used.first_commit)).collect();
         let replayed = self.replay(used, &mut unfinished);
         // Nothing of a segment may be left but its header.
         self.log.next_sequence = self.log.next_sequence.max(first_sequence);
         self.log.next_commit = self.log.next_commit.max(first_commit);
         let bytes = checkpoint.map_or(0, |checkpoint| checkpoint.bytes);
         self.log.checkpoints.set_replayed(replayed, bytes);
-        for found in &damaged_headers {
-            let is_dead = || {
-                let slot = self.log.segments.by_number(found.number);
-                checkpoint.is_some() && slot.is_none_or(|slot| self.log.segments.get(slot).live == 0)
-            };
-            let is_unfinished =
-                found.number == 0 && missing.is_empty() || unfinished.contains(&found.number) || is_dead();
-            self.report_header(found, is_unfinished);
-        }
         self.log.durable = CommitNumber(self.log.next_commit - 1);
+        DoubtfulHeaders {
+            damaged: damaged_headers,
+            unfinished,
+            salvaged,
+            is_any_missing: !missing.is_empty(),
+            has_checkpoint: checkpoint.is_some(),
+        }
+    }
+
+    /// Tells damaged first blocks from those that a use left which was never acknowledged. What counts in each segment
+    /// is known by now.
+    fn judge_headers(&mut self, doubtful: &DoubtfulHeaders) {
+        let DoubtfulHeaders { damaged, unfinished, salvaged, is_any_missing, has_checkpoint } = doubtful;
+        for found in damaged {
+            let slot = self.log.segments.by_number(found.number);
+            let is_dead = || *has_checkpoint && slot.is_none_or(|slot| self.log.segments.get(slot).live == 0);
+            let is_unfinished = found.number == 0 && !is_any_missing || unfinished.contains(&found.number) || is_dead();
+            let kept = self.report_header(found, is_unfinished);
+            let first_commit = salvaged.iter().find(|(slot, _)| *slot == found.slot).map(|(_, commit)| *commit);
+            if let (Kept::File(_), Some(first_commit)) = (kept, first_commit) {
+                self.mend_header(found.slot, first_commit);
+            }
+        }
     }
 
     fn put_segment(&mut self, used: &Used) {
@@ -435,16 +456,20 @@ impl Recovery<'_> {
             }
             next[chain as usize] = self.next_frame(reader, &mut ends, unfinished_headers);
         }
+        let next_commit = self.log.next_commit;
         for Unfinished { segment, commit, region } in ends {
             let Some(slot) = self.log.segments.by_number(segment).or_else(|| self.spare_of(segment)) else { continue };
             let segment_of = self.log.segments.get(slot);
             let mut bytes = SegmentBytes::default();
             bytes.begin_at(Arc::clone(&segment_of.file), segment_of.capacity, region.start);
-            if commit < self.log.next_commit {
+            if commit < next_commit {
                 // A later commit was finished, so this one was, too.
                 self.quarantine_at(slot, segment, &mut bytes, region, Reason::Frame);
             } else {
-                self.cut_at(slot, segment, &mut bytes, region);
+                let begin = region.start;
+                if let Kept::File(_) = self.cut_at(slot, segment, &mut bytes, region) {
+                    self.close_cut(slot, commit, begin);
+                }
             }
         }
         readers.iter().map(|reader| reader.read_bytes).sum()
@@ -801,14 +826,14 @@ impl Recovery<'_> {
         results
     }
 
-    fn report_header(&mut self, found: &DamagedHeader, is_unfinished: bool) {
+    fn report_header(&mut self, found: &DamagedHeader, is_unfinished: bool) -> Kept {
         let mut bytes = SegmentBytes::default();
         bytes.begin(Arc::clone(&found.file), found.capacity);
         let region = 0..(SEGMENT_HEADER_BYTES as u64).min(found.capacity);
         if is_unfinished && found.reason == Reason::SegmentHeader {
-            self.cut_at(found.slot, found.number, &mut bytes, region);
+            self.cut_at(found.slot, found.number, &mut bytes, region)
         } else {
-            self.quarantine_at(found.slot, found.number, &mut bytes, region, found.reason);
+            self.quarantine_at(found.slot, found.number, &mut bytes, region, found.reason)
         }
     }
 
@@ -816,7 +841,14 @@ impl Recovery<'_> {
         (self.visit)(Recovered::Quarantined(&quarantine));
     }
 
-    fn quarantine_at(&mut self, slot: u16, number: u64, bytes: &mut SegmentBytes, region: Range<u64>, reason: Reason) {
+    fn quarantine_at(
+        &mut self,
+        slot: u16,
+        number: u64,
+        bytes: &mut SegmentBytes,
+        region: Range<u64>,
+        reason: Reason,
+    ) -> Kept {
         let kept = self.keep("quarantine", number, bytes, region.clone());
         let quarantine = Quarantine {
             log: self.log.id(),
@@ -824,12 +856,13 @@ impl Recovery<'_> {
             offset: region.start,
             bytes: region.end - region.start,
             reason,
-            kept,
+            kept: kept.clone(),
         };
         self.report(quarantine);
+        kept
     }
 
-    fn cut_at(&mut self, slot: u16, number: u64, bytes: &mut SegmentBytes, region: Range<u64>) {
+    fn cut_at(&mut self, slot: u16, number: u64, bytes: &mut SegmentBytes, region: Range<u64>) -> Kept {
         let kept = self.keep("cut", number, bytes, region.clone());
         let cut = Cut {
             log: self.log.id(),
@@ -839,6 +872,69 @@ impl Recovery<'_> {
             kept,
         };
         (self.visit)(Recovered::Cut(&cut));
+        cut.kept
+    }
+
+    /// Puts an empty frame in the place of one that was cut. The next header will tell that the segment ends there, but
+    /// that header may be torn while its frame is whole, and then a start would take the unfinished frame for damage
+    /// before a later one. Who only looks leaves all as it is, and a disk that refuses is no worse than before.
+    fn close_cut(&mut self, slot: u16, commit: u64, begin: u64) {
+        let commit = commit.max(self.log.next_commit);
+        let segment = self.log.segments.get_mut(slot);
+        let frame = FrameHeader {
+            log: self.log.directory.id(),
+            segment: segment.number,
+            generation: segment.generation,
+            commit,
+            first_sequence: self.log.next_sequence,
+            record_count: 0,
+            length: FRAME_HEADER_BYTES as u32,
+            crc: 0,
+        };
+        let mut block = vec![0; BLOCK_BYTES as usize];
+        frame.encode(0, &mut block[..FRAME_HEADER_BYTES]);
+        let written = segment.file.write_at(&block, begin, true);
+        if !matches!(written, Ok(written) if written == block.len()) {
+            return;
+        }
+        self.log.next_commit = commit + 1;
+        segment.end = begin + BLOCK_BYTES;
+        segment.last_commit = commit;
+        let charged = segment.end.max(segment.charged);
+        self.log.directory.budget().charge(charged - segment.charged);
+        segment.charged = charged;
+        // It was the only one.
+        if let Some(position) = self.log.segments.spares.iter().position(|spare| *spare == slot) {
+            self.log.segments.spares.remove(position);
+            self.log.segments.use_again(slot);
+        }
+    }
+
+    /// Writes a header for frames that were found without a whole one, so that a later start need not guess again. What
+    /// it can't say of the other chain it leaves open.
+    fn mend_header(&mut self, slot: u16, first_commit: u64) {
+        let segments = &self.log.segments;
+        let Some(place) = segments.in_use.iter().position(|other| *other == slot) else { return };
+        let segment = segments.get(slot);
+        let before = segments.in_use.range(..place).rev().map(|slot| segments.get(*slot));
+        let previous = before.into_iter().find(|before| before.chain == segment.chain);
+        let header = SegmentHeader {
+            log: self.log.directory.id(),
+            number: segment.number,
+            generation: segment.generation,
+            first_sequence: segment.first_sequence,
+            first_commit,
+            tail: segments.get(segments.in_use[0]).number,
+            previous: previous.map(Segment::seal).unwrap_or_default(),
+            capacity: segment.capacity,
+            discarded: self.log.discarded,
+            chain: segment.chain,
+            other: Seal::default(),
+        };
+        let mut block = vec![0; SEGMENT_HEADER_BYTES];
+        header.encode(&mut block);
+        // Where it can't be written, the next start guesses as this one did.
+        let _ = segment.file.write_at(&block, 0, true);
     }
 
     /// Puts bytes into a side file. The same region at a later start goes into the same file.
@@ -864,6 +960,17 @@ impl Recovery<'_> {
     fn io_error(&self, slot: u16, error: io::Error) -> RecoverError {
         RecoverError::Io { path: self.log.segment_path(slot), error }
     }
+}
+
+/// Damaged first blocks, and what tells what they were.
+struct DoubtfulHeaders {
+    damaged: Vec<DamagedHeader>,
+    /// Numbers of segments whose only commit was never acknowledged.
+    unfinished: Vec<u64>,
+    /// Segments that are read without a header, with their first commits.
+    salvaged: Vec<(u16, u64)>,
+    is_any_missing: bool,
+    has_checkpoint: bool,
 }
 
 /// A piece of one segment, so that neighbouring records are read together.

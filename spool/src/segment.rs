@@ -219,6 +219,13 @@ impl SegmentTable {
     }
 
     /// The newest segment of a chain that holds acknowledged frames.
+    /// Puts a segment that was taken for a spare back to its place.
+    pub(crate) fn use_again(&mut self, slot: u16) {
+        let number = self.get(slot).number;
+        let place = self.in_use.iter().position(|other| self.get(*other).number > number);
+        self.in_use.insert(place.unwrap_or(self.in_use.len()), slot);
+    }
+
     pub(crate) fn newest(&self, chain: Chain) -> Option<&Segment> {
         let in_use = self.in_use.iter().rev().map(|slot| self.get(*slot));
         in_use.into_iter().find(|segment| segment.chain == chain && segment.end > 0)

@@ -9,6 +9,7 @@
 //! | any header, where there is no checkpoint | in use |
 //! | blank | a spare, never used |
 //! | damaged, but whole frames of this log are behind it | in use, or dead, as the frames tell |
+//! | damaged, behind it a frame without records, and no later file | void: a reopening that was never acknowledged |
 //! | damaged, with none | a spare; its first block is kept and reported |
 //!
 //! A damaged first block is most often no damage but the begin of a use that was never acknowledged: the log went to
@@ -94,6 +95,8 @@ struct Found {
     header: SegmentHeader,
     /// The header was made up from the frames.
     is_salvaged: bool,
+    /// In none of these frames is a record.
+    is_empty: bool,
 }
 
 impl Survey {
@@ -136,7 +139,9 @@ impl Survey {
             SegmentBlock::Header(header) if header.log != directory.id() => {
                 Err(RecoverError::ForeignSegment { path, log: header.log })
             }
-            SegmentBlock::Header(header) => Ok(Some(Found { slot, file, capacity, header, is_salvaged: false })),
+            SegmentBlock::Header(header) => {
+                Ok(Some(Found { slot, file, capacity, header, is_salvaged: false, is_empty: false }))
+            }
             SegmentBlock::Blank if is_readable => {
                 if capacity < SEGMENT_BYTES_MIN {
                     // Its creation was interrupted.
@@ -155,7 +160,8 @@ impl Survey {
             }
             SegmentBlock::Blank | SegmentBlock::Damaged => {
                 let _ = file.sync_and_drop_cache(0..capacity);
-                let header = salvage(&file, capacity, directory.id());
+                let salvaged = salvage(&file, capacity, directory.id());
+                let header = salvaged.map(|(header, _)| header);
                 self.damaged_headers.push(DamagedHeader {
                     slot,
                     file: Arc::clone(&file),
@@ -163,8 +169,10 @@ impl Survey {
                     number: header.map_or(0, |header| header.number),
                     reason: Reason::SegmentHeader,
                 });
-                match header {
-                    Some(header) => Ok(Some(Found { slot, file, capacity, header, is_salvaged: true })),
+                match salvaged {
+                    Some((header, is_empty)) => {
+                        Ok(Some(Found { slot, file, capacity, header, is_salvaged: true, is_empty }))
+                    }
                     None => {
                         self.blank.push((slot, Segment::new(file, capacity)));
                         Ok(None)
@@ -203,7 +211,10 @@ impl Survey {
         for found in found {
             let number = found.header.number;
             let row = row_of(&found.header);
-            let is_dead = row.is_none() && (number < begin || number < tail || is_void(&headers, &found.header));
+            // Its header would tell where the one before ends, and nothing is in it that could be lost.
+            let is_unfinished = || found.is_empty && number + 1 == highest;
+            let is_dead = row.is_none()
+                && (number < begin || number < tail || is_void(&headers, &found.header) || is_unfinished());
             if is_dead {
                 let mut segment = Segment::new(found.file, found.capacity);
                 segment.number = number;
@@ -284,11 +295,12 @@ fn sealed_end(headers: &[SegmentHeader], header: &SegmentHeader) -> Option<u64> 
 }
 
 /// Looks for whole frames behind a damaged first block. Those of the file's latest use count; what is left of earlier
-/// uses is dead.
-fn salvage(file: &Arc<dyn StorageFile>, capacity: u64, log: LogId) -> Option<SegmentHeader> {
+/// uses is dead. Also tells whether they are without any record.
+fn salvage(file: &Arc<dyn StorageFile>, capacity: u64, log: LogId) -> Option<(SegmentHeader, bool)> {
     let mut bytes = SegmentBytes::default();
     bytes.begin(Arc::clone(file), capacity);
     let mut salvaged: Option<SegmentHeader> = None;
+    let mut is_empty = true;
     let mut at = SEGMENT_HEADER_BYTES as u64;
     while at < capacity {
         let frame = bytes.any_frame(log, at);
@@ -297,6 +309,7 @@ fn salvage(file: &Arc<dyn StorageFile>, capacity: u64, log: LogId) -> Option<Seg
             continue;
         };
         if salvaged.is_none_or(|salvaged| salvaged.number < frame.segment) {
+            is_empty = true;
             salvaged = Some(SegmentHeader {
                 log,
                 number: frame.segment,
@@ -315,7 +328,10 @@ fn salvage(file: &Arc<dyn StorageFile>, capacity: u64, log: LogId) -> Option<Seg
         if let Some(salvaged) = salvaged.as_mut().filter(|salvaged| is_mail && salvaged.number == frame.segment) {
             salvaged.chain = Chain::Mail;
         }
+        if salvaged.is_some_and(|salvaged| salvaged.number == frame.segment) {
+            is_empty &= records.is_empty();
+        }
         at += frame.padded();
     }
-    salvaged
+    salvaged.map(|salvaged| (salvaged, is_empty))
 }

@@ -110,3 +110,37 @@ fn every_image_holds_what_was_acknowledged() {
     assert!(all.summaries > 0);
     assert!(all.shared > 0);
 }
+
+/// An unfinished commit, then the next header, torn while its frame is whole: nothing tells any more where the segment
+/// before ends. It was reported as damage. First the commit failed and the log was reopened, then the power went and
+/// came back.
+#[test]
+fn a_torn_header_does_not_make_damage_of_an_unfinished_commit() {
+    let mut cuts = 0;
+    for seed in 0..60 {
+        for power_goes in [false, true] {
+            let mut world = World::new(seed, options());
+            world.append_message(1, 3_000);
+            world.settle();
+            world.append_message(1, 3_000);
+            world.set_faults(Faults { operations_left: Some(0), sectors_written: 5, ..Faults::default() });
+            world.settle();
+            world.set_faults(Faults::default());
+            if power_goes {
+                world.crash();
+                world.append_message(1, 3_000);
+            } else {
+                assert!(world.log().begin_reopen());
+            }
+            for _ in 0..3 {
+                world.step(20);
+            }
+            // And a third start, of which no header tells anything new.
+            world.crash();
+            world.append_message(1, 3_000);
+            world.step(20);
+            cuts += world.seen.cuts;
+        }
+    }
+    assert!(cuts > 0);
+}

@@ -153,6 +153,28 @@ fn a_flipped_bit_costs_what_it_hits() {
     assert!(reported >= lost);
 }
 
+/// Its frames say all that a header needs, so a damaged one is reported once, and written anew.
+#[test]
+fn a_damaged_header_is_mended() {
+    let (disk, _) = prepare();
+    for name in ["segment-0000", "segment-0001"] {
+        let path = Path::new("/spool/log-0000").join(name);
+        let copy = disk.restart();
+        let good = disk.bytes(&path);
+        let mut bytes = good.clone();
+        bytes[30] ^= 1;
+        copy.set_bytes(&path, bytes);
+        let found = recover(&copy);
+        assert_eq!((found.bodies.len(), found.cuts + found.quarantines), (12, 1), "{name}");
+        // Only what it told of the other chain is gone.
+        let (mended, mut good) = (copy.bytes(&path), good);
+        good[112..144].fill(0);
+        assert_eq!(mended[12..], good[12..], "{name}");
+        let found = recover(&copy);
+        assert_eq!((found.bodies.len(), found.cuts + found.quarantines), (12, 0), "{name}");
+    }
+}
+
 #[test]
 fn a_truncated_segment_costs_what_is_gone() {
     let (disk, commits) = prepare();
