@@ -24,6 +24,7 @@ use crate::deliver::route::{RouteFailure, Site};
 use crate::deliver::tls_policy;
 pub use crate::deliver::tls_policy::{TlsProof, TlsRequirement};
 use crate::fair::Flow;
+use crate::pool::connection::ConnectionKey;
 use crate::pool::suspension::Suspension;
 use crate::schedule::queue::EntryKey;
 
@@ -143,6 +144,26 @@ pub struct Settled {
     pub context: DeliveryContext,
 }
 
+/// A transaction's last octet waits until it is durable that, from then on, it is in doubt whether it was taken.
+#[derive(Debug)]
+pub struct Intend {
+    pub key: IntentKey,
+    pub ticket: Ticket,
+    pub message: MessageId,
+    /// Those that the peer has accepted.
+    pub recipients: Vec<(u32, String)>,
+    pub peer_name: String,
+}
+
+/// Who waits for an intent's record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IntentKey {
+    pub owner: usize,
+    pub connection: ConnectionKey,
+    /// The owner counts its intents, so that a late answer is nobody else's.
+    pub number: u64,
+}
+
 /// Where an attempt was made, for its record.
 #[derive(Debug, Clone, Default)]
 pub struct DeliveryContext {
@@ -196,6 +217,10 @@ pub enum ShardMessage {
     Paced { pair: PairKey, blocked: Blocked },
     /// Owner ← runtime: units of a limit are durably reserved, as [`crate::shard::Action::Reserve`] asked.
     Reserved { limit: Arc<str>, units: u32 },
+    /// Home ← owner: what an attempt is about to do is to be recorded first; answered by `Intended`.
+    Intend(Box<Intend>),
+    /// Owner ← home: the intent is durable.
+    Intended(IntentKey),
     /// Home ← owner: an attempt was made.
     Settled(Box<Settled>),
     /// Home ← owner: no attempt was made.

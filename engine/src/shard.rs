@@ -189,6 +189,8 @@ pub struct Shard {
     // pool, deliver
     pools: Pools,
     deliveries: HashMap<ConnectionKey, Delivery>,
+    /// Intents that were asked for so far.
+    intents: u64,
 
     inbox: VecDeque<ShardMessage>,
     actions: VecDeque<Action>,
@@ -232,6 +234,7 @@ impl Shard {
             asked: HashMap::new(),
             pools: Pools::new(deliver::pool_options(&config, shards)),
             deliveries: HashMap::new(),
+            intents: 0,
             inbox: VecDeque::new(),
             actions: VecDeque::new(),
             next_sweep: Duration::ZERO,
@@ -323,6 +326,8 @@ impl Shard {
             ShardMessage::Reserved { limit, units } => {
                 self.pools.handle_reserved(now, &mut |below| self.random.u64(0..below), &limit, units);
             }
+            ShardMessage::Intend(intend) => self.intend(now, *intend),
+            ShardMessage::Intended(key) => self.intended(now, key),
             ShardMessage::Settled(settled) => self.settle(now, *settled),
             ShardMessage::Unstarted(attempt) => self.take_back(now, *attempt),
             ShardMessage::Distrust { site, confusion } => self.pools.distrust(now, &site, confusion),

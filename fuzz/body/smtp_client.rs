@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use postrider::config::{Chunking, Credentials, DeliveryProtocol, EightBit, Timeouts, TlsMode};
+use postrider::config::{Chunking, Credentials, DeliveryProtocol, EightBit, InDoubt, Timeouts, TlsMode};
 use postrider::deliver::attempt::Transaction;
 use postrider::deliver::content::{Chunk, Content};
 use postrider::deliver::smtp_client::{ClientEvent, ClientOptions, SmtpClient};
@@ -59,6 +59,7 @@ impl World {
                 [usize::from(choices >> 2) % 4],
             chunking: [Chunking::On, Chunking::BackToBack, Chunking::Off, Chunking::On][usize::from(choices >> 4) % 4],
             max_in_flight: 3,
+            in_doubt: if choices & 12 == 8 { InDoubt::Hold } else { InDoubt::Retry },
             eight_bit: if choices & 64 == 0 { EightBit::Fail } else { EightBit::Send },
             timeouts: Timeouts::default(),
         };
@@ -104,6 +105,7 @@ impl World {
                 self.now.monotonic += Duration::from_secs(1);
                 self.client.handle_timeout(self.now);
             }
+            b'i' => self.with(SmtpClient::handle_intended),
             b'c' => self.client.handle_closed("gone"),
             b'q' if self.client.is_idle() => self.with(SmtpClient::quit),
             b'T' if self.handshaking => {
@@ -158,6 +160,7 @@ impl World {
             match event {
                 ClientEvent::Idle => assert!(self.unfinished.is_empty()),
                 ClientEvent::StartTls => self.handshaking = true,
+                ClientEvent::Intend { .. } => {}
                 ClientEvent::Closed { .. } => {
                     self.handshaking = false;
                     self.closed = true;

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use postrider::admin::MessageRow;
+use postrider::admin::{MessageRow, MessageState};
 use postrider::config::RetrySchedule;
 use postrider::outcome::event::{Logged, LoggedRecord};
 use postrider_spool::record::{Answer, Envelope, Fate, LogId, MessageId, Outcome, RecipientResult, Sequence};
@@ -67,6 +67,10 @@ struct Recipient {
     attempts: u32,
     due_ms: u64,
     fate: Option<Fate>,
+    /// The peer is about to be sent the end of the content; what became of that is not durable.
+    is_intended: bool,
+    /// It may have left, and must not be sent again.
+    is_held: bool,
 }
 
 /// A peer took the message for one recipient.
@@ -80,6 +84,8 @@ struct Taken {
 #[derive(Debug, Clone)]
 pub(crate) struct Ledger {
     retry: RetrySchedule,
+    /// What is in doubt is not sent again.
+    pub(crate) holds: bool,
     sent: BTreeMap<Marker, (Arc<Sent>, Reply)>,
     /// Refused because a commit failed: the record may be on the medium until the log is open again.
     doubts: BTreeMap<Marker, LogId>,
@@ -122,15 +128,18 @@ pub(crate) struct Counts {
     pub(crate) deferred: u64,
     /// Records that a crash image held although nobody had been told of them.
     pub(crate) found: u64,
+    /// Recipients that were held as in doubt.
+    pub(crate) held: u64,
     /// Deliveries that a crash, or a lost reply, made the engine forget; and those that were made again.
     pub(crate) forgotten: u64,
     pub(crate) repeated: u64,
 }
 
 impl Ledger {
-    pub(crate) fn new(retry: RetrySchedule, counts: Counts) -> Self {
+    pub(crate) fn new(retry: RetrySchedule, holds: bool, counts: Counts) -> Self {
         Self {
             retry,
+            holds,
             sent: BTreeMap::new(),
             doubts: BTreeMap::new(),
             is_recovering: false,
@@ -207,6 +216,9 @@ impl Ledger {
                 taken.times == 0 || taken.is_unknown,
                 "DELIVERED-ONCE: {marker} came to {recipient} again, and nothing had been forgotten"
             );
+            let held = self.durable[&id].recipients[index].is_held;
+            assert!(!held || !is_awaited, "DELIVERED-ONCE: {marker} came to {recipient}, and was held");
+            assert!(taken.times == 0 || !self.holds, "DELIVERED-ONCE: {marker} came to {recipient} again");
             self.counts.repeated += u64::from(taken.times > 0);
             taken.times += 1;
             taken.is_unknown = false;
@@ -291,7 +303,13 @@ impl Ledger {
         let asked = sent.first_attempt_ms;
         let is_exact = asked.is_none_or(|asked_ms| envelope.first_attempt_ms == asked_ms.max(envelope.created_ms));
         assert!(is_exact, "EXACT-RETRY-STATE: {marker} is due at {}, not {asked:?}", envelope.first_attempt_ms);
-        let first = Recipient { attempts: 0, due_ms: envelope.first_attempt_ms, fate: None };
+        let first = Recipient {
+            attempts: 0,
+            due_ms: envelope.first_attempt_ms,
+            fate: None,
+            is_intended: false,
+            is_held: false,
+        };
         let recipients = vec![first; sent.recipients.len()];
         let other = self.ids.insert(marker, id);
         assert!(other.is_none(), "ACCEPTED-ONCE: {marker} is both {other:?} and {id}");
@@ -312,10 +330,28 @@ impl Ledger {
             let by_attempt = *attempts == state.attempts + 1;
             let by_decision = matches!(fate, Fate::Bounced | Fate::Expired) && *attempts == state.attempts;
             assert!(by_attempt || by_decision, "EXACT-RETRY-STATE: {marker} to {recipient}: {state:?}, now {result:?}");
+            if result.is_intent() {
+                let is_last_word = *fate == Fate::Deferred { due_ms: durable.expires_ms };
+                assert!(by_attempt && is_last_word, "EXACT-RETRY-STATE: {marker} to {recipient} intends {result:?}");
+                assert!(self.holds, "nobody asked for {result:?}");
+                state.is_intended = true;
+                continue;
+            }
+            state.is_intended = false;
             state.attempts = *attempts;
             let key = (marker, recipient.clone());
             let (interval_ms, spread_ms) = interval(&self.retry, *attempts);
             match *fate {
+                Fate::Deferred { due_ms } if answer.text.starts_with("in doubt: ") => {
+                    assert!(
+                        self.holds && due_ms == durable.expires_ms,
+                        "EXACT-RETRY-STATE: {marker} is held: {result:?}"
+                    );
+                    state.due_ms = due_ms;
+                    state.is_held = true;
+                    self.counts.held += 1;
+                    continue;
+                }
                 Fate::Deferred { due_ms } => {
                     let wait_ms = due_ms.saturating_sub(outcome.at_ms);
                     assert!(
@@ -354,6 +390,8 @@ impl Ledger {
                 }
                 Fate::AdminBounced => panic!("NOTHING-LOST: nobody bounced {marker} to {recipient}"),
             }
+            let is_marked = answer.text.contains("in doubt: ");
+            assert!(!state.is_held || *fate == Fate::Expired && is_marked, "NOTHING-LOST: held, and {result:?}");
             state.fate = Some(*fate);
             self.open -= 1;
         }
@@ -381,6 +419,14 @@ impl Ledger {
                 // What was not found can't come later.
                 Reply::None if !self.ids.contains_key(marker) => *answer = Reply::Refused,
                 _ => {}
+            }
+        }
+        for durable in self.durable.values_mut() {
+            let expires_ms = durable.expires_ms;
+            for state in durable.recipients.iter_mut().filter(|state| state.is_intended) {
+                state.attempts += 1;
+                (state.due_ms, state.is_intended, state.is_held) = (expires_ms, false, true);
+                self.counts.held += 1;
             }
         }
         for ((marker, recipient), taken) in &mut self.taken {
@@ -416,6 +462,8 @@ impl Ledger {
                     continue;
                 };
                 assert_eq!(row.num_attempts, state.attempts, "EXACT-RETRY-STATE: {recipient} of {id}: {row:?}");
+                let is_shown = row.state == MessageState::Held;
+                assert_eq!(is_shown, state.is_held, "NOTHING-LOST: the operator is not told of {row:?}: {state:?}");
                 let due_ms = row.due.expect("it waits").0;
                 let is_exact = due_ms == state.due_ms || due_ms > state.due_ms && row.blocked_by.is_some();
                 assert!(is_exact, "EXACT-RETRY-STATE: {recipient} of {id} is due at {}: {row:?}", state.due_ms);

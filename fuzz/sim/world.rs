@@ -15,7 +15,7 @@ use postrider::accept::Policy;
 use postrider::admin::metrics::ShardMetrics;
 use postrider::admin::{MessageFilter, MessageRow};
 use postrider::config::{
-    Chunking, Config, DomainPattern, EgressPool, EgressSource, RetrySchedule, Route, RouteTarget, TlsMode,
+    Chunking, Config, DomainPattern, EgressPool, EgressSource, InDoubt, RetrySchedule, Route, RouteTarget, TlsMode,
 };
 use postrider::handover::{Ask, ControlMessage, PairKey, ShardMessage, Told};
 use postrider::outcome::event::{Logged, LoggedRecord};
@@ -179,14 +179,17 @@ impl World {
     fn new(seed: u64, canary: Option<Canary>) -> Self {
         let mut random = Random::new(seed);
         let mut mix = Mix::draw(&mut random);
-        let config = Arc::new(config(&mut random));
+        let mut config = config(&mut random);
+        let holds = seed.is_multiple_of(3);
+        config.shaping.in_doubt = if holds { InDoubt::Hold } else { InDoubt::Retry };
+        let config = Arc::new(config);
         let (hosts, dns) = internet(&config, &mut random, &mut mix);
         let small = random.one_in(6);
         let (segment_bytes, max_bytes) = if small { (48 << 10, 3 << 20) } else { (128 << 10, 16 << 20) };
         let spool_options =
             SpoolOptions { segment_bytes, max_bytes, hot_bytes: 64 << 10, durability: Durability::Fsync };
         let heal_at = HOUR + spread(&mut random, HOUR, 3);
-        let ledger = Ledger::new(config.retry.schedule.clone(), Counts::default());
+        let ledger = Ledger::new(config.retry.schedule.clone(), holds, Counts::default());
         let report = Report {
             counts: Counts::default(),
             duration: 0,

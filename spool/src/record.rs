@@ -211,6 +211,14 @@ pub struct CopiedState {
     pub deferred: Vec<RecipientResult>,
 }
 
+impl RecipientResult {
+    /// A deferral that nobody has answered yet: what is so if nothing more is heard of an attempt. It stands before the
+    /// octets that can't be taken back, and what becomes of them is recorded after it. No event tells of it.
+    pub fn is_intent(&self) -> bool {
+        self.answer.code == 0 && !self.fate.is_final()
+    }
+}
+
 impl Outcome {
     /// `subject` is the subject name of the peer's certificate, in parts.
     pub fn set_tls_cipher(&mut self, cipher: &str, subject: &[String]) {
@@ -274,6 +282,7 @@ impl Fate {
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
 #[rkyv(derive(Debug))]
 pub struct Answer {
+    /// 0: there is none; see [`RecipientResult::is_intent`].
     pub code: u16,
     /// RFC 3463 class, subject, detail.
     pub enhanced: Option<(u8, u16, u16)>,

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::egress::UNBOUND_SOURCE;
 use super::{
-    Chunking, Config, DnsConfig, Durability, EgressPool, EgressSource, EightBit, EventsConfig, HttpListener,
+    Chunking, Config, DnsConfig, Durability, EgressPool, EgressSource, EightBit, EventsConfig, HttpListener, InDoubt,
     LineEndings, ReceivedDetail, RetryConfig, RetrySchedule, Shaping, ShapingRules, SmtpListener, SpoolConfig,
     Timeouts, TlsConfig, TlsMode, value,
 };
@@ -136,6 +136,7 @@ impl Default for Shaping {
             pipelining: true,
             chunking: Chunking::On,
             max_in_flight: 8,
+            in_doubt: InDoubt::Retry,
             eight_bit: EightBit::Fail,
             tls: TlsMode::Opportunistic,
             mta_sts: true,

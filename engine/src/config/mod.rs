@@ -331,6 +331,7 @@ pub struct Shaping {
     pub pipelining: bool,
     pub chunking: Chunking,
     pub max_in_flight: u32,
+    pub in_doubt: InDoubt,
     pub eight_bit: EightBit,
     pub tls: TlsMode,
     /// Whether domains' MTA-STS policies are looked for and followed.
@@ -375,6 +376,16 @@ pub struct DomainShaping {
 pub struct Layer {
     pub settings: Settings,
     pub sources: Vec<(usize, Settings)>,
+}
+
+/// What becomes of a message that the peer may have taken: its last octet was written, and no reply came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InDoubt {
+    /// It is sent again, and counted as a possible duplicate.
+    Retry,
+    /// It waits for its expiry or for the operator. That it is about to be in doubt is durable before its last octet is
+    /// written, so that a crash does not make it be forgotten.
+    Hold,
 }
 
 /// What is done with 8-bit content where no host of the site offers 8BITMIME.

@@ -15,7 +15,8 @@ use super::reader::Section;
 use super::route::TLS_MODES;
 use super::value::{did_you_mean, dns_name};
 use super::{
-    Chunking, Config, DomainShaping, EightBit, Layer, Provider, ProviderMatch, Shaping, ShapingRules, Timeouts, egress,
+    Chunking, Config, DomainShaping, EightBit, InDoubt, Layer, Provider, ProviderMatch, Shaping, ShapingRules,
+    Timeouts, egress,
 };
 use crate::limits;
 
@@ -396,7 +397,8 @@ fn read_settings(section: &Section<'_>, settings: &mut Settings) {
     let chunking = section.choice("chunking", &CHUNKING, &[]);
     settings.take(section, "chunking", chunking, |shaping, chunking| shaping.chunking = chunking);
     settings.count(section, "max_in_flight", 8, limits::CONFIG_IN_FLIGHT_MAX, |s, n| s.max_in_flight = n);
-    section.choice("in_doubt", &[("retry", ())], &["hold"]);
+    let in_doubt = section.choice("in_doubt", &[("retry", InDoubt::Retry), ("hold", InDoubt::Hold)], &[]);
+    settings.take(section, "in_doubt", in_doubt, |shaping, in_doubt| shaping.in_doubt = in_doubt);
     let eight_bit = section.choice("eight_bit", &[("fail", EightBit::Fail), ("send", EightBit::Send)], &[]);
     settings.take(section, "eight_bit", eight_bit, |shaping, eight_bit| shaping.eight_bit = eight_bit);
     let tls = section.choice("tls", &TLS_MODES, &[]);

@@ -59,9 +59,21 @@ pub fn push_bytes<P>(out: &mut Vec<Chunk<P>>, bytes: &[u8]) {
 /// Puts one message's content into the stream, final dot included, or BDAT and its one chunk.
 #[derive(Debug)]
 pub enum ContentWriter<P> {
-    Chunk { prefix: P, body: P },
-    Plain { prefix: P, body: P },
-    Stuffed { prefix: P, body: P, position: usize },
+    Chunk {
+        prefix: P,
+        body: P,
+    },
+    Plain {
+        prefix: P,
+        body: P,
+    },
+    Stuffed {
+        prefix: P,
+        body: P,
+        position: usize,
+    },
+    /// What ends the content (RFC 5321 §4.1.1.4).
+    End(&'static [u8]),
     Finished,
 }
 
@@ -85,8 +97,21 @@ impl<P: AsRef<[u8]>> ContentWriter<P> {
 
     /// Appends what comes next and returns its octets. Call again, when that was written, unless it is finished.
     pub fn write(&mut self, out: &mut Vec<Chunk<P>>) -> usize {
+        let octets = self.write_but_end(out);
+        let Self::End(dot) = *self else { return octets };
+        *self = Self::Finished;
+        push_bytes(out, dot);
+        octets + dot.len()
+    }
+
+    /// The same, but for the final dot, which is left for [`Self::write`]. A chunk has none, and is written whole.
+    pub fn write_but_end(&mut self, out: &mut Vec<Chunk<P>>) -> usize {
         match std::mem::replace(self, Self::Finished) {
             Self::Finished => 0,
+            Self::End(dot) => {
+                *self = Self::End(dot);
+                0
+            }
             Self::Chunk { prefix, body } => {
                 let end = chunk_end(prefix.as_ref(), body.as_ref());
                 let size = prefix.as_ref().len() + body.as_ref().len() + end.len();
@@ -99,10 +124,9 @@ impl<P: AsRef<[u8]>> ContentWriter<P> {
                 command.len() + size
             }
             Self::Plain { prefix, body } => {
-                let end = final_dot(prefix.as_ref(), body.as_ref());
-                let octets = prefix.as_ref().len() + body.as_ref().len() + end.len();
+                let octets = prefix.as_ref().len() + body.as_ref().len();
+                *self = Self::End(final_dot(prefix.as_ref(), body.as_ref()));
                 out.extend([prefix, body].into_iter().filter(|p| !p.as_ref().is_empty()).map(Chunk::Spool));
-                out.push(Chunk::Bytes(end.to_vec()));
                 octets
             }
             Self::Stuffed { prefix, body, position } => {
@@ -110,16 +134,21 @@ impl<P: AsRef<[u8]>> ContentWriter<P> {
                 let window = position..total.min(position + STUFF_WINDOW_OCTETS);
                 let mut bytes = Vec::with_capacity(window.len() + window.len() / 16 + 8);
                 stuff(prefix.as_ref(), body.as_ref(), window.clone(), &mut bytes);
-                if window.end == total {
-                    bytes.extend_from_slice(final_dot(prefix.as_ref(), body.as_ref()));
+                *self = if window.end == total {
+                    Self::End(final_dot(prefix.as_ref(), body.as_ref()))
                 } else {
-                    *self = Self::Stuffed { prefix, body, position: window.end };
-                }
+                    Self::Stuffed { prefix, body, position: window.end }
+                };
                 let octets = bytes.len();
                 out.push(Chunk::Bytes(bytes));
                 octets
             }
         }
+    }
+
+    /// Whether only the final dot is left.
+    pub fn is_at_end(&self) -> bool {
+        matches!(self, Self::End(_))
     }
 
     pub fn is_finished(&self) -> bool {

@@ -26,6 +26,15 @@ pub(crate) struct InFlight<C: Content> {
     /// The reply to the content, each of them in LMTP, was positive: the peer has forgotten the envelope.
     pub(crate) taken: bool,
     pub(crate) irregularity: Option<Irregularity>,
+    pub(crate) intent: Intent,
+}
+
+/// How far what its final dot waits for has come (`in_doubt = "hold"`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Intent {
+    NotAsked,
+    Asked,
+    Recorded,
 }
 
 /// How the content goes out.
@@ -92,6 +101,7 @@ impl<C: Content> InFlight<C> {
             content_end: None,
             taken: true,
             irregularity: None,
+            intent: Intent::NotAsked,
         }
     }
 
@@ -110,6 +120,15 @@ impl<C: Content> InFlight<C> {
 
     pub(crate) fn accepted(&self) -> impl Iterator<Item = usize> {
         (0..self.slots.len()).filter(|&slot| matches!(self.slots[slot].state, SlotState::Accepted))
+    }
+
+    /// The accepted recipients, by their indexes in the envelope.
+    pub(crate) fn accepted_indexes(&self) -> Vec<u32> {
+        self.accepted().map(|slot| self.slots[slot].index).collect()
+    }
+
+    pub(crate) fn ticket(&self) -> u64 {
+        self.ticket
     }
 
     /// How many recipients the peer has accepted, also when they were settled since.

@@ -14,6 +14,7 @@
 //!   where the content ends, and the replies tell us under which envelope it went.
 //! * A 354 is answered with the message or by closing; with a lone dot only where every recipient was refused.
 //! * A transaction that rides behind another begins with RSET.
+//! * Where what is in doubt is to be held, no final dot is put out before its intent is recorded.
 //!
 //! What a reply, a loss or a timeout means is decided in `verdict.rs`. Here are the calls, the time and the state; what
 //! is written is in `smtp_client/command.rs`, what replies move in `answer.rs`, how it ends in `ending.rs`.
@@ -27,11 +28,11 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use self::auth::AuthStep;
-use crate::config::{Chunking, Credentials, DeliveryProtocol, EightBit, Timeouts, TlsMode};
+use crate::config::{Chunking, Credentials, DeliveryProtocol, EightBit, InDoubt, Timeouts, TlsMode};
 use crate::deliver::attempt::{Stage, Transaction, TransactionResult};
 use crate::deliver::content::{Chunk, Content};
 use crate::deliver::extension::Extensions;
-use crate::deliver::in_flight::{Form, InFlight};
+use crate::deliver::in_flight::{Form, InFlight, Intent};
 use crate::deliver::verdict::{Happened, SessionFailure};
 use crate::limits::{IN_FLIGHT_MAX, IN_FLIGHT_OCTETS_MAX, STUFF_WINDOW_OCTETS};
 use crate::mail::reply::{Reply, ReplyParser};
@@ -81,6 +82,7 @@ pub struct ClientOptions {
     pub chunking: Chunking,
     /// Whole transactions in flight at most.
     pub max_in_flight: u32,
+    pub in_doubt: InDoubt,
     pub eight_bit: EightBit,
     pub tls: TlsMode,
     pub timeouts: Timeouts,
@@ -92,6 +94,13 @@ pub enum ClientEvent {
     Idle,
     /// Write `out`, then do the TLS handshake.
     StartTls,
+    /// The final dot of the transaction in front waits for [`SmtpClient::handle_intended`]: record first that from then
+    /// on these recipients are in doubt until they are finished. Comes only with `in_doubt = "hold"`.
+    Intend {
+        ticket: u64,
+        /// Indexes in the message's envelope.
+        recipients: Vec<u32>,
+    },
     Finished(TransactionResult),
     /// The last event. Write `out`, then close without waiting for the peer.
     Closed {
@@ -280,6 +289,15 @@ impl<C: Content> SmtpClient<C> {
             self.on_reply(reply, out);
         }
         self.restart_timer(now);
+    }
+
+    /// What [`ClientEvent::Intend`] asked for the transaction in front is durable: its content may end.
+    pub fn handle_intended(&mut self, now: Now, out: &mut Vec<Chunk<C::Piece>>) {
+        if let Some(front) = self.transactions.front_mut().filter(|front| front.intent == Intent::Asked) {
+            front.intent = Intent::Recorded;
+            self.write_content(0, out);
+            self.restart_timer(now);
+        }
     }
 
     pub fn handle_tls_started(&mut self, now: Now, out: &mut Vec<Chunk<C::Piece>>) {

@@ -39,7 +39,7 @@ pub enum Fate {
     /// This host lacks what the message needs: [`RecipientVerdict::elsewhere`] says what that means.
     BounceIfLastHost(Need),
     Retry(Retry),
-    /// It may have left under another message's envelope: never retried by itself, shown to the operator.
+    /// It may have left, under its own envelope or another message's: never retried by itself, shown to the operator.
     Hold,
 }
 
@@ -142,6 +142,8 @@ pub struct Circumstances<'a> {
     pub encrypted: bool,
     /// LMTP: the reply to the content is one recipient's alone (RFC 2033 §4.2).
     pub reply_per_recipient: bool,
+    /// What is in doubt is not sent again by itself (`in_doubt = "hold"`).
+    pub holds: bool,
 }
 
 /// What becomes of the connection.
@@ -169,7 +171,7 @@ pub const RULES: &[Rule] = &[
     Rule {
         // Another's reverse path was used: RSET did not clear what the peer kept. Possible only where whole
         // transactions are in flight, because else content follows only an accepted MAIL.
-        name: "foreign_envelope",
+        name: FOREIGN_ENVELOPE,
         applies: |c| c.stage == Stage::Final && c.class() == 2 && !c.mail_accepted,
         fate: Fate::Hold,
         fault: Fault::Us,
@@ -265,6 +267,15 @@ pub const RULES: &[Rule] = &[
         connection: Connection::Stays,
     },
     Rule {
+        // As below, where the operator would rather lose a message than send it twice.
+        name: "in_doubt_held",
+        applies: |c| c.content_written && c.holds,
+        fate: Fate::Hold,
+        fault: Fault::Route,
+        scope: Some(Scope::Host),
+        connection: Connection::EndsAndHostBacksOff,
+    },
+    Rule {
         // The answer to the final dot never came, or makes no sense: the peer may have taken the message.
         name: "in_doubt",
         applies: |c| c.content_written,
@@ -306,7 +317,7 @@ pub fn judge(circumstances: &Circumstances<'_>, command: &str) -> (RecipientVerd
     let one_recipient = circumstances.stage == Stage::Recipient || circumstances.reply_per_recipient;
     let mut answer = circumstances.happened.answer(circumstances.stage, command);
     if rule.fate == Fate::Hold {
-        answer = held(answer);
+        answer = held(rule, answer);
     }
     let verdict = RecipientVerdict {
         fate: rule.fate,
@@ -606,15 +617,26 @@ impl Happened {
     }
 }
 
-/// What stands in records in place of the peer's success.
-fn held(answer: Answer) -> Answer {
-    let mut text = format!(
-        "the peer refused MAIL but took the content, which may have left under another envelope; it is not sent again \
-         by itself ({} {})",
-        answer.code, answer.text
-    );
+/// What stands in records in place of the answer to what may have left: it is the mark of what is in doubt, to the end.
+fn held(rule: &Rule, answer: Answer) -> Answer {
+    let why = match rule.name {
+        FOREIGN_ENVELOPE => "the peer refused MAIL but took the content, which may have left under another envelope",
+        _ => "the peer may have taken the message",
+    };
+    let last = format!("{} {}", answer.code, answer.text);
+    let mut text = format!("in doubt: {why}; it is not sent again by itself ({last})");
     truncate(&mut text, ANSWER_TEXT_OCTETS_MAX);
     Answer { code: 451, enhanced: Some((4, 5, 0)), text, command: answer.command }
+}
+
+/// What stands in an intent's record, in place of an answer: all that is known if the engine ends before there is one.
+pub fn intent(peer_name: &str) -> Answer {
+    let mut text = format!(
+        "in doubt: the engine ended while {peer_name} was sent the end of the message, and may have taken it; it is \
+         not sent again by itself"
+    );
+    truncate(&mut text, ANSWER_TEXT_OCTETS_MAX);
+    Answer { text, ..Answer::default() }
 }
 
 fn truncate(text: &mut String, octets_max: usize) {
@@ -625,6 +647,8 @@ fn truncate(text: &mut String, octets_max: usize) {
 
 /// The rule after which whole transactions are no longer put in flight.
 pub(crate) const OUT_OF_STEP: &str = "out_of_step";
+
+const FOREIGN_ENVELOPE: &str = "foreign_envelope";
 
 const AT_ONCE: Fate = Fate::Retry(Retry { when: When::AtOnce, counts_attempt: false, in_doubt: false });
 const ELSEWHERE: Fate = Fate::Retry(Retry { when: When::OtherSource, counts_attempt: true, in_doubt: false });
@@ -647,6 +671,7 @@ mod tests {
             others_accepted: false,
             encrypted: true,
             reply_per_recipient: false,
+            holds: false,
         }
     }
 
@@ -677,7 +702,7 @@ mod tests {
             }
         }
         for (happened, stage) in all.iter().flat_map(|h| TRANSACTION_STAGES.map(|s| (h, s))) {
-            for bits in 0..128_u32 {
+            for bits in 0..256_u32 {
                 let bit = |n: u32| bits >> n & 1 == 1;
                 // Impossible together: written content follows an executed MAIL, an answer to it comes after it.
                 if bit(0) && (bit(1) || stage == Stage::Final) {
@@ -691,6 +716,7 @@ mod tests {
                     encrypted: bit(4),
                     reply_per_recipient: bit(5),
                     chunked: bit(6),
+                    holds: bit(7),
                     ..at(stage, happened)
                 });
             }
@@ -719,7 +745,7 @@ mod tests {
             if let Fate::Retry(retry) = verdict.fate {
                 assert!(!retry.in_doubt || c.content_written, "in doubt only after the last octet: {c:?}");
                 let refused = matches!(c.class(), 4 | 5);
-                let doubtful = c.content_written && !refused && !c.nothing_executed;
+                let doubtful = c.content_written && !refused && !c.nothing_executed && !c.holds;
                 assert_eq!(retry.in_doubt, doubtful, "{c:?}");
                 assert_eq!(retry.counts_attempt, retry.when != When::AtOnce, "{c:?}");
                 if retry.when == When::OtherSource {
@@ -727,6 +753,14 @@ mod tests {
                 }
                 let progress = c.nothing_executed || c.others_accepted;
                 assert!(retry.counts_attempt || progress, "an uncounted retry must get somewhere: {c:?}");
+            }
+            if verdict.fate == Fate::Hold {
+                let foreign = c.class() == 2 && !c.mail_accepted;
+                assert!(c.content_written && c.holds || foreign, "held only where it may have left: {c:?}");
+                assert!(verdict.answer.text.starts_with("in doubt: "), "{c:?}");
+            }
+            if c.holds {
+                assert!(!matches!(verdict.fate, Fate::Retry(Retry { in_doubt: true, .. })), "never twice: {c:?}");
             }
             if c.code() == 421 || !matches!(c.happened, Happened::Replied(_)) {
                 assert_ne!(connection, Connection::Stays, "{c:?}");

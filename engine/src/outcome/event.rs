@@ -164,13 +164,17 @@ pub struct Event<'a> {
     created_ms: u64,
 }
 
-/// The events of a record, in the order of their indexes.
+/// The events of a record, in the order of their indexes. An intent has none: what became of it has.
 pub fn events<'a>(record: &'a LoggedRecord, node: &'a NodeId) -> impl Iterator<Item = Event<'a>> {
     let count = match &record.record {
         Logged::Message { envelope, .. } => envelope.recipients.len(),
         Logged::Outcome(outcome) => outcome.results.len(),
     };
-    (0..count).map(move |place| {
+    let is_intent = |place: &usize| match &record.record {
+        Logged::Message { .. } => false,
+        Logged::Outcome(outcome) => outcome.results[*place].is_intent(),
+    };
+    (0..count).filter(move |place| !is_intent(place)).map(move |place| {
         // A transaction has at most a few thousand recipients (`limits.rs`).
         let index = u32::try_from(place).expect("a record has fewer than 2^32 recipients");
         let event_id = EventId { log: record.log, sequence: record.sequence, index };

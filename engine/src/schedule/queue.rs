@@ -49,6 +49,21 @@ pub struct Entry<'a> {
     pub last_answer: Option<&'a str>,
 }
 
+impl Entry<'_> {
+    /// It may have left already, and is not sent again by itself: it has been tried, and is due when it expires.
+    pub fn is_held(&self) -> bool {
+        self.attempts > 0 && self.due_ms >= self.expires_ms
+    }
+}
+
+/// These recipients of an entry are about to be in doubt, and on record as held.
+#[derive(Debug)]
+pub struct Intent {
+    pub recipients: Vec<u32>,
+    /// What stands in place of their last answer.
+    pub answer: String,
+}
+
 /// KumoMTA's scheduled queue: a tenant's campaign to one domain, through one pool.
 #[derive(Debug)]
 pub struct Queue {
@@ -153,6 +168,8 @@ pub struct Home {
     free_pairs: Vec<u32>,
     pair_keys: HashMap<PairKey, u32>,
     needs: VecDeque<Need>,
+    /// Of entries that are out: what their records say that is about to happen.
+    intents: HashMap<EntryKey, Intent>,
     /// Where the next expiry sweep goes on.
     sweep: usize,
     stopping: bool,
@@ -404,6 +421,16 @@ impl Home {
     pub fn take_back(&mut self, key: EntryKey) {
         self.leave_out(key);
         self.entries[key].set_state(State::Unrouted);
+    }
+
+    /// The entry is out, and so much of what happens to it goes on record first. It holds until the ticket comes back.
+    pub fn intend(&mut self, key: EntryKey, intent: Intent) {
+        assert!(matches!(self.entries[key].state(), State::Out { .. }), "only what is out can be in doubt");
+        self.intents.insert(key, intent);
+    }
+
+    pub fn intent_of(&self, key: EntryKey) -> Option<&Intent> {
+        self.intents.get(&key)
     }
 
     /// Part of the entry's recipients are settled.
@@ -725,7 +752,7 @@ impl Home {
     }
 
     /// What a peer said last about the entry, and so about its queue.
-    fn set_answer(&mut self, key: EntryKey, answer: &str) {
+    pub fn set_answer(&mut self, key: EntryKey, answer: &str) {
         let id = self.answers.keep(answer);
         let text = self.answers.text(id).map_or_else(|| Arc::from(answer), Arc::clone);
         let entry = &mut self.entries[key];
@@ -859,6 +886,7 @@ impl Home {
 
     fn leave_out(&mut self, key: EntryKey) {
         if let State::Out { pair } = self.entries[key].state() {
+            self.intents.remove(&key);
             self.pair_mut(pair).out -= 1;
         }
     }

@@ -52,25 +52,44 @@ impl SummaryWriter {
         *self = Self::default();
     }
 
-    /// Appends what is known of a message, of which `first` is any entry.
+    /// Appends what is known of a message, of which `first` is any entry. What is out with an intent on record is told
+    /// as that record has it.
     pub fn summarize(&mut self, home: &Home, first: EntryKey, out: &mut Vec<u8>) {
         for key in home.entries_of(first) {
             let entry = home.entry(key);
+            let Some(intent) = home.intent_of(key) else {
+                self.put_entry(home, key, entry.recipients, out);
+                continue;
+            };
             self.put_queue(home, key, out);
-            match entry.last_answer {
-                Some(answer) => self.put_answer(home, key, answer, out),
-                None => put_number(out, 0),
+            self.answers_defined += 1;
+            put_number(out, DEFINE_ANSWER);
+            put_text(out, &intent.answer);
+            put_recipients(intent.recipients.iter().copied(), out);
+            put_state(entry.attempts + 1, entry.expires_ms, entry.expires_ms, out);
+            let others: Vec<u32> =
+                entry.recipients.filter(|index| intent.recipients.binary_search(index).is_err()).collect();
+            if !others.is_empty() {
+                self.put_entry(home, key, others.into_iter(), out);
             }
-            put_number(out, entry.recipients.len() as u64);
-            let mut before = 0;
-            for index in entry.recipients {
-                put_number(out, u64::from(index - before));
-                before = index;
-            }
-            put_number(out, u64::from(entry.attempts));
-            put_number(out, entry.due_ms);
-            put_number(out, zigzag(entry.expires_ms as i64 - entry.due_ms as i64));
         }
+    }
+
+    fn put_entry(
+        &mut self,
+        home: &Home,
+        key: EntryKey,
+        recipients: impl ExactSizeIterator<Item = u32>,
+        out: &mut Vec<u8>,
+    ) {
+        let entry = home.entry(key);
+        self.put_queue(home, key, out);
+        match entry.last_answer {
+            Some(answer) => self.put_answer(home, key, answer, out),
+            None => put_number(out, 0),
+        }
+        put_recipients(recipients, out);
+        put_state(entry.attempts, entry.due_ms, entry.expires_ms, out);
     }
 
     fn put_queue(&mut self, home: &Home, key: EntryKey, out: &mut Vec<u8>) {
@@ -392,6 +411,21 @@ fn put_number(out: &mut Vec<u8>, mut number: u64) {
         number >>= 7;
     }
     out.push(number as u8);
+}
+
+fn put_recipients(recipients: impl ExactSizeIterator<Item = u32>, out: &mut Vec<u8>) {
+    put_number(out, recipients.len() as u64);
+    let mut before = 0;
+    for index in recipients {
+        put_number(out, u64::from(index - before));
+        before = index;
+    }
+}
+
+fn put_state(attempts: u32, due_ms: u64, expires_ms: u64, out: &mut Vec<u8>) {
+    put_number(out, u64::from(attempts));
+    put_number(out, due_ms);
+    put_number(out, zigzag(expires_ms as i64 - due_ms as i64));
 }
 
 fn put_text(out: &mut Vec<u8>, text: &str) {

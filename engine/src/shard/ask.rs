@@ -157,6 +157,7 @@ impl Shard {
         let queue = self.home.queue_of(key);
         let pair = self.home.pair_of(key);
         let blocked = self.home.blocked_by(key);
+        let is_held = entry.is_held() && self.home.state_name(key) == "scheduled";
         MessageRow {
             id: entry.message.to_string(),
             recipient,
@@ -164,8 +165,16 @@ impl Shard {
             num_attempts: entry.attempts,
             due: Some(self.due(key)),
             last_answer: entry.last_answer.map(str::to_owned),
-            blocked_by: blocked.map(|blocked| format!("{}; next try {}", blocked.reason, WallTime(blocked.until_ms))),
+            blocked_by: if is_held {
+                Some(format!(
+                    "held: it may have been delivered, and is not sent again; ends {}",
+                    WallTime(entry.expires_ms)
+                ))
+            } else {
+                blocked.map(|blocked| format!("{}; next try {}", blocked.reason, WallTime(blocked.until_ms)))
+            },
             state: match self.home.state_name(key) {
+                "scheduled" if is_held => MessageState::Held,
                 "scheduled" => MessageState::Scheduled,
                 "in delivery" => MessageState::Delivering,
                 _ => MessageState::Ready,

@@ -13,7 +13,7 @@ use crate::deliver::content::Chunk;
 use crate::deliver::smtp_client::{ClientEvent, ClientOptions, SmtpClient};
 use crate::deliver::verdict::{self, Fate, HostAction, Scope, SessionFailure};
 use crate::handover::{
-    Attempt, Backlog, ControlMessage, Credit, DeliveryContext, Settled, ShardMessage, TlsRequirement,
+    Attempt, Backlog, ControlMessage, Credit, DeliveryContext, Intend, IntentKey, Settled, ShardMessage, TlsRequirement,
 };
 use crate::limits::{HOST_BACK_OFF_FIRST_MAX, HOST_BACK_OFF_MAX, SOURCE_REFUSED_PAUSE};
 use crate::mail::time::Now;
@@ -34,6 +34,8 @@ pub(super) struct Delivery {
     shaping: Arc<Shaping>,
     /// What the client works on, in its order, and since when.
     attempts: VecDeque<(Duration, Attempt)>,
+    /// What the client waits for before it ends the content of the first of them.
+    intent: Option<IntentKey>,
     context: DeliveryContext,
 }
 
@@ -129,6 +131,7 @@ impl Shard {
             pipelining: delivery.shaping.pipelining,
             chunking: self.pools.chunking(now, connection),
             max_in_flight: terms.max_in_flight.unwrap_or(delivery.shaping.max_in_flight),
+            in_doubt: delivery.shaping.in_doubt,
             eight_bit: delivery.shaping.eight_bit,
             tls: delivery.tls.mode(),
             timeouts: delivery.shaping.timeouts,
@@ -238,7 +241,8 @@ impl Shard {
             ..DeliveryContext::default()
         };
         let state = DeliveryState::Connecting { deadline };
-        let delivery = Delivery { state, host_name, tls, source, shaping, attempts: VecDeque::new(), context };
+        let attempts = VecDeque::new();
+        let delivery = Delivery { state, host_name, tls, source, shaping, attempts, intent: None, context };
         self.deliveries.insert(key, delivery);
         self.metrics.connections_out.set(self.pools.connections() as u64);
     }
@@ -306,11 +310,30 @@ impl Shard {
                 let (host_name, tls) = (delivery.host_name.clone(), delivery.tls.clone());
                 self.actions.push_back(Action::ConnectionStartTls { connection, host_name, tls });
             }
+            ClientEvent::Intend { ticket, recipients } => {
+                self.intents += 1;
+                let key = IntentKey { owner: self.id, connection, number: self.intents };
+                let delivery = self.deliveries.get_mut(&connection).expect("its client just spoke");
+                delivery.intent = Some(key);
+                let (_, attempt) = delivery.attempts.front().expect("a client ends the content of what it was given");
+                assert_eq!(u64::from(attempt.ticket.entry.0), ticket, "one content ends at a time");
+                let mut accepted = recipients.into_iter().peekable();
+                let recipients = attempt.recipients.iter().filter(|(index, _)| accepted.next_if_eq(index).is_some());
+                let intend = Intend {
+                    key,
+                    ticket: attempt.ticket,
+                    message: attempt.message.id(),
+                    recipients: recipients.cloned().collect(),
+                    peer_name: delivery.host_name.clone(),
+                };
+                self.tell(intend.ticket.home, ShardMessage::Intend(Box::new(intend)));
+            }
             ClientEvent::Finished(mut result) => {
                 let delivery = self.deliveries.get_mut(&connection).expect("its client just spoke");
                 let (began, attempt) = delivery.attempts.pop_front().expect("a client finishes what it was given");
                 self.metrics.transaction_duration_s.observe(now.monotonic.saturating_sub(began).as_secs_f64());
                 assert_eq!(u64::from(attempt.ticket.entry.0), result.ticket, "in the order in which it was given");
+                delivery.intent = None;
                 if let Some(irregularity) = result.irregularity {
                     let (id, peer) = (attempt.message.id(), &delivery.host_name);
                     let confusion = irregularity.is_confusion();
@@ -334,6 +357,14 @@ impl Shard {
                 self.close_delivery(now, connection, failure);
                 self.actions.push_back(Action::ConnectionClose { connection });
             }
+        }
+    }
+
+    /// An intent is durable; the transaction that asked for it may have ended meanwhile.
+    pub(super) fn intended(&mut self, now: Now, key: IntentKey) {
+        let Some(delivery) = self.deliveries.get_mut(&key.connection) else { return };
+        if delivery.intent.take_if(|awaited| *awaited == key).is_some() {
+            self.with_client(now, key.connection, |client, out| client.handle_intended(now, out));
         }
     }
 

@@ -10,20 +10,28 @@ use super::schedule::{Ending, PendingRead, expired};
 use crate::admin::answer_text;
 use crate::config::{DeliveryProtocol, RouteTarget};
 use crate::deliver::verdict::{self, Retry, When};
-use crate::handover::{Attempt, Blocked, DeliveryContext, Settled};
+use crate::handover::{Attempt, Blocked, DeliveryContext, Intend, Settled};
 use crate::mail::time::Now;
-use crate::schedule::queue::EntryKey;
+use crate::schedule::queue::{EntryKey, Intent};
 use crate::schedule::retry::next_attempt_ms;
 
-/// What becomes of an entry's recipients: some are settled, some wait, some go by another source, some go on at once.
+/// What becomes of an entry's recipients: some are settled, some wait, some are held as in doubt, some go by another
+/// source, some go on at once.
 #[derive(Debug, Default)]
 struct Disposition {
     results: Vec<RecipientResult>,
-    deferred: Vec<u32>,
-    moved: Vec<u32>,
+    deferred: Waiting,
+    held: Waiting,
+    moved: Waiting,
     at_once: Vec<u32>,
-    due_ms: u64,
     attempts: u32,
+}
+
+/// Recipients that are due at one time.
+#[derive(Debug, Default)]
+struct Waiting {
+    recipients: Vec<u32>,
+    due_ms: u64,
     last_answer: String,
 }
 
@@ -34,7 +42,7 @@ impl Shard {
         let key = attempt.ticket.entry;
         self.unpin(attempt.message.id());
         let disposition = self.dispose(now, &attempt, result.results);
-        let Disposition { results, deferred, moved, at_once, due_ms, attempts, last_answer } = disposition;
+        let Disposition { results, deferred, held, moved, at_once, attempts } = disposition;
         let delivered = results.iter().filter(|result| result.fate == Fate::Delivered).count();
         self.home.count_delivered(key, delivered as u32);
         if !results.is_empty() {
@@ -42,8 +50,7 @@ impl Shard {
         }
         let entry = self.home.entry(key);
         let (old_attempts, old_due_ms) = (entry.attempts, entry.due_ms);
-        let waiting = [(deferred, due_ms), (moved, now.wall_ms)];
-        let mut waiting = waiting.into_iter().filter(|(recipients, _)| !recipients.is_empty());
+        let mut waiting = [deferred, held, moved].into_iter().filter(|waiting| !waiting.recipients.is_empty());
         match (waiting.next(), at_once.is_empty()) {
             (None, true) => self.remove_entry(key),
             (None, false) => {
@@ -51,16 +58,39 @@ impl Shard {
                 self.home.keep_only(key, &at_once);
                 self.route(now, key);
             }
-            (Some((recipients, due_ms)), _) => {
-                self.home.defer(key, &recipients, attempts, due_ms, &last_answer);
-                for (recipients, due_ms) in waiting {
-                    self.home.split(key, &recipients, attempts, due_ms);
-                }
+            (Some(Waiting { recipients, due_ms, last_answer }), _) => {
+                // What goes on at once has had no answer since the last one.
                 if !at_once.is_empty() {
                     self.home.split(key, &at_once, old_attempts, old_due_ms);
                 }
+                self.home.defer(key, &recipients, attempts, due_ms, &last_answer);
+                for Waiting { recipients, due_ms, last_answer } in waiting {
+                    let part = self.home.split(key, &recipients, attempts, due_ms);
+                    self.home.set_answer(part, &last_answer);
+                }
             }
         }
+    }
+
+    /// A transaction's last octet is about to be written: what is so if nothing is heard of it any more is recorded
+    /// first. It ends as its settlement is recorded, which follows in the same log.
+    pub(super) fn intend(&mut self, now: Now, intend: Intend) {
+        let Intend { key, ticket, message, recipients, peer_name } = intend;
+        let entry = self.home.entry(ticket.entry);
+        assert_eq!(entry.message, message, "an entry that is out stays what it is");
+        let (attempts, fate) = (entry.attempts + 1, Fate::Deferred { due_ms: entry.expires_ms });
+        let queue = self.home.queue_of(ticket.entry).name.to_string();
+        let answer = verdict::intent(&peer_name);
+        let intent =
+            Intent { recipients: recipients.iter().map(|(index, _)| *index).collect(), answer: answer.text.clone() };
+        self.home.intend(ticket.entry, intent);
+        let result = |(index, recipient)| {
+            let (queue, answer) = (queue.clone(), answer.clone());
+            RecipientResult { index, recipient, queue, fate, attempts, answer }
+        };
+        let results = recipients.into_iter().map(result).collect();
+        let outcome = Outcome { message: message.to_raw(), at_ms: now.wall_ms, results, ..Outcome::default() };
+        self.append_intent(now, outcome, key);
     }
 
     /// The entry is done with. The message's handle goes to another of its entries, where there is one.
@@ -127,7 +157,7 @@ impl Shard {
         let retry = self.retries.of_tenant(&queue.tenant);
         let (queue, domain) = (Arc::clone(&queue.name), Arc::clone(&queue.domain));
         let due_ms = next_attempt_ms(retry, attempts, now.wall_ms, self.random.u64(..));
-        let mut disposition = Disposition { due_ms, attempts, ..Disposition::default() };
+        let mut disposition = Disposition { attempts, ..Disposition::default() };
         let by_another = |(_, verdict): &(u32, verdict::RecipientVerdict)| {
             matches!(verdict.fate, verdict::Fate::Retry(Retry { when: When::OtherSource, .. }))
         };
@@ -162,16 +192,22 @@ impl Shard {
                         (Fate::Expired, expired(why))
                     }
                 }
-                // It may have gone out under another envelope: it waits for the operator, or for its expiry.
+                // It may have left: it waits for the operator, or for its expiry.
                 verdict::Fate::Hold => {
-                    disposition.due_ms = expires_ms;
-                    (Fate::Deferred { due_ms: expires_ms }, answer)
+                    tracing::warn!(id = %attempt.message.id(), index, "held: {}", answer.text);
+                    due_ms = expires_ms;
+                    (Fate::Deferred { due_ms }, answer)
                 }
             };
             if !fate.is_final() {
-                let moved = due_ms == now.wall_ms;
-                if moved { &mut disposition.moved } else { &mut disposition.deferred }.push(index);
-                disposition.last_answer = answer_text(answer.code, answer.enhanced, &answer.text);
+                let waiting = match verdict.fate {
+                    verdict::Fate::Hold => &mut disposition.held,
+                    _ if due_ms == now.wall_ms => &mut disposition.moved,
+                    _ => &mut disposition.deferred,
+                };
+                waiting.recipients.push(index);
+                waiting.due_ms = due_ms;
+                waiting.last_answer = answer_text(answer.code, answer.enhanced, &answer.text);
             }
             let recipient = attempt.recipients.iter().find(|(place, _)| *place == index);
             let recipient = recipient.expect("a verdict is about one of the transaction's recipients").1.clone();

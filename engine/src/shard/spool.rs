@@ -14,12 +14,12 @@ use super::schedule::PendingRead;
 use super::{Action, SessionKey, Shard};
 use crate::accept::Refusal;
 use crate::admin::answer_text;
-use crate::handover::{RecipientGroup, Spooled};
+use crate::handover::{IntentKey, RecipientGroup, ShardMessage, Spooled};
 use crate::limits::{OUTCOME_COMMIT_DELAY, UNREAD_PER_TURN, UPKEEP_SKIPPED_MAX};
 use crate::mail::address::domain_of;
 use crate::mail::time::Now;
 use crate::outcome::event::{Logged, LoggedRecord};
-use crate::schedule::queue::{EntryKey, Home};
+use crate::schedule::queue::{Entry, EntryKey, Home};
 use crate::schedule::summary::{SummaryReader, SummaryWriter};
 
 /// A log with what waits for its commits.
@@ -30,7 +30,7 @@ pub(super) struct HomeLog {
     pub(super) uncommitted: VecDeque<(CommitNumber, Uncommitted)>,
     /// Outcomes that the log does not take now, and those of commits that failed, in the order in which they came
     /// about: the latest record about a recipient counts.
-    waiting: VecDeque<Outcome>,
+    waiting: VecDeque<Decided>,
     /// Records that are durable and not yet given to the event log.
     events: Vec<LoggedRecord>,
     /// Nobody waits for an outcome's commit, so it may ride with a message's until then.
@@ -47,7 +47,15 @@ pub(super) struct HomeLog {
 #[derive(Debug)]
 pub(super) enum Uncommitted {
     Message(Box<Appended>),
-    Outcome(Sequence, Box<Outcome>),
+    Outcome(Sequence, Decided),
+}
+
+/// An outcome that is not durable yet.
+#[derive(Debug)]
+pub(super) struct Decided {
+    outcome: Box<Outcome>,
+    /// It is an intent, and somebody waits for it.
+    intent: Option<IntentKey>,
 }
 
 /// A message in the log's memory: nobody is told of it, and nothing is done with it, before its commit.
@@ -108,16 +116,18 @@ impl HomeLog {
 
     /// Appends what waits, for as long as the log takes it.
     fn append_waiting(&mut self, now: Now) -> Result<(), AppendError> {
-        while let Some(outcome) = self.waiting.pop_front() {
-            if !self.log.has_uncommitted() {
+        while let Some(decided) = self.waiting.pop_front() {
+            if decided.intent.is_some() {
+                self.commit_at = now.monotonic;
+            } else if !self.log.has_uncommitted() {
                 self.commit_at = now.monotonic + OUTCOME_COMMIT_DELAY;
             }
-            match self.log.append_outcome(&outcome) {
+            match self.log.append_outcome(&decided.outcome) {
                 Ok((sequence, commit)) => {
-                    self.uncommitted.push_back((commit, Uncommitted::Outcome(sequence, Box::new(outcome))));
+                    self.uncommitted.push_back((commit, Uncommitted::Outcome(sequence, decided)));
                 }
                 Err(error) => {
-                    self.waiting.push_front(outcome);
+                    self.waiting.push_front(decided);
                     return Err(error);
                 }
             }
@@ -167,6 +177,11 @@ impl Shard {
             }
             Recovered::Cut(cut) => tracing::warn!("spool: {cut}"),
         })?;
+        let of_log = |(_, entry): &(EntryKey, Entry<'_>)| entry.message.log() == log_id && entry.is_held();
+        let held: usize = self.home.entries().filter(of_log).map(|(_, entry)| entry.recipients.len()).sum();
+        if held > 0 {
+            tracing::warn!(log = log_id.0, recipients = held, "held as in doubt: peers may have taken their messages");
+        }
         self.logs.push(HomeLog {
             log,
             uncommitted: VecDeque::new(),
@@ -261,9 +276,18 @@ impl Shard {
 
     /// Writes an outcome's record; the events follow once it is durable.
     pub(super) fn append_outcome(&mut self, now: Now, outcome: Outcome) {
-        let place = self.log_index(MessageId::from_raw(outcome.message).log());
+        self.append_decided(now, Decided { outcome: Box::new(outcome), intent: None });
+    }
+
+    /// Writes an intent's record, and tells who waits for it once it is durable.
+    pub(super) fn append_intent(&mut self, now: Now, outcome: Outcome, key: IntentKey) {
+        self.append_decided(now, Decided { outcome: Box::new(outcome), intent: Some(key) });
+    }
+
+    fn append_decided(&mut self, now: Now, decided: Decided) {
+        let place = self.log_index(MessageId::from_raw(decided.outcome.message).log());
         let home = &mut self.logs[place];
-        home.waiting.push_back(outcome);
+        home.waiting.push_back(decided);
         if let Err(error) = home.append_waiting(now) {
             tracing::error!(%error, "an outcome waits for the spool");
         }
@@ -297,9 +321,12 @@ impl Shard {
                     let record = Logged::Message { envelope, size };
                     self.logs[place].events.push(LoggedRecord { log, sequence: message.sequence(), record });
                 }
-                Uncommitted::Outcome(sequence, outcome) => {
+                Uncommitted::Outcome(sequence, Decided { outcome, intent }) => {
                     let record = Logged::Outcome(*outcome);
                     self.logs[place].events.push(LoggedRecord { log, sequence, record });
+                    if let Some(key) = intent {
+                        self.tell(key.owner, ShardMessage::Intended(key));
+                    }
                 }
             }
         }
@@ -312,7 +339,7 @@ impl Shard {
         let waiting = std::mem::take(&mut self.logs[place].waiting);
         for (_, uncommitted) in std::mem::take(&mut self.logs[place].uncommitted) {
             match uncommitted {
-                Uncommitted::Outcome(_, outcome) => self.logs[place].waiting.push_back(*outcome),
+                Uncommitted::Outcome(_, decided) => self.logs[place].waiting.push_back(decided),
                 Uncommitted::Message(appended) => {
                     let refusal = Refusal::new(451, (4, 3, 0), "Spool failed, try again later");
                     self.answer_sender(now, appended.answer_to, Err(refusal));

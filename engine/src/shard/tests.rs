@@ -1,5 +1,6 @@
 //! A whole shard in memory: the test is its clock, its clients, its peers and the executor of its spool's operations.
 
+mod in_doubt;
 mod limits;
 mod moving;
 mod suspend;
@@ -158,6 +159,13 @@ impl World {
         self.now.monotonic += time;
         self.now.wall_ms += time.as_millis() as u64;
         self.sync();
+    }
+
+    /// Time goes by, and the disk does nothing.
+    fn pass_unsynced(&mut self, time: Duration) {
+        self.now.monotonic += time;
+        self.now.wall_ms += time.as_millis() as u64;
+        self.settle();
     }
 
     fn connect_client(&mut self) -> SessionKey {

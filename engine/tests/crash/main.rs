@@ -35,7 +35,7 @@ use world::{Past, Seen, World};
 /// One history of several lives, with looks at crash images on the way; at its end everything has come to an end.
 fn run(seed: u64, lives: u64, counts: Counts, seen: Seen, images: &mut Images) -> Past {
     let mut random = Random::new(!seed);
-    let past = Past::new(counts, seen);
+    let past = Past::new(seed.is_multiple_of(2), counts, seen);
     let mut world = World::start(past, SimDisk::new(seed), seed, 1 + random.below(3) as usize);
     for _ in 0..lives {
         for _ in 0..500 + random.below(3_000) {
@@ -84,6 +84,7 @@ fn every_image_keeps_every_promise() {
     assert!(counts.deferred > 0);
     assert!(counts.found > 0);
     assert!(counts.repeated > 0);
+    assert!(counts.held > 0);
     assert!(seen.failed_operations > 0);
     assert!(seen.logs_removed > 0);
     assert!(seen.schedules_compared > images.crashes);

@@ -12,7 +12,8 @@ use postrider::accept::{Policy, Received};
 use postrider::admin::metrics::ShardMetrics;
 use postrider::admin::{MessageFilter, MessageRow};
 use postrider::config::{
-    Config, DomainPattern, EgressSource, ReceivedDetail, RetrySchedule, Route, RouteTarget, SmtpListener, TlsMode,
+    Config, DomainPattern, EgressSource, InDoubt, ReceivedDetail, RetrySchedule, Route, RouteTarget, SmtpListener,
+    TlsMode,
 };
 use postrider::deliver::route::{Host, RouteFailure, RouteFailureKind, Site};
 use postrider::handover::{self, Ask, ControlMessage, PairKey, ShardMessage, Told};
@@ -54,9 +55,9 @@ pub(crate) struct Seen {
 
 impl Past {
     /// Of an engine that was never started; the counts go on.
-    pub(crate) fn new(counts: Counts, seen: Seen) -> Self {
+    pub(crate) fn new(holds: bool, counts: Counts, seen: Seen) -> Self {
         Self {
-            ledger: Ledger::new(config().retry.schedule, counts),
+            ledger: Ledger::new(config(holds).retry.schedule, holds, counts),
             events: EventLog::default(),
             wall_ms: 1_800_000_000_000,
             seen,
@@ -96,7 +97,7 @@ impl World {
     /// Starts an engine on what is on the disk, and checks that it is what was promised.
     pub(crate) fn start(mut past: Past, disk: SimDisk, seed: u64, shards: usize) -> Self {
         let mut random = Random::new(seed);
-        let config = Arc::new(config());
+        let config = Arc::new(config(past.ledger.holds));
         let policy = Arc::new(Policy::new(&config).unwrap());
         let now = Now { monotonic: Duration::from_millis(1 + random.below(1 << 20)), wall_ms: past.wall_ms };
         let mut spool = Spool::open_on(Arc::new(disk.clone()), Path::new(SPOOL), OPTIONS).unwrap();
@@ -572,7 +573,8 @@ fn message(marker: Marker, random: &mut Random) -> Sent {
     }
 }
 
-fn config() -> Config {
+/// `holds`: what is in doubt is not sent again.
+fn config(holds: bool) -> Config {
     let mut config = Config::new("mta.example");
     let sites = [("a.example", 1), ("b.example", 2), ("c.example", 3), ("d.example", 3)];
     let route = |(domain, host): (&str, u8)| {
@@ -588,6 +590,7 @@ fn config() -> Config {
     };
     config.egress_sources = vec![source("one"), source("two")];
     config.egress_pools[0].sources = vec![(0, 2), (1, 1)];
+    config.shaping.in_doubt = if holds { InDoubt::Hold } else { InDoubt::Retry };
     config.shaping.connection_limit = 3;
     config.shaping.max_deliveries_per_connection = 6;
     config.shaping.max_recipients_per_batch = 10;

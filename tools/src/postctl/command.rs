@@ -295,7 +295,7 @@ fn reasons(message: &Message) -> Vec<(&'static str, String)> {
         "scheduled" => "waits for its due time".into(),
         "ready" => "is due and waits for a connection".into(),
         "delivering" => "is being tried right now".into(),
-        "held" => "is held until an operator decides".into(),
+        "held" => "is held, and not sent again by itself".into(),
         other => other.to_owned(),
     };
     let attempts = count(message.num_attempts.into(), "attempt");

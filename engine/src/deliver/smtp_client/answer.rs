@@ -1,7 +1,7 @@
 //! What each reply moves: the session towards its transactions, a transaction towards its verdicts.
 
 use super::{ClientEvent, Expected, Phase, SmtpClient};
-use crate::config::{DeliveryProtocol as Protocol, TlsMode};
+use crate::config::{DeliveryProtocol as Protocol, InDoubt, TlsMode};
 use crate::deliver::attempt::{Irregularity, Stage};
 use crate::deliver::content::{Chunk, Content};
 use crate::deliver::extension::Extensions;
@@ -247,6 +247,7 @@ impl<C: Content> SmtpClient<C> {
             others_accepted: transaction.accepted_count() > 0,
             encrypted: self.encrypted,
             reply_per_recipient: stage == Stage::Final && self.options.protocol == Protocol::Lmtp,
+            holds: self.options.in_doubt == InDoubt::Hold,
         }
     }
 }

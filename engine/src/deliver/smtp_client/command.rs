@@ -1,10 +1,11 @@
 //! What is written, and in which order. Every command written is expected to be answered.
 
-use super::{Expected, SmtpClient};
-use crate::config::{Chunking, DeliveryProtocol as Protocol};
+use super::{ClientEvent, Expected, SmtpClient};
+use crate::config::{Chunking, DeliveryProtocol as Protocol, InDoubt};
 use crate::deliver::attempt::Transaction;
 use crate::deliver::content::{Chunk, Content, push_bytes};
-use crate::deliver::in_flight::{Form, InFlight, Mail};
+use crate::deliver::in_flight::{Form, InFlight, Intent, Mail};
+use crate::limits::STUFF_WINDOW_OCTETS;
 
 impl<C: Content> SmtpClient<C> {
     pub(super) fn pipelines(&self) -> bool {
@@ -15,6 +16,8 @@ impl<C: Content> SmtpClient<C> {
     pub(super) fn form(&self) -> Form {
         match self.options.chunking {
             Chunking::Off => Form::Data,
+            // The final dot is what waits for the intent's record, while the rest is on its way.
+            _ if self.options.in_doubt == InDoubt::Hold => Form::Data,
             _ if !self.offered.chunking => Form::Data,
             // In LMTP the number of replies to the content depends on the replies before it (RFC 2033 §4.2).
             Chunking::BackToBack if self.pipelines() && self.options.protocol == Protocol::Smtp => Form::Whole,
@@ -107,6 +110,17 @@ impl<C: Content> SmtpClient<C> {
     pub(super) fn write_content(&mut self, place: usize, out: &mut Vec<Chunk<C::Piece>>) {
         let Some(transaction) = self.transactions.get_mut(place) else { return };
         let Some(writer) = &mut transaction.writer else { return };
+        if self.options.in_doubt == InDoubt::Hold && transaction.intent != Intent::Recorded {
+            self.emitted += writer.write_but_end(out) as u64;
+            // Not earlier than it must be: what a crash finds intended is held.
+            let is_nearly_out = self.emitted - self.written < STUFF_WINDOW_OCTETS as u64;
+            if writer.is_at_end() && is_nearly_out && transaction.intent == Intent::NotAsked {
+                transaction.intent = Intent::Asked;
+                let (ticket, recipients) = (transaction.ticket(), transaction.accepted_indexes());
+                self.events.push_back(ClientEvent::Intend { ticket, recipients });
+            }
+            return;
+        }
         self.emitted += writer.write(out) as u64;
         if writer.is_finished() {
             transaction.writer = None;

@@ -3,14 +3,14 @@
 //! A dialog is a text, one step a line; `#` begins a comment.
 //! ```text
 //! set lmtp | required | verified | disabled | no-pipelining | no-chunking | back-to-back | send-8bit | auth |
-//!     auth-in-clear                              before anything else
+//!     auth-in-clear | in-doubt-hold              before anything else
 //! S: 250 OK               the peer sends a line; adjacent lines come in one read
 //! S~ 250 O                the peer sends octets without a line ending; \r, \n, \xNN, \\ are understood
 //! C: EHLO us.example      the client has written this line; it must have written nothing else before the next step
 //! send A B key=value …    starts a transaction to A and B; keys: from, size, body, prefix; flags: 8bit, utf8, dots
 //! ride A B key=value …    the same, riding
 //! hold / release [N]      writes are no longer reported / reported again, or N octets of them
-//! close TEXT | timeout | quit | tls ok | tls failed TEXT
+//! close TEXT | timeout | quit | tls ok | tls failed TEXT | intended
 //! -> TEXT                 the next event begins with TEXT; all events must be named
 //! ```
 //! Every dialog runs whole and cut into pieces of 1 to 7 octets.
@@ -154,6 +154,10 @@ impl World {
             match event {
                 ClientEvent::Idle => lines.push("idle".to_owned()),
                 ClientEvent::StartTls => lines.push("starttls".to_owned()),
+                ClientEvent::Intend { ticket, recipients } => {
+                    let addresses = recipients.iter().map(|index| &*self.addresses[&ticket][*index as usize - 10]);
+                    lines.push(format!("intend {}", addresses.collect::<Vec<_>>().join(" ")));
+                }
                 ClientEvent::Closed { failure: None } => lines.push("closed".to_owned()),
                 ClientEvent::Closed { failure: Some(failure) } => lines.push(describe_failure(&failure)),
                 ClientEvent::Finished(result) => {
@@ -179,6 +183,7 @@ fn options() -> ClientOptions {
         pipelining: true,
         chunking: Chunking::On,
         max_in_flight: 4,
+        in_doubt: InDoubt::Retry,
         eight_bit: EightBit::Fail,
         tls: TlsMode::Opportunistic,
         timeouts: Timeouts::default(),
@@ -257,6 +262,7 @@ fn run_dialog(name: &str, text: &str, piece: usize) {
             "send-8bit" => options.eight_bit = EightBit::Send,
             "no-chunking" => options.chunking = Chunking::Off,
             "back-to-back" => options.chunking = WHOLE,
+            "in-doubt-hold" => options.in_doubt = InDoubt::Hold,
             "required" => options.tls = TlsMode::Required,
             "verified" => options.tls = TlsMode::Verified,
             "disabled" => options.tls = TlsMode::Disabled,
@@ -302,6 +308,7 @@ fn run_dialog(name: &str, text: &str, piece: usize) {
             "close" => world.client.handle_closed(argument),
             "timeout" => world.time_out(),
             "quit" => world.with(SmtpClient::quit),
+            "intended" => world.with(SmtpClient::handle_intended),
             "tls" if argument == "ok" => world.with(SmtpClient::handle_tls_started),
             "tls" => world.client.handle_tls_failed(argument.strip_prefix("failed ").expect("tls ok or tls failed")),
             _ => panic!("{here}\nunknown step"),
@@ -607,8 +614,16 @@ const SAYS: [&[u8]; 10] = [
 ];
 
 /// Sends `messages` through one connection to `peer`, riding where `rides` allows; checks every promise from outside.
-fn converse(mut peer: Peer, chunking: Chunking, messages: usize, rides: u8, piece: usize) {
-    let mut world = World::new(ClientOptions { chunking, ..options() });
+fn converse(
+    mut peer: Peer,
+    (chunking, in_doubt): (Chunking, InDoubt),
+    messages: usize,
+    rides: u8,
+    piece: usize,
+) -> BTreeMap<u64, TransactionResult> {
+    let mut world = World::new(ClientOptions { chunking, in_doubt, ..options() });
+    let mut intended = BTreeMap::new();
+    let mut asked = false;
     let mut results = BTreeMap::<u64, TransactionResult>::new();
     let mut started = 0;
     let mut closed = false;
@@ -632,7 +647,14 @@ fn converse(mut peer: Peer, chunking: Chunking, messages: usize, rides: u8, piec
                 }
                 ClientEvent::Closed { .. } => closed = true,
                 ClientEvent::StartTls => unreachable!("not offered"),
+                ClientEvent::Intend { ticket, recipients } => {
+                    assert!(intended.insert(ticket, recipients).is_none(), "once for each");
+                    asked = true;
+                }
             }
+        }
+        if std::mem::take(&mut asked) {
+            world.with(SmtpClient::handle_intended);
         }
         while started < messages && rides >> (started % 8) & 1 == 1 && world.client.can_ride() {
             started += 1;
@@ -651,6 +673,27 @@ fn converse(mut peer: Peer, chunking: Chunking, messages: usize, rides: u8, piec
     assert!(closed, "the conversation ends");
     assert_eq!(results.len(), started, "every transaction has its result");
     check_taken(&peer, &results);
+    if in_doubt == InDoubt::Hold {
+        check_intended(&peer, &results, &intended);
+    }
+    results
+}
+
+/// Nothing was taken of which it was not recorded before that it may be.
+fn check_intended(peer: &Peer, results: &BTreeMap<u64, TransactionResult>, intended: &BTreeMap<u64, Vec<u32>>) {
+    for (content, _, recipients) in &peer.taken {
+        let number = content.strip_prefix("Number: ").and_then(|rest| rest.split("\r\n").next()).expect("its number");
+        let intended = &intended[&number.parse::<u64>().expect("a number")];
+        assert_eq!(intended.len(), recipients.len(), "{content}: of all that the peer had accepted, and of no others");
+    }
+    for result in results.values() {
+        for (index, verdict) in &result.results {
+            let uncounted = matches!(verdict.fate, Fate::Retry(Retry { counts_attempt: false, .. }));
+            let was_intended = intended.get(&result.ticket).is_some_and(|indexes| indexes.contains(index));
+            assert!(!uncounted || !was_intended, "what is recorded of it is never taken back unsaid: {verdict:?}");
+            assert!(!matches!(verdict.fate, Fate::Retry(Retry { in_doubt: true, .. })), "{verdict:?}");
+        }
+    }
 }
 
 fn check_taken(peer: &Peer, results: &BTreeMap<u64, TransactionResult>) {
@@ -675,7 +718,7 @@ fn check_taken(peer: &Peer, results: &BTreeMap<u64, TransactionResult>) {
             let has_it = taken.get(number).is_some_and(|recipients| recipients.contains(&address));
             match verdict.fate {
                 Fate::Delivered => assert!(has_it, "NOTHING-LOST: {address} {verdict:?}"),
-                Fate::Retry(Retry { in_doubt: true, .. }) => {}
+                Fate::Retry(Retry { in_doubt: true, .. }) | Fate::Hold => {}
                 _ => assert!(!has_it, "no silent duplicate: {address} {verdict:?}"),
             }
         }
@@ -690,12 +733,13 @@ proptest! {
         whims in proptest::collection::vec(prop_oneof![20 => 0_u8..220, 10 => any::<u8>(), 1 => Just(248)], 0..60),
         (pipelining, chunks, keeps_reverse_path) in any::<(bool, bool, bool)>(),
         chunking in prop_oneof![Just(Chunking::Off), Just(Chunking::On), Just(WHOLE)],
+        in_doubt in prop_oneof![Just(InDoubt::Retry), Just(InDoubt::Hold)],
         messages in 1_usize..8,
         rides in any::<u8>(),
         piece in 1_usize..40,
     ) {
         let peer = Peer { whims, pipelining, chunking: chunks, keeps_reverse_path, ..Peer::default() };
-        converse(peer, chunking, messages, rides, piece);
+        converse(peer, (chunking, in_doubt), messages, rides, piece);
     }
 
     /// Steps in any order, from a peer that may send anything.
@@ -707,7 +751,8 @@ proptest! {
         protocol in prop_oneof![Just(DeliveryProtocol::Smtp), Just(DeliveryProtocol::Lmtp)],
         chunking in prop_oneof![Just(Chunking::Off), Just(Chunking::On), Just(WHOLE)],
     ) {
-        let mut world = World::new(ClientOptions { pipelining, tls, protocol, chunking, ..options() });
+        let in_doubt = if pipelining { InDoubt::Hold } else { InDoubt::Retry };
+        let mut world = World::new(ClientOptions { pipelining, tls, protocol, chunking, in_doubt, ..options() });
         let mut events = Vec::new();
         let mut begun = Vec::new();
         for (step, noise) in steps {
@@ -721,6 +766,7 @@ proptest! {
                 210..215 if world.client.next_timeout().is_some() => world.time_out(),
                 215..218 => world.client.handle_closed("gone"),
                 218..220 => world.client.handle_tls_failed("no"),
+                250.. => world.with(SmtpClient::handle_intended),
                 220..230 if world.client.phase == Phase::Handshaking => world.with(SmtpClient::handle_tls_started),
                 230..250 if world.client.can_ride() => {
                     begun.push(format!("{}@ride", begun.len()));
