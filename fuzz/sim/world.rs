@@ -709,7 +709,10 @@ impl World {
     /// How long everything may take once all is well.
     fn patience(&self) -> Micros {
         let longest = self.config.retry.schedule.interval(100).as_micros() as Micros;
-        workload::FIRST_ATTEMPT_IN_MAX + longest + longest / 8 + BACK_OFF_MAX + DNS_MEMORY_MAX + HOUR
+        let usual = workload::FIRST_ATTEMPT_IN_MAX + longest + longest / 8 + BACK_OFF_MAX + DNS_MEMORY_MAX + HOUR;
+        // What is held ends by its age alone.
+        let max_age = self.config.retry.max_age.as_micros() as Micros;
+        if self.ledger.holds { usual + max_age } else { usual }
     }
 
     fn finish(mut self) -> Report {
