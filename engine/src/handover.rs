@@ -9,7 +9,6 @@
 //! A [`Spooled`] exists only for a durable record: [`crate::shard::Shard`] makes it when the spool reports the commit,
 //! and only a `Spooled` can be answered with 250 or be scheduled.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use postrider_spool::record::MessageId;
@@ -24,6 +23,7 @@ use crate::deliver::route::{RouteFailure, Site};
 use crate::deliver::tls_policy;
 pub use crate::deliver::tls_policy::{TlsProof, TlsRequirement};
 use crate::fair::Flow;
+use crate::mail::endpoint::Endpoint;
 use crate::pool::connection::ConnectionKey;
 use crate::pool::suspension::Suspension;
 use crate::schedule::queue::EntryKey;
@@ -73,6 +73,10 @@ pub struct Route {
 impl Route {
     /// What a connection to one of the site's hosts must have proved; None: the mail must not go there.
     pub fn requirement(&self, host: usize) -> Option<TlsRequirement> {
+        if self.site.hosts[host].addresses.iter().all(Endpoint::is_unix) {
+            // Nobody can listen in between, and there is no name to vouch for; `check` refuses to ask for more.
+            return Some(TlsRequirement::Disabled);
+        }
         tls_policy::requirement(self.tls, self.sts.as_deref(), &self.site.hosts[host].name)
     }
 
@@ -295,4 +299,4 @@ pub enum ControlMessage {
 pub type AcceptAnswer = Result<MessageId, Refusal>;
 
 /// Where a connection may be made to, in the order of trial.
-pub type AttemptOrder = Vec<(usize, SocketAddr)>;
+pub type AttemptOrder = Vec<(usize, Endpoint)>;

@@ -23,7 +23,6 @@ mod suspend;
 mod tests;
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +42,7 @@ use crate::config::Config;
 use crate::deliver::content::Chunk;
 use crate::handover::{AcceptAnswer, ControlMessage, ShardMessage, TlsRequirement};
 use crate::limits::{INBOX_MESSAGES_PER_TURN, SESSIONS_MAX, SWEEP_INTERVAL};
+use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 use crate::outcome::event::LoggedRecord;
 use crate::pool::connection::ConnectionKey;
@@ -92,7 +92,7 @@ pub enum Action {
     Connect {
         connection: ConnectionKey,
         source: usize,
-        to: SocketAddr,
+        to: Endpoint,
     },
     /// Send to a peer, and report with [`Shard::connection_sent`].
     ConnectionSend {

@@ -242,7 +242,7 @@ impl World {
                 link.is_up = true;
                 link.is_peer_open = true;
                 let local = SocketAddr::from(([10, 1, 0, 1 + link.source as u8], 5_000));
-                let made = Connected { local, peer: link.address };
+                let made = Connected { local: Some(local), peer: link.address.into() };
                 self.shards[shard].connected(now, connection, made);
                 self.with_peer(id, |peer, host, around| peer.greet(host, around));
                 self.watch_idle(id);

@@ -416,6 +416,7 @@ impl World {
                 }
                 Action::Connect { connection, source, to } => {
                     let other = usize::from(self.canary == Some(Canary::OtherSource) && self.random.one_in(50));
+                    let to = to.as_socket().expect("no host has a Unix socket");
                     self.connect(shard, connection, (source + other) % 3, to);
                 }
                 Action::ConnectionSend { connection, chunks } => {

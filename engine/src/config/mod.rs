@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+pub use crate::mail::endpoint::UnixPath;
 pub use describe::describe;
 pub use error::{ConfigError, ConfigErrors};
 pub use filesystem::Filesystem;
@@ -194,6 +195,8 @@ pub enum DomainPattern {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RouteTarget {
     Address(SocketAddr),
+    /// A socket in the file system.
+    Unix(UnixPath),
     /// A host name looked up by A and AAAA.
     Host {
         name: String,

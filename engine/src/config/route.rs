@@ -8,7 +8,9 @@ use super::error::{Place, Wrong};
 use super::load::read_text;
 use super::reader::Section;
 use super::shaping;
-use super::{Config, Credentials, DeliveryProtocol, DomainPattern, Route, RouteTarget, Terms, TlsMode, value};
+use super::{
+    Config, Credentials, DeliveryProtocol, DomainPattern, Route, RouteTarget, Terms, TlsMode, UnixPath, value,
+};
 use crate::limits;
 
 /// The words of the `tls` key of routes and of shaping.
@@ -36,7 +38,7 @@ impl Route {
 
     /// Whether its hosts are known without asking the DNS.
     pub fn is_fixed(&self) -> bool {
-        self.to.iter().all(|to| matches!(to, RouteTarget::Address(_) | RouteTarget::Discard))
+        self.to.iter().all(|to| matches!(to, RouteTarget::Address(_) | RouteTarget::Unix(_) | RouteTarget::Discard))
     }
 }
 
@@ -83,6 +85,7 @@ impl std::fmt::Display for RouteTarget {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Address(address) => write!(f, "{address}"),
+            Self::Unix(path) => write!(f, "unix:{path}"),
             Self::Host { name, port } => write!(f, "{name}:{port}"),
             Self::Mx(name) => write!(f, "mx:{name}"),
             Self::Discard => f.write_str("discard"),
@@ -103,6 +106,9 @@ pub(super) fn read(top: &Section<'_>, config: &Config) -> Vec<Route> {
         let to = read_targets(&section, config, protocol);
         let auth = section.table("auth", AUTH_EXAMPLE).and_then(read_auth);
         let tls = read_tls(&section, auth.as_ref());
+        if to.iter().any(|target| matches!(target, RouteTarget::Unix(_))) {
+            check_unix_tls(&section, tls);
+        }
         let balance = section.boolean("balance").unwrap_or(false);
         let (chunking, max_in_flight) = shaping::read_chunking(&section);
         let terms = Arc::new(Terms { protocol, auth, chunking, max_in_flight });
@@ -136,6 +142,24 @@ fn read_tls(section: &Section<'_>, auth: Option<&Credentials>) -> TlsMode {
         section.wrong(place, "tls", wrong.instead("write \"required\", or without_tls = true in auth"));
     }
     tls
+}
+
+/// Over a Unix socket nothing is encrypted: nobody can listen in between, and there is no name to vouch for.
+fn check_unix_tls(section: &Section<'_>, tls: TlsMode) {
+    if matches!(tls, TlsMode::Opportunistic | TlsMode::Disabled) {
+        return;
+    }
+    match section.place_of("tls") {
+        Some(place) => {
+            let wrong = Wrong::new("asks for TLS, which is not spoken over a Unix socket");
+            section.wrong(place, "tls", wrong.instead("leave it out, or give the socket a route of its own"));
+        }
+        None => {
+            let place = section.place_of("auth").unwrap_or(section.place);
+            let wrong = Wrong::new("has credentials, which are said under TLS only, and a Unix socket has none");
+            section.wrong(place, "auth", wrong.instead("write without_tls = true in auth"));
+        }
+    }
 }
 
 fn read_auth(section: Section<'_>) -> Option<Credentials> {
@@ -243,7 +267,7 @@ fn check_lmtp(target: &RouteTarget) -> Result<(), Wrong> {
         RouteTarget::Address(address) => address.port(),
         RouteTarget::Host { port, .. } => *port,
         RouteTarget::Mx(_) => SMTP_PORT,
-        RouteTarget::Discard => return Ok(()),
+        RouteTarget::Unix(_) | RouteTarget::Discard => return Ok(()),
     };
     if port == SMTP_PORT {
         let wrong = Wrong::new(format!("\"{target}\" is port 25, where LMTP is never spoken"));
@@ -285,8 +309,13 @@ fn target(text: &str) -> Result<RouteTarget, Wrong> {
     if text == "discard" {
         return Ok(RouteTarget::Discard);
     }
-    if text.starts_with("unix:") {
-        return Err(Wrong::not_yet(&format!("{text:?}")).instead("write \"host:port\" or \"mx:host\""));
+    if let Some(path) = text.strip_prefix("unix:") {
+        let is_plain = path.starts_with('/') && !path.contains(|c: char| c.is_control() || c == ',');
+        return UnixPath::new(path).filter(|_| is_plain).map(RouteTarget::Unix).ok_or_else(|| {
+            let max = UnixPath::OCTETS_MAX;
+            Wrong::new(format!("{text:?} is not the path of a socket"))
+                .instead(format!("write \"unix:/path\", absolute, of at most {max} octets, without commas"))
+        });
     }
     if let Some(host) = text.strip_prefix("mx:") {
         if host.rsplit_once(':').is_some() {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::config::{DomainPattern, Route};
 use crate::limits::MX_HOSTS_MAX;
+use crate::mail::endpoint::Endpoint;
 
 /// The hosts that take mail for one or more domains.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,15 +25,15 @@ pub struct Site {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {
-    /// In lower case, without the final dot; an address literal is in brackets.
+    /// In lower case, without the final dot; an address literal is in brackets, and a Unix socket is `unix:/path`.
     pub name: String,
     /// The lowest is tried first.
     pub preference: u16,
-    pub addresses: Vec<SocketAddr>,
+    pub addresses: Vec<Endpoint>,
 }
 
 impl Site {
-    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+    pub fn addresses(&self) -> impl Iterator<Item = Endpoint> {
         self.hosts.iter().flat_map(|host| host.addresses.iter().copied())
     }
 
@@ -40,7 +41,7 @@ impl Site {
     ///
     /// Hosts of equal preference are shuffled, so that each gets its share (RFC 5321 §5.1), and so are the addresses of
     /// each host. `random(n)` gives a number below n.
-    pub fn attempt_order(&self, random: &mut dyn FnMut(u64) -> u64) -> Vec<(usize, SocketAddr)> {
+    pub fn attempt_order(&self, random: &mut dyn FnMut(u64) -> u64) -> Vec<(usize, Endpoint)> {
         let mut order: Vec<usize> = (0..self.hosts.len()).collect();
         shuffle(&mut order, random);
         order.sort_by_key(|&host| self.hosts[host].preference);
@@ -194,7 +195,7 @@ pub fn choose_hosts(
         let mut usable = Vec::new();
         for address in found.into_iter().map(|ip| SocketAddr::new(ip, port)) {
             match judge(address) {
-                AddressVerdict::Usable => usable.push(address),
+                AddressVerdict::Usable => usable.push(address.into()),
                 AddressVerdict::Prohibited => prohibited = prohibited.or(Some((name.clone(), address.ip()))),
                 AddressVerdict::Ourselves => {
                     ourselves = Some(ourselves.map_or(preference, |least| least.min(preference)));
@@ -324,7 +325,7 @@ mod tests {
     fn prohibited_addresses_are_left_out() {
         let hosts = vec![found(1, "loop", "127.0.0.1"), found(2, "good", "192.0.2.1")];
         let chosen = choose_hosts("d.example", hosts, 25, &judge).unwrap();
-        assert_eq!((names(&chosen), chosen[0].addresses[0].port()), (vec!["good"], 25));
+        assert_eq!((names(&chosen), chosen[0].addresses[0].to_string().ends_with(":25")), (vec!["good"], true));
         let failure = choose_hosts("d.example", vec![found(1, "loop", "127.0.0.1")], 25, &judge).unwrap_err();
         assert_eq!((failure.kind, failure.enhanced), (RouteFailureKind::Bounce, (5, 4, 4)));
         assert!(failure.text.contains("loop") && failure.text.contains("127.0.0.1"), "{failure}");
@@ -358,7 +359,7 @@ mod tests {
         let host = |name: &str, preference, last: u8| Host {
             name: name.to_owned(),
             preference,
-            addresses: vec![SocketAddr::from(([192, 0, 2, last], 25)), SocketAddr::from(([192, 0, 2, last + 1], 25))],
+            addresses: [last, last + 1].map(|last| SocketAddr::from(([192, 0, 2, last], 25)).into()).to_vec(),
         };
         let hosts = vec![host("a", 5, 1), host("b", 10, 3), host("c", 10, 5)];
         let site = Site { name: "a,b,c".to_owned(), hosts, expires: Duration::ZERO };

@@ -7,12 +7,12 @@
 //! | `Busy` | the transaction is over → `Idle`; the connection is lost → `Closing` |
 //! | `Closing` | the peer's FIN is seen: the slot is free. Until then the connection counts. |
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Terms;
 use crate::handover::{TlsProof, TlsRequirement};
+use crate::mail::endpoint::Endpoint;
 
 /// A connection's place in its shard; reused after the connection is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -23,7 +23,7 @@ pub struct Slot {
     /// The pair's place at its owner.
     pub pair: u32,
     pub host_name: String,
-    pub address: SocketAddr,
+    pub address: Endpoint,
     /// The site whose host it is: a transaction rides only with its own site's hosts.
     pub site: Arc<str>,
     /// What it was opened for.
@@ -56,7 +56,7 @@ impl Slots {
         &mut self,
         pair: u32,
         host_name: String,
-        address: SocketAddr,
+        address: Endpoint,
         site: Arc<str>,
         tls: TlsRequirement,
         terms: Arc<Terms>,

@@ -10,7 +10,6 @@
 mod pacing;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +23,7 @@ use crate::config::{Chunking, Shaping, Terms};
 use crate::fair::Flow;
 use crate::handover::{Attempt, Backlog, Blocked, Credit, Elsewhere, Need, PairKey, Route, TlsRequirement};
 use crate::limits::PAIRS_KEPT;
+use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 
 /// Limits of every pair.
@@ -45,7 +45,7 @@ pub enum Order {
         connection: ConnectionKey,
         source: usize,
         host_name: String,
-        to: SocketAddr,
+        to: Endpoint,
         tls: TlsRequirement,
         shaping: Arc<Shaping>,
     },
@@ -334,7 +334,7 @@ impl Pools {
     /// A connection's host does not offer what a message needs; says where else it can go.
     pub fn lacks(&mut self, now: Now, connection: ConnectionKey, route: &Route, need: Need) -> Elsewhere {
         let Slot { pair, address, .. } = *self.slots.get(connection);
-        let site: Vec<SocketAddr> = route.site.addresses().collect();
+        let site: Vec<Endpoint> = route.site.addresses().collect();
         self.pairs[pair as usize].hosts.lacks(now.monotonic, address, need, &site)
     }
 

@@ -2,19 +2,19 @@
 
 use std::collections::HashMap;
 use std::mem::{Discriminant, discriminant};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::handover::{AttemptOrder, Elsewhere, Need, TlsRequirement};
 use crate::limits::{CLEAR_MEMORY, HOST_MEMORIES_MAX, LACK_MEMORY};
+use crate::mail::endpoint::Endpoint;
 
 /// What one pair remembers of the hosts that it connected to.
 #[derive(Debug, Default)]
 pub struct Hosts {
-    memories: HashMap<(SocketAddr, Concern), Memory>,
+    memories: HashMap<(Endpoint, Concern), Memory>,
     /// The host whose TLS has just failed, until it is chosen again.
-    retry: Option<SocketAddr>,
+    retry: Option<Endpoint>,
 }
 
 /// What a host failed in.
@@ -66,7 +66,7 @@ pub struct BackOff {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Choice {
     /// Index into the site's hosts, and the address.
-    Connect { host: usize, to: SocketAddr },
+    Connect { host: usize, to: Endpoint },
     Wait {
         until: Duration,
         reason: Arc<str>,
@@ -112,7 +112,7 @@ impl Hosts {
         }
     }
 
-    pub fn failed(&mut self, now: Duration, address: SocketAddr, back_off: BackOff, reason: Arc<str>) {
+    pub fn failed(&mut self, now: Duration, address: Endpoint, back_off: BackOff, reason: Arc<str>) {
         self.leave_alone(now, (address, Concern::Everything), back_off, reason);
     }
 
@@ -120,7 +120,7 @@ impl Hosts {
     pub fn failed_tls(
         &mut self,
         now: Duration,
-        address: SocketAddr,
+        address: Endpoint,
         requirement: &TlsRequirement,
         back_off: BackOff,
         reason: Arc<str>,
@@ -128,7 +128,7 @@ impl Hosts {
         self.leave_alone(now, (address, Concern::of(requirement)), back_off, reason);
     }
 
-    fn leave_alone(&mut self, now: Duration, of: (SocketAddr, Concern), back_off: BackOff, reason: Arc<str>) {
+    fn leave_alone(&mut self, now: Duration, of: (Endpoint, Concern), back_off: BackOff, reason: Arc<str>) {
         self.make_room(now);
         let memory = self.memory(of);
         let doublings = memory.failures.min(16);
@@ -138,7 +138,7 @@ impl Hosts {
     }
 
     /// A session that was begun with this requirement is up.
-    pub fn succeeded(&mut self, address: SocketAddr, requirement: &TlsRequirement) {
+    pub fn succeeded(&mut self, address: Endpoint, requirement: &TlsRequirement) {
         for concern in [Concern::Everything, Concern::of(requirement)] {
             if let Some(memory) = self.memories.get_mut(&(address, concern)) {
                 memory.failures = 0;
@@ -148,26 +148,26 @@ impl Hosts {
     }
 
     /// The host's TLS is broken: opportunistic deliveries go in the clear for a while.
-    pub fn clear_only(&mut self, now: Duration, address: SocketAddr) {
+    pub fn clear_only(&mut self, now: Duration, address: Endpoint) {
         self.make_room(now);
         self.memory((address, Concern::Everything)).clear_until = now + CLEAR_MEMORY;
         self.retry = Some(address);
     }
 
     /// The TLS to use with this host where `asked` is required.
-    pub fn tls_to_use(&self, now: Duration, address: SocketAddr, asked: TlsRequirement) -> TlsRequirement {
+    pub fn tls_to_use(&self, now: Duration, address: Endpoint, asked: TlsRequirement) -> TlsRequirement {
         let memory = self.memories.get(&(address, Concern::Everything));
         let clear = memory.is_some_and(|memory| memory.clear_until > now);
         if clear && asked == TlsRequirement::Opportunistic { TlsRequirement::Disabled } else { asked }
     }
 
     /// The host does not offer it; says where else a message that needs it can go.
-    pub fn lacks(&mut self, now: Duration, address: SocketAddr, need: Need, site: &[SocketAddr]) -> Elsewhere {
+    pub fn lacks(&mut self, now: Duration, address: Endpoint, need: Need, site: &[Endpoint]) -> Elsewhere {
         self.make_room(now);
         *self.memory((address, Concern::Everything)).lacks_until(need) = now + LACK_MEMORY;
         let alone = |asked| asked == need;
         let others = || site.iter().filter(|address| !self.is_lacking(now, **address, &alone));
-        let backs_off = |address: &SocketAddr| self.waits(now, *address, Concern::Everything).is_some();
+        let backs_off = |address: &Endpoint| self.waits(now, *address, Concern::Everything).is_some();
         match others().next() {
             None => Elsewhere::Nowhere,
             Some(_) if others().all(backs_off) => Elsewhere::Later,
@@ -176,17 +176,12 @@ impl Hosts {
     }
 
     /// Whether the host is known to lack some of what is needed.
-    pub fn is_lacking(&self, now: Duration, address: SocketAddr, needs: &dyn Fn(Need) -> bool) -> bool {
+    pub fn is_lacking(&self, now: Duration, address: Endpoint, needs: &dyn Fn(Need) -> bool) -> bool {
         self.memories.get(&(address, Concern::Everything)).is_some_and(|memory| memory.lacks(now, needs))
     }
 
     /// Whether nobody knows better than that some host of the site lacks nothing of what is needed.
-    fn is_served(
-        &self,
-        now: Duration,
-        mut site: impl Iterator<Item = SocketAddr>,
-        needs: &dyn Fn(Need) -> bool,
-    ) -> bool {
+    fn is_served(&self, now: Duration, mut site: impl Iterator<Item = Endpoint>, needs: &dyn Fn(Need) -> bool) -> bool {
         site.any(|address| !self.is_lacking(now, address, needs))
     }
 
@@ -194,8 +189,8 @@ impl Hosts {
     pub fn may_take(
         &self,
         now: Duration,
-        address: SocketAddr,
-        site: impl Iterator<Item = SocketAddr>,
+        address: Endpoint,
+        site: impl Iterator<Item = Endpoint>,
         needs: &dyn Fn(Need) -> bool,
     ) -> bool {
         !self.is_lacking(now, address, needs) || !self.is_served(now, site, needs)
@@ -214,11 +209,11 @@ impl Hosts {
     }
 
     /// What keeps the host from being tried now.
-    fn waits(&self, now: Duration, address: SocketAddr, concern: Concern) -> Option<&Memory> {
+    fn waits(&self, now: Duration, address: Endpoint, concern: Concern) -> Option<&Memory> {
         self.memories.get(&(address, concern)).filter(|memory| memory.until > now)
     }
 
-    fn memory(&mut self, of: (SocketAddr, Concern)) -> &mut Memory {
+    fn memory(&mut self, of: (Endpoint, Concern)) -> &mut Memory {
         self.memories.entry(of).or_insert_with(|| Memory {
             failures: 0,
             until: Duration::ZERO,
@@ -252,8 +247,8 @@ mod tests {
 
     const BACK_OFF: BackOff = BackOff { first: Duration::from_secs(30), max: Duration::from_secs(300) };
 
-    fn address(last: u8) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, last], 25))
+    fn address(last: u8) -> Endpoint {
+        std::net::SocketAddr::from(([127, 0, 0, last], 25)).into()
     }
 
     fn any(_: usize) -> Option<TlsRequirement> {

@@ -28,6 +28,7 @@ use crate::deliver::route::{
     mail_hosts, site_name,
 };
 use crate::limits::{DNS_CACHE_ANSWERS_MAX, HOST_ADDRESSES_MAX, ROUTE_LOOKUPS_MAX};
+use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 
 /// Looks up routes. Clones share the cache.
@@ -112,12 +113,16 @@ impl Resolver {
         match target {
             RouteTarget::Address(address) => {
                 let name = format!("[{}]", address.ip());
-                (address.to_string(), Ok(vec![Host { name, preference: 0, addresses: vec![*address] }]))
+                (address.to_string(), Ok(vec![Host { name, preference: 0, addresses: vec![(*address).into()] }]))
+            }
+            RouteTarget::Unix(path) => {
+                let name = target.to_string();
+                (name.clone(), Ok(vec![Host { name, preference: 0, addresses: vec![Endpoint::Unix(*path)] }]))
             }
             RouteTarget::Host { name, port } => {
                 let label = format!("{name}:{port}");
                 let addresses = match self.lookup_host(expiry, name).await {
-                    Addresses::Found(found) => found.into_iter().map(|ip| SocketAddr::new(ip, *port)).collect(),
+                    Addresses::Found(found) => found.into_iter().map(|ip| SocketAddr::new(ip, *port).into()).collect(),
                     Addresses::None => return (label, Err(format!("the route's host {name} has no address"))),
                     Addresses::Unknown(why) => return (label, Err(format!("the route's host {name}: {why}"))),
                 };

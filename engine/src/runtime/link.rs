@@ -17,6 +17,7 @@ use super::tls::{TlsFacts, TlsSession};
 use crate::deliver::content::Chunk;
 use crate::handover::TlsRequirement;
 use crate::limits::{LINGER, LINGER_STOPPING, RECEIVE_BYTES_MAX, RECEIVE_BYTES_MIN, TLS_WRITE_BYTES};
+use crate::mail::endpoint::Endpoint;
 use crate::pool::connection::ConnectionKey;
 use crate::shard::{ConnectError, Connected, SessionKey, TlsStarted};
 
@@ -121,11 +122,17 @@ impl Link {
     }
 
     /// A connection to a peer, from its SYN to the peer's FIN.
-    pub(super) async fn run_connection(self: Rc<Self>, shard_loop: Rc<ShardLoop>, connection: ConnectionKey) {
+    pub(super) async fn run_connection(
+        self: Rc<Self>,
+        shard_loop: Rc<ShardLoop>,
+        connection: ConnectionKey,
+        to: Endpoint,
+    ) {
         let made = match self.socket.connect().await {
-            Ok(()) => {
-                self.socket.local_addr().and_then(|local| Ok(Connected { local, peer: self.socket.peer_addr()? }))
-            }
+            Ok(()) => self.socket.local_addr().and_then(|local| {
+                let peer = self.socket.peer_addr()?.map_or(to, Endpoint::Ip);
+                Ok(Connected { local, peer })
+            }),
             Err(error) => Err(error),
         };
         let now = shard_loop.clock.now();

@@ -11,6 +11,7 @@ use std::os::fd::AsRawFd;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::limits::LISTEN_BACKLOG;
+use crate::mail::endpoint::Endpoint;
 
 /// Listens on `address`. The error's text names the address and what to do.
 pub(crate) fn bind_listener(address: SocketAddr) -> io::Result<TcpListener> {
@@ -40,8 +41,9 @@ fn try_bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Makes a stream socket, bound to `source` where given, ready to be connected to `to`.
-pub(crate) fn open_stream(source: Option<IpAddr>, freebind: bool, to: SocketAddr) -> io::Result<Socket> {
+/// Makes a stream socket, bound to `source` where given, ready to be connected to `to`. A Unix socket has no source.
+pub(crate) fn open_stream(source: Option<IpAddr>, freebind: bool, to: Endpoint) -> io::Result<Socket> {
+    let Endpoint::Ip(to) = to else { return Socket::new(Domain::UNIX, Type::STREAM, None) };
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
     let Some(source) = source else { return Ok(socket) };
@@ -238,7 +240,7 @@ mod tests {
     #[test]
     fn binding_takes_no_port() {
         let to = SocketAddr::new(loopback(1), 25);
-        let sockets: Vec<_> = (0..64).map(|_| open_stream(Some(loopback(12)), false, to).unwrap()).collect();
+        let sockets: Vec<_> = (0..64).map(|_| open_stream(Some(loopback(12)), false, to.into()).unwrap()).collect();
         for socket in &sockets {
             let bound = socket.local_addr().unwrap().as_socket().unwrap();
             assert_eq!(bound, SocketAddr::new(loopback(12), 0), "bound to the source, no port chosen yet");
@@ -251,7 +253,7 @@ mod tests {
         // different peers may share one; the kernel then chooses at connect(2), which is all that we can see.
         let listener = bind_listener(SocketAddr::new(loopback(1), 0)).unwrap();
         let to = listener.local_addr().unwrap();
-        let sockets: Vec<_> = (0..16).map(|_| open_stream(Some(loopback(12)), false, to).unwrap()).collect();
+        let sockets: Vec<_> = (0..16).map(|_| open_stream(Some(loopback(12)), false, to.into()).unwrap()).collect();
         let mut ports = HashSet::new();
         for socket in &sockets {
             socket.connect(&to.into()).unwrap();
@@ -263,7 +265,7 @@ mod tests {
 
     #[test]
     fn freebind_takes_an_address_that_is_not_here() {
-        let (absent, to) = ("192.0.2.9".parse().unwrap(), "192.0.2.10:25".parse().unwrap());
+        let (absent, to) = ("192.0.2.9".parse().unwrap(), Endpoint::Ip("192.0.2.10:25".parse().unwrap()));
         let error = open_stream(Some(absent), false, to).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable);
         assert!(open_stream(Some(absent), true, to).is_ok());
@@ -271,7 +273,7 @@ mod tests {
 
     #[test]
     fn families_do_not_mix() {
-        let error = open_stream(Some(loopback(1)), false, "[::1]:25".parse().unwrap()).unwrap_err();
+        let error = open_stream(Some(loopback(1)), false, Endpoint::Ip("[::1]:25".parse().unwrap())).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 

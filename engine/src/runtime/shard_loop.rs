@@ -36,6 +36,7 @@ use crate::limits::{
     EVENTS_WAITING_MAX, LISTENER_COMPLAINT_INTERVAL, LISTENER_PAUSE, MAILBOX_BATCH, OVERDUE_PAUSE,
     SESSIONS_ABOVE_SHARE, SHARE_PAUSE, SHUTDOWN_COMMIT_GRACE,
 };
+use crate::mail::endpoint::Endpoint;
 use crate::outcome::event::LoggedRecord;
 use crate::pool::connection::ConnectionKey;
 use crate::pool::rate::Past;
@@ -316,7 +317,7 @@ impl ShardLoop {
         self.progress.notify_waiters();
     }
 
-    fn connect(self: &Rc<Self>, connection: ConnectionKey, source: usize, to: std::net::SocketAddr) {
+    fn connect(self: &Rc<Self>, connection: ConnectionKey, source: usize, to: Endpoint) {
         let source_config = &self.config.egress_sources[source];
         let options = ConnectOptions { source: source_config.source_address, freebind: false, to };
         let opened = Socket::open(&options);
@@ -336,7 +337,7 @@ impl ShardLoop {
         };
         let link = Rc::new(Link::new(Side::Connection(connection), socket));
         self.links.borrow_mut().insert(Side::Connection(connection), Rc::clone(&link));
-        uring::spawn(link.run_connection(Rc::clone(self), connection));
+        uring::spawn(link.run_connection(Rc::clone(self), connection, to));
     }
 
     async fn accept(self: Rc<Self>, listener: Listener, setup: ListenerSetup) {

@@ -1,4 +1,4 @@
-//! TCP connections and listeners on a shard's ring.
+//! Connections and listeners on a shard's ring.
 //!
 //! A [`Socket`] is closed when its last clone is dropped and the last operation in flight on it has ended. Its futures
 //! are lazy and don't borrow it, so that one may be kept over many turns of a `select!`. To drop one that has begun and
@@ -14,10 +14,11 @@ use std::rc::Rc;
 use std::time::Duration;
 use std::{fmt, future, io, net};
 
-use socket2::SockRef;
+use socket2::{SockAddr, SockRef};
 
 use super::net::open_stream;
 use super::uring::{self, Descriptor, Operation, PeerAddress, SendPosition, SendScratch};
+use crate::mail::endpoint::Endpoint;
 
 /// Whence and whither to connect.
 #[derive(Debug, Clone, Copy)]
@@ -26,10 +27,10 @@ pub(crate) struct ConnectOptions {
     pub(crate) source: Option<IpAddr>,
     /// Binds `source` even if the machine doesn't have the address (IP_FREEBIND).
     pub(crate) freebind: bool,
-    pub(crate) to: SocketAddr,
+    pub(crate) to: Endpoint,
 }
 
-/// A TCP connection, or one to be.
+/// A connection, or one to be.
 #[derive(Clone)]
 pub(crate) struct Socket(Rc<Inner>);
 
@@ -48,7 +49,7 @@ struct Inner {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    Open(SocketAddr),
+    Open(Endpoint),
     Connecting,
     Connected,
     Failed,
@@ -90,7 +91,14 @@ impl Socket {
             }
             socket.0.stage.set(Stage::Connecting);
             let guard = PoisonUnlessEnded { socket: &socket, in_flight: None };
-            let (result, _) = uring::connect(socket.0.descriptor.clone(), to).await;
+            let to = match to {
+                Endpoint::Ip(address) => Ok(SockAddr::from(address)),
+                Endpoint::Unix(path) => SockAddr::unix(path.as_path()),
+            };
+            let result = match to {
+                Ok(to) => uring::connect(socket.0.descriptor.clone(), to).await.0,
+                Err(error) => Err(error),
+            };
             guard.ended();
             socket.0.stage.set(if result.is_ok() { Stage::Connected } else { Stage::Failed });
             if socket.is_aborted() {
@@ -210,12 +218,14 @@ impl Socket {
         self.0.bytes_received.get()
     }
 
-    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
-        ip_address(SockRef::from(&*self.0.descriptor).local_addr()?)
+    /// None of a Unix socket.
+    pub(crate) fn local_addr(&self) -> io::Result<Option<SocketAddr>> {
+        Ok(SockRef::from(&*self.0.descriptor).local_addr()?.as_socket())
     }
 
-    pub(crate) fn peer_addr(&self) -> io::Result<SocketAddr> {
-        ip_address(SockRef::from(&*self.0.descriptor).peer_addr()?)
+    /// None of a Unix socket.
+    pub(crate) fn peer_addr(&self) -> io::Result<Option<SocketAddr>> {
+        Ok(SockRef::from(&*self.0.descriptor).peer_addr()?.as_socket())
     }
 
     fn begin<'a>(&'a self, in_flight: &'a Cell<bool>) -> io::Result<PoisonUnlessEnded<'a>> {
@@ -319,7 +329,8 @@ impl Listener {
 
     #[cfg(test)]
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
-        ip_address(SockRef::from(&*self.descriptor).local_addr()?)
+        let address = SockRef::from(&*self.descriptor).local_addr()?;
+        address.as_socket().ok_or_else(|| io::Error::other("a listener without an IP address"))
     }
 }
 
@@ -332,10 +343,6 @@ pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
 fn is_lost_connection(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ECONNABORTED | libc::EINTR | libc::EPROTO | libc::ENETDOWN))
         || matches!(error.raw_os_error(), Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENONET))
-}
-
-fn ip_address(address: socket2::SockAddr) -> io::Result<SocketAddr> {
-    address.as_socket().ok_or_else(|| io::Error::other("a socket without an IP address"))
 }
 
 fn cancelled() -> io::Error {

@@ -296,8 +296,8 @@ fn raw(descriptor: &Descriptor) -> Fd {
 }
 
 /// Connects a socket. Its data holds the descriptor and the address.
-pub(crate) fn connect(descriptor: Descriptor, to: SocketAddr) -> Operation<(Descriptor, Box<SockAddr>)> {
-    let to = Box::new(SockAddr::from(to));
+pub(crate) fn connect(descriptor: Descriptor, to: SockAddr) -> Operation<(Descriptor, Box<SockAddr>)> {
+    let to = Box::new(to);
     let sqe = opcode::Connect::new(raw(&descriptor), to.as_ptr().cast(), to.len()).build();
     // SAFETY: the SQE names the descriptor and the address, which is boxed; the data owns both.
     unsafe { submit((descriptor, to), sqe) }

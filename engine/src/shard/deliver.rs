@@ -16,6 +16,7 @@ use crate::handover::{
     Attempt, Backlog, ControlMessage, Credit, DeliveryContext, Intend, IntentKey, Settled, ShardMessage, TlsRequirement,
 };
 use crate::limits::{HOST_BACK_OFF_FIRST_MAX, HOST_BACK_OFF_MAX, SOURCE_REFUSED_PAUSE};
+use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 use crate::pool::connection::ConnectionKey;
 use crate::pool::pair::{HostFate, Order, PoolOptions};
@@ -51,8 +52,9 @@ enum DeliveryState {
 /// What a connection was told when it was made.
 #[derive(Debug, Clone, Copy)]
 pub struct Connected {
-    pub local: SocketAddr,
-    pub peer: SocketAddr,
+    /// None over a Unix socket.
+    pub local: Option<SocketAddr>,
+    pub peer: Endpoint,
 }
 
 /// What a handshake agreed on.
@@ -122,7 +124,7 @@ impl Shard {
         }
         self.metrics.connections_out_made.inc();
         delivery.context.peer_address = made.peer.to_string();
-        delivery.context.source_address = made.local.ip().to_string();
+        delivery.context.source_address = made.local.map(|local| local.ip().to_string()).unwrap_or_default();
         let terms = &self.pools.slot(connection).terms;
         let options = ClientOptions {
             ehlo: self.config.egress_sources[delivery.source].ehlo_domain.clone(),

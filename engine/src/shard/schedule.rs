@@ -14,6 +14,7 @@ use crate::fair::Flow;
 use crate::handover::{Attempt, Backlog, Blocked, ControlMessage, Credit, PairKey, Route, ShardMessage, Ticket};
 use crate::limits::{DUE_ENTRIES_PER_TURN, ROUTES_CACHED_MAX, SOURCE_RETRY, UNREADABLE_RETRY};
 use crate::mail::address::domain_of;
+use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 use crate::pool::egress::EgressTurns;
 use crate::pool::suspension;
@@ -402,13 +403,17 @@ fn attempt(
     })
 }
 
-/// The site of a static route all of whose targets are addresses.
+/// The site of a static route all of whose targets are addresses or Unix sockets.
 fn fixed_route(route: &config::Route) -> Option<Route> {
     let mut hosts = Vec::new();
     for (preference, target) in route.to.iter().enumerate() {
-        let RouteTarget::Address(address) = target else { return None };
+        let (name, address) = match target {
+            RouteTarget::Address(address) => (address.ip().to_string(), Endpoint::Ip(*address)),
+            RouteTarget::Unix(path) => (target.to_string(), Endpoint::Unix(*path)),
+            RouteTarget::Host { .. } | RouteTarget::Mx(_) | RouteTarget::Discard => return None,
+        };
         let preference = if route.balance { 0 } else { preference.min(usize::from(u16::MAX)) as u16 };
-        hosts.push(Host { name: address.ip().to_string(), preference, addresses: vec![*address] });
+        hosts.push(Host { name, preference, addresses: vec![address] });
     }
     let name: Vec<String> = route.to.iter().map(ToString::to_string).collect();
     let site = Site { name: name.join(","), hosts, expires: Duration::MAX };

@@ -21,6 +21,7 @@ use crate::config::{
 };
 use crate::deliver::route::{Host, Site};
 use crate::handover::{self, ControlMessage, ShardMessage, TlsRequirement};
+use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 use crate::outcome::event::{Logged, LoggedRecord};
 use crate::pool::connection::ConnectionKey;
@@ -39,7 +40,7 @@ struct World {
     /// What clients and peers were sent.
     to_client: String,
     to_peer: String,
-    connects: Vec<(ConnectionKey, SocketAddr)>,
+    connects: Vec<(ConnectionKey, Endpoint)>,
     /// The source of each connection that was begun.
     connect_sources: Vec<usize>,
     /// Handshakes that are wanted.
@@ -132,7 +133,7 @@ impl World {
                 // Without a route the test answers.
                 let Some(config) = self.shard.config.route_for(&domain) else { return };
                 let RouteTarget::Address(address) = config.to[0] else { panic!("all routes lead to addresses") };
-                let host = Host { name: address.ip().to_string(), preference: 0, addresses: vec![address] };
+                let host = Host { name: address.ip().to_string(), preference: 0, addresses: vec![address.into()] };
                 let site = Site { name: address.to_string(), hosts: vec![host], expires: Duration::MAX };
                 let route = handover::Route { site: Arc::new(site), tls: config.tls, sts: None, terms: Arc::default() };
                 self.shard.handle_message(ShardMessage::Routed { domain, result: Ok(route) });
@@ -192,7 +193,7 @@ impl World {
     /// Accepts the connection that the shard wants to make, up to the end of its EHLO.
     fn accept_connection(&mut self) -> ConnectionKey {
         let (connection, peer) = self.connects.pop().expect("a connection is wanted");
-        let made = Connected { local: "127.0.0.1:5000".parse().unwrap(), peer };
+        let made = Connected { local: "127.0.0.1:5000".parse().ok(), peer };
         self.shard.connected(self.now, connection, made);
         assert_eq!(self.peer_says(connection, "220 peer.example\r\n"), "EHLO mta.example\r\n");
         connection
@@ -531,7 +532,7 @@ fn an_lmtp_route_settles_each_recipient_by_its_own_reply() {
     world.client_says(session, CONTENT);
     world.sync();
     let (connection, peer) = world.connects.pop().expect("a connection is wanted");
-    world.shard.connected(world.now, connection, Connected { local: "127.0.0.1:5000".parse().unwrap(), peer });
+    world.shard.connected(world.now, connection, Connected { local: "127.0.0.1:5000".parse().ok(), peer });
     assert_eq!(world.peer_says(connection, "220 lmtp.example\r\n"), "LHLO mta.example\r\n");
     world.peer_says(connection, "250-lmtp.example\r\n250 PIPELINING\r\n");
     world.peer_says(connection, "250 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n");
@@ -619,7 +620,7 @@ fn a_balanced_route_shares_its_connections() {
             accepted(&mut world);
         }
         assert_eq!(world.connects.len(), 10);
-        let hosts: std::collections::BTreeSet<SocketAddr> = world.connects.iter().map(|(_, to)| *to).collect();
+        let hosts: std::collections::BTreeSet<Endpoint> = world.connects.iter().map(|(_, to)| *to).collect();
         hosts.len()
     };
     assert_eq!(first(false), 1);
@@ -985,8 +986,8 @@ fn an_expired_route_leaves_the_credits_where_they_are() {
     world.shard.config = Arc::new(config);
     world.shard.routes = super::RouteCache::new(&[]);
     let route = |world: &mut World| {
-        let address = "127.0.0.1:25".parse().unwrap();
-        let host = Host { name: "mx.example".to_owned(), preference: 0, addresses: vec![address] };
+        let address: SocketAddr = "127.0.0.1:25".parse().unwrap();
+        let host = Host { name: "mx.example".to_owned(), preference: 0, addresses: vec![address.into()] };
         let expires = world.now.monotonic + Duration::from_secs(30);
         let site = Arc::new(Site { name: "mx.example".to_owned(), hosts: vec![host], expires });
         let result = Ok(handover::Route { site, tls: TlsMode::Disabled, terms: Arc::default(), sts: None });

@@ -251,7 +251,9 @@ impl World {
                     self.past.seen.logs_removed += u64::from(log.remove().is_ok());
                 }
                 Action::Connect { connection, source, to } => {
-                    let other = self.peers.insert((shard, connection), Peer::new(to, source));
+                    let other = self
+                        .peers
+                        .insert((shard, connection), Peer::new(to.as_socket().expect("no Unix sockets"), source));
                     assert!(other.is_none(), "a connection's place is given to one at a time");
                 }
                 Action::ConnectionSend { connection, chunks } => {
@@ -326,7 +328,7 @@ impl World {
             let kind = RouteFailureKind::Defer;
             return Err(RouteFailure { kind, code: 451, enhanced: (4, 4, 3), text, expires });
         }
-        let addresses = vec![SocketAddr::from(([10, 0, 0, 9], 25))];
+        let addresses = vec![SocketAddr::from(([10, 0, 0, 9], 25)).into()];
         let hosts = vec![Host { name: "mx.example".to_owned(), preference: 0, addresses }];
         let site = Arc::new(Site { name: "mx.example".to_owned(), hosts, expires });
         Ok(handover::Route { site, tls: TlsMode::Disabled, sts: None, terms: Arc::default() })
@@ -398,7 +400,7 @@ impl World {
                 self.shards[shard].connect_failed(now, connection, &error);
             } else {
                 let local = SocketAddr::from(([10, 1, 0, 1], 5_000));
-                let made = Connected { local, peer: peer.address };
+                let made = Connected { local: Some(local), peer: peer.address.into() };
                 peer.greet(&mut self.random, is_kind);
                 self.shards[shard].connected(now, connection, made);
             }

@@ -27,3 +27,4 @@ mod shard_count_change;
 mod shutdown_while_busy;
 mod suspend_source;
 mod two_engines;
+mod unix_socket;

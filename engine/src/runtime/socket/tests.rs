@@ -19,7 +19,7 @@ fn listen() -> (TcpListener, SocketAddr) {
 }
 
 fn to(to: SocketAddr) -> ConnectOptions {
-    ConnectOptions { source: None, freebind: false, to }
+    ConnectOptions { source: None, freebind: false, to: to.into() }
 }
 
 async fn connected(address: SocketAddr) -> Socket {
@@ -49,11 +49,12 @@ fn connects_from_the_bound_source() {
     run_shard("test", async move {
         let source = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11));
         for _ in 0..3 {
-            let socket = Socket::open(&ConnectOptions { source: Some(source), freebind: false, to: address }).unwrap();
+            let socket =
+                Socket::open(&ConnectOptions { source: Some(source), freebind: false, to: address.into() }).unwrap();
             socket.connect().await.unwrap();
             let (mut peer, from) = listener.accept().unwrap();
-            assert_eq!((from.ip(), from), (source, socket.local_addr().unwrap()));
-            assert_eq!(socket.peer_addr().unwrap(), address);
+            assert_eq!((from.ip(), from), (source, socket.local_addr().unwrap().unwrap()));
+            assert_eq!(socket.peer_addr().unwrap(), Some(address));
             assert!(SockRef::from(&*socket.0.descriptor).tcp_nodelay().unwrap());
             let (sent, _) = socket.send(vec!["QUIT\r\n"]).await;
             assert_eq!(sent.unwrap(), 6);
@@ -340,7 +341,7 @@ fn two_shards_share_a_listener() {
                     assert_eq!(listener.local_addr().unwrap(), address);
                     loop {
                         let (socket, peer) = listener.accept().await.unwrap();
-                        assert_eq!(socket.peer_addr().unwrap(), peer);
+                        assert_eq!(socket.peer_addr().unwrap(), Some(peer));
                         let (result, buffer) = socket.recv(Vec::with_capacity(4)).await;
                         if result.unwrap() == 4 {
                             break;

@@ -178,8 +178,10 @@ fn the_dispatcher_may_drop_any_stable_data() {
         let address = listener.local_addr().unwrap();
         let mut accept = accept(Rc::new(listener.into()));
         poll_once(&mut accept).await;
-        let mut connect =
-            connect(Rc::new(super::super::net::open_stream(None, false, address).unwrap().into()), address);
+        let mut connect = connect(
+            Rc::new(super::super::net::open_stream(None, false, address.into()).unwrap().into()),
+            address.into(),
+        );
         poll_once(&mut connect).await;
         let parts = vec![vec![0_u8; 4 << 20]];
         let mut operation = send(descriptor.clone(), parts, SendPosition::default(), SendScratch::new());

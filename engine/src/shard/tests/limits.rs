@@ -12,6 +12,7 @@ use super::*;
 use crate::accept::Received;
 use crate::config::ReceivedDetail;
 use crate::handover::PairKey;
+use crate::mail::endpoint::Endpoint;
 use crate::pool::rate::Past;
 use crate::shard::Reservation;
 
@@ -26,7 +27,7 @@ struct Sink {
 
 #[derive(Debug, Default)]
 struct Peer {
-    to: Option<SocketAddr>,
+    to: Option<Endpoint>,
     input: Vec<u8>,
     is_content: bool,
 }
@@ -52,7 +53,7 @@ struct Engine {
     next_event: u64,
     now: Duration,
     born: Duration,
-    sinks: BTreeMap<SocketAddr, Sink>,
+    sinks: BTreeMap<Endpoint, Sink>,
     /// When each sender's MAIL arrived, by the first label of its domain.
     senders: BTreeMap<String, Vec<Duration>>,
     reserved: HashMap<String, Past>,
@@ -85,7 +86,7 @@ impl Engine {
         disk: SimDisk,
         count: usize,
         now: Duration,
-        sinks: BTreeMap<SocketAddr, Sink>,
+        sinks: BTreeMap<Endpoint, Sink>,
         reserved: HashMap<String, Past>,
     ) -> Self {
         let policy = Arc::new(Policy::new(&config).unwrap());
@@ -300,7 +301,7 @@ impl Engine {
         match event {
             Event::Connected(shard, connection) => {
                 let Some(peer) = self.peers.get(&(shard, connection)) else { return };
-                let made = Connected { local: "127.0.0.1:5000".parse().unwrap(), peer: peer.to.unwrap() };
+                let made = Connected { local: "127.0.0.1:5000".parse().ok(), peer: peer.to.unwrap() };
                 self.shards[shard].connected(now, connection, made);
                 self.shards[shard].connection_received(now, connection, b"220 peer.example\r\n");
             }
@@ -320,7 +321,7 @@ impl Engine {
     }
 
     fn sink(&self, address: &str) -> &Sink {
-        &self.sinks[&address.parse().unwrap()]
+        &self.sinks[&Endpoint::Ip(address.parse().unwrap())]
     }
 }
 

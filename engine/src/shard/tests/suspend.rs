@@ -145,7 +145,7 @@ fn a_greeting_that_refuses_our_address_suspends_the_source_there() {
     let mut world = World::open(TempDir::new().unwrap(), START, config_with_sources(2));
     accepted(&mut world);
     let (connection, peer) = world.connects.pop().expect("a connection is wanted");
-    let made = Connected { local: "127.0.0.11:5000".parse().unwrap(), peer };
+    let made = Connected { local: "127.0.0.11:5000".parse().ok(), peer };
     world.shard.connected(world.now, connection, made);
     world.peer_says(connection, "554-No SMTP service\r\n554 IP address is block listed.\r\n");
     world.sync();
