@@ -29,6 +29,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         reverse_path: "news@acme.example".to_owned(),
         recipients: vec!["ada@shop.test".to_owned()],
         content: b"From: news@acme.example\r\nTo: ada@shop.test\r\nSubject: Hello\r\n\r\nHello Ada\r\n".to_vec(),
+        ..Message::default()
     };
     let accepted = engine.inject(message).await?;
     println!("{} is durable", accepted.id);

@@ -29,6 +29,7 @@ use crate::limits::{
     MAILBOX_CAPACITY, SEGMENT_BYTES_MIN, SEGMENT_BYTES_UNIT, SEGMENTS_PER_SHARD_MIN, SUSPENSION_MAX,
 };
 use crate::mail::address::Address;
+use crate::mail::dsn::{self, BadDsn, DsnRequest};
 use crate::outcome::event_log::EventStream;
 use crate::pool::rate::Past;
 use crate::pool::suspension::{Scope, Suspension};
@@ -86,6 +87,8 @@ pub struct Message {
     pub recipients: Vec<String>,
     /// RFC 5322: header, empty line, body. Bare CR and LF become CRLF.
     pub content: Vec<u8>,
+    /// What is passed on to peers that offer DSN. Nobody else is told: this engine makes no notifications yet.
+    pub dsn: DsnRequest,
 }
 
 /// A message that the engine has taken over: it is durable.
@@ -710,12 +713,20 @@ fn received(message: Message, bytes_max: u64) -> Result<Received, InjectError> {
     };
     let reverse_path = if message.reverse_path.is_empty() { String::new() } else { address(&message.reverse_path)? };
     let mut recipients = Vec::with_capacity(message.recipients.len());
+    let mut places = Vec::with_capacity(message.recipients.len());
     for recipient in &message.recipients {
         let recipient = address(recipient)?;
-        if !recipients.contains(&recipient) {
+        let known = recipients.iter().position(|known| *known == recipient);
+        places.push(known.unwrap_or(recipients.len()) as u32);
+        if known.is_none() {
             recipients.push(recipient);
         }
     }
+    if message.dsn.recipients.len() > places.len() {
+        return Err(InjectError::Refused("501 5.5.4 DSN requests for more recipients than there are".to_owned()));
+    }
+    let dsn = dsn::parameters(&message.dsn, |place| places[place])
+        .map_err(|BadDsn(why)| InjectError::Refused(format!("501 5.5.4 {why}")))?;
     if recipients.is_empty() {
         return Err(InjectError::Refused("554 5.5.1 No valid recipients".to_owned()));
     }
@@ -731,6 +742,7 @@ fn received(message: Message, bytes_max: u64) -> Result<Received, InjectError> {
         session_id: 0,
         trusted: true,
         received_detail: ReceivedDetail::Full,
+        dsn,
     })
 }
 

@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use postrider_spool::record::MessageId;
+use postrider_spool::record::{DsnParameters, MessageId};
 
 use crate::accept::Refusal;
 use crate::accept::admission::Admitted;
@@ -103,6 +103,7 @@ pub struct Attempt {
     pub eight_bit: bool,
     pub smtputf8: bool,
     pub dot_lines: bool,
+    pub dsn: DsnParameters,
 }
 
 impl Attempt {

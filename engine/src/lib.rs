@@ -24,6 +24,7 @@ pub mod serve;
 
 pub use config::Config;
 pub use engine::{Accepted, Engine, EngineBuilder, InjectError, Message, StartError};
+pub use mail::dsn::{DsnRequest, Notify, RecipientDsn, ReturnedContent};
 pub use outcome::event::{EventId, EventKind, EventRecord};
 pub use outcome::event_log::{EventItem, EventStream};
 pub use runtime::control::Addresses;

@@ -10,6 +10,7 @@ use postrider::accept::{Policy, Received};
 use postrider::config::{Config, DkimIdentity, DkimKeyPem, LineEndings, ReceivedDetail};
 use postrider::mail::header;
 use postrider::mail::time::Now;
+use postrider_spool::record::DsnParameters;
 
 pub(crate) fn run(octets: &[u8]) {
     let [choices, content @ ..] = octets else { return };
@@ -55,6 +56,7 @@ fn received(choices: u8, content: Vec<u8>) -> Received {
         trusted: choices & 4 != 0,
         received_detail: [ReceivedDetail::Full, ReceivedDetail::NoClient, ReceivedDetail::None]
             [usize::from(choices >> 3) % 3],
+        dsn: DsnParameters::default(),
     }
 }
 

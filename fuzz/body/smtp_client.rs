@@ -12,6 +12,7 @@ use postrider::deliver::content::{Chunk, Content};
 use postrider::deliver::smtp_client::{ClientEvent, ClientOptions, SmtpClient};
 use postrider::deliver::verdict::Fate;
 use postrider::mail::time::Now;
+use postrider_spool::record::DsnParameters;
 
 pub(crate) fn run(octets: &[u8]) {
     let [choices, steps @ ..] = octets else { return };
@@ -151,6 +152,7 @@ impl World {
             content: Text(body),
             smtputf8: false,
             dot_lines,
+            dsn: DsnParameters { mail: "ENVID=x".to_owned(), recipients: vec![(1, "NOTIFY=NEVER".to_owned())] },
         }
     }
 

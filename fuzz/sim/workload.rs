@@ -6,6 +6,7 @@ use postrider::accept::Received;
 use postrider::config::{ReceivedDetail, SmtpListener};
 use postrider::handover::ShardMessage;
 use postrider::shard::SessionKey;
+use postrider_spool::record::DsnParameters;
 
 use crate::checker::{Marker, Sent};
 use crate::client::{self, Client};
@@ -56,6 +57,7 @@ impl World {
             session_id: 0,
             trusted: true,
             received_detail: ReceivedDetail::Full,
+            dsn: DsnParameters::default(),
         };
         self.ledger.finish(marker);
         match self.policy.admit(self.clock.now(), received, [marker, marker]) {

@@ -136,7 +136,8 @@ pub struct Envelope {
     pub smtputf8: bool,
     /// A line of the content (prefix included) begins with a dot, so that DATA needs dot-stuffing (RFC 5321 §4.5.2).
     pub dot_lines: bool,
-    /// How the message came: `ESMTP`, `HTTP`, `LMTP`, `embedded`.
+    /// How the message came: `ESMTP`, `HTTP`, `LMTP`, `embedded`; and behind it, a line each, what
+    /// [`Envelope::set_dsn`] puts there.
     pub reception_protocol: String,
     /// The client's address and port, empty where there is none.
     pub client_address: String,
@@ -211,6 +212,56 @@ pub struct CopiedState {
     pub deferred: Vec<RecipientResult>,
 }
 
+/// RFC 3461's parameters as they stand in commands, encoded. Empty where none were given.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DsnParameters {
+    /// Of MAIL: `RET=HDRS ENVID=QQ314159`.
+    pub mail: String,
+    /// Of RCPT: `NOTIFY=FAILURE ORCPT=rfc822;a@b`, by index into [`Envelope::recipients`]; those that have some.
+    pub recipients: Vec<(u32, String)>,
+}
+
+impl DsnParameters {
+    /// From the lines behind the first of [`Envelope::reception_protocol`]. What is no such line is passed over.
+    fn parse(text: &str) -> Self {
+        let mut parameters = Self::default();
+        for line in text.split('\n').skip(1) {
+            match line.split_once(' ') {
+                Some(("MAIL", words)) => parameters.mail = words.to_owned(),
+                Some((index, words)) => {
+                    parameters.recipients.extend(index.parse().ok().map(|index| (index, words.to_owned())));
+                }
+                None => {}
+            }
+        }
+        parameters
+    }
+}
+
+impl Envelope {
+    /// To be called once. The parameters hold no line ending.
+    pub fn set_dsn(&mut self, parameters: &DsnParameters) {
+        let of_mail = Some(("MAIL".to_owned(), &parameters.mail)).filter(|(_, words)| !words.is_empty());
+        let of_recipients = parameters.recipients.iter().map(|(index, words)| (index.to_string(), words));
+        for (key, words) in of_mail.into_iter().chain(of_recipients) {
+            assert!(!words.contains('\n'), "a parameter is part of a line");
+            self.reception_protocol.push_str(&format!("\n{key} {words}"));
+        }
+    }
+
+    pub fn dsn(&self) -> DsnParameters {
+        DsnParameters::parse(&self.reception_protocol)
+    }
+
+    pub fn reception_protocol(&self) -> &str {
+        first_line(&self.reception_protocol)
+    }
+}
+
+fn first_line(text: &str) -> &str {
+    text.split('\n').next().unwrap_or_default()
+}
+
 impl RecipientResult {
     /// A deferral that nobody has answered yet: what is so if nothing more is heard of an attempt. It stands before the
     /// octets that can't be taken back, and what becomes of them is recorded after it. No event tells of it.
@@ -237,6 +288,14 @@ impl Outcome {
 }
 
 impl ArchivedEnvelope {
+    pub fn dsn(&self) -> DsnParameters {
+        DsnParameters::parse(&self.reception_protocol)
+    }
+
+    pub fn reception_protocol(&self) -> &str {
+        first_line(&self.reception_protocol)
+    }
+
     /// An owned copy.
     pub fn to_envelope(&self) -> Envelope {
         rkyv::deserialize::<Envelope, Failure>(self).expect("strings and numbers are copied without fail")
@@ -293,3 +352,33 @@ pub struct Answer {
 }
 
 const SEQUENCE_BITS: u32 = 48;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dsn_parameters_come_out_as_they_went_in() {
+        let parameters = DsnParameters {
+            mail: "RET=HDRS ENVID=a+2Bb".to_owned(),
+            recipients: vec![(0, "NOTIFY=NEVER".to_owned()), (700, "NOTIFY=DELAY ORCPT=rfc822;a@b".to_owned())],
+        };
+        let of_recipients = DsnParameters { mail: String::new(), ..parameters.clone() };
+        for parameters in [parameters, of_recipients, DsnParameters::default()] {
+            let mut envelope = Envelope { reception_protocol: "ESMTP".to_owned(), ..Envelope::default() };
+            envelope.set_dsn(&parameters);
+            assert_eq!((envelope.dsn(), envelope.reception_protocol()), (parameters.clone(), "ESMTP"));
+            let bytes = rkyv::to_bytes::<Failure>(&envelope).expect("it is serialised");
+            let archived = rkyv::access::<ArchivedEnvelope, Failure>(&bytes).expect("it is well formed");
+            assert_eq!((archived.dsn(), archived.reception_protocol()), (parameters, "ESMTP"));
+        }
+    }
+
+    /// A disk may say anything.
+    #[test]
+    fn what_is_no_parameter_line_is_passed_over() {
+        let parse = DsnParameters::parse;
+        assert_eq!(parse(""), DsnParameters::default());
+        assert_eq!(parse("ESMTP\n\nx\nx y\n-1 z\n2 w").recipients, [(2, "w".to_owned())]);
+    }
+}

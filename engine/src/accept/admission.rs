@@ -136,7 +136,7 @@ impl Policy {
         // in whatever character set; peers have always passed them on, and would be asked for what nobody promised
         // them.
         let header_needs_smtputf8 = received.smtputf8_declared && !content[..header_end].is_ascii();
-        let envelope = Envelope {
+        let mut envelope = Envelope {
             reverse_path: received.reverse_path,
             recipients: received.recipients.into_iter().map(|address| Recipient { address }).collect(),
             tenant: tenant.map(|tenant| tenant.name.clone()).unwrap_or_default(),
@@ -156,6 +156,7 @@ impl Policy {
             headers: captured,
             meta: Vec::new(),
         };
+        envelope.set_dsn(&received.dsn);
         let body_start = scan.body_start - removed_bytes;
         Ok(Admitted { envelope, prefix, content, signatures_at, header_end, body_start, signers, rsa_signatures })
     }

@@ -7,6 +7,8 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use postrider_spool::record::DsnParameters;
+
 use crate::config::ReceivedDetail;
 use crate::limits::REFUSAL_TEXT_BYTES_MAX;
 
@@ -42,6 +44,8 @@ pub struct Received {
     /// The client may steer by X-Tenant, X-Campaign, X-Virtual-MTA and X-Schedule.
     pub trusted: bool,
     pub received_detail: ReceivedDetail,
+    /// What the sender asked for by RFC 3461.
+    pub dsn: DsnParameters,
 }
 
 /// A refusal that a client may see: its text is one line of printable ASCII and tells nothing of our insides.

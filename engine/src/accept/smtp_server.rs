@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use memchr::memchr;
-use postrider_spool::record::MessageId;
+use postrider_spool::record::{DsnParameters, MessageId};
 
 use super::smtp_command::{self, Bdat, Mail, Verb};
 use super::smtp_data::{ContentFault, ContentReceiver, Framing};
@@ -569,6 +569,7 @@ impl SmtpServer {
             session_id: self.session_id,
             trusted: self.options.trusted,
             received_detail: self.options.received_detail,
+            dsn: DsnParameters::default(),
         };
         self.state = State::Waiting;
         Step::Event(consumed, ServerEvent::Message(Box::new(received)))

@@ -8,11 +8,13 @@ use std::fmt;
 use std::time::Duration;
 
 use memchr::memmem;
+use postrider_spool::record::DsnParameters;
 
 use crate::config::{EightBit, Timeouts};
 use crate::deliver::content::Content;
 use crate::deliver::extension::Extensions;
 use crate::deliver::verdict::{RecipientVerdict, Refusal, refuse};
+use crate::mail::dsn::is_parameters;
 
 /// One message to some of its recipients, all at one domain.
 #[derive(Debug, Clone)]
@@ -32,6 +34,8 @@ pub struct Transaction<C> {
     pub smtputf8: bool,
     /// A line of the content begins with a dot.
     pub dot_lines: bool,
+    /// What the sender asked for by RFC 3461; sent to peers that offer DSN.
+    pub dsn: DsnParameters,
 }
 
 /// What became of a [`Transaction`].
@@ -164,7 +168,7 @@ impl fmt::Display for Stage {
 pub(crate) struct WireEnvelope {
     /// `MAIL FROM:<…>` with its parameters, without the line ending.
     pub(crate) mail_command: String,
-    /// In the transaction's order: what goes into `RCPT TO:<…>`, or our refusal.
+    /// In the transaction's order: what goes into `RCPT TO:<…>`, without its parameters, or our refusal.
     pub(crate) recipients: Vec<Result<String, RecipientVerdict>>,
 }
 
@@ -210,7 +214,17 @@ pub(crate) fn fit<C: Content>(
     if utf8 && offered.smtp_utf8 {
         mail_command.push_str(" SMTPUTF8");
     }
+    if offered.dsn && !transaction.dsn.mail.is_empty() && is_parameters(&transaction.dsn.mail) {
+        mail_command.push_str(&format!(" {}", transaction.dsn.mail));
+    }
     Ok(WireEnvelope { mail_command, recipients })
+}
+
+/// What stands behind the path in RCPT, with the space before it; empty where there is nothing, or the peer offers no
+/// DSN.
+pub(crate) fn recipient_parameters(dsn: &DsnParameters, index: u32, offered: &Extensions) -> String {
+    let asked = dsn.recipients.iter().find(|(known, words)| *known == index && is_parameters(words));
+    asked.filter(|_| offered.dsn).map(|(_, words)| format!(" {words}")).unwrap_or_default()
 }
 
 fn wire_recipient(address: &str, offered: &Extensions) -> Result<String, Refusal> {
@@ -288,6 +302,7 @@ mod tests {
             eight_bit: false,
             smtputf8: false,
             dot_lines: false,
+            dsn: DsnParameters::default(),
         }
     }
 

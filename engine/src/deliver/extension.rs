@@ -26,6 +26,8 @@ pub struct Extensions {
     /// RFC 4954, with these mechanisms.
     pub auth_plain: bool,
     pub auth_login: bool,
+    /// RFC 3461.
+    pub dsn: bool,
     /// RFC 9422 `LIMITS RCPTMAX=n`.
     pub recipients_max: Option<u32>,
 }
@@ -48,6 +50,7 @@ impl Extensions {
                 "ENHANCEDSTATUSCODES" => offered.enhanced_status_codes = true,
                 "STARTTLS" => offered.start_tls = true,
                 "CHUNKING" => offered.chunking = true,
+                "DSN" => offered.dsn = true,
                 // Old servers write AUTH=LOGIN.
                 "AUTH" | "AUTH=LOGIN" | "AUTH=PLAIN" => {
                     let first = keyword.split_once('=').map(|(_, mechanism)| mechanism);
@@ -73,6 +76,7 @@ impl fmt::Display for Extensions {
             (self.enhanced_status_codes, "ENHANCEDSTATUSCODES"),
             (self.start_tls, "STARTTLS"),
             (self.chunking, "CHUNKING"),
+            (self.dsn, "DSN"),
             (self.auth_plain, "AUTH PLAIN"),
             (self.auth_login, "AUTH LOGIN"),
         ];
@@ -99,12 +103,12 @@ mod tests {
         let reply = Reply::new(
             250,
             "mx.example greets you\nPipelining\nSIZE 1000\n8bitmime\nSTARTTLS\nENHANCEDSTATUSCODES\nCHUNKING\n\
-             SMTPUTF8\nX-UNKNOWN y\nLIMITS MAILMAX=10 RCPTMAX=50",
+             SMTPUTF8\nDsn\nX-UNKNOWN y\nLIMITS MAILMAX=10 RCPTMAX=50",
         );
         let offered = Extensions::parse(&reply);
         assert_eq!(
             offered.to_string(),
-            "PIPELINING, 8BITMIME, SMTPUTF8, ENHANCEDSTATUSCODES, STARTTLS, CHUNKING, SIZE 1000, LIMITS RCPTMAX=50"
+            "PIPELINING, 8BITMIME, SMTPUTF8, ENHANCEDSTATUSCODES, STARTTLS, CHUNKING, DSN, SIZE 1000, LIMITS RCPTMAX=50"
         );
     }
 

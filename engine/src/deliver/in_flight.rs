@@ -3,7 +3,7 @@
 //! A recipient goes from waiting to accepted to settled, or from waiting to settled at once; settled is for good.
 
 use crate::config::EightBit;
-use crate::deliver::attempt::{Irregularity, Transaction, TransactionResult, fit};
+use crate::deliver::attempt::{Irregularity, Transaction, TransactionResult, fit, recipient_parameters};
 use crate::deliver::content::{Content, ContentWriter, chunk_command};
 use crate::deliver::extension::Extensions;
 use crate::deliver::verdict::{RecipientVerdict, refuse};
@@ -61,6 +61,8 @@ struct Slot {
     index: u32,
     /// What stands in `RCPT TO:<…>`; empty where we refused it ourselves.
     path: String,
+    /// What stands behind it, with a space in front.
+    parameters: String,
     state: SlotState,
 }
 
@@ -76,11 +78,17 @@ impl<C: Content> InFlight<C> {
     pub(crate) fn new(transaction: Transaction<C>, form: Form, offered: &Extensions, eight_bit: EightBit) -> Self {
         assert!(!transaction.recipients.is_empty(), "a transaction has a recipient");
         let indexes = transaction.recipients.iter().map(|(index, _)| *index);
-        let settled = |index, verdict| Slot { index, path: String::new(), state: SlotState::Settled(verdict) };
+        let settled = |index, verdict| {
+            let state = SlotState::Settled(verdict);
+            Slot { index, path: String::new(), parameters: String::new(), state }
+        };
         let (mail_command, slots) = match fit(&transaction, offered, eight_bit) {
             Ok(envelope) => {
                 let slots = indexes.zip(envelope.recipients).map(|(index, recipient)| match recipient {
-                    Ok(path) => Slot { index, path, state: SlotState::Waiting },
+                    Ok(path) => {
+                        let parameters = recipient_parameters(&transaction.dsn, index, offered);
+                        Slot { index, path, parameters, state: SlotState::Waiting }
+                    }
                     Err(verdict) => settled(index, verdict),
                 });
                 (envelope.mail_command, slots.collect())
@@ -137,7 +145,8 @@ impl<C: Content> InFlight<C> {
     }
 
     pub(crate) fn recipient_command(&self, slot: usize) -> String {
-        format!("RCPT TO:<{}>", self.slots[slot].path)
+        let Slot { path, parameters, .. } = &self.slots[slot];
+        format!("RCPT TO:<{path}>{parameters}")
     }
 
     pub(crate) fn accept(&mut self, slot: usize) {

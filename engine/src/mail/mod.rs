@@ -1,6 +1,7 @@
 //! The nouns that all stages share. Nothing here does I/O.
 
 pub mod address;
+pub mod dsn;
 pub mod endpoint;
 pub mod header;
 pub mod message_id;

@@ -213,7 +213,7 @@ fn reception<'a>(event_id: EventId, envelope: &'a Envelope, place: usize, size: 
         source_address: None,
         feedback_report: None,
         delivery_protocol: None,
-        reception_protocol: if_any(&envelope.reception_protocol),
+        reception_protocol: if_any(envelope.reception_protocol()),
         nodeid: *node,
         tls_cipher: None,
         tls_protocol_version: None,

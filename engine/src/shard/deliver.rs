@@ -417,6 +417,7 @@ fn transaction(attempt: &Attempt) -> Transaction<postrider_spool::Message> {
         eight_bit: attempt.eight_bit,
         smtputf8: attempt.smtputf8,
         dot_lines: attempt.dot_lines,
+        dsn: attempt.dsn.clone(),
         content: attempt.message.clone(),
     }
 }

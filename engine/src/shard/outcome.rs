@@ -290,7 +290,7 @@ fn outcome_of(id: MessageId, size: u64, envelope: &ArchivedEnvelope) -> Outcome 
         egress_pool: envelope.egress_pool.as_str().to_owned(),
         created_ms: envelope.created_ms.to_native(),
         size,
-        reception_protocol: envelope.reception_protocol.as_str().to_owned(),
+        reception_protocol: envelope.reception_protocol().to_owned(),
         headers: owned(envelope.headers.iter().map(|pair| (pair.0.as_str(), pair.1.as_str()))),
         meta: owned(envelope.meta.iter().map(|pair| (pair.0.as_str(), pair.1.as_str()))),
         ..Outcome::default()

@@ -398,6 +398,7 @@ fn attempt(
         eight_bit: envelope.eight_bit,
         smtputf8: envelope.smtputf8,
         dot_lines: envelope.dot_lines,
+        dsn: envelope.dsn(),
         recipients,
         message: message.clone(),
     })

@@ -20,7 +20,7 @@ use postrider::handover::{self, Ask, ControlMessage, PairKey, ShardMessage, Told
 use postrider::mail::time::Now;
 use postrider::pool::connection::ConnectionKey;
 use postrider::shard::{Action, ConnectError, Connected, SessionKey, Shard, ShardOptions};
-use postrider_spool::record::LogId;
+use postrider_spool::record::{DsnParameters, LogId};
 use postrider_spool::sim::{Faults, SimDisk};
 use postrider_spool::{Completion, Durability, Operation, Spool, SpoolOptions};
 
@@ -358,6 +358,7 @@ impl World {
             session_id: 0,
             trusted: true,
             received_detail: ReceivedDetail::Full,
+            dsn: DsnParameters::default(),
         };
         let admitted = self.policy.admit(self.now, received, [marker, marker]).unwrap();
         self.past.ledger.finish(marker);

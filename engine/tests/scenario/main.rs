@@ -14,6 +14,7 @@ mod back_to_back;
 mod bounce_5xx;
 mod deliver_once;
 mod dns_mx;
+mod dsn_parameters;
 mod expiry;
 mod full_spool;
 mod greeting_failure;

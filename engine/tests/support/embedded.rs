@@ -72,6 +72,7 @@ impl Running {
             reverse_path: reverse_path.to_owned(),
             recipients: recipients.iter().map(|&recipient| recipient.to_owned()).collect(),
             content: content.to_vec(),
+            ..Message::default()
         };
         block_on(self.engine.inject(message)).map(|accepted| accepted.id.to_string())
     }

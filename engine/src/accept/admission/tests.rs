@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use postrider_spool::record::DsnParameters;
 use proptest::prelude::*;
 
 use super::*;
@@ -42,6 +43,7 @@ fn received(content: impl Into<Vec<u8>>) -> Received {
         session_id: 9,
         trusted: true,
         received_detail: ReceivedDetail::Full,
+        dsn: DsnParameters::default(),
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use postrider_spool::record::DsnParameters;
+
 use super::*;
 use crate::accept::{Admitted, Policy, Received};
 use crate::config::{EgressPool, EgressSource, ReceivedDetail, RetryInterval, RetryRules};
@@ -47,6 +49,7 @@ fn admit(config: &Config, reverse_path: &str, header: &str, trusted: bool) -> Re
         session_id: 0,
         trusted,
         received_detail: ReceivedDetail::None,
+        dsn: DsnParameters::default(),
     };
     let admitted = Policy::new(config).unwrap().admit(NOW, received, [1, 2]);
     admitted.map_err(|refusal| refusal.to_string())

@@ -7,7 +7,8 @@
 //! S: 250 OK               the peer sends a line; adjacent lines come in one read
 //! S~ 250 O                the peer sends octets without a line ending; \r, \n, \xNN, \\ are understood
 //! C: EHLO us.example      the client has written this line; it must have written nothing else before the next step
-//! send A B key=value …    starts a transaction to A and B; keys: from, size, body, prefix; flags: 8bit, utf8, dots
+//! send A B key=value …    starts a transaction to A and B; keys: from, size, body, prefix, dsn (of MAIL), rcpt-dsn (of
+//!                         the recipient before it); flags: 8bit, utf8, dots
 //! ride A B key=value …    the same, riding
 //! hold / release [N]      writes are no longer reported / reported again, or N octets of them
 //! close TEXT | timeout | quit | tls ok | tls failed TEXT | intended
@@ -19,6 +20,7 @@
 
 use std::collections::BTreeMap;
 
+use postrider_spool::record::DsnParameters;
 use proptest::prelude::*;
 
 use super::*;
@@ -106,6 +108,7 @@ impl World {
             eight_bit: false,
             smtputf8: false,
             dot_lines: false,
+            dsn: DsnParameters::default(),
         };
         let mut size = None;
         for word in words.split_whitespace() {
@@ -113,6 +116,11 @@ impl World {
                 Some(("from", path)) => transaction.reverse_path = path.to_owned(),
                 Some(("size", octets)) => size = octets.parse().ok(),
                 Some(("body", text)) => transaction.content.body = unescape(text),
+                Some(("dsn", text)) => transaction.dsn.mail = String::from_utf8(unescape(text)).unwrap(),
+                Some(("rcpt-dsn", text)) => {
+                    let index = 9 + transaction.recipients.len() as u32;
+                    transaction.dsn.recipients.push((index, String::from_utf8(unescape(text)).unwrap()));
+                }
                 Some(("prefix", text)) => transaction.content.prefix = unescape(text),
                 Some(_) => panic!("unknown key in {words:?}"),
                 None if word == "8bit" => transaction.eight_bit = true,

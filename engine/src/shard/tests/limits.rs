@@ -156,6 +156,7 @@ impl Engine {
             session_id: 0,
             trusted: true,
             received_detail: ReceivedDetail::Full,
+            dsn: postrider_spool::record::DsnParameters::default(),
         };
         let mut admitted = self.policy.admit(self.clock(), received, [1, 2]).unwrap();
         admitted.envelope.priority = priority as u8;
@@ -176,6 +177,7 @@ impl Engine {
             session_id: 0,
             trusted: true,
             received_detail: ReceivedDetail::Full,
+            dsn: postrider_spool::record::DsnParameters::default(),
         };
         let admitted = self.policy.admit(self.clock(), received, [1, 2]).unwrap();
         self.mail[home].push_back(ShardMessage::Inject { injection: 0, admitted: Box::new(admitted) });

@@ -67,7 +67,7 @@ pub(crate) fn envelope_pairs(live: &Live<'_>) -> Vec<(&'static str, String)> {
         ("campaign", or_none(&envelope.campaign)),
         ("egress pool", or_none(&envelope.egress_pool)),
         ("priority", priority(envelope.priority)),
-        ("received by", or_none(&envelope.reception_protocol)),
+        ("received by", or_none(envelope.reception_protocol())),
         ("client", or_none(&client.join(" "))),
     ];
     pairs.extend(envelope.headers.iter().map(|(name, value)| ("header", format!("{name}: {value}"))));
@@ -84,7 +84,7 @@ pub(crate) fn message_json(live: &Live<'_>) -> Value {
         "egress_pool": present(&envelope.egress_pool), "priority": priority(envelope.priority),
         "created": time(envelope.created_ms), "first_attempt": time(envelope.first_attempt_ms),
         "expires": time(envelope.expires_ms), "eight_bit": envelope.eight_bit, "smtputf8": envelope.smtputf8,
-        "reception_protocol": present(&envelope.reception_protocol),
+        "reception_protocol": present(envelope.reception_protocol()),
         "client_address": present(&envelope.client_address), "client_name": present(&envelope.client_name),
         "headers": envelope.headers, "meta": fields(&envelope.meta), "recipients": recipients,
     })
