@@ -694,6 +694,7 @@ impl Pools {
             }
             !idle
         });
+        free.sort_unstable();
     }
 
     fn quit(&mut self, connection: ConnectionKey) {

@@ -16,7 +16,7 @@
 //!
 //! Over 500 lines, because every place that an entry can be in, and each way between two of them, is kept true here.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use postrider_spool::record::MessageId;
@@ -299,13 +299,17 @@ impl Home {
 
     /// Asks again for the domains whose block is over.
     pub fn unblock_domains(&mut self, wall_ms: u64) {
+        let mut unblocked = Vec::new();
         for (name, domain) in &mut self.domains {
             if domain.blocked.as_ref().is_some_and(|blocked| blocked.until_ms <= wall_ms) {
                 domain.blocked = None;
                 domain.asked = true;
-                self.needs.push_back(Need::Route { domain: Arc::clone(name) });
+                unblocked.push(Arc::clone(name));
             }
         }
+        // A map has no order, but what comes next must not depend on chance.
+        unblocked.sort_unstable();
+        self.needs.extend(unblocked.into_iter().map(|domain| Need::Route { domain }));
     }
 
     /// The entry may go through this pair as soon as the pair's owner gives a credit.
@@ -683,6 +687,7 @@ impl Home {
                 }
                 !idle
             });
+            free.sort_unstable();
             self.flows = self.queues.iter().flatten().map(|queue| Arc::clone(&queue.flow)).collect();
         }
         if self.pair_keys.len() > PAIRS_KEPT {
@@ -696,6 +701,7 @@ impl Home {
                 }
                 !idle
             });
+            free.sort_unstable();
         }
     }
 
@@ -893,9 +899,9 @@ impl Home {
 
     /// Takes entries that are not out from wherever they wait. What else stands in the same places keeps its order.
     fn withdraw(&mut self, keys: &[EntryKey]) {
-        let mut pairs = HashSet::new();
-        let mut domains = HashSet::new();
-        let mut queues = HashSet::new();
+        let mut pairs = BTreeSet::new();
+        let mut domains = BTreeSet::new();
+        let mut queues = BTreeSet::new();
         for &key in keys {
             match self.entries[key].state() {
                 State::Due { .. } => self.due.remove(&mut self.entries, key),
