@@ -1,4 +1,4 @@
-//! The real binary between real third-party programs: Postfix, Exim, OpenSMTPD, Haraka, aiosmtpd, Postfix's load
+//! The real binary between real third-party programs: Postfix, Exim, OpenSMTPD, Dovecot, Haraka, aiosmtpd, Postfix's load
 //! generator and sink, swaks, smtplib, dkimpy. What needs no such program (`egress_shares`, `peer_failures`,
 //! `kill_under_load`, `bad_input`) uses the scripted sink of `support/`.
 //!
@@ -19,6 +19,7 @@
 mod support;
 
 mod bad_input;
+mod dovecot_lmtp;
 mod egress_shares;
 mod foreign_envelopes;
 mod kill_under_load;

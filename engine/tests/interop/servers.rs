@@ -1,7 +1,7 @@
 //! Real mail servers as peers, each started for one test on a loopback port of its own. What they take they pass on
 //! to a scripted sink, which tells envelope and content.
 //!
-//! Postfix is the system's own; Exim and OpenSMTPD, which Debian allows on no machine beside it, run in a tree of
+//! Postfix is the system's own; Exim, OpenSMTPD and Dovecot, which Debian allows on no machine beside it, run in a tree of
 //! unpacked packages (`TARGET/interop/root`), Haraka from `TARGET/interop/haraka`. `.ci/run` makes both.
 
 use std::fs;
@@ -48,28 +48,32 @@ impl Kind {
             return None;
         }
         let address = tools::free_address();
-        let (directory, mut command) = match self {
+        let (directory, command) = match self {
             Self::Postfix => postfix(address, to, recipients)?,
             Self::Exim => exim(address, to, recipients)?,
             Self::OpenSmtpd => opensmtpd(address, to)?,
             Self::Aiosmtpd => aiosmtpd(address, to)?,
             Self::Haraka => haraka(address, to)?,
         };
-        let log = fs::File::create(directory.path().join("output")).unwrap();
-        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        // A group of its own, so that its children can be ended with it.
-        let child = command.process_group(0).spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let mut peer = Peer { address, child, directory };
-        poll("the server accepts connections", || {
-            let ended = peer.child.try_wait().expect("a child can be asked");
-            assert!(ended.is_none(), "{self:?} ended: {ended:?}\n{}", peer.output());
-            std::net::TcpStream::connect(address).ok()
-        });
-        Some(peer)
+        Some(Peer::start(&format!("{self:?}"), address, directory, command))
     }
 }
 
 impl Peer {
+    fn start(name: &str, address: SocketAddr, directory: tempfile::TempDir, mut command: Command) -> Self {
+        let log = fs::File::create(directory.path().join("output")).unwrap();
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        // A group of its own, so that its children can be ended with it.
+        let child = command.process_group(0).spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let mut peer = Self { address, child, directory };
+        poll("the server accepts connections", || {
+            let ended = peer.child.try_wait().expect("a child can be asked");
+            assert!(ended.is_none(), "{name} ended: {ended:?}\n{}", peer.output());
+            std::net::TcpStream::connect(address).ok()
+        });
+        peer
+    }
+
     /// What it has said so far.
     pub(crate) fn output(&self) -> String {
         let output = fs::read(self.directory.path().join("output")).unwrap_or_default();
@@ -230,6 +234,50 @@ fn opensmtpd(address: SocketAddr, to: SocketAddr) -> Prepared {
     let mut command = Command::new("chroot");
     command.arg(directory.path()).args(["/usr/sbin/smtpd", "-d", "-f", "/etc/smtpd.conf"]);
     Some((directory, command))
+}
+
+/// Dovecot's LMTP server, which keeps what it takes: "ada" takes all, the mailbox of "full" takes nothing, and there are
+/// no others.
+pub(crate) struct Dovecot {
+    pub(crate) peer: Peer,
+    pub(crate) socket: PathBuf,
+    /// Has a maildir for each user.
+    pub(crate) mail: PathBuf,
+}
+
+/// None, with the reason printed, where it is not installed.
+pub(crate) fn dovecot() -> Option<Dovecot> {
+    if tools::run(Command::new("id").arg("-u")).trim() != "0" {
+        tools::missing("Dovecot has to be started by root");
+        return None;
+    }
+    let address = tools::free_address();
+    let directory = tree("usr/sbin/dovecot", &["dovecot", "dovenull", "vmail"])?;
+    let place = |name: &str| directory.path().join(name);
+    // The third of the users.
+    let vmail = USER + 2;
+    let config = format!(
+        "protocols = lmtp\nlisten = 127.0.0.1\nbase_dir = /run/dovecot\nlog_path = /tmp/log\nhostname = dovecot.test\n\
+         mail_location = maildir:/mail/%n\nmail_save_crlf = yes\nfirst_valid_uid = {vmail}\n\
+         ssl = yes\nssl_cert = </etc/cert.pem\nssl_key = </etc/key.pem\nmail_plugins = quota\n\
+         plugin {{\n  quota = count:User quota\n  quota_vsizes = yes\n}}\n\
+         passdb {{\n  driver = passwd-file\n  args = username_format=%n /etc/users\n}}\n\
+         userdb {{\n  driver = passwd-file\n  args = username_format=%n /etc/users\n}}\n\
+         service lmtp {{\n  inet_listener lmtp {{\n    address = 127.0.0.1\n    port = {}\n  }}\n\
+         \x20 unix_listener lmtp {{\n    mode = 0666\n  }}\n}}\n",
+        address.port(),
+    );
+    fs::create_dir_all(place("etc/dovecot")).unwrap();
+    write_anew(&place("etc/dovecot/dovecot.conf"), &config);
+    let user = |name: &str, more: &str| format!("{name}::{vmail}:{vmail}::/mail/{name}::{more}\n");
+    write_anew(&place("etc/users"), &(user("ada", "") + &user("full", "userdb_quota_rule=*:bytes=10")));
+    fs::create_dir(place("mail")).unwrap();
+    tools::run(Command::new("chown").arg(vmail.to_string()).arg(place("mail")));
+    fs::set_permissions(place("tmp"), fs::Permissions::from_mode(0o777)).unwrap();
+    let (socket, mail) = (place("run/dovecot/lmtp"), place("mail"));
+    let mut command = Command::new("chroot");
+    command.arg(directory.path()).args(["/usr/sbin/dovecot", "-F"]);
+    Some(Dovecot { peer: Peer::start("Dovecot", address, directory, command), socket, mail })
 }
 
 fn aiosmtpd(address: SocketAddr, to: SocketAddr) -> Prepared {
