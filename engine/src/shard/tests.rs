@@ -1,9 +1,11 @@
 //! A whole shard in memory: the test is its clock, its clients, its peers and the executor of its spool's operations.
 
+mod expiry;
 mod in_doubt;
 mod limits;
 mod moving;
 mod suspend;
+mod unplumbed;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

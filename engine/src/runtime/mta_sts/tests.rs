@@ -137,6 +137,31 @@ fn an_old_policy_is_fetched_anew() {
     assert_eq!((refreshed, world.web.requests().len()), (Some(StsMode::Testing), 2));
 }
 
+/// However many find the same policy too old, the first fetches another for all.
+#[test]
+fn an_old_policy_is_fetched_anew_once() {
+    let world = World::new();
+    let store = world.open();
+    assert_eq!(mode(&store), Some(StsMode::Enforce));
+    let old_ms = store.kept("d.test").unwrap().fetched_ms;
+    {
+        // As if it had been fetched a second before.
+        let mut state = store.state();
+        state.policies.get_mut("d.test").unwrap().fetched_ms = old_ms - 1_000;
+    }
+    let fetched = on_control(async {
+        let mut fetches = tokio::task::JoinSet::new();
+        for _ in 0..20 {
+            let store = store.clone();
+            fetches.spawn(async move { store.fetch("d.test", "1".to_owned(), Some(old_ms - 1_000)).await });
+        }
+        fetches.join_all().await
+    });
+    assert!(fetched.iter().all(Option::is_some), "all have it");
+    assert_eq!(world.web.requests().len(), 2, "the first fetch, and one refresh");
+    assert!(store.state().gates.is_empty());
+}
+
 #[test]
 fn what_is_not_a_policy_is_not_followed() {
     let world = World::new();
