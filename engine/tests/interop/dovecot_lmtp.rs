@@ -1,5 +1,5 @@
-//! Dovecot's LMTP server, by TCP with and without TLS, and by a Unix socket: of a message's recipients one has it, one is
-//! refused by name, and one behind the content because its mailbox is full; each has its own fate.
+//! Dovecot's LMTP server, by TCP with and without TLS, and by a Unix socket: of a message's recipients one has it, one
+//! is refused by name, and one behind the content because its mailbox is full; each has its own fate.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! The real binary between real third-party programs: Postfix, Exim, OpenSMTPD, Dovecot, Haraka, aiosmtpd, Postfix's load
-//! generator and sink, swaks, smtplib, dkimpy. What needs no such program (`egress_shares`, `peer_failures`,
+//! The real binary between real third-party programs: Postfix, Exim, OpenSMTPD, Dovecot, Haraka, aiosmtpd, Postfix's
+//! load generator and sink, swaks, smtplib, dkimpy. What needs no such program (`egress_shares`, `peer_failures`,
 //! `kill_under_load`, `bad_input`) uses the scripted sink of `support/`.
 //!
 //! A test whose tool is missing skips with a printed reason; with `CI=true` in the environment it fails instead.

@@ -1,8 +1,8 @@
 //! Real mail servers as peers, each started for one test on a loopback port of its own. What they take they pass on
 //! to a scripted sink, which tells envelope and content.
 //!
-//! Postfix is the system's own; Exim, OpenSMTPD and Dovecot, which Debian allows on no machine beside it, run in a tree of
-//! unpacked packages (`TARGET/interop/root`), Haraka from `TARGET/interop/haraka`. `.ci/run` makes both.
+//! Postfix is the system's own; Exim and OpenSMTPD, which Debian allows on no machine beside it, and Dovecot run in a
+//! tree of unpacked packages (`TARGET/interop/root`), Haraka from `TARGET/interop/haraka`. `.ci/run` makes both.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -236,8 +236,8 @@ fn opensmtpd(address: SocketAddr, to: SocketAddr) -> Prepared {
     Some((directory, command))
 }
 
-/// Dovecot's LMTP server, which keeps what it takes: "ada" takes all, the mailbox of "full" takes nothing, and there are
-/// no others.
+/// Dovecot's LMTP server, which keeps what it takes: "ada" takes all, the mailbox of "full" takes nothing, and there
+/// are no others.
 pub(crate) struct Dovecot {
     pub(crate) peer: Peer,
     pub(crate) socket: PathBuf,

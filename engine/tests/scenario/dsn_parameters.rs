@@ -1,5 +1,5 @@
-//! What a sender asks for by RFC 3461 is kept with the message, also over a restart, and passed on to a peer that offers
-//! DSN; one that does not gets the mail without it.
+//! What a sender asks for by RFC 3461 is kept with the message, also over a restart, and passed on to a peer that
+//! offers DSN; one that does not gets the mail without it.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
