@@ -462,7 +462,8 @@ impl Ledger {
                     continue;
                 };
                 assert_eq!(row.num_attempts, state.attempts, "EXACT-RETRY-STATE: {recipient} of {id}: {row:?}");
-                let is_shown = row.state == MessageState::Held;
+                // What has expired is at its turn, and ends there.
+                let is_shown = row.state == MessageState::Held || state.is_held && durable.expires_ms <= now_ms;
                 assert_eq!(is_shown, state.is_held, "NOTHING-LOST: the operator is not told of {row:?}: {state:?}");
                 let due_ms = row.due.expect("it waits").0;
                 let is_exact = due_ms == state.due_ms || due_ms > state.due_ms && row.blocked_by.is_some();
