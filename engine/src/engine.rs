@@ -19,10 +19,10 @@ use crate::accept::smtp_data::clean_content;
 use crate::accept::{Policy, Received};
 use crate::admin::metrics::{Metrics, ShardMetrics};
 use crate::admin::{
-    Backend, EventsStatus, ListenerStatus, MessageFilter, MessageRow, QueueReport, QueueRow, Reply, SpoolStatus,
-    Status, SuspensionEnd, SuspensionRow, Unavailable, WallTime,
+    Backend, EventsStatus, LimitsRow, ListenerStatus, MessageFilter, MessageRow, QueueReport, QueueRow, Reply,
+    SpoolStatus, Status, SuspensionEnd, SuspensionRow, Unavailable, WallTime,
 };
-use crate::config::{Config, Durability, LineEndings, ReceivedDetail, SmtpListener};
+use crate::config::{Config, Durability, LimitSettings, LineEndings, ReceivedDetail, SmtpListener};
 use crate::handover::{Ask, ShardMessage, Told};
 use crate::limits::{
     DESCRIPTORS_OWN, DESCRIPTORS_OWN_PER_SHARD, DESCRIPTORS_PER_SHARD_MIN, HEARTBEAT_PATIENCE, INJECT_PATIENCE,
@@ -32,7 +32,7 @@ use crate::mail::address::Address;
 use crate::mail::dsn::{self, BadDsn, DsnRequest};
 use crate::outcome::event_log::EventStream;
 use crate::pool::rate::Past;
-use crate::pool::suspension::{Scope, Suspension};
+use crate::pool::suspension::{Effect, Scope, Suspension};
 use crate::runtime::clock::Clock;
 use crate::runtime::control::{self, Addresses, Command, ControlSetup, Heartbeats, SuspensionAnswer, SuspensionCall};
 use crate::runtime::dns::Resolver;
@@ -199,6 +199,11 @@ impl Engine {
     /// What is suspended now, as `GET /api/admin/suspend-ready-q/v1` and `GET /api/admin/suspend/v1` together.
     pub async fn suspensions(&self) -> Result<Vec<SuspensionRow>, Unavailable> {
         self.shared.suspensions().await
+    }
+
+    /// Ends a suspension, or limits that a rule has set, before their time. False: there is none with this id.
+    pub async fn resume(&self, id: &str) -> Result<bool, Unavailable> {
+        self.shared.resume(id.to_owned()).await
     }
 
     /// Stops accepting, finishes what is on the wire within `shutdown_grace`, commits, and ends all threads.
@@ -618,6 +623,10 @@ impl Backend for Shared {
                 tenant: text(suspension.scope.tenant),
                 campaign: text(suspension.scope.campaign),
                 domain: text(suspension.scope.domain),
+                limits: match suspension.effect {
+                    Effect::Stop => None,
+                    Effect::Limit(limited) => Some(limits_row(limited.at(now_ms))),
+                },
                 reason: suspension.reason.to_string(),
                 until: WallTime(suspension.until_ms),
             };
@@ -649,7 +658,7 @@ impl Backend for Shared {
             let (rollup, tenant, campaign, domain) = (part(site), part(tenant), part(campaign), part(domain));
             let scope = Scope { source, rollup, tenant, campaign, domain };
             let id = u128::from(os_random_u64()) << 64 | u128::from(os_random_u64());
-            let suspension = Suspension { id, scope, reason: Arc::from(&*reason), until_ms };
+            let suspension = Suspension { id, scope, effect: Effect::Stop, reason: Arc::from(&*reason), until_ms };
             match self.ask_suspensions(SuspensionCall::Add(suspension)).await? {
                 SuspensionAnswer::Added(Some(id)) => Ok(Ok(id_text(id))),
                 _ => Ok(Err("there are too many suspensions".to_owned())),
@@ -684,6 +693,14 @@ impl Backend for Shared {
             Some(shard) => Err(format!("shard {shard} has taken no turn for {HEARTBEAT_PATIENCE:?}")),
             None => Ok(()),
         }
+    }
+}
+
+fn limits_row(settings: LimitSettings) -> LimitsRow {
+    LimitsRow {
+        connection_limit: settings.connection_limit,
+        max_deliveries_per_connection: settings.max_deliveries_per_connection,
+        max_message_rate: settings.max_message_rate.map(|rate| rate.to_string()),
     }
 }
 

@@ -95,6 +95,8 @@ pub struct Attempt {
     pub pair: PairKey,
     /// Whose turn it takes.
     pub flow: Arc<Flow>,
+    /// Its recipients'.
+    pub domain: Arc<str>,
     pub route: Route,
     pub shaping: Arc<Shaping>,
     pub reverse_path: String,
@@ -200,6 +202,13 @@ pub enum Elsewhere {
     Nowhere,
 }
 
+/// What a peer's answer counts as, where an automation rule says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CountsAs {
+    Transient,
+    Permanent,
+}
+
 /// Why nothing goes, and when it is tried again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blocked {
@@ -246,6 +255,8 @@ pub enum ShardMessage {
     Suspend(Suspension),
     /// Any ← control: a suspension has ended before its time.
     Resume { id: u128 },
+    /// Any ← owner: the mail of a tenant's campaign to a domain is to end, by an automation rule.
+    BounceQueue { flow: Arc<Flow>, domain: Arc<str>, reason: Arc<str> },
     /// Home ← control: events up to here are on disk.
     EventCursor { log: postrider_spool::record::LogId, sequence: postrider_spool::record::Sequence },
     /// Any ← embedding API: a message to accept; answered by [`crate::shard::Action::Injected`].

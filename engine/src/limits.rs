@@ -32,6 +32,12 @@ pub(crate) const CONFIG_MESSAGE_BYTES_MAX: u64 = 60 << 20;
 pub(crate) const CONFIG_MESSAGE_BYTES_MIN: u64 = 1 << 10;
 /// The least that `spool.max_size` may be.
 pub(crate) const CONFIG_SPOOL_BYTES_MIN: u64 = 16 << 20;
+/// Automation rules of one table, a rule's pattern in bytes, and what it may take when it is compiled.
+pub(crate) const CONFIG_AUTOMATION_RULES_MAX: usize = 200;
+pub(crate) const CONFIG_PATTERN_BYTES_MAX: usize = 4_096;
+pub(crate) const CONFIG_PATTERN_COMPILED_BYTES_MAX: usize = 1 << 20;
+/// Answers that a rule may wait for.
+pub(crate) const CONFIG_THRESHOLD_MAX: u32 = 1_000;
 
 // schedule
 
@@ -114,7 +120,11 @@ pub const HOST_BACK_OFF_MAX: std::time::Duration = std::time::Duration::from_sec
 pub const DISTRUST: std::time::Duration = std::time::Duration::from_secs(86_400);
 /// Sites that a shard trusts less at a time; those that it has distrusted longest are trusted again first.
 pub const DISTRUSTED_SITES_MAX: usize = 10_000;
-/// Suspensions in force.
+/// Thresholds of automation rules that a shard counts answers for.
+pub(crate) const AUTOMATION_WINDOWS_MAX: usize = 4_096;
+/// For how long limits that were just halved are not halved again.
+pub(crate) const HALVE_PAUSE: std::time::Duration = std::time::Duration::from_secs(10);
+/// Suspensions in force, and limits that rules have set.
 pub const SUSPENSIONS_MAX: usize = 10_000;
 /// Of a suspension's reason this much is kept.
 pub const SUSPENSION_REASON_OCTETS_MAX: usize = 400;

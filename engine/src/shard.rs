@@ -13,6 +13,7 @@
 
 mod accept;
 mod ask;
+mod automation;
 mod deliver;
 mod outcome;
 mod schedule;
@@ -31,6 +32,7 @@ use postrider_spool::{Log, Operation, Statistics};
 
 use self::accept::{Session, Signing};
 use self::ask::Asked;
+use self::automation::Bouncing;
 use self::deliver::Delivery;
 pub use self::deliver::{ConnectError, Connected, TlsStarted};
 use self::schedule::{PendingRead, RouteCache};
@@ -45,6 +47,7 @@ use crate::limits::{INBOX_MESSAGES_PER_TURN, SESSIONS_MAX, SWEEP_INTERVAL};
 use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 use crate::outcome::event::LoggedRecord;
+use crate::pool::automation::Automation;
 use crate::pool::connection::ConnectionKey;
 use crate::pool::egress::{AvoidedSources, EgressTurns};
 use crate::pool::pair::Pools;
@@ -186,8 +189,11 @@ pub struct Shard {
     unread: VecDeque<(MessageId, PendingRead)>,
     asked: HashMap<u64, Asked>,
 
+    bouncing: Bouncing,
+
     // pool, deliver
     pools: Pools,
+    automation: Automation,
     deliveries: HashMap<ConnectionKey, Delivery>,
     /// Intents that were asked for so far.
     intents: u64,
@@ -232,7 +238,9 @@ impl Shard {
             reading: HashMap::new(),
             unread: VecDeque::new(),
             asked: HashMap::new(),
+            bouncing: Bouncing::default(),
             pools: Pools::new(deliver::pool_options(&config, shards)),
+            automation: Automation::default(),
             deliveries: HashMap::new(),
             intents: 0,
             inbox: VecDeque::new(),
@@ -251,6 +259,7 @@ impl Shard {
         self.sweep(now);
         self.sign_waiting(now); //      accept: signatures, at most a few
         self.release_due(now); //       schedule: entries whose time has come
+        self.end_bouncing(now); //      schedule: entries of queues that bounce
         for _ in 0..INBOX_MESSAGES_PER_TURN {
             self.serve_needs(now); //   schedule → pool: tickets, questions
             self.carry_out_orders(now); // pool → deliver: connections, transactions, credits
@@ -271,7 +280,7 @@ impl Shard {
     /// When the next turn is due at the latest, in monotonic time.
     pub fn next_timeout(&self, now: Now) -> Duration {
         let mut next = self.next_sweep;
-        if !self.inbox.is_empty() || !self.signing.is_empty() {
+        if self.has_more() {
             return now.monotonic;
         }
         if let Some(due_ms) = self.home.next_due_ms() {
@@ -296,9 +305,9 @@ impl Shard {
         self.inbox.push_back(message);
     }
 
-    /// Whether signatures or messages wait for the next turn only because of a turn's bound.
+    /// Whether signatures, messages or entries wait for the next turn only because of a turn's bound.
     pub fn has_more(&self) -> bool {
-        !self.signing.is_empty() || !self.inbox.is_empty()
+        !self.signing.is_empty() || !self.inbox.is_empty() || !self.bouncing.is_empty()
     }
 
     pub fn id(&self) -> usize {
@@ -338,6 +347,7 @@ impl Shard {
             ShardMessage::SourcePlumbed { source, plumbed } => self.set_plumbed(now, source, plumbed),
             ShardMessage::Suspend(suspension) => self.suspend(now, suspension),
             ShardMessage::Resume { id } => self.resume(now, id),
+            ShardMessage::BounceQueue { flow, domain, reason } => self.bounce_queue(&flow, &domain, &reason),
             ShardMessage::EventCursor { log, sequence } => self.set_event_cursor(log, sequence),
             ShardMessage::Inject { injection, admitted } => self.inject(now, injection, *admitted),
             ShardMessage::Ask { question, ask } => self.answer(question, ask),
@@ -359,6 +369,8 @@ impl Shard {
         self.home.unblock_domains(now.wall_ms);
         self.home.retry_sources(now.wall_ms);
         self.suspensions.expire(now.wall_ms);
+        self.refresh_limits(now);
+        self.sweep_bouncing();
         self.expire(now);
         self.home.update_rates();
         self.home.forget_paced(now.wall_ms);
@@ -381,6 +393,7 @@ impl Shard {
             && self.sessions.is_empty()
             && self.signing.is_empty()
             && self.inbox.is_empty()
+            && self.bouncing.is_empty()
             && self.home.out() == 0
             && self.pools.connections() == 0
             && self.logs.iter().all(HomeLog::is_quiet);

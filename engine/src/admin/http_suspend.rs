@@ -14,7 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::http_admin::{ApiError, Service, Shared, in_time};
-use super::{SuspensionEnd, SuspensionRow, WallTime};
+use super::{LimitsRow, SuspensionEnd, SuspensionRow, WallTime};
 use crate::limits::SUSPENSION_REASON_OCTETS_MAX;
 
 #[derive(Debug, Deserialize)]
@@ -63,6 +63,9 @@ pub(super) struct ReadyEntry {
     reason: String,
     duration: String,
     expires: WallTime,
+    /// Ours: it is not suspended, but has these limits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<LimitsRow>,
 }
 
 /// `SuspendV1ListEntry`, and where it holds.
@@ -87,6 +90,7 @@ pub(super) async fn list_ready(State(service): Shared) -> Result<Json<Vec<ReadyE
         reason: row.reason,
         duration: duration_text(row.left),
         expires: row.until,
+        limits: row.limits,
     };
     Ok(Json(rows.into_iter().filter(is_of_ready_queue).map(entry).collect()))
 }

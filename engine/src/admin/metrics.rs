@@ -115,6 +115,8 @@ pub struct ShardMetrics {
     pub possible_duplicates: Counter,
     /// Suspensions made here, by a rule or by a peer that refuses our address.
     pub suspensions_made: Counter,
+    /// Automation rules that have fired here.
+    pub automation_fired: Counter,
     /// Suspensions in force everywhere; told by one shard, because all have the same.
     pub suspensions: Gauge,
     /// Not due yet.
@@ -161,6 +163,7 @@ impl Default for ShardMetrics {
             failures: Counter::default(),
             possible_duplicates: Counter::default(),
             suspensions_made: Counter::default(),
+            automation_fired: Counter::default(),
             suspensions: Gauge::default(),
             scheduled: Gauge::default(),
             ready: Gauge::default(),
@@ -279,6 +282,7 @@ impl Metrics {
                 |s| s.possible_duplicates.get()),
             one("suspensions", "Suspensions in force.", G, |s| s.suspensions.get()),
             one("suspensions_made", "Suspensions made by the engine itself.", C, |s| s.suspensions_made.get()),
+            one("automation_fired", "Automation rules fired.", C, |s| s.automation_fired.get()),
             some("dkim_signatures", "DKIM signatures made.", C, "algorithm", &[
                 ("rsa-sha256", |s| s.signatures_rsa.get()), ("ed25519-sha256", |s| s.signatures_ed25519.get())]),
             one("shard_turns", "Loop turns of all shards.", C, |s| s.turns.get()),

@@ -134,10 +134,24 @@ pub struct SuspensionRow {
     pub tenant: Option<String>,
     pub campaign: Option<String>,
     pub domain: Option<String>,
+    /// It stops nothing, but a rule has set these limits for the source at the site.
+    pub limits: Option<LimitsRow>,
     pub reason: String,
     pub until: WallTime,
     /// The same, from now on.
     pub left: Duration,
+}
+
+/// Limits as they are in force now; one that is None is as configured.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct LimitsRow {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connection_limit: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_deliveries_per_connection: Option<u32>,
+    /// As in the configuration: `30/min`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_message_rate: Option<String>,
 }
 
 /// When a suspension ends.

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -141,6 +142,7 @@ impl Default for Shaping {
             tls: TlsMode::Opportunistic,
             mta_sts: true,
             timeouts: Timeouts::default(),
+            automation: Arc::default(),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! [`Config`] is what the rest of the engine sees: every default filled in, every name resolved, every file read.
 #![expect(clippy::disallowed_methods, reason = "reads its files once, before anything runs")]
 
+mod automation;
 mod default;
 mod describe;
 mod dkim;
@@ -33,6 +34,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 pub use crate::mail::endpoint::UnixPath;
+pub use automation::{AutomationAction, AutomationRule, HalvedLimits, LimitSettings, Threshold};
 pub use describe::describe;
 pub use error::{ConfigError, ConfigErrors};
 pub use filesystem::Filesystem;
@@ -340,6 +342,8 @@ pub struct Shaping {
     /// Whether domains' MTA-STS policies are looked for and followed.
     pub mta_sts: bool,
     pub timeouts: Timeouts,
+    /// What is done about answers; of the narrowest table first.
+    pub automation: Arc<[Arc<AutomationRule>]>,
 }
 
 /// What `[shaping]` and `[provider]` say beside the default. All lists are sorted by name.

@@ -65,6 +65,13 @@ impl Rate {
     }
 }
 
+impl Rate {
+    /// Lets less pass in the long run.
+    pub fn is_stricter_than(self, other: Self) -> bool {
+        u128::from(self.count) * other.period.as_nanos() < u128::from(other.count) * self.period.as_nanos()
+    }
+}
+
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let unit = PERIODS.iter().find(|(_, seconds)| Duration::from_secs(*seconds) == self.period);

@@ -32,6 +32,10 @@ impl<'a> Section<'a> {
         Self { path: path.into(), place, table, report, asked: RefCell::default(), refused: RefCell::default() }
     }
 
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
     /// The dotted path of a key of this section.
     pub(super) fn path_of(&self, key: &str) -> String {
         if self.path.is_empty() { key_text(key) } else { format!("{}.{}", self.path, key_text(key)) }

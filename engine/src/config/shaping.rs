@@ -8,6 +8,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::automation::{self, AutomationRule};
 use super::document::{Entry, Value};
 use super::error::Wrong;
 use super::rate::Rate;
@@ -70,6 +71,19 @@ impl Settings {
     fn rate(&mut self, section: &Section<'_>, key: &'static str, set: fn(&mut Shaping, Option<Rate>)) {
         let found = section.text(key, "\"100/s\"", Rate::parse);
         self.take(section, key, found.map(|found| found.value), set);
+    }
+
+    /// Rules stand before those of the tables that this one wins over.
+    fn automation(&mut self, section: &Section<'_>) {
+        let rules: Vec<Arc<AutomationRule>> = automation::read(section, section.path());
+        if rules.is_empty() {
+            return;
+        }
+        let text = format!("{} rules", rules.len());
+        let apply = Arc::new(move |shaping: &mut Shaping| {
+            shaping.automation = rules.iter().chain(&*shaping.automation).cloned().collect();
+        });
+        self.0.push(Setting { key: section.path_of("automation"), text, apply });
     }
 
     fn timeout(
@@ -349,7 +363,7 @@ fn read_layer(section: &Section<'_>, config: &Config, read_more: fn(&Section<'_>
     let mut settings = Settings::default();
     read_settings(section, &mut settings);
     read_more(section, &mut settings);
-    section.not_yet(&[("retry", None), ("automation", None)]);
+    section.not_yet(&[("retry", None)]);
     let mut sources = Vec::new();
     let Some(by_name) = section.table("sources", "[….sources.\"ip-a\"]") else {
         return Layer { settings, sources };
@@ -374,7 +388,6 @@ fn read_layer(section: &Section<'_>, config: &Config, read_more: fn(&Section<'_>
         let mut settings = Settings::default();
         read_settings(&own, &mut settings);
         read_more(&own, &mut settings);
-        own.not_yet(&[("automation", None)]);
         own.finish();
         sources.push((source, settings));
     }
@@ -417,6 +430,7 @@ fn read_settings(section: &Section<'_>, settings: &mut Settings) {
     }
     let mta_sts = section.boolean("mta_sts");
     settings.take(section, "mta_sts", mta_sts, |shaping, mta_sts| shaping.mta_sts = mta_sts);
+    settings.automation(section);
     section.not_yet(&[("dane", Some("false"))]);
 }
 

@@ -17,7 +17,7 @@ use postrider_spool::record::Answer;
 use crate::config::TlsMode;
 use crate::deliver::attempt::Stage;
 use crate::deliver::blame;
-use crate::handover::{Elsewhere, Need};
+use crate::handover::{CountsAs, Elsewhere, Need};
 use crate::limits::ANSWER_TEXT_OCTETS_MAX;
 use crate::mail::reply::Reply;
 
@@ -30,6 +30,8 @@ pub struct RecipientVerdict {
     /// The row that decided, for metrics and for the simulator's count.
     pub rule: &'static str,
     pub answer: Answer,
+    /// The answer is the peer's own, and not ours in its place.
+    pub is_peers: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +95,8 @@ pub struct SessionFailure {
     pub scope: Scope,
     pub rule: &'static str,
     pub answer: Answer,
+    /// The answer is the peer's own, and not ours in its place.
+    pub is_peers: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -325,6 +329,7 @@ pub fn judge(circumstances: &Circumstances<'_>, command: &str) -> (RecipientVerd
         scope: rule.scope.unwrap_or(if one_recipient { Scope::Recipient } else { Scope::Message }),
         rule: rule.name,
         answer,
+        is_peers: matches!(circumstances.happened, Happened::Replied(_)),
     };
     (verdict, rule.connection)
 }
@@ -417,8 +422,8 @@ pub const SESSION_RULES: &[SessionRule] = &[
 impl SessionFailure {
     /// A transaction's verdict that is the host's as well.
     pub(crate) fn of_transaction(stage: Stage, verdict: &RecipientVerdict) -> Self {
-        let RecipientVerdict { fault, scope, rule, answer, .. } = verdict.clone();
-        Self { stage, action: HostAction::BackOff, fault, scope, rule, answer }
+        let RecipientVerdict { fault, scope, rule, answer, is_peers, .. } = verdict.clone();
+        Self { stage, action: HostAction::BackOff, fault, scope, rule, answer, is_peers }
     }
 }
 
@@ -428,7 +433,8 @@ pub fn judge_session(stage: Stage, happened: &Happened, tls: TlsMode, command: &
     let rule = rule.expect("the last rule applies to everything");
     let answer = happened.answer(stage, command);
     let &SessionRule { name, action, fault, scope, .. } = rule;
-    SessionFailure { stage, action, fault, scope, rule: name, answer }
+    let is_peers = matches!(happened, Happened::Replied(_));
+    SessionFailure { stage, action, fault, scope, rule: name, answer, is_peers }
 }
 
 /// Connection refused, host unreachable and the like.
@@ -477,6 +483,17 @@ impl RecipientVerdict {
                 LATER
             }
             Elsewhere::Nowhere => Fate::Bounce,
+        };
+    }
+
+    /// An automation rule says what the peer's answer counts as. What is in doubt stays so, and what repeats at once
+    /// and uncounted is no answer about the message.
+    pub fn recount(&mut self, counts_as: CountsAs) {
+        assert!(self.is_peers, "only a peer's answer is counted as something else");
+        self.fate = match (self.fate, counts_as) {
+            (Fate::Bounce, CountsAs::Transient) => LATER,
+            (Fate::Retry(Retry { counts_attempt: true, in_doubt: false, .. }), CountsAs::Permanent) => Fate::Bounce,
+            (fate, _) => fate,
         };
     }
 }
@@ -535,7 +552,7 @@ pub fn refuse(refusal: Refusal) -> RecipientVerdict {
         ),
     };
     let answer = Answer { code, enhanced: Some(enhanced), text: text.to_owned(), command: String::new() };
-    RecipientVerdict { fate, fault, scope, rule, answer }
+    RecipientVerdict { fate, fault, scope, rule, answer, is_peers: false }
 }
 
 impl Circumstances<'_> {

@@ -6,10 +6,12 @@
 //! * `pair/pacing.rs`: whose turn it is by such limits.
 //! * `demand.rs`: what homes have ready for a pair, and whose turn it is.
 //! * `connection.rs`: the connection slots of a shard.
-//! * `suspension.rs`: what must not be sent for a while.
+//! * `automation.rs`: which rules fire on a peer's answers, and what they make of limits.
+//! * `suspension.rs`: what must not be sent for a while, or only within stricter limits.
 //! * `site.rs`: which host of a site is tried next, and which are left alone for a while.
 //! * `trust.rs`: how much is put in flight with a site's hosts.
 
+pub mod automation;
 pub mod connection;
 mod demand;
 pub mod egress;

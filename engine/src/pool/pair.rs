@@ -18,8 +18,9 @@ use super::connection::{ConnectionKey, Slot, SlotState, Slots};
 use super::demand::Demand;
 use super::rate::{Past, Started};
 use super::site::{BackOff, Choice, Hosts};
+use super::suspension::StricterLimits;
 use super::trust::Trust;
-use crate::config::{Chunking, Shaping, Terms};
+use crate::config::{Chunking, LimitSettings, Shaping, Terms};
 use crate::fair::Flow;
 use crate::handover::{Attempt, Backlog, Blocked, Credit, Elsewhere, Need, PairKey, Route, TlsRequirement};
 use crate::limits::PAIRS_KEPT;
@@ -124,6 +125,8 @@ pub struct Pools {
     /// The pair whose turn it is in its roll-up.
     serving: Option<u32>,
     started: Option<Started>,
+    /// What rules have put in force, by source and roll-up.
+    stricter: HashMap<(usize, Arc<str>), StricterLimits>,
     /// What was reserved before the start, by limit.
     past: Arc<HashMap<String, Past>>,
     /// Limits that have asked for a reservation.
@@ -137,7 +140,10 @@ pub struct Pools {
 #[derive(Debug)]
 struct Pair {
     key: PairKey,
-    /// As the newest ticket has them.
+    /// As the newest ticket has them, and what rules have put in force beside.
+    configured: Arc<Shaping>,
+    stricter: LimitSettings,
+    /// What both come to.
     shaping: Arc<Shaping>,
     terms: Arc<Terms>,
     hosts: Hosts,
@@ -168,6 +174,7 @@ impl Pools {
             wakes: BTreeSet::new(),
             serving: None,
             started: None,
+            stricter: HashMap::new(),
             past: Arc::default(),
             reserving: HashMap::new(),
             slots: Slots::default(),
@@ -321,7 +328,7 @@ impl Pools {
             return None;
         }
         let units = next.recipients.len() as u32;
-        if self.has_to_give_way(place) || !self.may_write(now, place, units) {
+        if self.is_surplus(place) || self.has_to_give_way(place) || !self.may_write(now, place, units) {
             return None;
         }
         self.take_units(now, place, units);
@@ -387,6 +394,16 @@ impl Pools {
     pub fn call_back(&mut self, covered: impl Fn(&PairKey) -> bool) {
         for pair in self.pairs.iter_mut().filter(|pair| covered(&pair.key)) {
             self.orders.extend(pair.tickets.drain(..).map(|attempt| Order::Return { attempt }));
+        }
+    }
+
+    /// The same for such tickets of any pair.
+    pub fn call_back_tickets(&mut self, is_meant: impl Fn(&Attempt) -> bool) {
+        for pair in &mut self.pairs {
+            let (called, rest): (VecDeque<_>, VecDeque<_>) =
+                pair.tickets.drain(..).partition(|attempt| is_meant(attempt));
+            pair.tickets = rest;
+            self.orders.extend(called.into_iter().map(|attempt| Order::Return { attempt }));
         }
     }
 
@@ -707,6 +724,8 @@ impl Pair {
     fn new(key: PairKey, options: &PoolOptions) -> Self {
         Self {
             key,
+            configured: Arc::clone(&options.default),
+            stricter: LimitSettings::default(),
             shaping: Arc::clone(&options.default),
             terms: Arc::default(),
             hosts: Hosts::default(),

@@ -1,14 +1,18 @@
-//! What must not be sent for a while: suspensions, made by automation rules or by the operator.
+//! What must not be sent for a while: suspensions, made by automation rules or by the operator. A rule may also put
+//! stricter limits in force; such a suspension stops nothing by itself.
 //!
-//! A suspension names what it stops by up to five parts; a part that it leaves out matches everything. Every shard has
-//! all suspensions: a home leaves suspended sources out when it chooses one, an owner of a suspended pair starts
+//! A suspension names what it is about by up to five parts; a part that it leaves out matches everything. All shards
+//! have all suspensions: a home leaves suspended sources out when it chooses one, an owner of a suspended pair starts
 //! nothing. The control thread keeps the list on disk, so times are wall times.
 //!
 //! See also: `shard/suspend.rs` for who obeys them, `runtime/suspension_list.rs` for the file.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
+use super::automation::Limited;
+use crate::config::{HalvedLimits, LimitSettings};
 use crate::handover::PairKey;
 use crate::limits::SUSPENSIONS_MAX;
 
@@ -37,15 +41,32 @@ pub struct Suspension {
     /// Random; shown as a UUID.
     pub id: u128,
     pub scope: Scope,
+    pub effect: Effect,
     /// The rule and the answer that it matched, or the operator's words.
     pub reason: Arc<str>,
     pub until_ms: u64,
 }
 
+/// What a suspension does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing is sent.
+    Stop,
+    /// What is sent by a source at a roll-up's sites has these limits as well.
+    Limit(Limited),
+}
+
+/// The limits that rules have put in force at a source and a roll-up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StricterLimits {
+    pub settings: LimitSettings,
+    pub reason: Arc<str>,
+}
+
 /// Source and roll-up, as far as a scope names them.
 type ScopePlace = (Option<usize>, Option<Arc<str>>);
 
-/// All suspensions that are in force. One a scope.
+/// All suspensions that are in force. One a scope and kind of effect.
 #[derive(Debug, Clone, Default)]
 pub struct Suspensions {
     by_place: HashMap<ScopePlace, Vec<Suspension>>,
@@ -73,7 +94,27 @@ impl Scope {
     }
 }
 
+impl Effect {
+    /// Whether the one stands in for the other.
+    fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Stop, Self::Stop) => true,
+            (Self::Limit(one), Self::Limit(other)) => one.is_like(other),
+            _ => false,
+        }
+    }
+}
+
 impl Suspension {
+    /// Whether the one stands in for the other.
+    fn is_like(&self, other: &Self) -> bool {
+        self.scope == other.scope && self.effect.is_like(&other.effect)
+    }
+
+    fn stops(&self) -> bool {
+        self.effect == Effect::Stop
+    }
+
     /// As it stands in `blocked_by`, where the time follows.
     pub fn blocked_by(&self) -> Arc<str> {
         format!("suspended: {}", self.reason).into()
@@ -81,15 +122,15 @@ impl Suspension {
 }
 
 impl Suspensions {
-    /// Puts a suspension in force in place of the one with the same scope. False: there was one already, and it goes
-    /// on; or there are too many.
+    /// Puts a suspension in force in place of the one with the same scope and effect. False: there was one already, and
+    /// it goes on; or there are too many.
     pub fn insert(&mut self, now_ms: u64, suspension: Suspension) -> bool {
         if self.len >= SUSPENSIONS_MAX {
             self.expire(now_ms);
         }
         let place = (suspension.scope.source, suspension.scope.rollup.clone());
         let here = self.by_place.entry(place).or_default();
-        if let Some(present) = here.iter_mut().find(|present| present.scope == suspension.scope) {
+        if let Some(present) = here.iter_mut().find(|present| present.is_like(&suspension)) {
             let is_new = present.until_ms <= now_ms;
             *present = suspension;
             return is_new;
@@ -105,19 +146,60 @@ impl Suspensions {
     /// What stops a flow at a source and a roll-up; the one that lasts longest.
     pub fn find(&self, now_ms: u64, source: usize, rollup: &Arc<str>, flow: Flow<'_>) -> Option<&Suspension> {
         let here = self.at(now_ms, source, rollup);
-        here.filter(|suspension| suspension.scope.covers_flow(flow)).max_by_key(|suspension| suspension.until_ms)
+        let stops = |it: &&Suspension| it.stops() && it.scope.covers_flow(flow);
+        here.filter(stops).max_by_key(|suspension| suspension.until_ms)
     }
 
     /// What stops everything at a pair.
     pub fn of_pair(&self, now_ms: u64, pair: &PairKey) -> Option<&Suspension> {
         let here = self.at(now_ms, pair.source, &pair.rollup);
-        here.filter(|suspension| suspension.scope.is_whole()).max_by_key(|suspension| suspension.until_ms)
+        let stops = |it: &&Suspension| it.stops() && it.scope.is_whole();
+        here.filter(stops).max_by_key(|suspension| suspension.until_ms)
     }
 
-    /// The suspension in force with just this scope.
-    pub fn of_scope(&self, now_ms: u64, scope: &Scope) -> Option<&Suspension> {
-        let here = self.by_place.get(&(scope.source, scope.rollup.clone()))?;
-        here.iter().find(|suspension| suspension.until_ms > now_ms && suspension.scope == *scope)
+    /// The suspension in force that this one would stand in for.
+    pub fn present(&self, now_ms: u64, suspension: &Suspension) -> Option<&Suspension> {
+        let Scope { source, rollup, .. } = &suspension.scope;
+        let here = self.by_place.get(&(*source, rollup.clone()))?;
+        here.iter().find(|present| present.until_ms > now_ms && present.is_like(suspension))
+    }
+
+    /// What rules have halved at a pair, as far as it is not back.
+    pub fn recovering(&self, now_ms: u64, pair: &PairKey, halved: HalvedLimits) -> Option<&Limited> {
+        let scope = Scope::pair(pair);
+        let here = self.by_place.get(&(scope.source, scope.rollup))?;
+        let mut in_force = here.iter().filter(|it| it.until_ms > now_ms && it.scope.is_whole());
+        in_force.find_map(|it| match &it.effect {
+            Effect::Limit(limited) if limited.is_of(halved) => Some(limited),
+            _ => None,
+        })
+    }
+
+    /// All limits that are in force by rules now, by source and roll-up.
+    pub fn limits(&self, now_ms: u64) -> HashMap<(usize, Arc<str>), StricterLimits> {
+        let mut limits: HashMap<_, StricterLimits> = HashMap::new();
+        for suspension in self.iter().filter(|it| it.until_ms > now_ms) {
+            let (Effect::Limit(limited), Scope { source: Some(source), rollup: Some(rollup), .. }) =
+                (suspension.effect, &suspension.scope)
+            else {
+                continue;
+            };
+            let settings = limited.at(now_ms);
+            match limits.entry((*source, Arc::clone(rollup))) {
+                Entry::Vacant(place) => {
+                    place.insert(StricterLimits { settings, reason: Arc::clone(&suspension.reason) });
+                }
+                Entry::Occupied(place) => {
+                    let known = place.into_mut();
+                    known.settings = known.settings.stricter(settings);
+                    // The rate is what mail waits for, and so what the reason is asked for.
+                    if known.settings.max_message_rate == settings.max_message_rate {
+                        known.reason = Arc::clone(&suspension.reason);
+                    }
+                }
+            }
+        }
+        limits
     }
 
     pub fn remove(&mut self, id: u128) -> Option<Suspension> {
@@ -171,7 +253,7 @@ mod tests {
     use super::*;
 
     fn suspension(id: u128, scope: Scope, until_ms: u64) -> Suspension {
-        Suspension { id, scope, reason: "because".into(), until_ms }
+        Suspension { id, scope, effect: Effect::Stop, reason: "because".into(), until_ms }
     }
 
     fn pair_of(source: usize, rollup: &Arc<str>) -> PairKey {
@@ -224,6 +306,33 @@ mod tests {
         assert!(all.remove(4).is_none());
         all.expire(300);
         assert!(all.is_empty() && all.iter().next().is_none());
+    }
+
+    #[test]
+    fn limits_stop_nothing_and_the_stricter_holds() {
+        let google: Arc<str> = "google".into();
+        let pair = pair_of(1, &google);
+        let limit = |id, connections, deliveries, until_ms| {
+            let settings = LimitSettings {
+                connection_limit: connections,
+                max_deliveries_per_connection: deliveries,
+                max_message_rate: None,
+            };
+            let effect = Effect::Limit(Limited { settings, recovery: None });
+            Suspension { effect, ..suspension(id, Scope::pair(&pair), until_ms) }
+        };
+        let mut all = Suspensions::default();
+        assert!(all.insert(0, limit(1, Some(3), None, 100)));
+        assert!(all.insert(0, limit(2, Some(2), Some(9), 50)), "of another kind");
+        assert!(!all.insert(0, limit(3, Some(4), None, 100)), "in the first one's place");
+        assert!(all.find(0, 1, &google, flow("t", "c")).is_none() && all.of_pair(0, &pair).is_none());
+        let at = |now_ms| all.limits(now_ms).get(&(1, Arc::clone(&google))).map(|limits| limits.settings);
+        let (first, later) = (at(0).unwrap(), at(50).unwrap());
+        assert_eq!((first.connection_limit, first.max_deliveries_per_connection), (Some(2), Some(9)));
+        assert_eq!((later.connection_limit, later.max_deliveries_per_connection), (Some(4), None));
+        assert_eq!(at(100), None);
+        assert!(all.insert(0, suspension(4, Scope::pair(&pair), 100)), "and a stop is something else");
+        assert_eq!(all.of_pair(0, &pair).map(|found| found.id), Some(4));
     }
 
     #[test]

@@ -5,12 +5,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::state_file::StateFile;
-use crate::config::EgressSource;
-use crate::pool::suspension::{Scope, Suspension, Suspensions};
+use crate::config::{EgressSource, LimitSettings, Rate};
+use crate::pool::automation::{Limited, Recovery};
+use crate::pool::suspension::{Effect, Scope, Suspension, Suspensions};
 
 pub(crate) struct SuspensionList {
     list: Suspensions,
@@ -35,8 +37,22 @@ struct Stored {
     campaign: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     domain: Option<String>,
+    /// None: nothing is sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    limits: Option<StoredLimits>,
     reason: String,
     until_ms: u64,
+}
+
+/// What a rule has put in force beside the configured limits.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct StoredLimits {
+    connection_limit: Option<u32>,
+    max_deliveries_per_connection: Option<u32>,
+    /// Recipients, milliseconds, burst.
+    max_message_rate: Option<(u32, u64, u32)>,
+    /// Since when it climbs back, milliseconds of a step, connections and recipients of a step.
+    recovery: Option<(u64, u64, u32, u32)>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -61,7 +77,7 @@ impl SuspensionList {
     fn load(&mut self, now_ms: u64) -> Result<(), String> {
         let Some(bytes) = self.file.read().map_err(|error| error.to_string())? else { return Ok(()) };
         let stored: StoredList = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
-        if stored.version != VERSION {
+        if !(1..=VERSION).contains(&stored.version) {
             return Err(format!("its version is {}, not {VERSION}", stored.version));
         }
         for stored in stored.suspensions {
@@ -76,12 +92,16 @@ impl SuspensionList {
                 },
             };
             let id = parse_id(&stored.id).ok_or_else(|| format!("{:?} is no id", stored.id))?;
-            let Stored { rollup, tenant, campaign, domain, reason, until_ms, .. } = stored;
+            let Stored { rollup, tenant, campaign, domain, limits, reason, until_ms, .. } = stored;
+            let effect = match limits {
+                None => Effect::Stop,
+                Some(limits) => Effect::Limit(limits.load()?),
+            };
             let part = |part: Option<String>| part.map(|part| Arc::from(&*part));
             let (rollup, tenant, campaign, domain) = (part(rollup), part(tenant), part(campaign), part(domain));
             let scope = Scope { source, rollup, tenant, campaign, domain };
             if until_ms > now_ms {
-                self.list.insert(now_ms, Suspension { id, scope, reason: Arc::from(&*reason), until_ms });
+                self.list.insert(now_ms, Suspension { id, scope, effect, reason: Arc::from(&*reason), until_ms });
             }
         }
         Ok(())
@@ -90,32 +110,31 @@ impl SuspensionList {
     /// Puts a suspension in force and says it as all are to know it: one that goes on keeps its id. None: there are too
     /// many.
     pub(crate) fn insert(&mut self, now_ms: u64, mut suspension: Suspension) -> Option<Suspension> {
-        let present = self.list.of_scope(now_ms, &suspension.scope);
+        let present = self.list.present(now_ms, &suspension);
         if let Some(present) = present {
             suspension.id = present.id;
-        } else {
-            let scope = self.describe(&suspension.scope);
+        }
+        if present.is_none_or(|present| present.effect != suspension.effect) {
+            let what = self.describe(&suspension);
             let until = crate::admin::WallTime(suspension.until_ms);
-            tracing::warn!(%until, reason = &*suspension.reason, "suspended: {scope}");
+            tracing::warn!(%until, reason = &*suspension.reason, "{what}");
         }
         self.list.insert(now_ms, suspension.clone());
         self.changed = true;
-        self.list.of_scope(now_ms, &suspension.scope).is_some().then_some(suspension)
+        self.list.present(now_ms, &suspension).is_some().then_some(suspension)
     }
 
     pub(crate) fn remove(&mut self, now_ms: u64, id: u128) -> bool {
         self.expire(now_ms);
         let Some(removed) = self.list.remove(id) else { return false };
-        tracing::info!("no longer suspended: {}", self.describe(&removed.scope));
+        tracing::info!("no longer {}", self.describe(&removed));
         self.changed = true;
         true
     }
 
     pub(crate) fn expire(&mut self, now_ms: u64) {
-        let over: Vec<Scope> =
-            self.list.iter().filter(|it| it.until_ms <= now_ms).map(|suspension| suspension.scope.clone()).collect();
-        for scope in &over {
-            tracing::info!("no longer suspended: {}", self.describe(scope));
+        for over in self.list.iter().filter(|it| it.until_ms <= now_ms) {
+            tracing::info!("no longer {}", self.describe(over));
         }
         self.list.expire(now_ms);
         // The file may keep them: they are over for whoever reads it, too.
@@ -142,7 +161,7 @@ impl SuspensionList {
     }
 
     fn store(&self, suspension: &Suspension) -> Stored {
-        let Suspension { id, scope, reason, until_ms } = suspension.clone();
+        let Suspension { id, scope, effect, reason, until_ms } = suspension.clone();
         let part = |part: Option<Arc<str>>| part.map(|part| part.to_string());
         Stored {
             id: id_text(id),
@@ -151,13 +170,18 @@ impl SuspensionList {
             tenant: part(scope.tenant),
             campaign: part(scope.campaign),
             domain: part(scope.domain),
+            limits: match effect {
+                Effect::Stop => None,
+                Effect::Limit(limited) => Some(StoredLimits::new(limited)),
+            },
             reason: reason.to_string(),
             until_ms,
         }
     }
 
-    /// For the log: "source ip-a, site google".
-    fn describe(&self, scope: &Scope) -> String {
+    /// For the log: "suspended: source ip-a, site google".
+    fn describe(&self, suspension: &Suspension) -> String {
+        let scope = &suspension.scope;
         let source = scope.source.map(|source| format!("source {}", self.sources[source]));
         let part = |what: &str, name: &Option<Arc<str>>| name.as_ref().map(|name| format!("{what} {name:?}"));
         let parts = [
@@ -168,7 +192,45 @@ impl SuspensionList {
             part("domain", &scope.domain),
         ];
         let parts: Vec<String> = parts.into_iter().flatten().collect();
-        if parts.is_empty() { "everything".to_owned() } else { parts.join(", ") }
+        let about = if parts.is_empty() { "everything".to_owned() } else { parts.join(", ") };
+        match suspension.effect {
+            Effect::Stop => format!("suspended: {about}"),
+            Effect::Limit(limited) => format!("limited to {}: {about}", limited.settings),
+        }
+    }
+}
+
+impl StoredLimits {
+    fn new(limited: Limited) -> Self {
+        let LimitSettings { connection_limit, max_deliveries_per_connection, max_message_rate } = limited.settings;
+        let rate = |rate: Rate| (rate.count, rate.period.as_millis() as u64, rate.max_burst);
+        let recovery = |it: Recovery| (it.since_ms, it.step_ms, it.connections, it.recipients);
+        Self {
+            connection_limit,
+            max_deliveries_per_connection,
+            max_message_rate: max_message_rate.map(rate),
+            recovery: limited.recovery.map(recovery),
+        }
+    }
+
+    fn load(self) -> Result<Limited, String> {
+        let Self { connection_limit, max_deliveries_per_connection, max_message_rate, recovery } = self;
+        let is_null = |limit: Option<u32>| limit == Some(0);
+        let rate_is_null =
+            max_message_rate.is_some_and(|(count, period_ms, burst)| count == 0 || period_ms == 0 || burst == 0);
+        if is_null(connection_limit) || is_null(max_deliveries_per_connection) || rate_is_null {
+            return Err("a limit lets nothing pass".to_owned());
+        }
+        let rate = |(count, period_ms, max_burst)| Rate { count, period: Duration::from_millis(period_ms), max_burst };
+        let max_message_rate = max_message_rate.map(rate);
+        let settings = LimitSettings { connection_limit, max_deliveries_per_connection, max_message_rate };
+        let recovery = recovery.map(|(since_ms, step_ms, connections, recipients)| Recovery {
+            since_ms,
+            step_ms,
+            connections,
+            recipients,
+        });
+        Ok(Limited { settings, recovery })
     }
 }
 
@@ -182,7 +244,8 @@ pub(crate) fn parse_id(text: &str) -> Option<u128> {
     Some(u128::from_be_bytes(parsed.0))
 }
 
-const VERSION: u32 = 1;
+/// 2 has limits; without, it is as 1.
+const VERSION: u32 = 2;
 
 #[cfg(test)]
 mod tests {
@@ -199,7 +262,7 @@ mod tests {
     }
 
     fn suspension(id: u128, scope: Scope, until_ms: u64) -> Suspension {
-        Suspension { id, scope, reason: "421 4.7.0 \"later\"".into(), until_ms }
+        Suspension { id, scope, effect: Effect::Stop, reason: "421 4.7.0 \"later\"".into(), until_ms }
     }
 
     fn save(list: &mut SuspensionList) {
@@ -226,6 +289,24 @@ mod tests {
     }
 
     #[test]
+    fn limits_survive_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut list = SuspensionList::open(directory.path(), &sources(&["a"]), 0);
+        let rate = Rate { count: 30, period: Duration::from_secs(60), max_burst: 2 };
+        let settings = LimitSettings { connection_limit: Some(3), max_message_rate: Some(rate), ..Default::default() };
+        let recovery = Some(Recovery { since_ms: 5, step_ms: 60_000, connections: 1, recipients: 10 });
+        let scope = Scope { source: Some(0), rollup: Some("google".into()), ..Scope::default() };
+        let effect = Effect::Limit(Limited { settings, recovery });
+        let limited = Suspension { effect, ..suspension(7, scope.clone(), 1_000) };
+        assert!(list.insert(0, limited.clone()).is_some());
+        assert!(list.insert(0, suspension(8, scope, 1_000)).is_some(), "it is another");
+        save(&mut list);
+        let list = SuspensionList::open(directory.path(), &sources(&["a"]), 500);
+        assert_eq!(list.iter().count(), 2);
+        assert_eq!(list.iter().find(|it| it.id == 7), Some(&limited));
+    }
+
+    #[test]
     fn what_goes_on_keeps_its_id() {
         let directory = tempfile::tempdir().unwrap();
         let mut list = SuspensionList::open(directory.path(), &sources(&["a"]), 0);
@@ -241,7 +322,7 @@ mod tests {
     #[test]
     fn a_damaged_file_stops_nothing() {
         let directory = tempfile::tempdir().unwrap();
-        for text in ["", "{", "{\"version\":2,\"suspensions\":[]}", "{\"version\":1,\"suspensions\":[{\"id\":\"x\"}]}"]
+        for text in ["", "{", "{\"version\":3,\"suspensions\":[]}", "{\"version\":1,\"suspensions\":[{\"id\":\"x\"}]}"]
         {
             std::fs::write(directory.path().join("suspensions.json"), text).unwrap();
             let mut list = SuspensionList::open(directory.path(), &sources(&["a"]), 0);

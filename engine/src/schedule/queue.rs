@@ -421,6 +421,39 @@ impl Home {
         withdrawn
     }
 
+    /// Takes all that waits in some queues, due or not, from wherever it waits. Each entry must be given to
+    /// [`Self::remove`]. Tells as well which of their entries are out.
+    pub fn withdraw_queues(&mut self, is_meant: impl Fn(&Queue) -> bool) -> (Vec<EntryKey>, Vec<EntryKey>) {
+        let is_meant = |place: &Option<Queue>| place.as_ref().is_some_and(|queue| queue.depth > 0 && is_meant(queue));
+        let meant: Vec<bool> = self.queues.iter().map(is_meant).collect();
+        let (mut waiting, mut out) = (Vec::new(), Vec::new());
+        if !meant.contains(&true) {
+            return (waiting, out);
+        }
+        for key in self.entries.keys().filter(|key| meant[self.entries[*key].queue.0 as usize]) {
+            match self.entries[key].state() {
+                State::Out { .. } => out.push(key),
+                State::Withdrawn => {}
+                _ => waiting.push(key),
+            }
+        }
+        self.withdraw(&waiting);
+        (waiting, out)
+    }
+
+    /// The same for a single entry. False: it was taken already.
+    pub fn withdraw_one(&mut self, key: EntryKey) -> bool {
+        let waits = !matches!(self.entries[key].state(), State::Out { .. } | State::Withdrawn);
+        if waits {
+            self.withdraw(&[key]);
+        }
+        waits
+    }
+
+    pub fn is_out(&self, key: EntryKey) -> bool {
+        matches!(self.entries[key].state(), State::Out { .. })
+    }
+
     /// The ticket came back without an attempt: the entry keeps its attempts and due time, and is routed anew.
     pub fn take_back(&mut self, key: EntryKey) {
         self.leave_out(key);

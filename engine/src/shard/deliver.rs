@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use super::{Action, Reservation, Shard};
 use crate::admin::answer_text;
-use crate::config::{Config, RetrySchedule, Shaping};
+use crate::config::{AutomationRule, Config, RetrySchedule, Shaping};
 use crate::deliver::attempt::Transaction;
 use crate::deliver::content::Chunk;
 use crate::deliver::smtp_client::{ClientEvent, ClientOptions, SmtpClient};
 use crate::deliver::verdict::{self, Fate, HostAction, Scope, SessionFailure};
 use crate::handover::{
-    Attempt, Backlog, ControlMessage, Credit, DeliveryContext, Intend, IntentKey, Settled, ShardMessage, TlsRequirement,
+    Attempt, Backlog, ControlMessage, Credit, DeliveryContext, Intend, IntentKey, PairKey, Settled, ShardMessage,
+    TlsRequirement,
 };
 use crate::limits::{HOST_BACK_OFF_FIRST_MAX, HOST_BACK_OFF_MAX, SOURCE_REFUSED_PAUSE};
 use crate::mail::endpoint::Endpoint;
@@ -21,7 +22,7 @@ use crate::mail::time::Now;
 use crate::pool::connection::ConnectionKey;
 use crate::pool::pair::{HostFate, Order, PoolOptions};
 use crate::pool::site::BackOff;
-use crate::pool::suspension;
+use crate::pool::suspension::{self, Effect};
 
 type Piece = postrider_spool::Piece;
 
@@ -38,6 +39,12 @@ pub(super) struct Delivery {
     /// What the client waits for before it ends the content of the first of them.
     intent: Option<IntentKey>,
     context: DeliveryContext,
+}
+
+impl Delivery {
+    pub(super) fn automation(&self) -> &Arc<[Arc<AutomationRule>]> {
+        &self.shaping.automation
+    }
 }
 
 enum DeliveryState {
@@ -110,7 +117,13 @@ impl Shard {
 
     pub(super) fn receive_ticket(&mut self, now: Now, attempt: Box<Attempt>, left: Backlog, credit: Credit) {
         // Its home may not know yet that the source's address is gone, or the pair suspended.
-        if !self.plumbed[attempt.pair.source] || self.suspensions.of_pair(now.wall_ms, &attempt.pair).is_some() {
+        let flow = suspension::Flow {
+            tenant: &attempt.flow.tenant,
+            campaign: &attempt.flow.campaign,
+            domain: &attempt.domain,
+        };
+        let PairKey { source, rollup, .. } = &attempt.pair;
+        if !self.plumbed[*source] || self.suspensions.find(now.wall_ms, *source, rollup, flow).is_some() {
             return self.pools.refuse_ticket(attempt, left, credit);
         }
         self.pools.handle_ticket(now, &mut |below| self.random.u64(0..below), attempt, left, credit);
@@ -352,6 +365,7 @@ impl Shard {
                         verdict.elsewhere(self.pools.lacks(now, connection, &attempt.route, need));
                     }
                 }
+                self.react_to_result(now, &attempt, &mut result);
                 let home = attempt.ticket.home;
                 self.tell(home, ShardMessage::Settled(Box::new(Settled { attempt, result, context })));
             }
@@ -382,11 +396,15 @@ impl Shard {
         if let Some(delivery) = self.deliveries.get_mut(&connection) {
             delivery.state = DeliveryState::Over;
         }
+        if let Some(failure) = &failure {
+            self.react_to_failure(now, connection, failure);
+        }
         if let Some(failure) = failure.as_ref().filter(|failure| failure.scope == Scope::Source) {
             let pair = self.pools.pair_of(connection).clone();
             let answer = answer_text(failure.answer.code, failure.answer.enhanced, &failure.answer.text);
             let reason = format!("the peer refuses this address in its greeting: {answer}");
-            self.announce_suspension(now, suspension::Scope::pair(&pair), &reason, SOURCE_REFUSED_PAUSE);
+            let scope = suspension::Scope::pair(&pair);
+            self.announce_suspension(now, scope, Effect::Stop, &reason, SOURCE_REFUSED_PAUSE);
         }
         let fate = match failure {
             None => HostFate::Fine,

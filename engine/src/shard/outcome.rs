@@ -70,6 +70,7 @@ impl Shard {
                 }
             }
         }
+        self.bounce_returned(key);
     }
 
     /// A transaction's last octet is about to be written: what is so if nothing is heard of it any more is recorded
@@ -104,8 +105,11 @@ impl Shard {
     /// A ticket came back without an attempt.
     pub(super) fn take_back(&mut self, now: Now, attempt: Attempt) {
         self.unpin(attempt.message.id());
-        self.home.take_back(attempt.ticket.entry);
-        self.route(now, attempt.ticket.entry);
+        let key = attempt.ticket.entry;
+        self.home.take_back(key);
+        if !self.bounce_returned(key) {
+            self.route(now, key);
+        }
     }
 
     /// A ticket came back without an attempt, and nothing can go to its domain for a while.
@@ -113,7 +117,9 @@ impl Shard {
         let key = attempt.ticket.entry;
         self.unpin(attempt.message.id());
         self.home.take_back(key);
-        self.home.hold(key, &attempt.pair, blocked);
+        if !self.bounce_returned(key) {
+            self.home.hold(key, &attempt.pair, blocked);
+        }
     }
 
     /// Ends all recipients of an entry that is not out, by our own decision.

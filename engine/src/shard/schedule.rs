@@ -218,9 +218,10 @@ impl Shard {
         let shaping = self.shapings.shaping(pair.source, &place);
         route.tls = place.tls(&shaping);
         route.sts = route.sts.filter(|_| shaping.mta_sts);
-        self.bound_recipients(entry, shaping.batch_max());
+        self.bound_recipients(entry, shaping.batch_max().min(self.pools.stricter_at(&pair).batch_max()));
         let ticket = Ticket { home: self.id, entry };
-        match attempt(&message, ticket, pair.clone(), flow, route, shaping, self.home.entry(entry).recipients) {
+        let recipients = self.home.entry(entry).recipients;
+        match attempt(&message, ticket, pair.clone(), (flow, domain), route, shaping, recipients) {
             Ok(attempt) => self.tell(owner, ShardMessage::Ticket { attempt: Box::new(attempt), left, credit }),
             Err(error) => self.hold_unreadable(now, entry, &pair, credit, &error),
         }
@@ -377,7 +378,7 @@ fn attempt(
     message: &Message,
     ticket: Ticket,
     pair: PairKey,
-    flow: Arc<Flow>,
+    (flow, domain): (Arc<Flow>, Arc<str>),
     route: Route,
     shaping: Arc<Shaping>,
     recipients: Recipients<'_>,
@@ -386,12 +387,13 @@ fn attempt(
     let recipient = |index: u32| Some((index, envelope.recipients.get(index as usize)?.address.as_str().to_owned()));
     let recipients: Vec<(u32, String)> = recipients.filter_map(recipient).collect();
     assert!(!recipients.is_empty(), "an entry has recipients of its message");
-    let domain = domain_of(&recipients[0].1);
-    assert!(recipients.iter().all(|(_, address)| domain_of(address) == domain), "a transaction has one domain");
+    let one_domain = domain_of(&recipients[0].1);
+    assert!(recipients.iter().all(|(_, address)| domain_of(address) == one_domain), "a transaction has one domain");
     Ok(Attempt {
         ticket,
         pair,
         flow,
+        domain,
         route,
         shaping,
         reverse_path: envelope.reverse_path.as_str().to_owned(),

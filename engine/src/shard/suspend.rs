@@ -1,7 +1,8 @@
 //! Suspensions at a shard: made here or told by the control thread, obeyed by home and owner.
 //!
 //! As owner the shard stops its pairs at once: tickets go home, idle connections end, what is on the wire comes to its
-//! end. As home it takes back what is ready for them, so that it goes by another source of its pool or is held.
+//! end; or it holds them to stricter limits. As home it takes back what is ready for them, so that it goes by another
+//! source of its pool or is held.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,20 +11,28 @@ use super::{Action, Shard};
 use crate::handover::{Blocked, ControlMessage, PairKey};
 use crate::limits::SUSPENSION_REASON_OCTETS_MAX;
 use crate::mail::time::Now;
-use crate::pool::suspension::{Flow, Scope, Suspension};
+use crate::pool::suspension::{Effect, Flow, Scope, Suspension};
 
 impl Shard {
     /// Decided here: it is in force at this shard at once, and soon everywhere.
-    pub(super) fn announce_suspension(&mut self, now: Now, scope: Scope, reason: &str, lasts: Duration) {
+    pub(super) fn announce_suspension(
+        &mut self,
+        now: Now,
+        scope: Scope,
+        effect: Effect,
+        reason: &str,
+        lasts: Duration,
+    ) {
         let until_ms = now.wall_ms + lasts.as_millis() as u64;
-        // Answers to what was under way say the same again.
-        let grace_ms = lasts.as_millis() as u64 / 10;
-        if self.suspensions.of_scope(now.wall_ms, &scope).is_some_and(|it| it.until_ms + grace_ms >= until_ms) {
-            return;
-        }
         let id = u128::from(self.random.u64(..)) << 64 | u128::from(self.random.u64(..));
         let reason = Arc::from(&reason[..reason.floor_char_boundary(SUSPENSION_REASON_OCTETS_MAX)]);
-        let suspension = Suspension { id, scope, reason, until_ms };
+        let suspension = Suspension { id, scope, effect, reason, until_ms };
+        // Answers to what was under way say the same again.
+        let grace_ms = lasts.as_millis() as u64 / 10;
+        let present = self.suspensions.present(now.wall_ms, &suspension);
+        if present.is_some_and(|it| it.effect == effect && it.until_ms + grace_ms >= until_ms) {
+            return;
+        }
         self.metrics.suspensions_made.inc();
         self.actions.push_back(Action::Control(ControlMessage::Suspend(suspension.clone())));
         self.suspend(now, suspension);
@@ -31,6 +40,10 @@ impl Shard {
 
     /// The suspension is in force, or goes on to another end.
     pub(super) fn suspend(&mut self, now: Now, suspension: Suspension) {
+        if let Effect::Limit(_) = suspension.effect {
+            self.suspensions.insert(now.wall_ms, suspension);
+            return self.refresh_limits(now);
+        }
         let scope = suspension.scope.clone();
         let blocked = Blocked { until_ms: suspension.until_ms, reason: suspension.blocked_by() };
         self.suspensions.insert(now.wall_ms, suspension);
@@ -53,10 +66,19 @@ impl Shard {
 
     /// The suspension has ended before its time.
     pub(super) fn resume(&mut self, now: Now, id: u128) {
-        let Some(Suspension { scope, .. }) = self.suspensions.remove(id) else { return };
+        let Some(Suspension { scope, effect, .. }) = self.suspensions.remove(id) else { return };
+        if let Effect::Limit(_) = effect {
+            return self.refresh_limits(now);
+        }
         let suspensions = &self.suspensions;
         let free = |pair: &PairKey| scope.covers_pair(pair) && suspensions.of_pair(now.wall_ms, pair).is_none();
         self.pools.resume(now, &mut |below| self.random.u64(0..below), free);
         self.home.retry_all_sources();
+    }
+
+    /// Limits that rules have set begin, climb back and end: pairs have those that hold now.
+    pub(super) fn refresh_limits(&mut self, now: Now) {
+        let limits = self.suspensions.limits(now.wall_ms);
+        self.pools.set_stricter(now, &mut |below| self.random.u64(0..below), limits);
     }
 }

@@ -1,5 +1,6 @@
 //! A whole shard in memory: the test is its clock, its clients, its peers and the executor of its spool's operations.
 
+mod automation;
 mod expiry;
 mod in_doubt;
 mod limits;
@@ -15,7 +16,7 @@ use postrider_spool::record::{Fate, LogId, Sequence};
 use postrider_spool::{Operation, Spool, SpoolOptions};
 use tempfile::TempDir;
 
-use super::{Action, Connected, SessionKey, Shard, ShardOptions, TlsStarted};
+use super::{Action, Connected, Reservation, SessionKey, Shard, ShardOptions, TlsStarted};
 use crate::accept::Policy;
 use crate::config::{
     Chunking, Config, Credentials, DeliveryProtocol, DkimIdentity, DkimKeyPem, DomainPattern, Priority, RetryInterval,
@@ -141,6 +142,9 @@ impl World {
                 self.shard.handle_message(ShardMessage::Routed { domain, result: Ok(route) });
             }
             Action::Control(ControlMessage::Suspend(suspension)) => self.suspensions.push(suspension),
+            Action::Reserve(Reservation { limit, units, .. }) => {
+                self.shard.handle_message(ShardMessage::Reserved { limit, units });
+            }
             Action::Events(mut records) => self.events.append(&mut records),
             _ => {}
         }

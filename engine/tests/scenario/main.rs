@@ -10,6 +10,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod automation;
 mod back_to_back;
 mod bounce_5xx;
 mod deliver_once;

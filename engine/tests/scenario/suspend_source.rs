@@ -12,7 +12,7 @@ use crate::support::embedded::{Running, block_on, to_sink};
 use crate::support::message;
 use crate::support::sink::{Answer, Sink, Verb};
 
-fn two_sources(directory: &Path, sink: SocketAddr) -> Config {
+pub(super) fn two_sources(directory: &Path, sink: SocketAddr) -> Config {
     let mut config = to_sink(directory, sink);
     let source = |(name, last): (&str, u8)| EgressSource {
         name: name.to_owned(),
@@ -25,7 +25,7 @@ fn two_sources(directory: &Path, sink: SocketAddr) -> Config {
     config
 }
 
-fn suspensions(running: &Running) -> Vec<SuspensionRow> {
+pub(super) fn suspensions(running: &Running) -> Vec<SuspensionRow> {
     block_on(running.engine.suspensions()).expect("the engine answers")
 }
 

@@ -7,19 +7,22 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Order, Pools};
-use crate::config::{Rate, Shaping};
-use crate::handover::Blocked;
+use super::{Order, Pair, Pools};
+use crate::config::{LimitSettings, Rate, Shaping};
+use crate::handover::{Blocked, PairKey};
 use crate::limits::{PACED_AHEAD, PACED_NOTICE_INTERVAL};
 use crate::mail::time::Now;
 use crate::pool::connection::{ConnectionKey, SlotState};
 use crate::pool::rate::{Limiter, Past, Started};
+use crate::pool::suspension::StricterLimits;
 
 /// A pair's rates, and what it waits for.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     messages: Option<Limiter>,
     connections: Option<Limiter>,
+    /// A rate that a rule has set, beside the configured one.
+    stricter: Option<Limiter>,
     wakes_at: Option<Duration>,
     told_at: Option<Duration>,
     rollup: Option<u32>,
@@ -30,7 +33,7 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) fn is_idle(&self, now: Duration) -> bool {
-        let limiters = [&self.messages, &self.connections];
+        let limiters = [&self.messages, &self.connections, &self.stricter];
         self.wakes_at.is_none()
             && !self.waits_for_turn
             && !self.waits_for_slot
@@ -65,6 +68,8 @@ pub(super) enum Wake {
 pub(super) enum LimitOf {
     Messages(u32),
     Connections(u32),
+    /// Of messages, as a rule has set it.
+    Stricter(u32),
     Rollup(u32),
 }
 
@@ -91,22 +96,69 @@ impl Pools {
             limiter.reserved(units);
         }
         match of {
-            LimitOf::Messages(place) | LimitOf::Connections(place) => self.advance(now, place, random),
+            LimitOf::Messages(place) | LimitOf::Connections(place) | LimitOf::Stricter(place) => {
+                self.advance(now, place, random);
+            }
             LimitOf::Rollup(rollup) => self.serve_turns(now, rollup, random),
         }
     }
 
-    /// A pair's limits are those of its newest ticket.
+    /// These limits, by source and roll-up, hold from now on beside those configured, and no others.
+    pub fn set_stricter(
+        &mut self,
+        now: Now,
+        random: &mut dyn FnMut(u64) -> u64,
+        stricter: HashMap<(usize, Arc<str>), StricterLimits>,
+    ) {
+        if stricter == self.stricter {
+            return;
+        }
+        self.stricter = stricter;
+        for place in 0..self.pairs.len() as u32 {
+            let pair = &self.pairs[place as usize];
+            // Places of forgotten pairs keep their last key.
+            if pair.stricter != self.stricter_at(&pair.key) && self.keys.get(&pair.key) == Some(&place) {
+                let configured = Arc::clone(&pair.configured);
+                self.shape(place, &configured);
+                self.advance(now, place, random);
+            }
+        }
+    }
+
+    /// What rules have put in force at a pair.
+    pub fn stricter_at(&self, pair: &PairKey) -> LimitSettings {
+        // Nearly always there is nothing.
+        if self.stricter.is_empty() {
+            return LimitSettings::default();
+        }
+        let limits = self.stricter.get(&(pair.source, Arc::clone(&pair.rollup)));
+        limits.map_or_else(LimitSettings::default, |limits| limits.settings)
+    }
+
+    /// What is configured for a pair, as far as rules can halve it.
+    pub fn configured_limits(&self, pair: &PairKey) -> LimitSettings {
+        let configured = self.keys.get(pair).map(|&place| &self.pairs[place as usize].configured);
+        let configured = configured.unwrap_or(&self.options.default);
+        LimitSettings {
+            connection_limit: Some(configured.connection_limit),
+            max_deliveries_per_connection: None,
+            max_message_rate: configured.max_message_rate,
+        }
+    }
+
+    /// A pair's limits are those of its newest ticket, or stricter where rules say so.
     pub(super) fn shape(&mut self, place: u32, shaping: &Arc<Shaping>) {
         let is_new = self.pairs[place as usize].pace.rollup.is_none()
             && (shaping.provider_connection_limit.is_some() || shaping.provider_max_message_rate.is_some());
+        let stricter = self.stricter_at(&self.pairs[place as usize].key);
         // Each home has made its own.
-        let known = &self.pairs[place as usize].shaping;
-        let is_known = Arc::ptr_eq(known, shaping) || **known == **shaping;
+        let Pair { configured: known, stricter: known_stricter, .. } = &self.pairs[place as usize];
+        let is_known = (Arc::ptr_eq(known, shaping) || **known == **shaping) && *known_stricter == stricter;
         if is_known && !is_new && !self.lacks_limiter(place) {
             return;
         }
         assert!(shaping.connection_limit > 0, "a pair may connect");
+        let stricter_rate = self.limit(LimitOf::Stricter(place), stricter.max_message_rate);
         let messages = self.limit(LimitOf::Messages(place), shaping.max_message_rate);
         let connections = self.limit(LimitOf::Connections(place), shaping.max_connection_rate);
         if is_new {
@@ -121,9 +173,12 @@ impl Pools {
         let pair = &mut self.pairs[place as usize];
         pair.pace.messages = messages;
         pair.pace.connections = connections;
-        pair.shaping = Arc::clone(shaping);
+        pair.pace.stricter = stricter_rate;
+        pair.configured = Arc::clone(shaping);
+        pair.stricter = stricter;
+        pair.shaping = stricter.applied_to(shaping);
         // What is too large for these limits is divided at home.
-        let batch_max = shaping.batch_max();
+        let batch_max = shaping.batch_max().min(stricter.batch_max());
         let (fitting, large): (VecDeque<_>, VecDeque<_>) =
             pair.tickets.drain(..).partition(|attempt| attempt.recipients.len() <= batch_max);
         pair.tickets = fitting;
@@ -145,6 +200,7 @@ impl Pools {
         let kept = match of {
             LimitOf::Messages(place) => self.pairs[place as usize].pace.messages.take(),
             LimitOf::Connections(place) => self.pairs[place as usize].pace.connections.take(),
+            LimitOf::Stricter(place) => self.pairs[place as usize].pace.stricter.take(),
             LimitOf::Rollup(rollup) => self.rollups[rollup as usize].messages.take(),
         };
         match kept {
@@ -160,6 +216,7 @@ impl Pools {
         match of {
             LimitOf::Messages(place) => self.pairs[place as usize].pace.messages.as_mut(),
             LimitOf::Connections(place) => self.pairs[place as usize].pace.connections.as_mut(),
+            LimitOf::Stricter(place) => self.pairs[place as usize].pace.stricter.as_mut(),
             LimitOf::Rollup(rollup) => self.rollups[rollup as usize].messages.as_mut(),
         }
     }
@@ -167,8 +224,12 @@ impl Pools {
     /// The same over restarts, so that what was reserved is found again.
     fn limit_name(&self, of: LimitOf) -> Arc<str> {
         let (kind, source, name) = match of {
-            LimitOf::Messages(place) | LimitOf::Connections(place) => {
-                let kind = if matches!(of, LimitOf::Messages(_)) { "recipients" } else { "connections" };
+            LimitOf::Messages(place) | LimitOf::Connections(place) | LimitOf::Stricter(place) => {
+                let kind = match of {
+                    LimitOf::Connections(_) => "connections",
+                    LimitOf::Stricter(_) => "stricter recipients",
+                    _ => "recipients",
+                };
                 let key = &self.pairs[place as usize].key;
                 (kind, key.source, &key.site)
             }
@@ -209,7 +270,7 @@ impl Pools {
 
     /// Whether a transaction of so many recipients may be written now. If not, the pair is woken once it may.
     pub(super) fn may_write(&mut self, now: Now, place: u32, units: u32) -> bool {
-        let own = self.ready_at(LimitOf::Messages(place), units);
+        let own = self.ready_at(LimitOf::Messages(place), units).max(self.ready_at(LimitOf::Stricter(place), units));
         if own > now.monotonic {
             self.wake_pair(now, place, own);
             return false;
@@ -231,7 +292,8 @@ impl Pools {
     /// MAIL is written.
     pub(super) fn take_units(&mut self, now: Now, place: u32, units: u32) {
         let rollup = self.pairs[place as usize].pace.rollup.map(LimitOf::Rollup);
-        for of in [Some(LimitOf::Messages(place)), rollup].into_iter().flatten() {
+        let own = [LimitOf::Messages(place), LimitOf::Stricter(place)];
+        for of in own.into_iter().chain(rollup) {
             if let Some(limiter) = self.limiter(of) {
                 limiter.take(now.monotonic, units);
             }
@@ -247,10 +309,11 @@ impl Pools {
         let next = &pair.tickets[pair.opening as usize];
         let units = next.recipients.len() as u32;
         // A connection is opened for what may be written now; as many as a burst may be opened at once.
-        let burst = pair.pace.messages.as_ref().map_or(u32::MAX, |limiter| limiter.rate().max_burst);
+        let rates = pair.pace.messages.iter().chain(&pair.pace.stricter);
+        let burst = rates.map(|limiter| limiter.rate().max_burst).min().unwrap_or(u32::MAX);
         let rollup = pair.pace.rollup;
         let is_enough = pair.opening >= burst;
-        let own = self.ready_at(LimitOf::Messages(place), units);
+        let own = self.ready_at(LimitOf::Messages(place), units).max(self.ready_at(LimitOf::Stricter(place), units));
         let shared = rollup.map_or(Duration::ZERO, |rollup| self.ready_at(LimitOf::Rollup(rollup), units));
         let ready = own.max(shared).max(self.ready_at(LimitOf::Connections(place), 1));
         if ready > now.monotonic {
@@ -320,11 +383,19 @@ impl Pools {
         }
     }
 
+    /// Whether the pair has more connections than it may have by now, those that are ending left aside.
+    pub(super) fn is_surplus(&self, place: u32) -> bool {
+        let pair = &self.pairs[place as usize];
+        let stays = |connection: &&ConnectionKey| self.slots.state(**connection) != SlotState::Closing;
+        let limit = pair.shaping.connection_limit as usize;
+        pair.open.len() > limit && pair.open.iter().filter(stays).count() > limit
+    }
+
     /// Whether an idle connection of this pair is to go, because others wait for one, or there are too many.
     pub(super) fn gives_way(&self, place: u32) -> bool {
         let pair = &self.pairs[place as usize];
-        let is_surplus = pair.open.len() > pair.shaping.connection_limit as usize;
-        is_surplus || (self.has_to_give_way(place) || pair.tickets.is_empty()) && self.others_want_slots(place)
+        self.is_surplus(place)
+            || (self.has_to_give_way(place) || pair.tickets.is_empty()) && self.others_want_slots(place)
     }
 
     /// Whether no further transaction is to ride on this pair's connections.
@@ -428,7 +499,7 @@ impl Pools {
             let Rate { count, period, .. } = limiter.rate();
             (u128::from(count) * PACED_AHEAD.as_nanos()).div_ceil(period.as_nanos()) as usize
         };
-        let least = pace.messages.as_ref().into_iter().chain(shared).map(ahead).min();
+        let least = pace.messages.iter().chain(&pace.stricter).chain(shared).map(ahead).min();
         least.map(|ahead| ahead.max(2))
     }
 
@@ -442,8 +513,11 @@ impl Pools {
         pair.pace.told_at = Some(now.monotonic);
         let shared = pair.pace.rollup.and_then(|rollup| self.rollups[rollup as usize].messages.as_ref());
         let pair = &self.pairs[place as usize];
+        let stricter = self.stricter.get(&(pair.key.source, Arc::clone(&pair.key.rollup)));
+        let stricter = pair.pace.stricter.as_ref().zip(stricter);
+        let stricter = stricter.map(|(limiter, limits)| format!("{} by {}", limiter.rate(), limits.reason));
         let rates = pair.pace.messages.as_ref().into_iter().chain(shared).map(|limiter| limiter.rate().to_string());
-        let rates: Vec<String> = rates.collect();
+        let rates: Vec<String> = rates.chain(stricter).collect();
         let reason: Arc<str> = match rates.as_slice() {
             [] => "rate limit of new connections".into(),
             rates => format!("rate limit of {}", rates.join(" and ")).into(),

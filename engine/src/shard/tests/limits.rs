@@ -14,7 +14,6 @@ use crate::config::ReceivedDetail;
 use crate::handover::PairKey;
 use crate::mail::endpoint::Endpoint;
 use crate::pool::rate::Past;
-use crate::shard::Reservation;
 
 /// Who is sent to, by its address, and what came of it.
 #[derive(Debug, Default)]

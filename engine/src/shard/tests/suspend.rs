@@ -3,7 +3,7 @@
 use super::moving::config_with_sources;
 use super::*;
 use crate::handover::PairKey;
-use crate::pool::suspension::{Scope, Suspension};
+use crate::pool::suspension::{Effect, Scope, Suspension};
 
 const SITE: &str = "127.0.0.1:25";
 
@@ -12,7 +12,13 @@ fn pair(source: usize) -> PairKey {
 }
 
 fn suspension(id: u128, scope: Scope, until_ms: u64) -> ShardMessage {
-    ShardMessage::Suspend(Suspension { id, scope, reason: "421 4.7.0 slow down".into(), until_ms })
+    ShardMessage::Suspend(Suspension {
+        id,
+        scope,
+        effect: Effect::Stop,
+        reason: "421 4.7.0 slow down".into(),
+        until_ms,
+    })
 }
 
 fn tell(world: &mut World, message: ShardMessage) {
