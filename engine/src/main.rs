@@ -23,7 +23,8 @@ fn main() -> ExitCode {
     match arguments.command {
         Command::Serve(file) => run_serve(&file),
         Command::Demo(arguments) => run_demo(&arguments),
-        Command::Check(file) => run_check(&file),
+        Command::Check(arguments) if arguments.shipped_providers => say(&config::SHIPPED_PROVIDERS),
+        Command::Check(arguments) => run_check(&arguments.file),
         Command::Version => say(&format!("postrider {}\n", env!("CARGO_PKG_VERSION"))),
     }
 }
@@ -43,7 +44,7 @@ enum Command {
     /// Send, sign, deliver and verify generated mail, all in this process
     Demo(DemoArguments),
     /// Check a configuration and print what it amounts to, defaults included
-    Check(ConfigFile),
+    Check(CheckArguments),
     /// Print the version
     Version,
 }
@@ -53,6 +54,15 @@ struct ConfigFile {
     /// Configuration in TOML; without it: SMTP on 127.0.0.1:2525, HTTP on 127.0.0.1:8025, spool in ./postrider-data
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct CheckArguments {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Print the shipped provider rules instead, as they would stand in a configuration
+    #[arg(long)]
+    shipped_providers: bool,
 }
 
 #[derive(Debug, Args)]

@@ -11,7 +11,7 @@ use super::egress::UNBOUND_SOURCE;
 use super::{
     Chunking, Config, DnsConfig, Durability, EgressPool, EgressSource, EightBit, EventsConfig, HttpListener, InDoubt,
     LineEndings, ReceivedDetail, RetryConfig, RetrySchedule, Shaping, ShapingRules, SmtpListener, SpoolConfig,
-    Timeouts, TlsConfig, TlsMode, value,
+    Timeouts, TlsConfig, TlsMode, shipped, value,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -43,7 +43,7 @@ impl Config {
             dkim: Vec::new(),
             retry: RetryConfig::default(),
             shaping: Shaping::default(),
-            shaping_rules: ShapingRules::default(),
+            shaping_rules: ShapingRules { providers: shipped::providers(), ..ShapingRules::default() },
             events: EventsConfig::default(),
             shutdown_grace: Duration::from_secs(30),
             feedback_reference: true,

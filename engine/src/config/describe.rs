@@ -299,7 +299,7 @@ fn write_shaping_rules(config: &Config, out: &mut String) -> fmt::Result {
             .try_for_each(|(source, settings)| writeln!(out, "            by {}: {settings}", source_name(*source)))
     };
     write_sources(out, &rules.default_sources)?;
-    for provider in &rules.providers {
+    for provider in rules.providers.iter().filter(|provider| !provider.is_shipped) {
         let matches = provider.matches.iter().map(|known| match known {
             ProviderMatch::MxSuffix(suffix) if suffix.starts_with('.') => format!("*{suffix}"),
             ProviderMatch::MxSuffix(host) => format!("{host} and below"),
@@ -309,6 +309,11 @@ fn write_shaping_rules(config: &Config, out: &mut String) -> fmt::Result {
         writeln!(out, "  provider {}: all MX hosts are {matches}", provider.name)?;
         writeln!(out, "            {}", provider.layer.settings)?;
         write_sources(out, &provider.layer.sources)?;
+    }
+    let shipped = rules.providers.iter().filter(|provider| provider.is_shipped).map(|provider| &*provider.name);
+    let shipped: Vec<&str> = shipped.collect();
+    if !shipped.is_empty() {
+        writeln!(out, "  providers as shipped: {}", shipped.join(", "))?;
     }
     for rule in &rules.domains {
         let whom = if rule.mx_rollup { "and all domains with its MX hosts" } else { "only, as a site of its own" };

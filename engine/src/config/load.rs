@@ -88,6 +88,9 @@ fn read_top(top: Section<'_>) -> Config {
     if let Some(section) = top.table("shaping", "[shaping.default]") {
         shaping::read(section, &mut config);
     }
+    if top.boolean("shipped_providers") == Some(false) {
+        config.shaping_rules.providers.clear();
+    }
     if let Some(section) = top.table("provider", "[provider.\"name\"]") {
         shaping::read_providers(section, &mut config);
     }

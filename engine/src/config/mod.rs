@@ -19,6 +19,7 @@ mod reader;
 mod retry;
 mod route;
 mod shaping;
+mod shipped;
 mod tenant;
 mod tls;
 mod value;
@@ -40,6 +41,7 @@ pub use error::{ConfigError, ConfigErrors};
 pub use filesystem::Filesystem;
 pub use rate::Rate;
 pub use shaping::Settings;
+pub use shipped::SHIPPED_PROVIDERS;
 
 /// A checked configuration. [`Config::default`] is what `postrider serve` runs without a file.
 #[derive(Debug, Clone)]
@@ -346,11 +348,12 @@ pub struct Shaping {
     pub automation: Arc<[Arc<AutomationRule>]>,
 }
 
-/// What `[shaping]` and `[provider]` say beside the default. All lists are sorted by name.
+/// What `[shaping]` and `[provider]` say beside the default. Lists are sorted by name.
 #[derive(Debug, Clone, Default)]
 pub struct ShapingRules {
     /// By index of the egress source.
     pub default_sources: Vec<(usize, Settings)>,
+    /// The configuration's own, then the shipped ones.
     pub providers: Vec<Provider>,
     pub domains: Vec<DomainShaping>,
 }
@@ -361,6 +364,8 @@ pub struct Provider {
     pub name: String,
     pub matches: Vec<ProviderMatch>,
     pub layer: Layer,
+    /// As it comes with Postrider, with nothing of the configuration's own.
+    pub is_shipped: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

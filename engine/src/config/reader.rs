@@ -25,7 +25,8 @@ pub(super) struct Section<'a> {
 }
 
 /// The keys that stand above the first `[section]`; below one they belong to that section, a frequent mistake.
-const KEYS_AT_THE_TOP: [&str; 6] = ["hostname", "shards", "pin", "include", "shutdown_grace", "feedback_reference"];
+const KEYS_AT_THE_TOP: [&str; 7] =
+    ["hostname", "shards", "pin", "include", "shutdown_grace", "feedback_reference", "shipped_providers"];
 
 impl<'a> Section<'a> {
     pub(super) fn new(path: impl Into<String>, place: Place, table: &'a Table, report: &'a Report) -> Self {

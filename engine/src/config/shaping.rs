@@ -16,8 +16,8 @@ use super::reader::Section;
 use super::route::TLS_MODES;
 use super::value::{did_you_mean, dns_name};
 use super::{
-    Chunking, Config, DomainShaping, EightBit, InDoubt, Layer, Provider, ProviderMatch, Shaping, ShapingRules,
-    Timeouts, egress,
+    Chunking, Config, DomainShaping, EgressSource, EightBit, InDoubt, Layer, Provider, ProviderMatch, Shaping,
+    ShapingRules, Timeouts, egress, shipped,
 };
 use crate::limits;
 
@@ -48,6 +48,13 @@ impl Settings {
 
     fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Both; where they speak of the same key, `later` wins.
+    #[must_use]
+    pub(super) fn followed_by(mut self, later: Self) -> Self {
+        self.0.extend(later.0);
+        self
     }
 
     /// Takes what was found at `key`, if anything.
@@ -265,7 +272,7 @@ fn host_names(site: &str) -> impl Iterator<Item = &str> {
 /// `[shaping]`: the default, what single sources have of their own, and what single domains have.
 pub(super) fn read(section: Section<'_>, config: &mut Config) {
     if let Some(default) = section.table("default", "[shaping.default]") {
-        let layer = read_layer(&default, config, no_provider_limits);
+        let layer = read_layer(&default, &config.egress_sources, no_provider_limits);
         layer.settings.apply(&mut config.shaping);
         config.shaping_rules.default_sources = layer.sources;
         default.inapplicable(&["mx_rollup"], "for all domains");
@@ -290,7 +297,7 @@ pub(super) fn read(section: Section<'_>, config: &mut Config) {
             }
         };
         let own = Section::new(section.path_of(name), entry.node.place, table, section.report);
-        let layer = read_layer(&own, config, no_provider_limits);
+        let layer = read_layer(&own, &config.egress_sources, no_provider_limits);
         let mx_rollup = own.boolean("mx_rollup").unwrap_or(true);
         own.finish();
         let rules = &mut config.shaping_rules.domains;
@@ -304,8 +311,20 @@ pub(super) fn read(section: Section<'_>, config: &mut Config) {
     config.shaping_rules.domains.sort_by(|a, b| a.domain.cmp(&b.domain));
 }
 
-/// `[provider]`: tables by their names.
+/// `[provider]`: tables by their names, over the shipped ones.
 pub(super) fn read_providers(section: Section<'_>, config: &mut Config) {
+    let shipped = std::mem::take(&mut config.shaping_rules.providers);
+    let own = read_provider_tables(&section, &config.egress_sources, &shipped);
+    config.shaping_rules.providers = shipped::merge(own, shipped);
+}
+
+/// Each with whether it stands on the shipped one of its name, where there is one.
+pub(super) fn read_provider_tables(
+    section: &Section<'_>,
+    sources: &[EgressSource],
+    shipped: &[Provider],
+) -> Vec<(Provider, bool)> {
+    let mut providers = Vec::new();
     for (name, entry) in section.others() {
         let Entry { node, key_place } = entry;
         let Value::Table(table) = &node.value else {
@@ -318,17 +337,29 @@ pub(super) fn read_providers(section: Section<'_>, config: &mut Config) {
             continue;
         }
         let own = Section::new(section.path_of(name), node.place, table, section.report);
-        let layer = read_layer(&own, config, read_provider_limits);
-        let matches = read_matches(&own);
+        let layer = read_layer(&own, sources, read_provider_limits);
+        let is_known = shipped.iter().any(|shipped| shipped.name == name);
+        let stands_on_shipped = if is_known {
+            own.boolean("shipped").unwrap_or(true)
+        } else {
+            own.inapplicable(&["shipped"], "here, as no provider of this name is shipped");
+            false
+        };
+        let matches = read_matches(&own, stands_on_shipped);
         own.inapplicable(&["mx_rollup"], "in a provider");
         own.finish();
-        config.shaping_rules.providers.push(Provider { name: name.to_owned(), matches, layer });
+        let provider = Provider { name: name.to_owned(), matches, layer, is_shipped: false };
+        providers.push((provider, stands_on_shipped));
     }
+    providers
 }
 
-fn read_matches(section: &Section<'_>) -> Vec<ProviderMatch> {
+fn read_matches(section: &Section<'_>, may_be_missing: bool) -> Vec<ProviderMatch> {
     let example = "match = [{ mx_suffix = \".example.com\" }]";
     let elements = section.tables("match", example);
+    if may_be_missing && section.node("match").is_none() {
+        return Vec::new();
+    }
     if elements.is_empty() && section.node("match").is_none_or(|node| node.value.literal().as_deref() == Some("[]")) {
         let place = section.place_of("match").unwrap_or(section.place);
         let wrong = Wrong::new("a provider needs something that it is known by");
@@ -359,7 +390,11 @@ fn read_matches(section: &Section<'_>) -> Vec<ProviderMatch> {
 }
 
 /// A table's settings, and those of `.sources."name"` below it. What else may stand in it is asked for afterwards.
-fn read_layer(section: &Section<'_>, config: &Config, read_more: fn(&Section<'_>, &mut Settings)) -> Layer {
+fn read_layer(
+    section: &Section<'_>,
+    egress_sources: &[EgressSource],
+    read_more: fn(&Section<'_>, &mut Settings),
+) -> Layer {
     let mut settings = Settings::default();
     read_settings(section, &mut settings);
     read_more(section, &mut settings);
@@ -369,8 +404,8 @@ fn read_layer(section: &Section<'_>, config: &Config, read_more: fn(&Section<'_>
         return Layer { settings, sources };
     };
     for (name, entry) in by_name.others() {
-        let Some(source) = config.egress_sources.iter().position(|source| source.name == name) else {
-            let names = config.egress_sources.iter().map(|source| source.name.as_str());
+        let Some(source) = egress_sources.iter().position(|source| source.name == name) else {
+            let names = egress_sources.iter().map(|source| source.name.as_str());
             let instead = match did_you_mean(name, names) {
                 Some(meant) => format!("write {meant:?}"),
                 None => "write the name of an [[egress_source]]".into(),
@@ -448,7 +483,10 @@ fn read_provider_limits(section: &Section<'_>, settings: &mut Settings) {
 }
 
 fn no_provider_limits(section: &Section<'_>, _: &mut Settings) {
-    section.inapplicable(&["match", "provider_connection_limit", "provider_max_message_rate"], "outside [provider]");
+    section.inapplicable(
+        &["match", "shipped", "provider_connection_limit", "provider_max_message_rate"],
+        "outside [provider]",
+    );
 }
 
 #[cfg(test)]

@@ -286,3 +286,64 @@ fn a_queue_bounces_and_others_stay() {
     let expected = "the queue is bounced by rule 1 of [shaping.default]: 550 5.7.1 campaign blocked";
     assert_eq!(text.as_deref(), Some(expected));
 }
+
+/// The example of each shipped rule, said by a peer: what the rule says is done, and where it is our address that is
+/// refused, no recipient is lost for it.
+#[test]
+fn shipped_rules_do_what_they_say_and_bounce_nothing_that_blames_our_address() {
+    let mut seen = 0;
+    for provider in Config::new("mta.example").shaping_rules.providers {
+        let rules = {
+            let mut shaping = crate::config::Shaping::default();
+            provider.layer.settings.apply(&mut shaping);
+            shaping.automation
+        };
+        for rule in rules.iter() {
+            let name = &provider.name;
+            let text = format!(
+                "[spool]\nallow_filesystem = true\n[provider.{name}]\nmatch = [{{ domain = \"peer.example\" }}]\n\
+                 max_deliveries_per_connection = 1\n"
+            );
+            let parsed = Config::from_toml(&text, "t.toml", Path::new("/nonexistent")).unwrap();
+            let mut config = config_with_sources(2);
+            config.shaping_rules = parsed.shaping_rules;
+            let mut world = World::open(TempDir::new().unwrap(), START, config);
+            let example = rule.example.as_deref().unwrap();
+            // Both sources answer as often as it takes.
+            for _ in 0..2 * rule.threshold.map_or(1, |threshold| threshold.count.min(4)) {
+                accepted(&mut world);
+                if world.connects.is_empty() {
+                    break;
+                }
+                answer_mail(&mut world, &format!("{example}\r\n"));
+                world.pass(Duration::from_millis(1));
+                // Where the host backs off, the greeting of the next connection says the same.
+                world.connects.clear();
+                if example.starts_with("421") {
+                    break;
+                }
+            }
+            let acts = |action: crate::config::AutomationAction| match action {
+                crate::config::AutomationAction::Set(_) => "limit",
+                crate::config::AutomationAction::Suspend => "stop",
+                crate::config::AutomationAction::SuspendCampaign => "stop",
+                other => panic!("{other}"),
+            };
+            let expected = acts(rule.action);
+            let made = |it: &Suspension| if matches!(it.effect, Effect::Stop) { "stop" } else { "limit" };
+            let is_at_once = rule.threshold.is_none();
+            if is_at_once {
+                let told = world.suspensions.iter().any(|it| made(it) == expected && it.reason.contains(&*rule.name));
+                assert!(told, "{example}: {:?}", world.suspensions);
+                assert!(world.suspensions.iter().all(|it| it.scope.rollup.as_deref() == Some(name)), "{example}");
+            }
+            if matches!(rule.action, crate::config::AutomationAction::Suspend) && example.starts_with('5') {
+                let bounced = world.fates().into_iter().any(|fate| fate.is_final());
+                assert!(!bounced, "{example} is no bounce");
+                assert!(!world.fates().is_empty(), "{example}");
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen > 25, "{seen}");
+}
