@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::egress::{DEFAULT_POOL, UNBOUND_SOURCE};
 use super::value::{duration_text, size_text};
 use super::{
-    Chunking, Config, DeliveryProtocol, DkimAlgorithm, Durability, LineEndings, Priority, ProviderMatch, Rate,
+    Chunking, Config, DeliveryProtocol, DkimAlgorithm, Durability, Layer, LineEndings, Priority, ProviderMatch, Rate,
     ReceivedDetail, RetryConfig, RetrySchedule, Settings, TlsMode,
 };
 
@@ -308,6 +308,7 @@ fn write_shaping_rules(config: &Config, out: &mut String) -> fmt::Result {
         let matches = matches.collect::<Vec<_>>().join(" or ");
         writeln!(out, "  provider {}: all MX hosts are {matches}", provider.name)?;
         writeln!(out, "            {}", provider.layer.settings)?;
+        write_own_retry(config, &provider.layer, out)?;
         write_sources(out, &provider.layer.sources)?;
     }
     let shipped = rules.providers.iter().filter(|provider| provider.is_shipped).map(|provider| &*provider.name);
@@ -319,9 +320,18 @@ fn write_shaping_rules(config: &Config, out: &mut String) -> fmt::Result {
         let whom = if rule.mx_rollup { "and all domains with its MX hosts" } else { "only, as a site of its own" };
         writeln!(out, "  {} {whom}", rule.domain)?;
         writeln!(out, "            {}", rule.layer.settings)?;
+        write_own_retry(config, &rule.layer, out)?;
         write_sources(out, &rule.layer.sources)?;
     }
     Ok(())
+}
+
+fn write_own_retry(config: &Config, layer: &Layer, out: &mut String) -> fmt::Result {
+    if layer.retry.is_empty() {
+        return Ok(());
+    }
+    write!(out, "            retries ")?;
+    write_schedule(&config.retry.with(&layer.retry), "            ", out)
 }
 
 fn tls_word(mode: TlsMode) -> &'static str {

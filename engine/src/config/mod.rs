@@ -299,7 +299,7 @@ pub struct RetryConfig {
     pub max_age: Duration,
 }
 
-/// What a tenant says about retries: what it leaves out is as for all.
+/// What a tenant, a provider or a site says about retries: what it leaves out is as for all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RetryRules {
     pub interval: Option<RetryInterval>,
@@ -387,6 +387,8 @@ pub struct DomainShaping {
 #[derive(Debug, Clone, Default)]
 pub struct Layer {
     pub settings: Settings,
+    /// `max_age` is none: it is decided at acceptance.
+    pub retry: RetryRules,
     pub sources: Vec<(usize, Settings)>,
 }
 

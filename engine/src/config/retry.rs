@@ -1,4 +1,4 @@
-//! `[retry]`, also of a tenant: when a deferred recipient is tried again.
+//! `[retry]`, also of a tenant, a provider and a site: when a deferred recipient is tried again.
 
 use std::time::Duration;
 
@@ -61,13 +61,28 @@ impl RetryConfig {
     }
 }
 
+/// Reads the retry table of a provider or a site. How long a message is kept is decided when it is accepted, before it
+/// is known where it goes.
+pub(super) fn read_of_site(section: Section<'_>, base: &RetryConfig) -> RetryRules {
+    section.inapplicable(&["max_age"], "here: how long a message is kept is decided when it is accepted");
+    let rules = read_rules(&section, base, None);
+    section.finish();
+    rules
+}
+
 /// Reads a retry table, and checks what it makes of the one that it stands on.
 pub(super) fn read(section: Section<'_>, base: &RetryConfig) -> RetryRules {
-    let longest = section.duration("max_retry_interval", "4h", INTERVAL_MIN..=INTERVAL_MAX);
     let age = section.duration("max_age", "5d", INTERVAL_MIN..=AGE_MAX);
+    let rules = read_rules(&section, base, age);
+    section.finish();
+    rules
+}
+
+fn read_rules(section: &Section<'_>, base: &RetryConfig, age: Option<Placed<Duration>>) -> RetryRules {
+    let longest = section.duration("max_retry_interval", "4h", INTERVAL_MIN..=INTERVAL_MAX);
     let listed = section.node("retry_interval").filter(|node| matches!(node.value, Value::List(_)));
     let interval = if let Some(node) = listed {
-        let intervals = read_list(&section);
+        let intervals = read_list(section);
         if matches!(&node.value, Value::List(list) if list.is_empty()) {
             let wrong = Wrong::new("has no interval");
             section.wrong(node.place, "retry_interval", wrong.instead("write for example retry_interval = \"20m\""));
@@ -103,7 +118,6 @@ pub(super) fn read(section: Section<'_>, base: &RetryConfig) -> RetryRules {
         let wrong = Wrong::new(format!("{max_age} is over before the first retry, which is after {first}"));
         section.wrong(place.unwrap_or(section.place), "max_age", wrong.instead(format!("write more than \"{first}\"")));
     }
-    section.finish();
     rules
 }
 

@@ -3,6 +3,7 @@
 //! Each table is a list of [`Settings`] over what holds already. Later wins: default, provider, provider and source,
 //! site, site and source, domain, domain and source.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -16,8 +17,8 @@ use super::reader::Section;
 use super::route::TLS_MODES;
 use super::value::{did_you_mean, dns_name};
 use super::{
-    Chunking, Config, DomainShaping, EgressSource, EightBit, InDoubt, Layer, Provider, ProviderMatch, Shaping,
-    ShapingRules, Timeouts, egress, shipped,
+    Chunking, Config, DomainShaping, EgressSource, EightBit, InDoubt, Layer, Provider, ProviderMatch, RetryConfig,
+    RetryRules, Shaping, ShapingRules, Timeouts, egress, retry, shipped,
 };
 use crate::limits;
 
@@ -185,6 +186,23 @@ impl ShapingRules {
         shaping
     }
 
+    /// What provider and site make of a tenant's retries; the order is that of [`Self::resolve`].
+    pub fn retry<'a>(
+        &self,
+        tenants: &'a RetryConfig,
+        provider: Option<usize>,
+        site_rules: impl Iterator<Item = usize>,
+        domain_rule: Option<usize>,
+    ) -> Cow<'a, RetryConfig> {
+        let provider = provider.map(|provider| &self.providers[provider].layer);
+        let of_sites = site_rules.chain(domain_rule).map(|rule| &self.domains[rule].layer);
+        let mut retry = Cow::Borrowed(tenants);
+        for layer in provider.into_iter().chain(of_sites).filter(|layer| !layer.retry.is_empty()) {
+            retry = Cow::Owned(retry.with(&layer.retry));
+        }
+        retry
+    }
+
     fn all(&self) -> impl Iterator<Item = &Settings> {
         let providers = self.providers.iter().map(|provider| &provider.layer);
         let layers = providers.chain(self.domains.iter().map(|domain| &domain.layer));
@@ -269,13 +287,27 @@ fn host_names(site: &str) -> impl Iterator<Item = &str> {
     })
 }
 
+/// What tables stand on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Base<'a> {
+    pub(super) sources: &'a [EgressSource],
+    pub(super) retry: &'a RetryConfig,
+}
+
+impl<'a> Base<'a> {
+    fn of(config: &'a Config) -> Self {
+        Self { sources: &config.egress_sources, retry: &config.retry }
+    }
+}
+
 /// `[shaping]`: the default, what single sources have of their own, and what single domains have.
 pub(super) fn read(section: Section<'_>, config: &mut Config) {
     if let Some(default) = section.table("default", "[shaping.default]") {
-        let layer = read_layer(&default, &config.egress_sources, no_provider_limits);
+        let layer = read_layer(&default, Base::of(config), no_provider_limits);
         layer.settings.apply(&mut config.shaping);
         config.shaping_rules.default_sources = layer.sources;
         default.inapplicable(&["mx_rollup"], "for all domains");
+        default.inapplicable(&["retry"], "here: [retry] is for all domains");
         default.finish();
     }
     for (name, entry) in section.others() {
@@ -297,7 +329,7 @@ pub(super) fn read(section: Section<'_>, config: &mut Config) {
             }
         };
         let own = Section::new(section.path_of(name), entry.node.place, table, section.report);
-        let layer = read_layer(&own, &config.egress_sources, no_provider_limits);
+        let layer = read_layer(&own, Base::of(config), no_provider_limits);
         let mx_rollup = own.boolean("mx_rollup").unwrap_or(true);
         own.finish();
         let rules = &mut config.shaping_rules.domains;
@@ -314,14 +346,14 @@ pub(super) fn read(section: Section<'_>, config: &mut Config) {
 /// `[provider]`: tables by their names, over the shipped ones.
 pub(super) fn read_providers(section: Section<'_>, config: &mut Config) {
     let shipped = std::mem::take(&mut config.shaping_rules.providers);
-    let own = read_provider_tables(&section, &config.egress_sources, &shipped);
+    let own = read_provider_tables(&section, Base::of(config), &shipped);
     config.shaping_rules.providers = shipped::merge(own, shipped);
 }
 
 /// Each with whether it stands on the shipped one of its name, where there is one.
 pub(super) fn read_provider_tables(
     section: &Section<'_>,
-    sources: &[EgressSource],
+    base: Base<'_>,
     shipped: &[Provider],
 ) -> Vec<(Provider, bool)> {
     let mut providers = Vec::new();
@@ -337,7 +369,7 @@ pub(super) fn read_provider_tables(
             continue;
         }
         let own = Section::new(section.path_of(name), node.place, table, section.report);
-        let layer = read_layer(&own, sources, read_provider_limits);
+        let layer = read_layer(&own, base, read_provider_limits);
         let is_known = shipped.iter().any(|shipped| shipped.name == name);
         let stands_on_shipped = if is_known {
             own.boolean("shipped").unwrap_or(true)
@@ -390,22 +422,19 @@ fn read_matches(section: &Section<'_>, may_be_missing: bool) -> Vec<ProviderMatc
 }
 
 /// A table's settings, and those of `.sources."name"` below it. What else may stand in it is asked for afterwards.
-fn read_layer(
-    section: &Section<'_>,
-    egress_sources: &[EgressSource],
-    read_more: fn(&Section<'_>, &mut Settings),
-) -> Layer {
+fn read_layer(section: &Section<'_>, base: Base<'_>, read_more: fn(&Section<'_>, &mut Settings)) -> Layer {
     let mut settings = Settings::default();
     read_settings(section, &mut settings);
     read_more(section, &mut settings);
-    section.not_yet(&[("retry", None)]);
+    let retry = section.table("retry", "retry = { retry_interval = \"20m\" }");
+    let retry = retry.map_or_else(RetryRules::default, |own| retry::read_of_site(own, base.retry));
     let mut sources = Vec::new();
     let Some(by_name) = section.table("sources", "[….sources.\"ip-a\"]") else {
-        return Layer { settings, sources };
+        return Layer { settings, retry, sources };
     };
     for (name, entry) in by_name.others() {
-        let Some(source) = egress_sources.iter().position(|source| source.name == name) else {
-            let names = egress_sources.iter().map(|source| source.name.as_str());
+        let Some(source) = base.sources.iter().position(|source| source.name == name) else {
+            let names = base.sources.iter().map(|source| source.name.as_str());
             let instead = match did_you_mean(name, names) {
                 Some(meant) => format!("write {meant:?}"),
                 None => "write the name of an [[egress_source]]".into(),
@@ -426,7 +455,7 @@ fn read_layer(
         own.finish();
         sources.push((source, settings));
     }
-    Layer { settings, sources }
+    Layer { settings, retry, sources }
 }
 
 fn read_settings(section: &Section<'_>, settings: &mut Settings) {

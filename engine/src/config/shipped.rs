@@ -9,7 +9,8 @@ use std::sync::LazyLock;
 use super::document;
 use super::error::{Place, Report};
 use super::reader::Section;
-use super::{Provider, shaping};
+use super::shaping::Base;
+use super::{Provider, RetryConfig, shaping};
 
 /// The file, as `postrider check --shipped-providers` prints it.
 pub const SHIPPED_PROVIDERS: &str = include_str!("../../rules/providers.toml");
@@ -43,11 +44,13 @@ pub(super) fn merge(own: Vec<(Provider, bool)>, mut shipped: Vec<Provider>) -> V
 fn read() -> Vec<Provider> {
     let mut report = Report::default();
     let file = report.add_file("rules/providers.toml", SHIPPED_PROVIDERS, Path::new("."));
-    let table = document::parse(SHIPPED_PROVIDERS, file, &mut report).unwrap_or_default();
+    let table = document::parse(SHIPPED_PROVIDERS, file, &report).unwrap_or_default();
     // Its rules are so told from the user's.
     let root = Section::new("shipped", Place { file, offset: 0 }, &table, &report);
     let section = root.table("provider", "[provider]").expect("the file has providers");
-    let own = shaping::read_provider_tables(&section, &[], &[]);
+    let retry = RetryConfig::default();
+    let base = Base { sources: &[], retry: &retry };
+    let own = shaping::read_provider_tables(&section, base, &[]);
     root.finish();
     report.into_result().expect("the shipped file is right, as a test says");
     own.into_iter().map(|(provider, _)| Provider { is_shipped: true, ..provider }).collect()

@@ -162,7 +162,8 @@ impl Shard {
         let queue = self.home.queue_of(attempt.ticket.entry);
         let retry = self.retries.of_tenant(&queue.tenant);
         let (queue, domain) = (Arc::clone(&queue.name), Arc::clone(&queue.domain));
-        let due_ms = next_attempt_ms(retry, attempts, now.wall_ms, self.random.u64(..));
+        let retry = self.shapings.retry(retry, &domain, &attempt.route);
+        let due_ms = next_attempt_ms(&retry, attempts, now.wall_ms, self.random.u64(..));
         let mut disposition = Disposition { attempts, ..Disposition::default() };
         let by_another = |(_, verdict): &(u32, verdict::RecipientVerdict)| {
             matches!(verdict.fate, verdict::Fate::Retry(Retry { when: When::OtherSource, .. }))

@@ -3,10 +3,11 @@
 //! A domain's site is known from its route. A table `[shaping."domain"]` holds for that domain's whole site, so the
 //! control thread tells which site each such domain has.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use crate::config::{Config, Shaping, TlsMode};
+use crate::config::{Config, RetryConfig, Shaping, TlsMode};
 use crate::handover::{PairKey, Route};
 use crate::limits::ROUTES_CACHED_MAX;
 
@@ -121,6 +122,18 @@ impl Shapings {
         self.rule_sites[rule] = Some(hosts);
         self.site_rules.retain(|_, rules| !rules.is_empty());
         self.merged.clear();
+    }
+
+    /// When mail to a domain is tried again, where its tenant's retries are these.
+    pub(super) fn retry<'a>(
+        &mut self,
+        tenants: &'a RetryConfig,
+        domain: &Arc<str>,
+        route: &Route,
+    ) -> Cow<'a, RetryConfig> {
+        let place = self.place(domain, route);
+        let site_rules = self.site_rules.get(&*place.hosts).into_iter().flatten().copied();
+        self.config.shaping_rules.retry(tenants, place.provider, site_rules, place.domain_rule)
     }
 
     /// What holds for a source there.

@@ -258,6 +258,34 @@ fn accepted_for(world: &mut World, domain: &str) {
     assert!(world.to_client.starts_with("250 2.0.0 OK id="), "{}", world.to_client);
 }
 
+/// Tenant, provider, site: each key that the later one has stands in for the one before.
+#[test]
+fn a_sites_retries_stand_over_its_providers() {
+    let rules = "hostname = \"mta.example\"\n[spool]\nallow_filesystem = true\n[retry]\nretry_interval = [\"1m\"]\n\
+                 [provider.p]\nmatch = [{ domain = \"peer.example\" }, { domain = \"other.example\" }]\n\
+                 retry = { retry_interval = [\"7m\"] }\n";
+    let site = "[shaping.\"peer.example\"]\nmx_rollup = false\nretry = { retry_interval = [\"9m\"] }\n";
+    for (rules, minutes) in [(rules.to_owned(), 7), (format!("{rules}{site}"), 9)] {
+        let config = Config::from_toml(&rules, "t.toml", std::path::Path::new("/nonexistent")).unwrap();
+        let mut world = World::open(TempDir::new().unwrap(), START, config);
+        accepted(&mut world);
+        accepted_for(&mut world, "third.example");
+        for _ in 0..2 {
+            let peer = world.accept_connection();
+            world.peer_says(peer, "250 peer.example\r\n");
+            world.peer_says(peer, "451 later\r\n");
+        }
+        world.pass(Duration::from_secs(1));
+        let minutes_until = |fate: Fate| match fate {
+            Fate::Deferred { due_ms } => (due_ms - START.wall_ms) / 60_000,
+            other => panic!("{other:?}"),
+        };
+        let mut due: Vec<u64> = world.fates().into_iter().map(minutes_until).collect();
+        due.sort_unstable();
+        assert_eq!(due, [1, minutes]);
+    }
+}
+
 /// ACK-AFTER-SYNC: neither the answer, nor an attempt, nor an event comes before the commit's completion.
 #[test]
 fn nothing_is_said_or_done_before_the_commit() {
