@@ -32,6 +32,8 @@ pub(crate) const CONFIG_MESSAGE_BYTES_MAX: u64 = 60 << 20;
 pub(crate) const CONFIG_MESSAGE_BYTES_MIN: u64 = 1 << 10;
 /// The least that `spool.max_size` may be.
 pub(crate) const CONFIG_SPOOL_BYTES_MIN: u64 = 16 << 20;
+/// Days of a warm-up.
+pub(crate) const CONFIG_WARMUP_DAYS_MAX: usize = 366;
 /// Automation rules of one table, a rule's pattern in bytes, and what it may take when it is compiled.
 pub(crate) const CONFIG_AUTOMATION_RULES_MAX: usize = 200;
 pub(crate) const CONFIG_PATTERN_BYTES_MAX: usize = 4_096;

@@ -38,6 +38,7 @@ impl Config {
             routes: Vec::new(),
             egress_sources: vec![EgressSource::unbound(hostname)],
             egress_pools: vec![EgressPool { name: "default".into(), sources: vec![(0, 1)] }],
+            warmups: Vec::new(),
             tenants: Vec::new(),
             return_path_domains: Vec::new(),
             dkim: Vec::new(),

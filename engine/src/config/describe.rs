@@ -120,6 +120,15 @@ fn write_egress(config: &Config, out: &mut String) -> fmt::Result {
         });
         writeln!(out, "  {:<14}{}", pool.name, members.collect::<Vec<_>>().join(", "))?;
     }
+    for warmup in &config.warmups {
+        let name = config.egress_sources.get(warmup.source).map_or("?", |source| source.name.as_str());
+        let lists = warmup.daily.iter().map(|(name, list)| (name.as_str(), list));
+        let lists = lists.chain(warmup.default.as_ref().map(|list| ("every other", list)));
+        for (whom, list) in lists {
+            let numbers: Vec<String> = list.iter().map(ToString::to_string).collect();
+            writeln!(out, "  warm-up of {name}: {whom} {} recipients a day, then no limit", numbers.join(", "))?;
+        }
+    }
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use super::error::{Place, Report, Wrong};
 use super::reader::Section;
 use super::{
     Config, ConfigErrors, DnsConfig, Durability, EventsConfig, SpoolConfig, default, dkim, egress, include, listener,
-    retry, route, shaping, tenant, value,
+    retry, route, shaping, tenant, value, warmup,
 };
 use crate::limits;
 
@@ -94,6 +94,9 @@ fn read_top(top: Section<'_>) -> Config {
     if let Some(section) = top.table("provider", "[provider.\"name\"]") {
         shaping::read_providers(section, &mut config);
     }
+    if let Some(section) = top.table("warmup", "[warmup.\"ip-a\"]") {
+        config.warmups = warmup::read(section, &config);
+    }
     if let Some(section) = top.table("events", "[events]") {
         config.events = read_events(section);
     }
@@ -101,7 +104,7 @@ fn read_top(top: Section<'_>) -> Config {
         section.not_yet(&[("generate", Some("\"never\""))]);
         section.finish();
     }
-    top.not_yet(&[("warmup", None), ("limit", None)]);
+    top.not_yet(&[("limit", None)]);
     top.finish();
     config
 }

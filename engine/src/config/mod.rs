@@ -23,10 +23,12 @@ mod shipped;
 mod tenant;
 mod tls;
 mod value;
+mod warmup;
 
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -61,6 +63,8 @@ pub struct Config {
     pub egress_sources: Vec<EgressSource>,
     /// Never without a pool named "default"; without one configured, all of the unbound source.
     pub egress_pools: Vec<EgressPool>,
+    /// One a source.
+    pub warmups: Vec<Warmup>,
     pub tenants: Vec<Tenant>,
     /// Domains that every tenant may use in MAIL FROM, those below included.
     pub return_path_domains: Vec<String>,
@@ -238,6 +242,18 @@ pub struct EgressPool {
     pub name: String,
     /// Index into [`Config::egress_sources`] and weight ≥ 1.
     pub sources: Vec<(usize, u32)>,
+}
+
+/// A source's warm-up: recipients for each day from its first on, by provider. Then there is no such limit.
+#[derive(Debug, Clone)]
+pub struct Warmup {
+    /// Index into [`Config::egress_sources`].
+    pub source: usize,
+    /// Days since 1970, in UTC. Before it nothing goes by the source.
+    pub start_day: u64,
+    pub daily: BTreeMap<String, Vec<u32>>,
+    /// Of each other provider or site. None: they have no limit.
+    pub default: Option<Vec<u32>>,
 }
 
 /// Whose mail it is: what may stand in it, how it goes, and how much of a busy pair it gets.

@@ -48,7 +48,6 @@ fn the_interface_example_has_known_keys_only() {
     let found = errors(INTERFACE, directory.path());
     let found: Vec<&str> = found.lines().map(|line| line.splitn(4, ':').nth(3).unwrap_or(line)).collect();
     let expected = [
-        " warmup: is not available yet; leave it out",
         " tenant.credentials: is not available yet; leave it out",
         " tenant.tokens: is not available yet; leave it out",
         " tenant.max_injection_rate: is not available yet; write max_injection_rate = \"unlimited\" or leave it out",

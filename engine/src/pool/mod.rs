@@ -9,6 +9,7 @@
 //! * `automation.rs`: which rules fire on a peer's answers, and what they make of limits.
 //! * `suspension.rs`: what must not be sent for a while, or only within stricter limits.
 //! * `site.rs`: which host of a site is tried next, and which are left alone for a while.
+//! * `warmup.rs`: what a source in its warm-up has sent today.
 //! * `trust.rs`: how much is put in flight with a site's hosts.
 
 pub mod automation;
@@ -20,3 +21,4 @@ pub mod rate;
 pub mod site;
 pub mod suspension;
 pub mod trust;
+pub mod warmup;

@@ -8,6 +8,7 @@
 //! and until when.
 
 mod pacing;
+mod quota;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -20,7 +21,8 @@ use super::rate::{Past, Started};
 use super::site::{BackOff, Choice, Hosts};
 use super::suspension::StricterLimits;
 use super::trust::Trust;
-use crate::config::{Chunking, LimitSettings, Shaping, Terms};
+use super::warmup::DayQuota;
+use crate::config::{Chunking, LimitSettings, Shaping, Terms, Warmup};
 use crate::fair::Flow;
 use crate::handover::{Attempt, Backlog, Blocked, Credit, Elsewhere, Need, PairKey, Route, TlsRequirement};
 use crate::limits::PAIRS_KEPT;
@@ -35,6 +37,7 @@ pub struct PoolOptions {
     /// Names of the egress sources.
     pub sources: Vec<String>,
     pub back_off: BackOff,
+    pub warmups: Vec<Warmup>,
     /// Homes, that is, shards.
     pub homes: usize,
 }
@@ -79,6 +82,12 @@ pub enum Order {
     Reserve {
         limit: Arc<str>,
         units: u32,
+    },
+    /// A source has sent all that its warm-up allows to a roll-up until then.
+    WarmedUp {
+        pair: PairKey,
+        quota: u32,
+        until_ms: u64,
     },
     /// No attempt was made; the ticket goes home.
     Return {
@@ -129,6 +138,8 @@ pub struct Pools {
     stricter: HashMap<(usize, Arc<str>), StricterLimits>,
     /// What was reserved before the start, by limit.
     past: Arc<HashMap<String, Past>>,
+    /// Of sources in their warm-up, by source and roll-up.
+    days: HashMap<(usize, Arc<str>), DayQuota>,
     /// Limits that have asked for a reservation.
     reserving: HashMap<Arc<str>, pacing::LimitOf>,
     slots: Slots,
@@ -176,6 +187,7 @@ impl Pools {
             started: None,
             stricter: HashMap::new(),
             past: Arc::default(),
+            days: HashMap::new(),
             reserving: HashMap::new(),
             slots: Slots::default(),
             trust: Trust::default(),

@@ -107,6 +107,12 @@ impl Shard {
                     let reservation = Reservation { limit, at_ms: now.wall_ms, units };
                     self.actions.push_back(Action::Reserve(reservation));
                 }
+                Order::WarmedUp { pair, quota, until_ms } => {
+                    let scope = suspension::Scope::pair(&pair);
+                    let reason = format!("warm-up: {quota} recipients a day");
+                    let lasts = Duration::from_millis(until_ms.saturating_sub(now.wall_ms));
+                    self.announce_suspension(now, scope, Effect::Stop, &reason, lasts);
+                }
                 Order::Return { attempt } => self.tell(attempt.ticket.home, ShardMessage::Unstarted(attempt)),
                 Order::Hold { attempt, blocked } => {
                     self.tell(attempt.ticket.home, ShardMessage::Held { attempt, blocked });
@@ -450,6 +456,7 @@ pub(super) fn pool_options(config: &Config, homes: usize) -> PoolOptions {
     PoolOptions {
         default: Arc::new(config.shaping.clone()),
         sources: config.egress_sources.iter().map(|source| source.name.clone()).collect(),
+        warmups: config.warmups.clone(),
         back_off: BackOff { first, max: max.min(HOST_BACK_OFF_MAX).max(first) },
         homes,
     }

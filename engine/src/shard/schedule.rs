@@ -18,6 +18,7 @@ use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 use crate::pool::egress::EgressTurns;
 use crate::pool::suspension;
+use crate::pool::warmup::{DAY_MS, DayQuota};
 use crate::schedule::queue::{Entry, EntryKey, Need, Recipients};
 
 /// A ticket whose message is being read from the disk.
@@ -218,13 +219,21 @@ impl Shard {
         let shaping = self.shapings.shaping(pair.source, &place);
         route.tls = place.tls(&shaping);
         route.sts = route.sts.filter(|_| shaping.mta_sts);
-        self.bound_recipients(entry, shaping.batch_max().min(self.pools.stricter_at(&pair).batch_max()));
+        self.bound_recipients(entry, self.batch_max(now, &pair, &shaping));
         let ticket = Ticket { home: self.id, entry };
         let recipients = self.home.entry(entry).recipients;
         match attempt(&message, ticket, pair.clone(), (flow, domain), route, shaping, recipients) {
             Ok(attempt) => self.tell(owner, ShardMessage::Ticket { attempt: Box::new(attempt), left, credit }),
             Err(error) => self.hold_unreadable(now, entry, &pair, credit, &error),
         }
+    }
+
+    /// The most recipients of one transaction of a pair.
+    fn batch_max(&self, now: Now, pair: &PairKey, shaping: &Shaping) -> usize {
+        let warmup = self.config.warmup_of(pair.source);
+        let quota = warmup.and_then(|warmup| warmup.quota(&pair.rollup, now.wall_ms / DAY_MS));
+        let quota = quota.map_or(usize::MAX, DayQuota::batch_max);
+        shaping.batch_max().min(self.pools.stricter_at(pair).batch_max()).min(quota)
     }
 
     /// A transaction's recipients are bounded by its site's shaping; those above are an entry of their own.

@@ -71,6 +71,8 @@ pub(super) enum LimitOf {
     /// Of messages, as a rule has set it.
     Stricter(u32),
     Rollup(u32),
+    /// A day of a warm-up; the place is one of the pairs that share it.
+    Day(u32),
 }
 
 impl Pools {
@@ -92,10 +94,14 @@ impl Pools {
             self.reserving.remove(limit);
             return;
         }
+        if let LimitOf::Day(place) = of {
+            return self.handle_day_reserved(now, random, place, units);
+        }
         if let Some(limiter) = self.limiter(of) {
             limiter.reserved(units);
         }
         match of {
+            LimitOf::Day(_) => {}
             LimitOf::Messages(place) | LimitOf::Connections(place) | LimitOf::Stricter(place) => {
                 self.advance(now, place, random);
             }
@@ -202,6 +208,7 @@ impl Pools {
             LimitOf::Connections(place) => self.pairs[place as usize].pace.connections.take(),
             LimitOf::Stricter(place) => self.pairs[place as usize].pace.stricter.take(),
             LimitOf::Rollup(rollup) => self.rollups[rollup as usize].messages.take(),
+            LimitOf::Day(_) => None,
         };
         match kept {
             Some(mut limiter) => {
@@ -218,6 +225,7 @@ impl Pools {
             LimitOf::Connections(place) => self.pairs[place as usize].pace.connections.as_mut(),
             LimitOf::Stricter(place) => self.pairs[place as usize].pace.stricter.as_mut(),
             LimitOf::Rollup(rollup) => self.rollups[rollup as usize].messages.as_mut(),
+            LimitOf::Day(_) => None,
         }
     }
 
@@ -237,6 +245,7 @@ impl Pools {
                 let rollup = &self.rollups[rollup as usize];
                 ("provider recipients", rollup.source, &rollup.name)
             }
+            LimitOf::Day(place) => return self.day_name(place),
         };
         format!("{kind} by {} at {name}", self.options.sources[source]).into()
     }
@@ -270,6 +279,9 @@ impl Pools {
 
     /// Whether a transaction of so many recipients may be written now. If not, the pair is woken once it may.
     pub(super) fn may_write(&mut self, now: Now, place: u32, units: u32) -> bool {
+        if !self.has_quota(now, place, units) {
+            return false;
+        }
         let own = self.ready_at(LimitOf::Messages(place), units).max(self.ready_at(LimitOf::Stricter(place), units));
         if own > now.monotonic {
             self.wake_pair(now, place, own);
@@ -298,6 +310,7 @@ impl Pools {
                 limiter.take(now.monotonic, units);
             }
         }
+        self.take_quota(place, units);
         if self.serving == Some(place) {
             self.serving = None;
         }
@@ -308,6 +321,10 @@ impl Pools {
         let pair = &self.pairs[place as usize];
         let next = &pair.tickets[pair.opening as usize];
         let units = next.recipients.len() as u32;
+        if !self.has_quota(now, place, units) {
+            return false;
+        }
+        let pair = &self.pairs[place as usize];
         // A connection is opened for what may be written now; as many as a burst may be opened at once.
         let rates = pair.pace.messages.iter().chain(&pair.pace.stricter);
         let burst = rates.map(|limiter| limiter.rate().max_burst).min().unwrap_or(u32::MAX);

@@ -2,6 +2,8 @@
 //!
 //! `ENGINE_LIMITS_QUEUED` sets how many messages are queued for the limited site; else it is thrice what can go.
 
+mod warmup;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
 
@@ -27,6 +29,7 @@ struct Sink {
 #[derive(Debug, Default)]
 struct Peer {
     to: Option<Endpoint>,
+    source: usize,
     input: Vec<u8>,
     is_content: bool,
 }
@@ -55,6 +58,8 @@ struct Engine {
     sinks: BTreeMap<Endpoint, Sink>,
     /// When each sender's MAIL arrived, by the first label of its domain.
     senders: BTreeMap<String, Vec<Duration>>,
+    /// Recipients by each source at each address.
+    sources: BTreeMap<(usize, Endpoint), u32>,
     reserved: HashMap<String, Past>,
     _spool: Spool,
 }
@@ -116,6 +121,7 @@ impl Engine {
             born: now,
             sinks,
             senders: BTreeMap::new(),
+            sources: BTreeMap::new(),
             reserved,
             config,
             _spool: spool,
@@ -127,10 +133,10 @@ impl Engine {
         for sink in self.sinks.values_mut() {
             sink.open = 0;
         }
-        let Self { config, disk, now, sinks, reserved, shards: old, _spool, .. } = self;
+        let Self { config, disk, now, sinks, sources, reserved, shards: old, _spool, .. } = self;
         drop((old, _spool));
         let now = now + Duration::from_millis(20);
-        Self::live(config, disk.restart(), shards, now, sinks, reserved)
+        Self { sources, ..Self::live(config, disk.restart(), shards, now, sinks, reserved) }
     }
 
     fn clock(&self) -> Now {
@@ -227,11 +233,11 @@ impl Engine {
                 self.shards[shard].spool_completed(now, log, completion);
             }
             Action::RemoveLog(log) => Log::remove(*log).unwrap(),
-            Action::Connect { connection, to, .. } => {
+            Action::Connect { connection, source, to } => {
                 let sink = self.sinks.entry(to).or_default();
                 sink.open += 1;
                 sink.open_most = sink.open_most.max(sink.open);
-                self.peers.insert((shard, connection), Peer { to: Some(to), ..Peer::default() });
+                self.peers.insert((shard, connection), Peer { to: Some(to), source, ..Peer::default() });
                 self.soon(ROUND_TRIP, Event::Connected(shard, connection));
             }
             Action::ConnectionSend { connection, chunks } => {
@@ -250,6 +256,11 @@ impl Engine {
                 let owner = self.owners.len() % self.shards.len();
                 let owner = *self.owners.entry((source, rollup)).or_insert(owner);
                 self.mail[shard].push_back(ShardMessage::Owner { pair, owner });
+            }
+            Action::Control(ControlMessage::Suspend(suspension)) => {
+                for mail in &mut self.mail {
+                    mail.push_back(ShardMessage::Suspend(suspension.clone()));
+                }
             }
             Action::Reserve(reservation) => self.soon(Duration::from_millis(3), Event::Reserved(shard, reservation)),
             Action::Injected { answer, .. } => _ = answer.unwrap(),
@@ -281,7 +292,10 @@ impl Engine {
                     let domain = line.split(['@', '.']).nth(1).unwrap_or_default();
                     self.senders.entry(domain.to_owned()).or_default().push(self.now);
                 }
-                "RCPT" => mails.last_mut().unwrap().1 += 1,
+                "RCPT" => {
+                    mails.last_mut().unwrap().1 += 1;
+                    *self.sources.entry((peer.source, peer.to.unwrap())).or_default() += 1;
+                }
                 "DATA" => {
                     replies += "354 go\r\n";
                     peer.is_content = true;

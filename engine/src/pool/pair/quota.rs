@@ -1,0 +1,93 @@
+//! Quotas of sources in their warm-up: all pairs of a source and a roll-up share one a day.
+
+use std::sync::Arc;
+
+use super::pacing::LimitOf;
+use super::{Order, Pools};
+use crate::mail::time::Now;
+use crate::pool::warmup::{Allowance, DAY_MS, DayQuota};
+
+impl Pools {
+    /// Whether the day's quota has so many units left, and they are reserved. Else the pair goes on when they are, or
+    /// is suspended for the rest of the day.
+    pub(super) fn has_quota(&mut self, now: Now, place: u32, units: u32) -> bool {
+        if self.options.warmups.is_empty() || !self.meet_day(now, place) {
+            return true;
+        }
+        let pair = &self.pairs[place as usize].key;
+        let day = self.days.get_mut(&(pair.source, Arc::clone(&pair.rollup))).expect("it was just met");
+        let allowance = day.allowance(units);
+        let mut reservations = Vec::new();
+        while let Some(units) = day.reserve(units) {
+            reservations.push(units);
+        }
+        if allowance == Allowance::UsedUp {
+            let (quota, until_ms) = (day.quota, (day.day + 1) * DAY_MS);
+            self.orders.push_back(Order::WarmedUp { pair: pair.clone(), quota, until_ms });
+        }
+        if !reservations.is_empty() {
+            let limit = self.day_name(place);
+            self.reserving.insert(Arc::clone(&limit), LimitOf::Day(place));
+            let reserve = |units| Order::Reserve { limit: Arc::clone(&limit), units };
+            self.orders.extend(reservations.into_iter().map(reserve));
+        }
+        allowance == Allowance::Now
+    }
+
+    pub(super) fn take_quota(&mut self, place: u32, units: u32) {
+        if self.days.is_empty() {
+            return;
+        }
+        let pair = &self.pairs[place as usize].key;
+        if let Some(day) = self.days.get_mut(&(pair.source, Arc::clone(&pair.rollup))) {
+            day.take(units);
+        }
+    }
+
+    pub(super) fn handle_day_reserved(&mut self, now: Now, random: &mut dyn FnMut(u64) -> u64, place: u32, units: u32) {
+        let pair = self.pairs[place as usize].key.clone();
+        if let Some(day) = self.days.get_mut(&(pair.source, Arc::clone(&pair.rollup))) {
+            day.reserved(units);
+        }
+        for other in 0..self.pairs.len() as u32 {
+            let key = &self.pairs[other as usize].key;
+            // Places of forgotten pairs keep their last key.
+            if key.source == pair.source && key.rollup == pair.rollup && self.keys.get(key) == Some(&other) {
+                self.advance(now, other, random);
+            }
+        }
+    }
+
+    /// The same over restarts, and another each day.
+    pub(super) fn day_name(&self, place: u32) -> Arc<str> {
+        let pair = &self.pairs[place as usize].key;
+        let day = self.days.get(&(pair.source, Arc::clone(&pair.rollup))).map_or(0, |day| day.day);
+        self.name_of_day(place, day)
+    }
+
+    fn name_of_day(&self, place: u32, day: u64) -> Arc<str> {
+        let pair = &self.pairs[place as usize].key;
+        format!("warm-up of day {day} by {} at {}", self.options.sources[pair.source], pair.rollup).into()
+    }
+
+    /// Whether the pair's source has a quota today; then its count is there. A clock that is set back ends no day.
+    fn meet_day(&mut self, now: Now, place: u32) -> bool {
+        let pair = &self.pairs[place as usize].key;
+        let Some(warmup) = self.options.warmups.iter().find(|warmup| warmup.source == pair.source) else {
+            return false;
+        };
+        let key = (pair.source, Arc::clone(&pair.rollup));
+        let known = self.days.get(&key).map(|day| day.day);
+        let today = (now.wall_ms / DAY_MS).max(known.unwrap_or(0));
+        let Some(quota) = warmup.quota(&pair.rollup, today) else {
+            self.days.remove(&key);
+            return false;
+        };
+        if known != Some(today) {
+            let past = Arc::clone(&self.past);
+            let name = self.name_of_day(place, today);
+            self.days.insert(key, DayQuota::new(today, quota, past.get(&*name)));
+        }
+        true
+    }
+}

@@ -1,0 +1,103 @@
+//! A source in its warm-up sends its day's quota and no more, also over a kill; the rest goes by the pool's others.
+
+use super::*;
+
+const RULES: &str = "\
+[[egress_source]]
+name = \"new\"
+source_address = \"127.0.0.11\"
+[[egress_source]]
+name = \"old\"
+source_address = \"127.0.0.12\"
+[provider.slow]
+match = [{ domain = \"slow.test\" }]
+[warmup.new]
+start = \"2027-01-15\"
+daily.slow = [30, 50]
+";
+const BOTH: &str = "[[egress_pool]]\nname = \"default\"\nsources = [{ source = \"new\" }, { source = \"old\" }]\n";
+const NEW_ALONE: &str = "[[egress_pool]]\nname = \"default\"\nsources = [{ source = \"new\" }]\n";
+
+/// From the start of the tests' clock to midnight.
+const TO_MIDNIGHT: Duration = Duration::from_secs(16 * 3_600);
+const DAY: Duration = Duration::from_secs(86_400);
+
+impl Engine {
+    /// Recipients by the sources "new" and "old" at a site.
+    fn by_source(&self, site: &str) -> [u32; 2] {
+        let endpoint = Endpoint::Ip(site.parse().unwrap());
+        [0, 1].map(|source| self.sources.get(&(source, endpoint)).copied().unwrap_or_default())
+    }
+
+    /// To a time of no interest before.
+    fn skip_to(&mut self, time: Duration) {
+        self.now = time;
+        self.run_until(time + seconds(1));
+    }
+}
+
+#[test]
+fn a_days_quota_holds_over_a_kill_and_the_rest_goes_by_the_others() {
+    for shards in [[1, 1], [2, 4]] {
+        let mut engine = Engine::start(&format!("{RULES}{BOTH}"), shards[0]);
+        queue(&mut engine, 20, 0);
+        engine.run_until(seconds(5));
+        assert_eq!(engine.by_source(SLOW), [10, 10], "what is within the quota goes turn and turn about");
+        let mut engine = engine.kill(shards[1]);
+        queue(&mut engine, 200, 100);
+        let begun = engine.now;
+        engine.run_until(begun + seconds(20));
+        let [new, old] = engine.by_source(SLOW);
+        assert_eq!(new + old, 220, "nothing waits");
+        assert!((27..=30).contains(&new), "{new}: a crash costs little, and the quota is kept");
+        let [new_fast, old_fast] = engine.by_source(FAST);
+        assert_eq!(new_fast + old_fast, 100);
+        assert!(new_fast >= 45, "{new_fast}: who is not named has no quota");
+
+        engine.skip_to(TO_MIDNIGHT - seconds(60));
+        queue(&mut engine, 100, 0);
+        engine.run_until(TO_MIDNIGHT - seconds(1));
+        assert_eq!(engine.by_source(SLOW), [new, old + 100], "until midnight it has nothing left");
+        engine.skip_to(TO_MIDNIGHT + seconds(1));
+        queue(&mut engine, 200, 0);
+        engine.run_until(TO_MIDNIGHT + seconds(30));
+        assert_eq!(engine.by_source(SLOW), [new + 50, old + 250], "the next day has its own");
+        engine.skip_to(TO_MIDNIGHT + DAY + seconds(1));
+        queue(&mut engine, 200, 0);
+        engine.run_until(TO_MIDNIGHT + DAY + seconds(30));
+        assert_eq!(engine.by_source(SLOW), [new + 150, old + 350], "and then the warm-up is over");
+    }
+}
+
+/// Never outside the pool: without another source mail waits for the next day.
+#[test]
+fn without_another_source_mail_waits_for_the_next_day() {
+    let mut engine = Engine::start(&format!("{RULES}{NEW_ALONE}"), 2);
+    queue(&mut engine, 60, 0);
+    engine.run_until(seconds(20));
+    assert_eq!(engine.by_source(SLOW), [30, 0]);
+    let home = &engine.shards[0].home;
+    let held = home.entries().find_map(|(key, _)| home.blocked_by(key)).map(|blocked| blocked.reason.to_string());
+    assert_eq!(held.as_deref(), Some("suspended: warm-up: 30 recipients a day"));
+    engine.skip_to(TO_MIDNIGHT + seconds(1));
+    engine.run_until(TO_MIDNIGHT + seconds(20));
+    assert_eq!(engine.by_source(SLOW), [60, 0]);
+}
+
+/// A message to many is divided, so that a small quota is used in spite of it.
+#[test]
+fn many_recipients_are_divided() {
+    let mut engine = Engine::start(&format!("{RULES}{NEW_ALONE}"), 1);
+    let recipients = (0..100).map(|number| format!("r{number}@slow.test")).collect();
+    engine.inject_to(0, recipients, Priority::Normal);
+    engine.run_until(seconds(20));
+    assert_eq!(engine.by_source(SLOW), [30, 0]);
+}
+
+#[test]
+fn before_its_first_day_a_source_sends_nothing() {
+    let mut engine = Engine::start(&format!("{RULES}{BOTH}").replace("01-15", "01-16"), 2);
+    queue(&mut engine, 40, 0);
+    engine.run_until(seconds(20));
+    assert_eq!(engine.by_source(SLOW), [0, 40]);
+}
