@@ -273,7 +273,7 @@ impl EngineBuilder {
         let listeners = Listeners::bind(&config)?;
         let mut own = listeners.addresses.smtp.clone();
         own.extend(&listeners.addresses.http);
-        let resolver = Resolver::new(&config.dns, own).map_err(|error| failed("DNS", &error))?;
+        let resolver = Resolver::new(&config.dns, config.uses_dane(), own).map_err(|error| failed("DNS", &error))?;
         let clock = Clock::start();
         let verifier = TlsVerifier::public_roots(&config.tls).map_err(|error| failed("TLS", &error))?;
         let policies = PolicyStore::open(config.spool.path.join("mta-sts"), clock, resolver.clone(), &verifier)

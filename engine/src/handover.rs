@@ -18,6 +18,7 @@ use crate::accept::admission::Admitted;
 use crate::admin::{MessageFilter, MessageRow, QueueRow};
 use crate::config::{Shaping, Terms, TlsMode};
 use crate::deliver::attempt::TransactionResult;
+use crate::deliver::dane::HostDane;
 use crate::deliver::mta_sts::StsPolicy;
 use crate::deliver::route::{RouteFailure, Site};
 use crate::deliver::tls_policy;
@@ -67,17 +68,29 @@ pub struct Route {
     pub tls: TlsMode,
     /// The domain's MTA-STS policy, where one counts.
     pub sts: Option<Arc<StsPolicy>>,
+    /// Whether the hosts' TLSA records count.
+    pub dane: bool,
     pub terms: Arc<Terms>,
 }
 
 impl Route {
     /// What a connection to one of the site's hosts must have proved; None: the mail must not go there.
     pub fn requirement(&self, host: usize) -> Option<TlsRequirement> {
-        if self.site.hosts[host].addresses.iter().all(Endpoint::is_unix) {
+        let host = &self.site.hosts[host];
+        if host.addresses.iter().all(Endpoint::is_unix) {
             // Nobody can listen in between, and there is no name to vouch for; `check` refuses to ask for more.
             return Some(TlsRequirement::Disabled);
         }
-        tls_policy::requirement(self.tls, self.sts.as_deref(), &self.site.hosts[host].name)
+        let dane = if self.dane { &host.dane } else { &HostDane::Absent };
+        tls_policy::requirement(self.tls, dane, self.sts.as_deref(), &host.name)
+    }
+
+    /// Why one of the site's hosts must not be used: nobody knows whether it has TLSA records.
+    pub fn unknown_tlsa(&self) -> Option<Arc<str>> {
+        self.site.hosts.iter().find_map(|host| match &host.dane {
+            HostDane::Unknown(why) if self.dane => Some(format!("{} must not be used: {why}", host.name).into()),
+            _ => None,
+        })
     }
 
     /// Whether a connection to the site's host of this name, which has proved so much, may carry the mail.
@@ -179,6 +192,8 @@ pub struct DeliveryContext {
     pub source_address: String,
     pub tls_protocol: String,
     pub tls_cipher: String,
+    /// What vouched for the peer: `pkix`, `dane`, or nothing.
+    pub tls_verified_by: &'static str,
     /// The parts of the peer's certificate's subject name.
     pub tls_peer_subject: Vec<String>,
     pub session_id: u64,

@@ -89,6 +89,14 @@ pub(crate) const DNS_CACHE_ANSWERS_MAX: u64 = 65_536;
 /// Routes that are looked up at once; more wait their turn.
 pub(crate) const ROUTE_LOOKUPS_MAX: usize = 256;
 
+/// Usable TLSA records of a host that count.
+pub(crate) const TLSA_RECORDS_MAX: usize = 32;
+/// Sets of TLSA records whose sessions a shard remembers, and the sessions of each.
+pub(crate) const DANE_VERIFIERS_MAX: usize = 1_024;
+pub(crate) const DANE_SESSIONS_MAX: usize = 32;
+/// Aliases that an answer may lead through.
+pub(crate) const DNS_ALIASES_MAX: usize = 16;
+
 /// An MTA-STS policy, in bytes (RFC 8461 §3.3 suggests 64 KiB), and the hosts that it may name.
 pub(crate) const STS_POLICY_BYTES_MAX: usize = 64 << 10;
 pub(crate) const STS_HOSTS_MAX: usize = 1_000;

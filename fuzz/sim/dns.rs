@@ -109,7 +109,7 @@ impl Dns {
         });
         let hosts = choose_hosts(domain, looked_up.collect(), SMTP_PORT, &|_: SocketAddr| AddressVerdict::Usable)?;
         let site = Site { name, hosts, expires };
-        Ok(Route { site: Arc::new(site), tls: zone.tls, terms: Arc::default(), sts: None })
+        Ok(Route { site: Arc::new(site), tls: zone.tls, terms: Arc::default(), sts: None, dane: false })
     }
 }
 

@@ -180,6 +180,7 @@ pub struct Outcome {
     pub egress_source: String,
     pub source_address: String,
     pub delivery_protocol: String,
+    /// The protocol's name, and behind it a line for what vouched for the peer, where something did.
     pub tls_protocol: String,
     /// The cipher's name, and behind it a line for each part of the peer's certificate's subject name.
     pub tls_cipher: String,
@@ -271,6 +272,20 @@ impl RecipientResult {
 }
 
 impl Outcome {
+    /// `verified_by` is what vouched for the peer: `pkix`, `dane`, or nothing.
+    pub fn set_tls_protocol(&mut self, protocol: &str, verified_by: &str) {
+        self.tls_protocol = protocol.to_owned();
+        if !verified_by.is_empty() {
+            self.tls_protocol.push('\n');
+            self.tls_protocol.push_str(verified_by);
+        }
+    }
+
+    /// The protocol's name and what vouched for the peer.
+    pub fn tls_protocol(&self) -> (&str, &str) {
+        self.tls_protocol.split_once('\n').unwrap_or((&self.tls_protocol, ""))
+    }
+
     /// `subject` is the subject name of the peer's certificate, in parts.
     pub fn set_tls_cipher(&mut self, cipher: &str, subject: &[String]) {
         self.tls_cipher = cipher.to_owned();

@@ -9,8 +9,8 @@ use ipnet::IpNet;
 
 use super::egress::UNBOUND_SOURCE;
 use super::{
-    Chunking, Config, DnsConfig, Durability, EgressPool, EgressSource, EightBit, EventsConfig, HttpListener, InDoubt,
-    LineEndings, ReceivedDetail, RetryConfig, RetrySchedule, Shaping, ShapingRules, SmtpListener, SpoolConfig,
+    Chunking, Config, DnsConfig, Dnssec, Durability, EgressPool, EgressSource, EightBit, EventsConfig, HttpListener,
+    InDoubt, LineEndings, ReceivedDetail, RetryConfig, RetrySchedule, Shaping, ShapingRules, SmtpListener, SpoolConfig,
     Timeouts, TlsConfig, TlsMode, shipped, value,
 };
 
@@ -99,7 +99,12 @@ impl Default for DnsConfig {
             "255.255.255.255/32",
         ];
         let prohibited_hosts = PROHIBITED.iter().map(|text| text.parse().expect("a valid network"));
-        Self { servers: Vec::new(), prohibited_hosts: prohibited_hosts.collect() }
+        Self {
+            servers: Vec::new(),
+            prohibited_hosts: prohibited_hosts.collect(),
+            dnssec: Dnssec::Off,
+            trust_anchor: None,
+        }
     }
 }
 
@@ -142,6 +147,7 @@ impl Default for Shaping {
             eight_bit: EightBit::Fail,
             tls: TlsMode::Opportunistic,
             mta_sts: true,
+            dane: true,
             timeouts: Timeouts::default(),
             automation: Arc::default(),
         }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::egress::{DEFAULT_POOL, UNBOUND_SOURCE};
 use super::value::{duration_text, size_text};
 use super::{
-    Chunking, Config, DeliveryProtocol, DkimAlgorithm, Durability, Layer, LineEndings, Priority, ProviderMatch, Rate,
-    ReceivedDetail, RetryConfig, RetrySchedule, Settings, TlsMode,
+    Chunking, Config, DeliveryProtocol, DkimAlgorithm, Dnssec, Durability, Layer, LineEndings, Priority, ProviderMatch,
+    Rate, ReceivedDetail, RetryConfig, RetrySchedule, Settings, TlsMode,
 };
 
 /// Retries spelled out before "then every …" takes over.
@@ -174,7 +174,13 @@ fn write_routing(config: &Config, out: &mut String) -> fmt::Result {
         servers => servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
     };
     let rest = if config.routes.is_empty() { "every domain" } else { "the rest" };
-    writeln!(out, "  {rest} by MX, asking {servers}; never to")?;
+    let dnssec = match (config.dns.dnssec, &config.dns.trust_anchor) {
+        (Dnssec::Off, _) => "",
+        (Dnssec::TrustAd, _) => ", whose AD bit is believed",
+        (Dnssec::Validate, None) => ", checking signatures from the root's keys on",
+        (Dnssec::Validate, Some(_)) => ", checking signatures from the trust anchor on",
+    };
+    writeln!(out, "  {rest} by MX, asking {servers}{dnssec}; never to")?;
     let prohibited: Vec<String> = config.dns.prohibited_hosts.iter().map(ToString::to_string).collect();
     let prohibited = if prohibited.is_empty() { "our own listeners".into() } else { prohibited.join(", ") };
     writeln!(out, "                {prohibited}")
@@ -266,7 +272,12 @@ fn write_shaping(config: &Config, out: &mut String) -> fmt::Result {
     let pipelining = if shaping.pipelining { "pipelining where offered" } else { "no pipelining" };
     let idle = duration_text(shaping.idle_timeout);
     let policies = if shaping.mta_sts { "followed" } else { "not looked for" };
-    let tls = format!("TLS {}, MTA-STS policies {policies}", tls_word(shaping.tls));
+    let tlsa = match (config.dns.dnssec, shaping.dane) {
+        (Dnssec::Off, _) => "",
+        (_, true) => ", TLSA records followed",
+        (_, false) => ", TLSA records not looked for",
+    };
+    let tls = format!("TLS {}, MTA-STS policies {policies}{tlsa}", tls_word(shaping.tls));
     writeln!(out, "          {pipelining}; {tls}; idle connections close after {idle}")?;
     let chunking = match shaping.chunking {
         Chunking::Off => "one message after the other, content by DATA".to_owned(),

@@ -5,14 +5,17 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
+
+use hickory_resolver::proto::dnssec::TrustAnchors;
 
 use super::document::Table;
 use super::error::{Place, Report, Wrong};
 use super::reader::Section;
 use super::{
-    Config, ConfigErrors, DnsConfig, Durability, EventsConfig, SpoolConfig, default, dkim, egress, include, listener,
-    retry, route, shaping, tenant, value, warmup,
+    Config, ConfigErrors, DnsConfig, Dnssec, Durability, EventsConfig, SpoolConfig, default, dkim, egress, include,
+    listener, retry, route, shaping, tenant, value, warmup,
 };
 use crate::limits;
 
@@ -154,9 +157,36 @@ fn read_dns(section: Section<'_>) -> DnsConfig {
     if let Some(hosts) = section.list("prohibited_hosts", "[\"127.0.0.0/8\"]", value::network) {
         dns.prohibited_hosts = hosts.value.into_iter().map(|host| host.value).collect();
     }
-    section.not_yet(&[("dnssec", Some("\"off\""))]);
+    let modes = [("off", Dnssec::Off), ("trust_ad", Dnssec::TrustAd), ("validate", Dnssec::Validate)];
+    dns.dnssec = section.choice("dnssec", &modes, &[]).unwrap_or(dns.dnssec);
+    if dns.dnssec == Dnssec::Validate {
+        dns.trust_anchor = read_trust_anchor(&section);
+    } else {
+        section.inapplicable(&["trust_anchor"], "without dnssec = \"validate\"");
+    }
     section.finish();
     dns
+}
+
+fn read_trust_anchor(section: &Section<'_>) -> Option<Arc<str>> {
+    let file = section.text("trust_anchor", "\"root.key\"", not_empty)?;
+    let path = section.report.base_dir(file.place).join(file.value);
+    let read = read_text(&path, limits::PEM_FILE_BYTES_MAX).and_then(|text| {
+        if !text.contains("DNSKEY") {
+            return Err("it has no DNSKEY record".to_owned());
+        }
+        let parsed: Result<TrustAnchors, _> = text.parse();
+        parsed.map(|_| text).map_err(|error| format!("it is no list of DNSKEY records: {error}"))
+    });
+    match read {
+        Ok(text) => Some(text.into()),
+        Err(reason) => {
+            let wrong = Wrong::new(format!("{} cannot be used: {reason}", path.display()));
+            let instead = "write the path of a file with DNSKEY records, relative to this file";
+            section.wrong(file.place, "trust_anchor", wrong.instead(instead));
+            None
+        }
+    }
 }
 
 fn read_events(section: Section<'_>) -> EventsConfig {

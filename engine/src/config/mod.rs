@@ -140,6 +140,20 @@ pub struct DnsConfig {
     /// Empty: the system's resolvers.
     pub servers: Vec<SocketAddr>,
     pub prohibited_hosts: Vec<IpNet>,
+    pub dnssec: Dnssec,
+    /// DNSKEY records as in a zone file, for [`Dnssec::Validate`]; None: the root's, which are built in.
+    pub trust_anchor: Option<Arc<str>>,
+}
+
+/// Who checks the DNS's signatures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dnssec {
+    /// Nobody; then there is no DANE.
+    Off,
+    /// The resolver, whose AD bit is believed.
+    TrustAd,
+    /// The engine.
+    Validate,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -359,6 +373,8 @@ pub struct Shaping {
     pub tls: TlsMode,
     /// Whether domains' MTA-STS policies are looked for and followed.
     pub mta_sts: bool,
+    /// Whether hosts' TLSA records are followed, where DNSSEC is not off.
+    pub dane: bool,
     pub timeouts: Timeouts,
     /// What is done about answers; of the narrowest table first.
     pub automation: Arc<[Arc<AutomationRule>]>,

@@ -17,8 +17,8 @@ use super::reader::Section;
 use super::route::TLS_MODES;
 use super::value::{did_you_mean, dns_name};
 use super::{
-    Chunking, Config, DomainShaping, EgressSource, EightBit, InDoubt, Layer, Provider, ProviderMatch, RetryConfig,
-    RetryRules, Shaping, ShapingRules, Timeouts, egress, retry, shipped,
+    Chunking, Config, Dnssec, DomainShaping, EgressSource, EightBit, InDoubt, Layer, Provider, ProviderMatch,
+    RetryConfig, RetryRules, Shaping, ShapingRules, Timeouts, egress, retry, shipped,
 };
 use crate::limits;
 
@@ -224,6 +224,12 @@ impl Config {
     /// Whether MTA-STS policies count for any mail.
     pub fn uses_mta_sts(&self) -> bool {
         self.shaping.mta_sts || self.of_all_shaping(|shaping| shaping.mta_sts).any(|uses| uses)
+    }
+
+    /// Whether TLSA records count for any mail.
+    pub fn uses_dane(&self) -> bool {
+        let anywhere = self.shaping.dane || self.of_all_shaping(|shaping| shaping.dane).any(|uses| uses);
+        anywhere && self.dns.dnssec != Dnssec::Off
     }
 
     /// What each single table would make of the default.
@@ -494,8 +500,9 @@ fn read_settings(section: &Section<'_>, settings: &mut Settings) {
     }
     let mta_sts = section.boolean("mta_sts");
     settings.take(section, "mta_sts", mta_sts, |shaping, mta_sts| shaping.mta_sts = mta_sts);
+    let dane = section.boolean("dane");
+    settings.take(section, "dane", dane, |shaping, dane| shaping.dane = dane);
     settings.automation(section);
-    section.not_yet(&[("dane", Some("false"))]);
 }
 
 /// What a route may say instead.

@@ -52,7 +52,6 @@ fn the_interface_example_has_known_keys_only() {
         " tenant.tokens: is not available yet; leave it out",
         " tenant.max_injection_rate: is not available yet; write max_injection_rate = \"unlimited\" or leave it out",
         " tenant.max_message_rate: is not available yet; write max_message_rate = \"unlimited\" or leave it out",
-        " shaping.default.dane: is not available yet; write dane = false or leave it out",
         " limit: is not available yet; leave it out",
         " dsn.generate: is not available yet; write generate = \"never\" or leave it out",
         " events.webhook: is not available yet; leave it out",

@@ -5,6 +5,7 @@
 //! * `content.rs`: the message's octets on their way to the wire.
 //! * `extension.rs`: what the peer offers.
 //! * `mta_sts.rs`: MTA-STS policies.
+//! * `dane.rs`: what TLSA records require.
 //! * `in_flight.rs`: one transaction on a connection.
 //! * `tls_policy.rs`: what TLS a domain requires, and what a connection has proved.
 //! * `smtp_client.rs`: the SMTP and LMTP client, without I/O.
@@ -14,6 +15,7 @@
 pub mod attempt;
 pub(crate) mod blame;
 pub mod content;
+pub mod dane;
 pub mod extension;
 pub(crate) mod in_flight;
 pub mod mta_sts;

@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::config::{DomainPattern, Route};
+use crate::deliver::dane::HostDane;
 use crate::limits::MX_HOSTS_MAX;
 use crate::mail::endpoint::Endpoint;
 
@@ -30,6 +31,8 @@ pub struct Host {
     /// The lowest is tried first.
     pub preference: u16,
     pub addresses: Vec<Endpoint>,
+    /// As the domain may rely on it: what is behind an MX set that nobody vouches for counts for nothing.
+    pub dane: HostDane,
 }
 
 impl Site {
@@ -203,7 +206,7 @@ pub fn choose_hosts(
             }
         }
         if !usable.is_empty() {
-            hosts.push(Host { name, preference, addresses: usable });
+            hosts.push(Host { name, preference, addresses: usable, dane: HostDane::default() });
         }
     }
     if let Some(own_preference) = ourselves {
@@ -360,6 +363,7 @@ mod tests {
             name: name.to_owned(),
             preference,
             addresses: [last, last + 1].map(|last| SocketAddr::from(([192, 0, 2, last], 25)).into()).to_vec(),
+            dane: HostDane::default(),
         };
         let hosts = vec![host("a", 5, 1), host("b", 10, 3), host("c", 10, 5)];
         let site = Site { name: "a,b,c".to_owned(), hosts, expires: Duration::ZERO };

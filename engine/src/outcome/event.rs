@@ -148,6 +148,8 @@ pub struct Event<'a> {
     tls_cipher: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tls_protocol_version: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_verified_by: Option<&'a str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tls_peer_subject_name: Vec<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text_if_any")]
@@ -217,6 +219,7 @@ fn reception<'a>(event_id: EventId, envelope: &'a Envelope, place: usize, size: 
         nodeid: *node,
         tls_cipher: None,
         tls_protocol_version: None,
+        tls_verified_by: None,
         tls_peer_subject_name: Vec::new(),
         session_id: (envelope.session_id != 0).then(|| node.session(envelope.session_id)),
         tenant: if_any(&envelope.tenant),
@@ -232,6 +235,7 @@ fn reception<'a>(event_id: EventId, envelope: &'a Envelope, place: usize, size: 
 fn from_result<'a>(event_id: EventId, outcome: &'a Outcome, result: &'a RecipientResult, node: &NodeId) -> Event<'a> {
     let kind = EventKind::from(result.fate);
     let failure = kind.is_failure();
+    let (tls_protocol, tls_verified_by) = outcome.tls_protocol();
     let (tls_cipher, tls_peer_subject) = outcome.tls_cipher();
     Event {
         kind,
@@ -258,7 +262,8 @@ fn from_result<'a>(event_id: EventId, outcome: &'a Outcome, result: &'a Recipien
         reception_protocol: if_any(&outcome.reception_protocol),
         nodeid: *node,
         tls_cipher: if_any(tls_cipher),
-        tls_protocol_version: if_any(&outcome.tls_protocol),
+        tls_protocol_version: if_any(tls_protocol),
+        tls_verified_by: if_any(tls_verified_by),
         tls_peer_subject_name: tls_peer_subject.collect(),
         session_id: (outcome.session_id != 0).then(|| node.session(outcome.session_id)),
         tenant: if_any(&outcome.tenant),
@@ -540,7 +545,7 @@ pub(crate) mod tests {
             egress_source: "ip-a".into(),
             source_address: "203.0.113.11:51000".into(),
             delivery_protocol: "ESMTP".into(),
-            tls_protocol: "TLSv1.3".into(),
+            tls_protocol: "TLSv1.3\ndane".into(),
             tls_cipher: "TLS_AES_256_GCM_SHA384\nO=Example, Inc.\nCN=mx.example.net".into(),
             session_id: 0xab,
             ..Outcome::default()
@@ -600,7 +605,8 @@ pub(crate) mod tests {
                 r#""source_address":{"address":"203.0.113.11:51000"},"feedback_report":null,"#,
                 r#""delivery_protocol":"ESMTP","reception_protocol":"ESMTP","#,
                 r#""nodeid":"557f3ad4-2c8c-41ee-976e-782d7e12e173","tls_cipher":"TLS_AES_256_GCM_SHA384","#,
-                r#""tls_protocol_version":"TLSv1.3","tls_peer_subject_name":["O=Example, Inc.","CN=mx.example.net"],"#,
+                r#""tls_protocol_version":"TLSv1.3","tls_verified_by":"dane","#,
+                r#""tls_peer_subject_name":["O=Example, Inc.","CN=mx.example.net"],"#,
                 r#""session_id":"557f3ad4-2c8c-81ee-8000-0000000000ab","#,
                 r#""tenant":"acme","campaign":"spring","meta":{},"headers":{}}"#,
             )]

@@ -596,6 +596,10 @@ impl Pools {
                 }
                 Choice::Wait { until, reason, tls: true } => self.hold(now, place, &route, until, reason),
                 Choice::Wait { until, reason, tls: false } => return self.block(now, place, until, reason),
+                // The same hosts may do for other domains. What the DNS could not say it may say soon; a policy lasts.
+                Choice::Nowhere if let Some(reason) = route.unknown_tlsa() => {
+                    self.hold(now, place, &route, now.monotonic + self.options.back_off.first, reason);
+                }
                 Choice::Nowhere if route.sts.is_some() => {
                     let until = now.monotonic + self.options.back_off.max;
                     let reason = "the domain's MTA-STS policy names none of its MX hosts that have an address".into();
@@ -780,6 +784,7 @@ fn alike(a: &Attempt, b: &Attempt) -> bool {
 fn same_route(a: &Route, b: &Route) -> bool {
     a.tls == b.tls
         && a.sts == b.sts
+        && a.dane == b.dane
         && a.terms == b.terms
         && (Arc::ptr_eq(&a.site, &b.site) || a.site.name == b.site.name && a.site.hosts == b.site.hosts)
 }

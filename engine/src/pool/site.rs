@@ -1,7 +1,6 @@
 //! Which host of a site is tried next, and which are left alone for a while.
 
 use std::collections::HashMap;
-use std::mem::{Discriminant, discriminant};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,11 +17,11 @@ pub struct Hosts {
 }
 
 /// What a host failed in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Concern {
     Everything,
     /// Only mail with such a TLS requirement.
-    Tls(Discriminant<TlsRequirement>),
+    Tls(TlsRequirement),
 }
 
 #[derive(Debug, Clone)]
@@ -237,7 +236,7 @@ impl Hosts {
 
 impl Concern {
     fn of(requirement: &TlsRequirement) -> Self {
-        Self::Tls(discriminant(requirement))
+        Self::Tls(requirement.clone())
     }
 }
 

@@ -296,7 +296,7 @@ impl Control {
             let terms = route.map(|route| Arc::clone(&route.terms)).unwrap_or_default();
             let result = found.map(|mut site| {
                 site.expires = site.expires.min(sts_expires);
-                Route { site: Arc::new(site), tls, sts, terms }
+                Route { site: Arc::new(site), tls, sts, dane: true, terms }
             });
             send(&shard, Mail::Core(ShardMessage::Routed { domain, result })).await;
         });

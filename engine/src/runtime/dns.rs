@@ -2,8 +2,11 @@
 //!
 //! What an answer means for mail is decided in `deliver/route.rs`; this file asks, and tells "there is none" (the DNS
 //! said so, which may bounce mail) from "nobody could say" (which never does). Answers are kept as long as their time
-//! to live says, in hickory-resolver's cache, which is bounded.
+//! to live says, in hickory-resolver's cache, which is bounded. What DNSSEC has to do with it is in `dns/dnssec.rs`.
 
+mod dnssec;
+
+use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -11,17 +14,19 @@ use std::time::{Duration, Instant};
 
 use hickory_resolver::config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::lookup::Lookup;
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::dnssec::Proof;
 use hickory_resolver::proto::op::ResponseCode;
-use hickory_resolver::proto::rr::{Name, RData};
-use hickory_resolver::{ResolverBuilder, TokioResolver};
+use hickory_resolver::proto::rr::{Name, RData, RecordType};
+use hickory_resolver::system_conf;
 use ipnet::IpNet;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use self::dnssec::{Names, TlsaBases};
 use super::net::is_local_address;
 use crate::config::{DnsConfig, RouteTarget};
+use crate::deliver::dane::HostDane;
 use crate::deliver::mta_sts::policy_id;
 use crate::deliver::route::{
     AddressVerdict, Addresses, Host, MxRecord, RouteFailure, RouteFailureKind, Site, address_literal, choose_hosts,
@@ -34,7 +39,7 @@ use crate::mail::time::Now;
 /// Looks up routes. Clones share the cache.
 #[derive(Clone)]
 pub(crate) struct Resolver {
-    names: TokioResolver,
+    names: Names,
     policy: Arc<Policy>,
 }
 
@@ -47,19 +52,24 @@ struct Policy {
 
 impl Resolver {
     /// Asks the configured servers, otherwise those of the system. At `own_listeners` mail would come back to us.
-    pub(crate) fn new(config: &DnsConfig, own_listeners: Vec<SocketAddr>) -> Result<Self, ResolverError> {
-        Self::with_port_and_timeout(config, own_listeners, SMTP_PORT, QUERY_TIMEOUT)
+    /// TLSA records are looked up where somebody follows them.
+    pub(crate) fn new(
+        config: &DnsConfig,
+        uses_dane: bool,
+        own_listeners: Vec<SocketAddr>,
+    ) -> Result<Self, ResolverError> {
+        Self::with_port_and_timeout(config, uses_dane, own_listeners, SMTP_PORT, QUERY_TIMEOUT)
     }
 
     /// MX hosts listen on port 25, but for tests.
     pub(crate) fn with_port_and_timeout(
         config: &DnsConfig,
+        uses_dane: bool,
         own_listeners: Vec<SocketAddr>,
         mx_port: u16,
         timeout: Duration,
     ) -> Result<Self, ResolverError> {
-        let mut builder = builder(config)?;
-        let options = builder.options_mut();
+        let (servers, mut options) = servers(config);
         options.timeout = timeout;
         options.attempts = QUERY_ATTEMPTS;
         options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
@@ -74,7 +84,7 @@ impl Resolver {
             mx_port,
             lookups: Semaphore::new(ROUTE_LOOKUPS_MAX),
         };
-        Ok(Self { names: builder.build().map_err(ResolverError::from)?, policy: Arc::new(policy) })
+        Ok(Self { names: Names::new(config, uses_dane, servers, options)?, policy: Arc::new(policy) })
     }
 
     /// The site of a domain by its MX set (RFC 5321 §5.1), or of an address literal.
@@ -113,11 +123,11 @@ impl Resolver {
         match target {
             RouteTarget::Address(address) => {
                 let name = format!("[{}]", address.ip());
-                (address.to_string(), Ok(vec![Host { name, preference: 0, addresses: vec![(*address).into()] }]))
+                (address.to_string(), Ok(vec![plain_host(name, vec![(*address).into()])]))
             }
             RouteTarget::Unix(path) => {
                 let name = target.to_string();
-                (name.clone(), Ok(vec![Host { name, preference: 0, addresses: vec![Endpoint::Unix(*path)] }]))
+                (name.clone(), Ok(vec![plain_host(name, vec![Endpoint::Unix(*path)])]))
             }
             RouteTarget::Host { name, port } => {
                 let label = format!("{name}:{port}");
@@ -127,7 +137,7 @@ impl Resolver {
                     Addresses::Unknown(why) => return (label, Err(format!("the route's host {name}: {why}"))),
                 };
                 let name = name.trim_end_matches('.').to_ascii_lowercase();
-                (label, Ok(vec![Host { name, preference: 0, addresses }]))
+                (label, Ok(vec![plain_host(name, addresses)]))
             }
             RouteTarget::Mx(name) => {
                 let found = self.mx_hosts(expiry, name).await;
@@ -154,11 +164,11 @@ impl Resolver {
 
     /// The site's name, which the addresses don't change, and the hosts that may be connected to.
     async fn mx_hosts(&self, expiry: &mut Expiry, domain: &str) -> Result<(String, Vec<Host>), RouteFailure> {
-        let records = self.lookup_mx(expiry, domain).await?;
+        let MxAnswer { records, secure, next_hop } = self.lookup_mx(expiry, domain).await?;
         let implicit = records.is_empty();
         let hosts = mail_hosts(domain, &records)?;
         let name = site_name(hosts.iter().map(|(_, name)| name.as_str()));
-        let looked_up = self.lookup_all(expiry, hosts).await;
+        let (looked_up, bases) = self.lookup_all(expiry, hosts).await;
         if implicit && looked_up.iter().all(|(_, _, addresses)| *addresses == Addresses::None) {
             let text = format!("{domain} has neither MX nor address records");
             return Err(RouteFailure::bounce(550, (5, 1, 2), text));
@@ -166,28 +176,36 @@ impl Resolver {
         if looked_up.iter().any(|(_, _, addresses)| matches!(addresses, Addresses::Unknown(_))) {
             expiry.limit_to(DEFER_TTL);
         }
-        let hosts = choose_hosts(domain, looked_up, self.policy.mx_port, &|address| self.policy.judge(address))?;
+        let mut hosts = choose_hosts(domain, looked_up, self.policy.mx_port, &|address| self.policy.judge(address))?;
+        // RFC 7672 §2.2.1: behind an MX set that nobody vouches for, TLSA records prove nothing.
+        if secure {
+            self.lookup_tlsa(expiry, &mut hosts, bases, &next_hop).await;
+        }
         Ok((name, hosts))
     }
 
     /// The MX records; none is the implicit MX.
-    async fn lookup_mx(&self, expiry: &mut Expiry, domain: &str) -> Result<Vec<MxRecord>, RouteFailure> {
+    async fn lookup_mx(&self, expiry: &mut Expiry, domain: &str) -> Result<MxAnswer, RouteFailure> {
         let Some(name) = absolute_name(domain) else {
             return Err(RouteFailure::bounce(550, (5, 1, 2), format!("{domain} is not a domain name")));
         };
-        match self.names.mx_lookup(name).await {
+        match self.names.lookup(&name, RecordType::MX).await {
             Ok(lookup) => {
                 expiry.limit_to_answer(&lookup);
+                let (secure, next_hop) = self.names.judge_mx(&name, &lookup);
                 let record = |data: &RData| match data {
                     RData::MX(mx) => Some(MxRecord { preference: mx.preference, exchange: mx.exchange.to_ascii() }),
                     _ => None,
                 };
-                Ok(lookup.answers().iter().filter_map(|answer| record(&answer.data)).collect())
+                let records = lookup.answers().iter().filter_map(|answer| record(&answer.data)).collect();
+                Ok(MxAnswer { records, secure, next_hop })
             }
             Err(error) => match absence(&error) {
                 Some(Absence { exists: true, ttl }) => {
                     expiry.limit_to(ttl);
-                    Ok(Vec::new())
+                    // RFC 7672 §2.2.2: then the addresses decide.
+                    let secure = self.names.uses_dane();
+                    Ok(MxAnswer { records: Vec::new(), secure, next_hop: vec![text_of(&name)] })
                 }
                 Some(Absence { exists: false, ttl }) => {
                     expiry.limit_to(ttl);
@@ -199,28 +217,61 @@ impl Resolver {
     }
 
     /// The addresses of all hosts, asked for at once.
-    async fn lookup_all(&self, expiry: &mut Expiry, hosts: Vec<(u16, String)>) -> Vec<(u16, String, Addresses)> {
+    async fn lookup_all(
+        &self,
+        expiry: &mut Expiry,
+        hosts: Vec<(u16, String)>,
+    ) -> (Vec<(u16, String, Addresses)>, HashMap<String, TlsaBases>) {
         let mut lookups = JoinSet::new();
         for (index, (_, name)) in hosts.iter().enumerate() {
             let (resolver, name, mut expiry) = (self.clone(), name.clone(), expiry.clone());
             lookups.spawn(async move {
-                let addresses = resolver.lookup_addresses(&mut expiry, &name).await;
-                (index, addresses, expiry)
+                let (addresses, bases) = resolver.lookup_addresses(&mut expiry, &name).await;
+                (index, addresses, bases, expiry)
             });
         }
         let mut found = vec![Addresses::None; hosts.len()];
+        let mut all_bases = HashMap::new();
         while let Some(ended) = lookups.join_next().await {
-            let (index, addresses, theirs) = ended.expect("a lookup does not panic");
+            let (index, addresses, bases, theirs) = ended.expect("a lookup does not panic");
             found[index] = addresses;
-            expiry.valid_until = expiry.valid_until.min(theirs.valid_until);
+            all_bases.insert(hosts[index].1.clone(), bases);
+            expiry.join(&theirs);
         }
-        hosts.into_iter().zip(found).map(|((preference, name), addresses)| (preference, name, addresses)).collect()
+        let found = hosts.into_iter().zip(found).map(|((preference, name), addresses)| (preference, name, addresses));
+        (found.collect(), all_bases)
     }
 
-    /// A and AAAA of a mail host, from the DNS alone.
-    async fn lookup_addresses(&self, expiry: &mut Expiry, name: &str) -> Addresses {
-        let Some(name) = absolute_name(name) else { return Addresses::None };
-        let (four, six) = tokio::join!(self.names.ipv4_lookup(name.clone()), self.names.ipv6_lookup(name));
+    /// What the hosts' TLSA records require, asked for at once.
+    async fn lookup_tlsa(
+        &self,
+        expiry: &mut Expiry,
+        hosts: &mut [Host],
+        mut bases: HashMap<String, TlsaBases>,
+        next_hop: &[String],
+    ) {
+        let mut lookups = JoinSet::new();
+        for (index, host) in hosts.iter().enumerate() {
+            let bases = bases.remove(&host.name).unwrap_or_default();
+            let (resolver, next_hop, mut expiry) = (self.clone(), next_hop.to_vec(), expiry.clone());
+            lookups.spawn(async move {
+                let port = resolver.policy.mx_port;
+                (index, resolver.names.lookup_dane(&mut expiry, bases, port, &next_hop).await, expiry)
+            });
+        }
+        while let Some(ended) = lookups.join_next().await {
+            let (index, dane, theirs) = ended.expect("a lookup does not panic");
+            hosts[index].dane = dane;
+            expiry.join(&theirs);
+        }
+    }
+
+    /// A and AAAA of a mail host, from the DNS alone, and where its TLSA records would be.
+    async fn lookup_addresses(&self, expiry: &mut Expiry, name: &str) -> (Addresses, TlsaBases) {
+        let Some(name) = absolute_name(name) else { return (Addresses::None, TlsaBases::default()) };
+        let lookup = |kind| self.names.lookup(&name, kind);
+        let (four, six) = tokio::join!(lookup(RecordType::A), lookup(RecordType::AAAA));
+        let bases = self.names.tlsa_bases(&name, [&four, &six].into_iter().flatten()).await;
         let (mut addresses, mut unknown) = (Vec::new(), None);
         for result in [four, six] {
             match result {
@@ -235,11 +286,12 @@ impl Resolver {
             }
         }
         addresses.truncate(HOST_ADDRESSES_MAX);
-        match unknown {
+        let addresses = match unknown {
             _ if !addresses.is_empty() => Addresses::Found(addresses),
             Some(why) => Addresses::Unknown(why),
             None => Addresses::None,
-        }
+        };
+        (addresses, bases)
     }
 
     /// Addresses of a host that the operator named, from the hosts file too.
@@ -263,7 +315,7 @@ impl Resolver {
         let Some(name) = absolute_name(&format!("_mta-sts.{domain}")) else {
             return PolicyRecord { id: None, expires: expiry.of_site() };
         };
-        let id = match self.names.txt_lookup(name).await {
+        let id = match self.names.lookup(&name, RecordType::TXT).await {
             Ok(lookup) => {
                 expiry.limit_to_answer(&lookup);
                 let texts = lookup.answers().iter().filter_map(|answer| match &answer.data {
@@ -284,7 +336,7 @@ impl Resolver {
 
     /// Where a policy's server is (RFC 8461 §3.3), but for addresses where nothing is sent to.
     pub(crate) async fn policy_host(&self, now: Now, host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
-        let addresses = match self.lookup_addresses(&mut Expiry::start(now), host).await {
+        let addresses = match self.lookup_addresses(&mut Expiry::start(now), host).await.0 {
             Addresses::Found(addresses) => addresses,
             Addresses::None => return Err(format!("{host} has no address")),
             Addresses::Unknown(why) => return Err(format!("{host}: {why}")),
@@ -294,6 +346,15 @@ impl Resolver {
             addresses.filter(|address| self.policy.judge(*address) == AddressVerdict::Usable).collect();
         if usable.is_empty() { Err(format!("{host} is where nothing is sent to")) } else { Ok(usable) }
     }
+}
+
+/// What the DNS says of a domain's MX set.
+struct MxAnswer {
+    records: Vec<MxRecord>,
+    /// It is proven, or there is none.
+    secure: bool,
+    /// The domain, and what it is an alias of.
+    next_hop: Vec<String>,
 }
 
 /// What the TXT records at `_mta-sts` say.
@@ -347,10 +408,11 @@ impl From<NetError> for ResolverError {
     }
 }
 
-fn builder(config: &DnsConfig) -> Result<ResolverBuilder<TokioRuntimeProvider>, ResolverError> {
+/// Who is asked, and how.
+fn servers(config: &DnsConfig) -> (ResolverConfig, ResolverOpts) {
     if config.servers.is_empty() {
-        match TokioResolver::builder_tokio() {
-            Ok(builder) => return Ok(builder),
+        match system_conf::read_system_conf() {
+            Ok(found) => return found,
             // resolv.conf(5): without a file, or without a server in it, the server on this machine is asked.
             Err(error) => tracing::warn!(%error, "no system resolver configuration; asking 127.0.0.1"),
         }
@@ -362,9 +424,7 @@ fn builder(config: &DnsConfig) -> Result<ResolverBuilder<TokioRuntimeProvider>, 
         connections.iter_mut().for_each(|connection| connection.port = server.port());
         NameServerConfig::new(server.ip(), true, connections)
     });
-    let config = ResolverConfig::from_name_servers(servers.collect());
-    let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
-    Ok(builder.with_options(ResolverOpts::default()))
+    (ResolverConfig::from_name_servers(servers.collect()), ResolverOpts::default())
 }
 
 /// With a final dot, so that no search list applies. None: not a name.
@@ -372,6 +432,11 @@ fn absolute_name(text: &str) -> Option<Name> {
     let mut name = Name::from_utf8(text).ok()?;
     name.set_fqdn(true);
     (!name.is_root()).then_some(name)
+}
+
+/// In lower case, without the final dot.
+fn text_of(name: &Name) -> String {
+    name.to_ascii().trim_end_matches('.').to_ascii_lowercase()
 }
 
 /// What the DNS said is not there, and for how long it isn't.
@@ -383,13 +448,20 @@ struct Absence {
 
 /// None: the DNS did not say that something isn't there; it did not say anything.
 fn absence(error: &NetError) -> Option<Absence> {
-    let NetError::Dns(DnsError::NoRecordsFound(none)) = error else { return None };
-    let exists = match none.response_code {
+    let (code, negative_ttl) = match error {
+        NetError::Dns(DnsError::NoRecordsFound(none)) => (none.response_code, none.negative_ttl),
+        // Nobody vouches for it, and nobody has to.
+        NetError::Dns(DnsError::Nsec { response, proof: Proof::Insecure, .. }) => {
+            (response.response_code, response.negative_ttl())
+        }
+        _ => return None,
+    };
+    let exists = match code {
         ResponseCode::NoError => true,
         ResponseCode::NXDomain => false,
         _ => return None,
     };
-    let ttl = none.negative_ttl.map_or(NEGATIVE_TTL_DEFAULT, |seconds| Duration::from_secs(seconds.into()));
+    let ttl = negative_ttl.map_or(NEGATIVE_TTL_DEFAULT, |seconds| Duration::from_secs(seconds.into()));
     Some(Absence { exists, ttl: ttl.min(NEGATIVE_TTL_MAX) })
 }
 
@@ -415,6 +487,10 @@ impl Expiry {
         self.valid_until = self.valid_until.min(Instant::now() + time_to_live);
     }
 
+    fn join(&mut self, other: &Self) {
+        self.valid_until = self.valid_until.min(other.valid_until);
+    }
+
     /// On the scale of [`Now::monotonic`].
     fn of_site(&self) -> Duration {
         self.now.monotonic + self.valid_until.saturating_duration_since(self.started).max(TTL_MIN)
@@ -433,6 +509,11 @@ impl Expiry {
             RouteFailureKind::Defer => failure.until(self.soon()),
         }
     }
+}
+
+/// A host that its route names: nobody asks for TLSA records of it.
+fn plain_host(name: String, addresses: Vec<Endpoint>) -> Host {
+    Host { name, preference: 0, addresses, dane: HostDane::Absent }
 }
 
 /// Appends hosts so that they are tried after all that are there.

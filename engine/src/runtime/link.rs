@@ -298,12 +298,15 @@ impl<'a> LinkTask<'a> {
             }
             Wish::TlsClient { host_name, tls } => {
                 let verifiers = &self.shard_loop.verifiers;
-                let verifier = match tls {
-                    TlsRequirement::Verified => &verifiers.public_roots,
-                    TlsRequirement::Opportunistic | TlsRequirement::Encrypted => &verifiers.any_certificate,
+                let name = tls.server_name(&host_name);
+                match &tls {
+                    TlsRequirement::Verified => TlsSession::client(&verifiers.public_roots, name),
+                    TlsRequirement::Dane(policy) => TlsSession::client(&self.shard_loop.dane.of(policy), name),
+                    TlsRequirement::Opportunistic | TlsRequirement::Encrypted => {
+                        TlsSession::client(&verifiers.any_certificate, name)
+                    }
                     TlsRequirement::Disabled => unreachable!("the client does not begin TLS unasked"),
-                };
-                TlsSession::client(verifier, &host_name)
+                }
             }
         };
         match session {

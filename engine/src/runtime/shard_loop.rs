@@ -21,6 +21,7 @@ use postrider_spool::{LogDirectory, Operation};
 use tokio::sync::{Notify, oneshot};
 
 use super::clock::{self, Clock};
+use super::dane::DaneVerifiers;
 use super::event_file::EventSender;
 use super::limit_file::LimitMail;
 use super::link::{Link, Side};
@@ -132,6 +133,7 @@ async fn start(setup: ShardSetup) {
         config,
         clock,
         verifiers: setup.verifiers,
+        dane: DaneVerifiers::default(),
         turn: Notify::new(),
         links: RefCell::default(),
         injections: RefCell::default(),
@@ -171,6 +173,7 @@ pub(super) struct ShardLoop {
     pub(super) config: Arc<Config>,
     pub(super) clock: Clock,
     pub(super) verifiers: Verifiers,
+    pub(super) dane: DaneVerifiers,
     turn: Notify,
     pub(super) links: RefCell<HashMap<Side, Rc<Link>>>,
     injections: RefCell<HashMap<u64, oneshot::Sender<AcceptAnswer>>>,

@@ -20,7 +20,8 @@ use rustls::client::{ClientConnection, Resumption};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::ServerConnection;
 use rustls::{
-    ClientConfig, Connection, DigitallySignedStruct, HandshakeKind, RootCertStore, ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, Connection, DigitallySignedStruct, HandshakeKind, OtherError, RootCertStore,
+    ServerConfig, SignatureScheme,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -35,15 +36,19 @@ pub(crate) struct TlsVerifier(Arc<ClientConfig>);
 impl TlsVerifier {
     /// Any certificate: opportunistic TLS (RFC 7435) and `tls = "required"`. Nobody knows who the server is.
     pub(crate) fn any_certificate() -> Self {
-        let provider = provider();
-        let verifier = AnyCertificate(provider.signature_verification_algorithms.supported_schemes());
-        let config = ClientConfig::builder_with_provider(provider)
+        let schemes = provider().signature_verification_algorithms.supported_schemes();
+        Self::custom(Arc::new(AnyCertificate(schemes)), TLS_SESSIONS_MAX)
+    }
+
+    /// A certificate that is as a verifier of one's own has it.
+    pub(super) fn custom(verifier: Arc<dyn ServerCertVerifier>, sessions_max: usize) -> Self {
+        let config = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .expect("the provider has the default versions")
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_custom_certificate_verifier(verifier)
             .with_no_client_auth();
-        Self::of(config)
+        Self::of(config, sessions_max)
     }
 
     /// A certificate for the host's name that the public roots vouch for, or those in the file of SSL_CERT_FILE,
@@ -77,11 +82,11 @@ impl TlsVerifier {
             .expect("the provider has the default versions")
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Ok(Self::of(config))
+        Ok(Self::of(config, TLS_SESSIONS_MAX))
     }
 
-    fn of(mut config: ClientConfig) -> Self {
-        config.resumption = Resumption::in_memory_sessions(TLS_SESSIONS_MAX);
+    fn of(mut config: ClientConfig, sessions_max: usize) -> Self {
+        config.resumption = Resumption::in_memory_sessions(sessions_max);
         Self(Arc::new(config))
     }
 }
@@ -97,7 +102,7 @@ pub(crate) fn server_name(host_name: &str) -> Result<ServerName<'static>, TlsErr
     }
 }
 
-fn provider() -> Arc<CryptoProvider> {
+pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
@@ -227,7 +232,7 @@ impl TlsSession {
 pub(crate) struct TlsError(String);
 
 impl TlsError {
-    fn new(text: String) -> Self {
+    pub(super) fn new(text: String) -> Self {
         Self(text)
     }
 }
@@ -242,7 +247,12 @@ impl std::error::Error for TlsError {}
 
 impl From<rustls::Error> for TlsError {
     fn from(error: rustls::Error) -> Self {
-        Self(error.to_string())
+        match error {
+            rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(error))) => {
+                Self(format!("invalid peer certificate: {error}"))
+            }
+            error => Self(error.to_string()),
+        }
     }
 }
 

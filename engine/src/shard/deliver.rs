@@ -199,6 +199,7 @@ impl Shard {
     pub fn connection_tls(&mut self, now: Now, connection: ConnectionKey, result: Result<TlsStarted, String>) {
         if let (Ok(started), Some(delivery)) = (&result, self.deliveries.get_mut(&connection)) {
             delivery.context.tls_protocol.clone_from(&started.protocol);
+            delivery.context.tls_verified_by = delivery.tls.proof_of_handshake().verified_by();
             delivery.context.tls_cipher.clone_from(&started.cipher);
             delivery.context.tls_peer_subject.clone_from(&started.peer_subject);
             self.pools.handle_encrypted(connection);

@@ -256,7 +256,7 @@ impl Shard {
         outcome.peer_name = context.peer_name;
         outcome.peer_address = context.peer_address;
         outcome.source_address = context.source_address;
-        outcome.tls_protocol = context.tls_protocol;
+        outcome.set_tls_protocol(&context.tls_protocol, context.tls_verified_by);
         outcome.set_tls_cipher(&context.tls_cipher, &context.tls_peer_subject);
         outcome.session_id = context.session_id;
         self.append_outcome(now, outcome);

@@ -9,6 +9,7 @@ use postrider_spool::{Message, ReadError};
 
 use super::{Action, Shard};
 use crate::config::{self, EgressPool, RouteTarget, Shaping};
+use crate::deliver::dane::HostDane;
 use crate::deliver::route::{Host, RouteFailure, RouteFailureKind, Site};
 use crate::fair::Flow;
 use crate::handover::{Attempt, Backlog, Blocked, ControlMessage, Credit, PairKey, Route, ShardMessage, Ticket};
@@ -219,6 +220,7 @@ impl Shard {
         let shaping = self.shapings.shaping(pair.source, &place);
         route.tls = place.tls(&shaping);
         route.sts = route.sts.filter(|_| shaping.mta_sts);
+        route.dane = shaping.dane;
         self.bound_recipients(entry, self.batch_max(now, &pair, &shaping));
         let ticket = Ticket { home: self.id, entry };
         let recipients = self.home.entry(entry).recipients;
@@ -425,9 +427,9 @@ fn fixed_route(route: &config::Route) -> Option<Route> {
             RouteTarget::Host { .. } | RouteTarget::Mx(_) | RouteTarget::Discard => return None,
         };
         let preference = if route.balance { 0 } else { preference.min(usize::from(u16::MAX)) as u16 };
-        hosts.push(Host { name, preference, addresses: vec![address] });
+        hosts.push(Host { name, preference, addresses: vec![address], dane: HostDane::default() });
     }
     let name: Vec<String> = route.to.iter().map(ToString::to_string).collect();
     let site = Site { name: name.join(","), hosts, expires: Duration::MAX };
-    Some(Route { site: Arc::new(site), tls: route.tls, sts: None, terms: Arc::clone(&route.terms) })
+    Some(Route { site: Arc::new(site), tls: route.tls, sts: None, dane: false, terms: Arc::clone(&route.terms) })
 }

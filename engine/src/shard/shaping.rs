@@ -172,7 +172,7 @@ mod tests {
 
     fn route(site: &str) -> Route {
         let site = Site { name: site.to_owned(), hosts: Vec::new(), expires: Duration::MAX };
-        Route { site: Arc::new(site), tls: TlsMode::Opportunistic, sts: None, terms: Arc::default() }
+        Route { site: Arc::new(site), tls: TlsMode::Opportunistic, sts: None, dane: true, terms: Arc::default() }
     }
 
     fn limit(shapings: &mut Shapings, domain: &str, site: &str) -> u32 {

@@ -22,6 +22,7 @@ use crate::config::{
     Chunking, Config, Credentials, DeliveryProtocol, DkimIdentity, DkimKeyPem, DomainPattern, Priority, RetryInterval,
     RetryRules, Route, RouteTarget, SmtpListener, Tenant, Terms, TlsMode,
 };
+use crate::deliver::dane::HostDane;
 use crate::deliver::route::{Host, Site};
 use crate::handover::{self, ControlMessage, ShardMessage, TlsRequirement};
 use crate::mail::endpoint::Endpoint;
@@ -136,9 +137,20 @@ impl World {
                 // Without a route the test answers.
                 let Some(config) = self.shard.config.route_for(&domain) else { return };
                 let RouteTarget::Address(address) = config.to[0] else { panic!("all routes lead to addresses") };
-                let host = Host { name: address.ip().to_string(), preference: 0, addresses: vec![address.into()] };
+                let host = Host {
+                    name: address.ip().to_string(),
+                    preference: 0,
+                    addresses: vec![address.into()],
+                    dane: HostDane::default(),
+                };
                 let site = Site { name: address.to_string(), hosts: vec![host], expires: Duration::MAX };
-                let route = handover::Route { site: Arc::new(site), tls: config.tls, sts: None, terms: Arc::default() };
+                let route = handover::Route {
+                    site: Arc::new(site),
+                    tls: config.tls,
+                    sts: None,
+                    dane: true,
+                    terms: Arc::default(),
+                };
                 self.shard.handle_message(ShardMessage::Routed { domain, result: Ok(route) });
             }
             Action::Control(ControlMessage::Suspend(suspension)) => self.suspensions.push(suspension),
@@ -1021,10 +1033,11 @@ fn an_expired_route_leaves_the_credits_where_they_are() {
     world.shard.routes = super::RouteCache::new(&[]);
     let route = |world: &mut World| {
         let address: SocketAddr = "127.0.0.1:25".parse().unwrap();
-        let host = Host { name: "mx.example".to_owned(), preference: 0, addresses: vec![address.into()] };
+        let (addresses, dane) = (vec![address.into()], HostDane::default());
+        let host = Host { name: "mx.example".to_owned(), preference: 0, addresses, dane };
         let expires = world.now.monotonic + Duration::from_secs(30);
         let site = Arc::new(Site { name: "mx.example".to_owned(), hosts: vec![host], expires });
-        let result = Ok(handover::Route { site, tls: TlsMode::Disabled, terms: Arc::default(), sts: None });
+        let result = Ok(handover::Route { site, tls: TlsMode::Disabled, terms: Arc::default(), sts: None, dane: true });
         world.shard.handle_message(ShardMessage::Routed { domain: Arc::from("peer.example"), result });
         world.sync();
     };

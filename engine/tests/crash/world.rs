@@ -15,6 +15,7 @@ use postrider::config::{
     Config, DomainPattern, EgressSource, InDoubt, ReceivedDetail, RetrySchedule, Route, RouteTarget, SmtpListener,
     TlsMode,
 };
+use postrider::deliver::dane::HostDane;
 use postrider::deliver::route::{Host, RouteFailure, RouteFailureKind, Site};
 use postrider::handover::{self, Ask, ControlMessage, PairKey, ShardMessage, Told};
 use postrider::mail::time::Now;
@@ -329,9 +330,9 @@ impl World {
             return Err(RouteFailure { kind, code: 451, enhanced: (4, 4, 3), text, expires });
         }
         let addresses = vec![SocketAddr::from(([10, 0, 0, 9], 25)).into()];
-        let hosts = vec![Host { name: "mx.example".to_owned(), preference: 0, addresses }];
+        let hosts = vec![Host { name: "mx.example".to_owned(), preference: 0, addresses, dane: HostDane::default() }];
         let site = Arc::new(Site { name: "mx.example".to_owned(), hosts, expires });
-        Ok(handover::Route { site, tls: TlsMode::Disabled, sts: None, terms: Arc::default() })
+        Ok(handover::Route { site, tls: TlsMode::Disabled, sts: None, dane: false, terms: Arc::default() })
     }
 
     fn open_session(&mut self) {

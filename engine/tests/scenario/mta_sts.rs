@@ -1,8 +1,7 @@
 //! MTA-STS (RFC 8461) from the name server to the peer's certificate: a domain's policy is that domain's alone, though
 //! its hosts are others' too.
 
-use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use postrider::admin::MessageRow;
@@ -13,7 +12,7 @@ use crate::support::embedded::{Running, config};
 use crate::support::policy_server::PolicyServer;
 use crate::support::sink::{Sink, Verb};
 use crate::support::tls_front::TlsFront;
-use crate::support::{message, token};
+use crate::support::{at_loopback, message, token};
 
 /// One MX host, whose certificate nobody vouches for, for `plain.test` and `strict.test`; the latter has a policy.
 struct World {
@@ -56,21 +55,6 @@ impl World {
 
     fn untrusted(&self) -> Running {
         self.engine(&[self.web.certificate_pem()])
-    }
-}
-
-/// Something at this port of some loopback address; none where this user may not have such a port.
-fn at_loopback<T>(port: u16, start: impl Fn(SocketAddr) -> std::io::Result<T>) -> Option<T> {
-    loop {
-        let address = [127, fastrand::u8(1..255), fastrand::u8(..), fastrand::u8(1..255)];
-        match start(SocketAddr::from((Ipv4Addr::from(address), port))) {
-            Ok(started) => return Some(started),
-            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
-            Err(error) => {
-                eprintln!("skipped: a server at port {port} of {address:?}: {error}");
-                return None;
-            }
-        }
     }
 }
 

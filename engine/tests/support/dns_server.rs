@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 
 use hickory_resolver::proto::op::{Message, OpCode, ResponseCode};
-use hickory_resolver::proto::rr::rdata::{A, AAAA, CNAME, MX, SOA, TXT};
+use hickory_resolver::proto::rr::rdata::{A, AAAA, CNAME, MX, SOA, TLSA, TXT};
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 
 /// What the zone says of a name. A name may have several.
@@ -26,6 +26,10 @@ pub(crate) enum Entry {
     NullMx,
     Cname(&'static str),
     Txt(&'static str),
+    /// Usage, selector, matching type, and the data.
+    Tlsa([u8; 3], &'static [u8]),
+    /// Nothing about the name has the AD bit, whatever [`DnsServer::set_authentic`] says.
+    Insecure,
     /// Any question about the name is answered SERVFAIL.
     ServFail,
     /// No question about the name is answered.
@@ -49,6 +53,7 @@ struct State {
 struct Zone {
     entries: HashMap<String, Vec<Entry>>,
     ttl: u32,
+    authentic: bool,
     /// (name, type, whether by TCP).
     questions: Vec<(String, String, bool)>,
 }
@@ -86,6 +91,11 @@ impl DnsServer {
     /// Seconds; also for negative answers. 60 at first.
     pub(crate) fn set_ttl(&self, ttl: u32) {
         self.state.zone().ttl = ttl;
+    }
+
+    /// Whether answers have the AD bit, as of a resolver that has found their signatures good (RFC 4035 §3.2.3).
+    pub(crate) fn set_authentic(&self, authentic: bool) {
+        self.state.zone().authentic = authentic;
     }
 
     /// How often the name was asked for with this type, such as "MX".
@@ -180,8 +190,11 @@ fn answer(state: &State, question: &[u8], by_tcp: bool) -> Option<Vec<u8>> {
     response.metadata.recursion_desired = question.recursion_desired;
     response.metadata.recursion_available = true;
     response.add_query(query);
+    // RFC 6840 §5.8: only those who ask for it get it.
+    let asks = question.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok) || question.authentic_data;
     let entries = zone.entries.get(&key);
     let has = |entry| entries.is_some_and(|entries| entries.contains(&entry));
+    response.metadata.authentic_data = zone.authentic && asks && !has(Entry::Insecure);
     if has(Entry::Silent) {
         return None;
     } else if has(Entry::ServFail) {
@@ -210,6 +223,9 @@ fn record_data(entry: Entry, kind: RecordType) -> Option<RData> {
         (Entry::Aaaa(address), RecordType::AAAA) => Some(RData::AAAA(AAAA(address))),
         (Entry::Mx(preference, exchange), RecordType::MX) => Some(RData::MX(MX::new(preference, name(exchange)))),
         (Entry::NullMx, RecordType::MX) => Some(RData::MX(MX::new(0, Name::root()))),
+        (Entry::Tlsa([usage, selector, matching], data), RecordType::TLSA) => {
+            Some(RData::TLSA(TLSA::new(usage.into(), selector.into(), matching.into(), data.to_vec())))
+        }
         (Entry::Txt(text), RecordType::TXT) => Some(RData::TXT(TXT::new(vec![text.to_owned()]))),
         // RFC 1034 §3.6.2: the alias is the answer to a question of any type.
         (Entry::Cname(target), _) => Some(RData::CNAME(CNAME(name(target)))),

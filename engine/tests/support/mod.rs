@@ -15,7 +15,10 @@ pub(crate) mod process;
 pub(crate) mod sink;
 pub(crate) mod tap;
 pub(crate) mod tls_front;
+pub(crate) mod tlsa;
 
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 /// How long anything may take before the test fails. Nothing normally takes a tenth of it.
@@ -35,6 +38,21 @@ pub(crate) fn poll_for<T>(patience: Duration, what: &str, mut ask: impl FnMut() 
         assert!(Instant::now() < deadline, "{what}: not within {patience:?}");
         // The pace of the questions; nothing depends on it.
         std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// Something at this port of some loopback address; none where this user may not have such a port.
+pub(crate) fn at_loopback<T>(port: u16, start: impl Fn(SocketAddr) -> std::io::Result<T>) -> Option<T> {
+    loop {
+        let address = [127, fastrand::u8(1..255), fastrand::u8(..), fastrand::u8(1..255)];
+        match start(SocketAddr::from((Ipv4Addr::from(address), port))) {
+            Ok(started) => return Some(started),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+            Err(error) => {
+                eprintln!("skipped: a server at port {port} of {address:?}: {error}");
+                return None;
+            }
+        }
     }
 }
 

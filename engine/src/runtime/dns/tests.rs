@@ -2,6 +2,7 @@
 
 use super::dns_server::{DnsServer, Entry};
 use super::*;
+use crate::config::Dnssec;
 
 const NOW: Now = Now { monotonic: Duration::from_secs(1_000), wall_ms: 0 };
 
@@ -9,12 +10,13 @@ fn config(server: &DnsServer) -> DnsConfig {
     DnsConfig {
         servers: vec![server.address()],
         prohibited_hosts: ["127.0.0.0/8", "::1/128"].map(|network| network.parse().unwrap()).into(),
+        ..DnsConfig::default()
     }
 }
 
 fn resolver(server: &DnsServer) -> Resolver {
     let own = vec!["192.0.2.99:25".parse().unwrap(), "0.0.0.0:2500".parse().unwrap()];
-    Resolver::new(&config(server), own).unwrap()
+    Resolver::new(&config(server), false, own).unwrap()
 }
 
 fn on_control<F: Future>(future: F) -> F::Output {
@@ -126,7 +128,7 @@ fn what_nobody_could_say_defers() {
 fn a_server_that_is_silent_or_gone_defers() {
     let server = DnsServer::start(&[("d.example", Entry::Silent)]);
     let impatient = |config: &DnsConfig| {
-        Resolver::with_port_and_timeout(config, Vec::new(), 25, Duration::from_millis(50)).unwrap()
+        Resolver::with_port_and_timeout(config, false, Vec::new(), 25, Duration::from_millis(50)).unwrap()
     };
     on_control(async {
         assert_defers(&impatient(&config(&server)).resolve_site(NOW, "d.example").await);
@@ -189,7 +191,7 @@ fn we_are_never_chosen() {
     // A listener on all addresses is each local address, also before it is a prohibited one.
     let server = DnsServer::start(&[("d.example", Entry::A([127, 0, 0, 1]))]);
     let own = vec!["0.0.0.0:2500".parse().unwrap()];
-    let resolver = Resolver::with_port_and_timeout(&config(&server), own, 2500, QUERY_TIMEOUT).unwrap();
+    let resolver = Resolver::with_port_and_timeout(&config(&server), false, own, 2500, QUERY_TIMEOUT).unwrap();
     assert_bounces(&on_control(async { resolver.resolve_site(NOW, "d.example").await }), (5, 4, 6));
 }
 
@@ -238,4 +240,59 @@ fn static_routes_are_resolved_in_their_order() {
         assert_eq!(partly.hosts.len(), 1);
         assert!(partly.expires <= NOW.monotonic + DEFER_TTL * 2);
     });
+}
+
+mod dane {
+    use super::*;
+
+    const ZONE: [(&str, Entry); 3] =
+        [("d.example", Entry::Mx(1, "mx.d.example")), ("mx.d.example", Entry::A([192, 0, 2, 1])), RECORD];
+    const RECORD: (&str, Entry) = ("_25._tcp.mx.d.example", Entry::Tlsa([3, 1, 1], &[1; 32]));
+
+    /// What the first host's records require, as a resolver says that has checked all but what is marked.
+    fn ask(zone: &[(&str, Entry)]) -> HostDane {
+        let server = DnsServer::start(zone);
+        server.set_authentic(true);
+        let config = DnsConfig { dnssec: Dnssec::TrustAd, ..config(&server) };
+        on_control(async {
+            let timeout = Duration::from_millis(50);
+            let resolver = Resolver::with_port_and_timeout(&config, true, Vec::new(), 25, timeout).unwrap();
+            resolver.resolve_site(NOW, "d.example").await.unwrap().hosts.remove(0).dane
+        })
+    }
+
+    fn with(zone: &[(&'static str, Entry)]) -> HostDane {
+        ask(&ZONE.iter().chain(zone).copied().collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn proven_records_count() {
+        let HostDane::Usable(policy) = ask(&ZONE) else { panic!("they are usable") };
+        assert_eq!((policy.to_string().as_str(), policy.base.as_str()), ("3 1 1", "mx.d.example"));
+        assert_eq!(ask(&ZONE[..2]), HostDane::Absent);
+        assert_eq!(with(&[(RECORD.0, Entry::Insecure)]), HostDane::Absent);
+    }
+
+    /// RFC 7672 §2.1.2.
+    #[test]
+    fn a_name_server_that_does_not_answer_says_neither_yes_nor_no() {
+        for failure in [Entry::ServFail, Entry::Silent] {
+            let HostDane::Unknown(why) = with(&[(RECORD.0, failure)]) else { panic!("nobody can know") };
+            assert!(why.starts_with("TLSA lookup of _25._tcp.mx.d.example: "), "{why}");
+        }
+    }
+
+    /// RFC 7672 §2.2.2: an alias that is proven, to a name that is not, leaves the records of the host's own name.
+    #[test]
+    fn an_alias_into_the_unknown_keeps_its_own_name() {
+        let zone = |alias: &[(&'static str, Entry)]| {
+            let mut zone = vec![ZONE[0], RECORD, ("mx.d.example", Entry::Cname("other.example"))];
+            zone.extend([("other.example", Entry::A([192, 0, 2, 1])), ("other.example", Entry::Insecure)]);
+            zone.extend(alias);
+            ask(&zone)
+        };
+        let HostDane::Usable(policy) = zone(&[]) else { panic!("they are usable") };
+        assert_eq!(policy.base, "mx.d.example");
+        assert_eq!(zone(&[("mx.d.example", Entry::Insecure)]), HostDane::Absent);
+    }
 }

@@ -34,8 +34,8 @@ impl World {
 
     fn open_prohibiting(&self, networks: &[&str]) -> PolicyStore {
         let prohibited_hosts = networks.iter().map(|network| network.parse().unwrap()).collect();
-        let dns = DnsConfig { servers: vec![self.dns.address()], prohibited_hosts };
-        let resolver = Resolver::new(&dns, Vec::new()).unwrap();
+        let dns = DnsConfig { servers: vec![self.dns.address()], prohibited_hosts, ..DnsConfig::default() };
+        let resolver = Resolver::new(&dns, false, Vec::new()).unwrap();
         let roots = TlsConfig { extra_roots_pem: Arc::new(self.web.certificate_pem().into()) };
         let verifier = TlsVerifier::public_roots(&roots).unwrap();
         let directory = self.directory.path().join("mta-sts");
