@@ -1,6 +1,6 @@
 //! The real binary between real third-party programs: Postfix, Exim, OpenSMTPD, Dovecot, Haraka, aiosmtpd, Postfix's
-//! load generator and sink, swaks, smtplib, dkimpy. What needs no such program (`egress_shares`, `peer_failures`,
-//! `kill_under_load`, `bad_input`) uses the scripted sink of `support/`.
+//! load generator and sink, swaks, smtplib, dkimpy, and Unbound with zones that ldns signs. What needs no such program
+//! (`egress_shares`, `peer_failures`, `kill_under_load`, `bad_input`) uses the scripted sink of `support/`.
 //!
 //! A test whose tool is missing skips with a printed reason; with `CI=true` in the environment it fails instead.
 //! `.ci/run` installs the tools. `INTEROP_MESSAGES` sets how many messages the larger tests send (1,000 unless set),
@@ -28,5 +28,6 @@ mod peer_failures;
 mod rates;
 mod real_servers;
 mod servers;
+mod signed_zones;
 mod smtp_source;
 mod tools;

@@ -329,7 +329,7 @@ fn haraka(address: SocketAddr, to: SocketAddr) -> Prepared {
 }
 
 /// What `.ci/run` has unpacked for these tests.
-fn installed(name: &str) -> Option<PathBuf> {
+pub(crate) fn installed(name: &str) -> Option<PathBuf> {
     // The binary is in TARGET/PROFILE.
     let target = Path::new(env!("CARGO_BIN_EXE_postrider")).ancestors().nth(2)?;
     let folder = target.join("interop").join(name);
