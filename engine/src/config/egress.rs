@@ -9,12 +9,23 @@ use super::error::{Place, Wrong};
 use super::reader::Section;
 use super::{Config, EgressPool, EgressSource, value};
 use crate::limits;
+use crate::mail::endpoint::Endpoint;
 
 /// The name of the source that is bound to nothing. It is there without being configured.
 pub(super) const UNBOUND_SOURCE: &str = "unspecified";
 
 /// The pool that is used where nothing else says so.
 pub(super) const DEFAULT_POOL: &str = "default";
+
+impl EgressSource {
+    /// Whether it can connect there: with an address of its own, only to the same family.
+    pub fn reaches(&self, to: &Endpoint) -> bool {
+        match (self.source_address, to) {
+            (Some(own), Endpoint::Ip(to)) => own.is_ipv4() == to.is_ipv4(),
+            (None, _) | (_, Endpoint::Unix(_)) => true,
+        }
+    }
+}
 
 impl Config {
     pub fn pool(&self, name: &str) -> Option<&EgressPool> {

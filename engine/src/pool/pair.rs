@@ -22,7 +22,7 @@ use super::site::{BackOff, Choice, Hosts};
 use super::suspension::StricterLimits;
 use super::trust::Trust;
 use super::warmup::DayQuota;
-use crate::config::{Chunking, LimitSettings, Shaping, Terms, Warmup};
+use crate::config::{Chunking, EgressSource, LimitSettings, Shaping, Terms, Warmup};
 use crate::fair::Flow;
 use crate::handover::{Attempt, Backlog, Blocked, Credit, Elsewhere, Need, PairKey, Route, TlsRequirement};
 use crate::limits::PAIRS_KEPT;
@@ -34,8 +34,8 @@ use crate::mail::time::Now;
 pub struct PoolOptions {
     /// What holds until a pair's first ticket tells.
     pub default: Arc<Shaping>,
-    /// Names of the egress sources.
-    pub sources: Vec<String>,
+    /// By their index.
+    pub sources: Vec<EgressSource>,
     pub back_off: BackOff,
     pub warmups: Vec<Warmup>,
     /// Homes, that is, shards.
@@ -578,6 +578,8 @@ impl Pools {
             let attempt = &pair.tickets[pair.opening as usize];
             let route = attempt.route.clone();
             let mut order = route.site.attempt_order(random);
+            let source = &self.options.sources[pair.key.source];
+            order.retain(|(_, to)| source.reaches(to));
             pair.hosts.keep_serving(now.monotonic, &mut order, &|need| attempt.needs(need));
             match pair.hosts.choose(now.monotonic, &order, |host| route.requirement(host)) {
                 Choice::Connect { host, to } => {
@@ -607,7 +609,8 @@ impl Pools {
                 }
                 Choice::Nowhere => {
                     let until = now.monotonic + self.options.back_off.first;
-                    return self.block(now, place, until, "the site has no address".into());
+                    let reason = "the site has no address that this source can connect to".into();
+                    return self.block(now, place, until, reason);
                 }
             }
         }

@@ -456,7 +456,7 @@ pub(super) fn pool_options(config: &Config, homes: usize) -> PoolOptions {
     let first = first.min(HOST_BACK_OFF_FIRST_MAX);
     PoolOptions {
         default: Arc::new(config.shaping.clone()),
-        sources: config.egress_sources.iter().map(|source| source.name.clone()).collect(),
+        sources: config.egress_sources.clone(),
         warmups: config.warmups.clone(),
         back_off: BackOff { first, max: max.min(HOST_BACK_OFF_MAX).max(first) },
         homes,

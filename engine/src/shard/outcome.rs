@@ -171,7 +171,7 @@ impl Shard {
         let mut moves = false;
         if verdicts.iter().any(by_another) {
             self.avoided.refused(now.monotonic, &domain, attempt.pair.source);
-            moves = self.has_welcome_source(now, attempt.ticket.entry, &attempt.pair.rollup);
+            moves = self.has_welcome_source(now, attempt.ticket.entry, &attempt.pair.rollup, &attempt.route.site);
         }
         for (index, verdict) in verdicts {
             let answer = verdict.answer;

@@ -121,7 +121,7 @@ impl Shard {
             return self.home.wait_for_route(entry);
         };
         let place = self.shapings.place(&domain, &route);
-        match self.choose_source(now, entry, place.rollup()) {
+        match self.choose_source(now, entry, place.rollup(), &route.site) {
             Ok(source) => self.home.make_ready(entry, &place.pair(source)),
             Err(blocked) => self.home.wait_for_source(entry, blocked),
         }
@@ -275,6 +275,8 @@ impl Shard {
     /// Ends what is past its time and not on the wire.
     pub(super) fn expire(&mut self, now: Now) {
         for (entry, held_by) in self.home.sweep_expired(now.wall_ms) {
+            // A block may have ended together with the message's time.
+            let held_by = held_by.or_else(|| self.last_block(now, entry));
             let answer = self.expiry_answer(entry, held_by.as_deref());
             self.end_entry(now, Ending { entry, fate: Fate::Expired, answer });
         }
@@ -289,7 +291,19 @@ impl Shard {
         let (domain, sources) = (Arc::clone(&queue.domain), named_pool(&self.config, &queue.pool).sources);
         let route = self.routes.get(now, &self.config.routes, &domain)?;
         let place = self.shapings.place(&domain, &route);
-        sources.iter().find_map(|&(source, _)| self.home.last_block(&place.pair(source)))
+        let of_pair = sources.iter().find_map(|&(source, _)| self.home.last_block(&place.pair(source)));
+        of_pair.or_else(|| self.out_of_reach(&self.home.queue_of(entry).pool, &route.site))
+    }
+
+    /// Why none of a pool's sources can ever connect to a site: its addresses are of another family.
+    fn out_of_reach(&self, pool: &str, site: &Site) -> Option<Arc<str>> {
+        let reaches = |&(source, _): &(usize, u32)| reaches(&self.config.egress_sources[source], site);
+        if named_pool(&self.config, pool).sources.iter().any(reaches) {
+            return None;
+        }
+        let is_four = |address: Endpoint| matches!(address, Endpoint::Ip(address) if address.is_ipv4());
+        let family = if site.addresses().any(is_four) { "IPv4" } else { "IPv6" };
+        Some(format!("no source of pool {pool} can connect to {}, which has {family} addresses only", site.name).into())
     }
 
     fn expiry_answer(&self, entry: EntryKey, held_by: Option<&str>) -> Answer {
@@ -319,9 +333,9 @@ impl Shard {
         }
     }
 
-    /// The source that an entry goes by: of those of its pool that are there and not suspended for it, one that its
-    /// domain doesn't avoid, where there is one. With none, what holds it.
-    fn choose_source(&mut self, now: Now, entry: EntryKey, rollup: &Arc<str>) -> Result<usize, Blocked> {
+    /// The source that an entry goes by: of those of its pool that are there, reach the site and are not suspended for
+    /// it, one that its domain doesn't avoid, where there is one. With none, what holds it.
+    fn choose_source(&mut self, now: Now, entry: EntryKey, rollup: &Arc<str>, site: &Site) -> Result<usize, Blocked> {
         let queue = self.home.queue_of(entry);
         let flow = suspension::Flow { tenant: &queue.tenant, campaign: &queue.campaign, domain: &queue.domain };
         if !self.egress.contains_key(&*queue.pool) {
@@ -330,27 +344,35 @@ impl Shard {
         }
         let turns = self.egress.get_mut(&*queue.pool).expect("it was just put there");
         let (plumbed, avoided, suspensions) = (&self.plumbed, &self.avoided, &self.suspensions);
-        let usable = |source| plumbed[source] && suspensions.find(now.wall_ms, source, rollup, flow).is_none();
+        let reaching = |source: usize| reaches(&self.config.egress_sources[source], site);
+        let usable = |source| {
+            plumbed[source] && reaching(source) && suspensions.find(now.wall_ms, source, rollup, flow).is_none()
+        };
         let welcome = turns.next(|source| usable(source) && !avoided.avoids(now.monotonic, &queue.domain, source));
         if let Some(source) = welcome.or_else(|| turns.next(usable)) {
             return Ok(source);
+        }
+        if let Some(reason) = self.out_of_reach(&queue.pool, site) {
+            return Err(Blocked { until_ms: now.wall_ms + self.pause_max().as_millis() as u64, reason });
         }
         let unplumbed = || Blocked {
             until_ms: now.wall_ms + SOURCE_RETRY.as_millis() as u64,
             reason: format!("no source of pool {} has its address on this machine", queue.pool).into(),
         };
         let sources = named_pool(&self.config, &queue.pool).sources;
-        let suspended = sources.iter().filter_map(|&(source, _)| suspensions.find(now.wall_ms, source, rollup, flow));
+        let sources = sources.iter().filter(|(source, _)| reaching(*source));
+        let suspended = sources.filter_map(|&(source, _)| suspensions.find(now.wall_ms, source, rollup, flow));
         let first = suspended.min_by_key(|suspension| suspension.until_ms);
         Err(first.map_or_else(unplumbed, |first| Blocked { until_ms: first.until_ms, reason: first.blocked_by() }))
     }
 
     /// Whether a source of its pool is left for an entry that its domain doesn't avoid.
-    pub(super) fn has_welcome_source(&self, now: Now, entry: EntryKey, rollup: &Arc<str>) -> bool {
+    pub(super) fn has_welcome_source(&self, now: Now, entry: EntryKey, rollup: &Arc<str>, site: &Site) -> bool {
         let queue = self.home.queue_of(entry);
         let flow = suspension::Flow { tenant: &queue.tenant, campaign: &queue.campaign, domain: &queue.domain };
         let welcome = |source| {
             self.plumbed[source]
+                && reaches(&self.config.egress_sources[source], site)
                 && !self.avoided.avoids(now.monotonic, &queue.domain, source)
                 && self.suspensions.find(now.wall_ms, source, rollup, flow).is_none()
         };
@@ -371,6 +393,11 @@ pub(super) fn expired(text: String) -> Answer {
 fn discarded() -> Answer {
     let text = "discarded as its route says; nothing was sent".to_owned();
     Answer { code: 250, enhanced: Some((2, 0, 0)), text, command: String::new() }
+}
+
+/// Whether a source can connect to one of the site's addresses.
+fn reaches(source: &config::EgressSource, site: &Site) -> bool {
+    site.addresses().any(|address| source.reaches(&address))
 }
 
 /// A pool by its name, or the pool of the one source that has the name.

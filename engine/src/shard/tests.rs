@@ -2,6 +2,7 @@
 
 mod automation;
 mod expiry;
+mod families;
 mod in_doubt;
 mod limits;
 mod moving;

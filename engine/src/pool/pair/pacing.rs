@@ -247,7 +247,7 @@ impl Pools {
             }
             LimitOf::Day(place) => return self.day_name(place),
         };
-        format!("{kind} by {} at {name}", self.options.sources[source]).into()
+        format!("{kind} by {} at {name}", self.options.sources[source].name).into()
     }
 
     fn enter_rollup(&mut self, place: u32) {

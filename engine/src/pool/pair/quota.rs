@@ -67,7 +67,7 @@ impl Pools {
 
     fn name_of_day(&self, place: u32, day: u64) -> Arc<str> {
         let pair = &self.pairs[place as usize].key;
-        format!("warm-up of day {day} by {} at {}", self.options.sources[pair.source], pair.rollup).into()
+        format!("warm-up of day {day} by {} at {}", self.options.sources[pair.source].name, pair.rollup).into()
     }
 
     /// Whether the pair's source has a quota today; then its count is there. A clock that is set back ends no day.
