@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use super::shard_loop::ShardLoop;
 use super::socket::Socket;
-use super::tls::{TlsFacts, TlsSession};
+use super::tls::{TlsFacts, TlsSession, steps};
 use crate::deliver::content::Chunk;
 use crate::handover::TlsRequirement;
 use crate::limits::{LINGER, LINGER_STOPPING, RECEIVE_BYTES_MAX, RECEIVE_BYTES_MIN, TLS_WRITE_BYTES};
@@ -411,12 +411,8 @@ impl<'a> LinkTask<'a> {
     /// Sends everything that waits; during a handshake only the handshake.
     async fn flush(&mut self) -> io::Result<()> {
         loop {
-            if !self.wire.is_empty() {
-                let wire = std::mem::take(&mut self.wire);
-                self.link.socket.send(vec![wire]).await.0?;
-            }
             let chunks = if self.is_handshaking() { Vec::new() } else { self.link.out.take() };
-            if chunks.is_empty() {
+            if chunks.is_empty() && self.wire.is_empty() {
                 return Ok(());
             }
             match &mut self.tls {
@@ -437,28 +433,26 @@ impl<'a> LinkTask<'a> {
     }
 
     /// Encrypts and sends in steps, so that neither memory nor the time between two signs of life grows with a message.
+    /// What the handshake left to be said goes with the first.
     async fn send_encrypted(&mut self, chunks: &Chunks) -> io::Result<()> {
         let Some(tls) = &mut self.tls else { return Ok(()) };
-        let mut step: Vec<&[u8]> = Vec::new();
-        let mut step_bytes = 0;
-        let pieces = chunks.iter().flat_map(|chunk| chunk.as_ref().chunks(TLS_WRITE_BYTES));
-        let mut pieces = pieces.peekable();
-        while let Some(piece) = pieces.next() {
-            step.push(piece);
-            step_bytes += piece.len();
-            let more = pieces.peek().is_some_and(|next| step_bytes + next.len() <= TLS_WRITE_BYTES);
-            if !more {
-                let mut wire = Vec::with_capacity(step_bytes + step_bytes / 64 + 128);
-                tls.write(&step, &mut wire);
-                self.link.socket.send(vec![wire]).await.0?;
-                if let Side::Connection(connection) = self.link.side {
-                    let sent = self.link.finished.get() + step_bytes as u64;
-                    self.link.finished.set(sent);
-                    self.link.report(self.shard_loop, connection, sent);
-                }
-                step.clear();
-                step_bytes = 0;
+        let mut wire = std::mem::take(&mut self.wire);
+        for step in steps(chunks.iter().map(Chunk::as_ref), TLS_WRITE_BYTES) {
+            let octets: usize = step.iter().map(|piece| piece.len()).sum();
+            wire.reserve(TlsSession::wire_bytes_max(octets));
+            tls.write(&step, &mut wire);
+            let (result, mut sent) = self.link.socket.send(vec![wire]).await;
+            result?;
+            wire = sent.pop().unwrap_or_default();
+            wire.clear();
+            let finished = self.link.finished.get() + octets as u64;
+            self.link.finished.set(finished);
+            if let Side::Connection(connection) = self.link.side {
+                self.link.report(self.shard_loop, connection, finished);
             }
+        }
+        if !wire.is_empty() {
+            self.link.socket.send(vec![wire]).await.0?;
         }
         Ok(())
     }

@@ -27,7 +27,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
 use crate::config::TlsConfig;
-use crate::limits::TLS_SESSIONS_MAX;
+use crate::limits::{TLS_RECORD_BYTES, TLS_SESSIONS_MAX};
 
 /// Which servers' certificates are good. Clones share the remembered sessions.
 #[derive(Debug, Clone)]
@@ -194,6 +194,11 @@ impl TlsSession {
         self.poll_wire(wire);
     }
 
+    /// What so many octets in plain take on the wire, at most; with a little for what else there may be to say.
+    pub(crate) fn wire_bytes_max(plain: usize) -> usize {
+        plain + (plain / TLS_RECORD_BYTES + 2) * RECORD_OVERHEAD_MAX
+    }
+
     /// Appends what is to be sent.
     pub(crate) fn poll_wire(&mut self, wire: &mut Vec<u8>) {
         while self.0.wants_write() {
@@ -225,6 +230,29 @@ impl TlsSession {
             resumed: self.0.handshake_kind() == Some(HandshakeKind::Resumed),
         }
     }
+}
+
+/// Cuts parts into steps of `step_bytes` each but the last, so that all their records but the last are full.
+pub(crate) fn steps<'a>(
+    parts: impl Iterator<Item = &'a [u8]>,
+    step_bytes: usize,
+) -> impl Iterator<Item = Vec<&'a [u8]>> {
+    let mut parts = parts.filter(|part| !part.is_empty());
+    let mut rest: &[u8] = &[];
+    std::iter::from_fn(move || {
+        let (mut step, mut room) = (Vec::new(), step_bytes);
+        while room > 0 {
+            if rest.is_empty() {
+                let Some(next) = parts.next() else { break };
+                rest = next;
+            }
+            let (now, later) = rest.split_at(rest.len().min(room));
+            step.push(now);
+            room -= now.len();
+            rest = later;
+        }
+        (!step.is_empty()).then_some(step)
+    })
 }
 
 /// Why TLS can't be used. The text is for operators.
@@ -356,6 +384,8 @@ fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     (found == tag && rest.len() >= length).then(|| rest.split_at(length))
 }
 
+/// RFC 8446 §5.2 for the header and the tag; TLS 1.2 adds a nonce of eight octets.
+const RECORD_OVERHEAD_MAX: usize = 32;
 const INTEGER: u8 = 0x02;
 const OBJECT_IDENTIFIER: u8 = 0x06;
 const SEQUENCE: u8 = 0x30;
@@ -365,6 +395,7 @@ const VERSION: u8 = 0xa0;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::TLS_WRITE_BYTES;
 
     struct Identity {
         certificate: String,
@@ -436,6 +467,39 @@ mod tests {
             assert!(wire < 40, "small parts share a record: {wire} octets");
             let large = vec![b'x'; 3 << 20];
             assert!(deliver(&mut server, &mut client, &[&large, b"!"]).0 == [&large[..], b"!"].concat());
+        }
+    }
+
+    /// Envelopes and content share records, and all but the last of a send are full.
+    #[test]
+    fn what_goes_together_goes_in_as_few_records_as_it_can() {
+        let config = server(&identity(&["mx.example.com"]));
+        let mut client = TlsSession::client(&TlsVerifier::any_certificate(), "mx.example.com").unwrap();
+        let mut server = TlsSession::server(&config).unwrap();
+        converse(&mut client, &mut server, 100_000).unwrap();
+        let envelope: &[u8] = b"RSET\r\nMAIL FROM:<a@example.org>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n";
+        for content in [1_000, 2_048, 16_000, 100_000, 300_000, TLS_WRITE_BYTES - 10] {
+            let (header, body) = (vec![b'h'; 500], vec![b'b'; content]);
+            let parts = [envelope, b"", &header, &body, b"\r\n.\r\n", envelope];
+            let octets: usize = parts.iter().map(|part| part.len()).sum();
+            let (mut sends, mut records, mut plain) = (0, 0, Vec::new());
+            for step in steps(parts.into_iter(), TLS_WRITE_BYTES) {
+                let mut wire = Vec::with_capacity(TlsSession::wire_bytes_max(step.iter().map(|part| part.len()).sum()));
+                let capacity = wire.capacity();
+                client.write(&step, &mut wire);
+                assert_eq!(wire.capacity(), capacity, "it was enough");
+                sends += 1;
+                let mut rest = &wire[..];
+                while let [23, _, _, high, low, ..] = rest {
+                    rest = &rest[5 + usize::from(u16::from_be_bytes([*high, *low]))..];
+                    records += 1;
+                }
+                assert!(rest.is_empty(), "application data alone");
+                server.handle_received(&wire, &mut plain).unwrap();
+            }
+            assert!(plain == parts.concat());
+            let expected = (octets.div_ceil(TLS_WRITE_BYTES), octets.div_ceil(TLS_RECORD_BYTES));
+            assert_eq!((sends, records), expected, "{content} octets of content");
         }
     }
 
