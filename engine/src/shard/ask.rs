@@ -157,7 +157,7 @@ impl Shard {
         let queue = self.home.queue_of(key);
         let pair = self.home.pair_of(key);
         let blocked = self.home.blocked_by(key);
-        let is_held = entry.is_held() && self.home.state_name(key) == "scheduled";
+        let is_held = entry.is_held();
         MessageRow {
             id: entry.message.to_string(),
             recipient,
@@ -174,7 +174,7 @@ impl Shard {
                 blocked.map(|blocked| format!("{}; next try {}", blocked.reason, WallTime(blocked.until_ms)))
             },
             state: match self.home.state_name(key) {
-                "scheduled" if is_held => MessageState::Held,
+                _ if is_held => MessageState::Held,
                 "scheduled" => MessageState::Scheduled,
                 "in delivery" => MessageState::Delivering,
                 _ => MessageState::Ready,

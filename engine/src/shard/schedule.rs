@@ -252,8 +252,9 @@ impl Shard {
 
     /// The message can't be read from the spool: it is kept, and tried again later; its expiry ends it.
     fn hold_unreadable(&mut self, now: Now, entry: EntryKey, pair: &PairKey, credit: Credit, error: &ReadError) {
-        let due_ms = now.wall_ms + UNREADABLE_RETRY.as_millis() as u64;
-        let Entry { message: id, recipients, attempts, .. } = self.home.entry(entry);
+        let Entry { message: id, recipients, attempts, expires_ms, .. } = self.home.entry(entry);
+        // What is due when it expires counts as held in doubt.
+        let due_ms = (now.wall_ms + UNREADABLE_RETRY.as_millis() as u64).min(expires_ms.saturating_sub(1));
         let recipients: Vec<u32> = recipients.collect();
         tracing::error!(%id, %error, "a message can not be read from the spool");
         self.unpin(id);
