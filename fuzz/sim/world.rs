@@ -15,12 +15,14 @@ use postrider::accept::Policy;
 use postrider::admin::metrics::ShardMetrics;
 use postrider::admin::{MessageFilter, MessageRow};
 use postrider::config::{
-    Chunking, Config, DomainPattern, EgressPool, EgressSource, InDoubt, RetrySchedule, Route, RouteTarget, TlsMode,
+    AutomationRule, Chunking, Config, DomainPattern, EgressPool, EgressSource, InDoubt, RetrySchedule, Route,
+    RouteTarget, TlsMode,
 };
 use postrider::handover::{Ask, ControlMessage, PairKey, ShardMessage, Told};
 use postrider::outcome::event::{Logged, LoggedRecord};
 use postrider::pool::connection::ConnectionKey;
-use postrider::shard::{Action, SessionKey, Shard, ShardOptions};
+use postrider::pool::suspension::Suspension;
+use postrider::shard::{Action, Reservation, SessionKey, Shard, ShardOptions};
 use postrider_spool::record::LogId;
 use postrider_spool::sim::SimDisk;
 use postrider_spool::{Completion, Durability, Operation, Spool, SpoolOptions};
@@ -142,6 +144,8 @@ pub(crate) struct World {
     waiting_mail: Vec<VecDeque<ShardMessage>>,
     mail_at: Vec<Micros>,
     owners: BTreeMap<(usize, Arc<str>), usize>,
+    /// What rules have made, as the control thread keeps it over lives.
+    suspensions: Vec<Suspension>,
     answers: BTreeMap<u64, Vec<MessageRow>>,
     questions: u64,
     // Holds the lock of the spool's directory.
@@ -181,6 +185,9 @@ impl World {
         let mut mix = Mix::draw(&mut random);
         let mut config = config(&mut random);
         let holds = seed.is_multiple_of(3);
+        if seed % 4 == 1 {
+            config.shaping.automation = rules(&mut Random::new(seed));
+        }
         config.shaping.in_doubt = if holds { InDoubt::Hold } else { InDoubt::Retry };
         let config = Arc::new(config);
         let (hosts, dns) = internet(&config, &mut random, &mut mix);
@@ -244,6 +251,7 @@ impl World {
             waiting_mail: Vec::new(),
             mail_at: Vec::new(),
             owners: BTreeMap::new(),
+            suspensions: Vec::new(),
             answers: BTreeMap::new(),
             questions: 0,
             spool: None,
@@ -277,6 +285,9 @@ impl World {
             for log in logs {
                 let cursor = self.events.cursor(log.id());
                 shard.recover(log, cursor, self.random.below(u64::MAX)).expect("the log recovers");
+            }
+            for suspension in &self.suspensions {
+                shard.handle_message(ShardMessage::Suspend(suspension.clone()));
             }
             self.shards.push(shard);
         }
@@ -439,7 +450,12 @@ impl World {
                     }
                 }
                 Action::Control(message) => self.control(message),
-                Action::Reserve(_) => unreachable!("no rate is configured"),
+                // Only rules set rates here.
+                Action::Reserve(Reservation { limit, units, .. }) => {
+                    let message = Box::new(ShardMessage::Reserved { limit, units });
+                    let wait = 100 + self.random.below(20 * MS);
+                    self.clock.after(wait, Event::Answer { to: shard, message });
+                }
                 Action::Injected { injection, answer } => {
                     let marker = self.injections.remove(&injection).expect("it was injected");
                     match answer {
@@ -506,6 +522,14 @@ impl World {
             }
             ControlMessage::Answer { question, told: Told::Messages(rows) } => {
                 self.answers.insert(question, rows);
+            }
+            ControlMessage::Suspend(suspension) => {
+                for to in 0..self.shards.len() {
+                    let message = Box::new(ShardMessage::Suspend(suspension.clone()));
+                    let wait = 20 + self.random.below(500);
+                    self.clock.after(wait, Event::Answer { to, message });
+                }
+                self.suspensions.push(suspension);
             }
             ControlMessage::Stopped { shard } => self.stop_over(shard),
             message => unreachable!("{message:?}"),
@@ -757,6 +781,28 @@ fn config(random: &mut Random) -> Config {
     };
     config.retry.max_age = Duration::from_secs(1_800 << random.below(5));
     config
+}
+
+/// Rules that some of the peers' troubles fire: they hold mail back and move it, but lose none.
+fn rules(random: &mut Random) -> Arc<[Arc<AutomationRule>]> {
+    let actions = [
+        "\"suspend\"",
+        "\"suspend_campaign\"",
+        "\"suspend_source\"",
+        "{ set = { connection_limit = 1, max_message_rate = \"30/min\" } }",
+        "{ halve = [\"connection_limit\"] }",
+    ];
+    let mut text = "[spool]\nallow_filesystem = true\n".to_owned();
+    for (when, action) in [("^421", random.below(5)), ("^45", random.below(5)), ("^5", random.below(5))] {
+        let (count, seconds) = (1 + random.below(5), 10 + random.below(600));
+        let action = actions[action as usize];
+        text += &format!(
+            "[[shaping.default.automation]]\nwhen = '{when}'\nthreshold = \"{count}/min\"\naction = {action}\n\
+             for = \"{seconds}s\"\n"
+        );
+    }
+    let config = Config::from_toml(&text, "rules", Path::new(".")).expect("rules as they are described");
+    config.shaping.automation
 }
 
 /// The hosts of all sites, static ones included, and the DNS that leads to them.
