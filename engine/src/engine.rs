@@ -20,7 +20,7 @@ use crate::accept::{Policy, Received};
 use crate::admin::metrics::{Metrics, ShardMetrics};
 use crate::admin::{
     Backend, EventsStatus, LimitsRow, ListenerStatus, MessageFilter, MessageRow, QueueReport, QueueRow, Reply,
-    SpoolStatus, Status, SuspensionEnd, SuspensionRow, Unavailable, WallTime,
+    SpoolStatus, Status, SuspensionEnd, SuspensionRow, TlsReportRow, Unavailable, WallTime,
 };
 use crate::config::{Config, Durability, LimitSettings, LineEndings, ReceivedDetail, SmtpListener};
 use crate::handover::{Ask, ShardMessage, Told};
@@ -194,6 +194,11 @@ impl Engine {
     /// Queued messages, as `GET /api/admin/messages/v1`.
     pub async fn messages(&self, filter: MessageFilter) -> Result<Vec<MessageRow>, Unavailable> {
         self.shared.messages(filter).await
+    }
+
+    /// What TLS sessions came to since the start, as `GET /api/admin/tls-report/v1`.
+    pub async fn tls_report(&self) -> Result<Vec<TlsReportRow>, Unavailable> {
+        self.shared.tls_report().await
     }
 
     /// What is suspended now, as `GET /api/admin/suspend-ready-q/v1` and `GET /api/admin/suspend/v1` together.
@@ -547,6 +552,30 @@ impl Backend for Shared {
             }
             report.queues.truncate(limit);
             Ok(report)
+        })
+    }
+
+    fn tls_report(&self) -> Reply<'_, Vec<TlsReportRow>> {
+        Box::pin(async move {
+            let mut all: Vec<TlsReportRow> = Vec::new();
+            for told in self.ask(Ask::TlsReport).await? {
+                let Told::TlsReport(rows) = told else { continue };
+                all.extend(rows);
+            }
+            all.sort();
+            all.dedup_by(|row, kept| {
+                let of =
+                    |row: &TlsReportRow| (row.policy_type, row.policy_domain.clone(), row.recipient_domain.clone());
+                let same = of(row) == of(kept);
+                if same {
+                    kept.successful_sessions += row.successful_sessions;
+                    for (name, count) in &row.failed_sessions {
+                        *kept.failed_sessions.entry(name).or_default() += count;
+                    }
+                }
+                same
+            });
+            Ok(all)
         })
     }
 

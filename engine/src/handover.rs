@@ -15,14 +15,14 @@ use postrider_spool::record::{DsnParameters, MessageId};
 
 use crate::accept::Refusal;
 use crate::accept::admission::Admitted;
-use crate::admin::{MessageFilter, MessageRow, QueueRow};
+use crate::admin::{MessageFilter, MessageRow, QueueRow, TlsReportRow};
 use crate::config::{Shaping, Terms, TlsMode};
 use crate::deliver::attempt::TransactionResult;
 use crate::deliver::dane::HostDane;
 use crate::deliver::mta_sts::StsPolicy;
 use crate::deliver::route::{RouteFailure, Site};
 use crate::deliver::tls_policy;
-pub use crate::deliver::tls_policy::{TlsProof, TlsRequirement};
+pub use crate::deliver::tls_policy::{HandshakeError, PolicyKind, TlsFailure, TlsPolicyKey, TlsProof, TlsRequirement};
 use crate::fair::Flow;
 use crate::mail::endpoint::Endpoint;
 use crate::pool::connection::ConnectionKey;
@@ -83,6 +83,19 @@ impl Route {
         }
         let dane = if self.dane { &host.dane } else { &HostDane::Absent };
         tls_policy::requirement(self.tls, dane, self.sts.as_deref(), &host.name)
+    }
+
+    /// The policy that a session with one of the site's hosts counts for.
+    pub fn tls_policy(&self, host: usize, recipient_domain: &str) -> TlsPolicyKey {
+        let host = &self.site.hosts[host];
+        let recipient_domain = Arc::from(recipient_domain);
+        let (kind, domain) = match &host.dane {
+            HostDane::Usable(policy) if self.dane => (PolicyKind::Tlsa, Arc::from(&*policy.base)),
+            HostDane::Unusable | HostDane::Unknown(_) if self.dane => (PolicyKind::Tlsa, Arc::from(&*host.name)),
+            _ if self.sts.is_some() => (PolicyKind::Sts, Arc::clone(&recipient_domain)),
+            _ => (PolicyKind::None, Arc::clone(&recipient_domain)),
+        };
+        TlsPolicyKey { kind, domain, recipient_domain }
     }
 
     /// Why one of the site's hosts must not be used: nobody knows whether it has TLSA records.
@@ -286,12 +299,14 @@ pub enum ShardMessage {
 #[derive(Debug, Clone)]
 pub enum Ask {
     Queues { limit: usize },
+    TlsReport,
     Messages { filter: MessageFilter },
 }
 
 #[derive(Debug)]
 pub enum Told {
     Queues { total: u64, rows: Vec<QueueRow> },
+    TlsReport(Vec<TlsReportRow>),
     Messages(Vec<MessageRow>),
 }
 

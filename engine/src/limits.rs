@@ -97,6 +97,9 @@ pub(crate) const DANE_SESSIONS_MAX: usize = 32;
 /// Aliases that an answer may lead through.
 pub(crate) const DNS_ALIASES_MAX: usize = 16;
 
+/// Policies whose TLS sessions a shard counts.
+pub(crate) const TLS_REPORT_POLICIES_MAX: usize = 20_000;
+
 /// An MTA-STS policy, in bytes (RFC 8461 §3.3 suggests 64 KiB), and the hosts that it may name.
 pub(crate) const STS_POLICY_BYTES_MAX: usize = 64 << 10;
 pub(crate) const STS_HOSTS_MAX: usize = 1_000;

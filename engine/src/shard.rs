@@ -47,6 +47,7 @@ use crate::limits::{INBOX_MESSAGES_PER_TURN, SESSIONS_MAX, SWEEP_INTERVAL};
 use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 use crate::outcome::event::LoggedRecord;
+use crate::outcome::tls_report::TlsReport;
 use crate::pool::automation::Automation;
 use crate::pool::connection::ConnectionKey;
 use crate::pool::egress::{AvoidedSources, EgressTurns};
@@ -177,6 +178,7 @@ pub struct Shard {
     // schedule
     home: Home,
     retries: Retries,
+    tls_report: TlsReport,
     routes: RouteCache,
     shapings: Shapings,
     egress: HashMap<String, EgressTurns>,
@@ -229,6 +231,7 @@ impl Shard {
             logs: Vec::new(),
             home: Home::default(),
             retries: Retries::new(&config),
+            tls_report: TlsReport::default(),
             routes,
             shapings,
             egress: HashMap::new(),

@@ -355,7 +355,7 @@ impl World {
             Ok(_) => link.peer.tls_started(),
             Err(_) => link.is_peer_open = false,
         }
-        self.shards[shard].connection_tls(self.clock.now(), connection, result);
+        self.shards[shard].connection_tls(self.clock.now(), connection, result.map_err(Into::into));
         self.turn(shard);
     }
 

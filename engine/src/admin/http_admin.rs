@@ -28,7 +28,7 @@ use serde_json::json;
 use super::http_connection::BoundedListener;
 use super::http_suspend;
 use super::metrics::Metrics;
-use super::{Backend, MessageFilter, MessageRow, QueueReport, Reply, Status, Unavailable};
+use super::{Backend, MessageFilter, MessageRow, QueueReport, Reply, Status, TlsReportRow, Unavailable};
 use crate::limits::{HTTP_BACKEND_TIMEOUT, HTTP_ROWS_DEFAULT, HTTP_ROWS_MAX};
 
 /// Who may ask.
@@ -64,6 +64,7 @@ fn router(service: Arc<Service>) -> Router {
     Router::new()
         .route("/api/admin/queues/v1", get(queues))
         .route("/api/admin/messages/v1", get(messages))
+        .route("/api/admin/tls-report/v1", get(tls_report))
         .route("/api/admin/messages/v1/{id}", get(message))
         .route("/api/admin/status/v1", get(status))
         .route(
@@ -226,6 +227,15 @@ async fn queues(
     let mut report = in_time(service.backend.queues(limit)).await?;
     report.queues.truncate(limit);
     Ok(Json(report))
+}
+
+#[derive(Serialize)]
+struct TlsReportAnswer {
+    policies: Vec<TlsReportRow>,
+}
+
+async fn tls_report(State(service): Shared) -> Result<Json<TlsReportAnswer>, ApiError> {
+    Ok(Json(TlsReportAnswer { policies: in_time(service.backend.tls_report()).await? }))
 }
 
 #[derive(Deserialize)]

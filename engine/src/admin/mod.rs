@@ -12,6 +12,7 @@ use postrider_spool::record::MessageId;
 use serde::Serialize;
 
 pub use crate::outcome::event::WallTime;
+pub use crate::outcome::tls_report::TlsReportRow;
 
 pub mod http_admin;
 mod http_connection;
@@ -32,6 +33,8 @@ pub trait Backend: Send + Sync + 'static {
     fn queues(&self, limit: usize) -> Reply<'_, QueueReport>;
     /// The rows that pass every part of the filter, at most `filter.limit`.
     fn messages(&self, filter: MessageFilter) -> Reply<'_, Vec<MessageRow>>;
+    /// What TLS sessions came to since the start, by policy, sorted.
+    fn tls_report(&self) -> Reply<'_, Vec<TlsReportRow>>;
     fn status(&self) -> Reply<'_, Status>;
     fn suspensions(&self) -> Reply<'_, Vec<SuspensionRow>>;
     /// Puts a suspension in force; its id and its end are made here. Returns the id, or what is wrong with it.

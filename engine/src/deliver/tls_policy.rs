@@ -40,6 +40,73 @@ pub enum TlsProof {
     Dane(Arc<DanePolicy>),
 }
 
+/// Why there was no session with the TLS that was wanted (RFC 8460 §4.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsFailure {
+    StartTlsNotSupported,
+    CertificateHostMismatch,
+    CertificateExpired,
+    CertificateNotTrusted,
+    ValidationFailure,
+    TlsaInvalid,
+    DnssecInvalid,
+}
+
+impl TlsFailure {
+    pub const ALL: [Self; 7] = [
+        Self::StartTlsNotSupported,
+        Self::CertificateHostMismatch,
+        Self::CertificateExpired,
+        Self::CertificateNotTrusted,
+        Self::ValidationFailure,
+        Self::TlsaInvalid,
+        Self::DnssecInvalid,
+    ];
+
+    /// As reports have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::StartTlsNotSupported => "starttls-not-supported",
+            Self::CertificateHostMismatch => "certificate-host-mismatch",
+            Self::CertificateExpired => "certificate-expired",
+            Self::CertificateNotTrusted => "certificate-not-trusted",
+            Self::ValidationFailure => "validation-failure",
+            Self::TlsaInvalid => "tlsa-invalid",
+            Self::DnssecInvalid => "dnssec-invalid",
+        }
+    }
+}
+
+/// A handshake that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HandshakeError {
+    pub failure: TlsFailure,
+    /// For operators.
+    pub text: String,
+}
+
+impl From<String> for HandshakeError {
+    fn from(text: String) -> Self {
+        Self { failure: TlsFailure::ValidationFailure, text }
+    }
+}
+
+/// Which policy a session was made under (RFC 8460 §4.2).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TlsPolicyKey {
+    pub kind: PolicyKind,
+    /// With TLSA records the name that they are at, else the recipients' domain (RFC 8460 §1.1).
+    pub domain: Arc<str>,
+    pub recipient_domain: Arc<str>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PolicyKind {
+    Tlsa,
+    Sts,
+    None,
+}
+
 impl TlsProof {
     /// What vouched for the peer, for its record.
     pub fn verified_by(&self) -> &'static str {

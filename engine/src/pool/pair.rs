@@ -24,8 +24,11 @@ use super::trust::Trust;
 use super::warmup::DayQuota;
 use crate::config::{Chunking, EgressSource, LimitSettings, Shaping, Terms, Warmup};
 use crate::fair::Flow;
-use crate::handover::{Attempt, Backlog, Blocked, Credit, Elsewhere, Need, PairKey, Route, TlsRequirement};
+use crate::handover::{
+    Attempt, Backlog, Blocked, Credit, Elsewhere, Need, PairKey, Route, TlsPolicyKey, TlsRequirement,
+};
 use crate::limits::PAIRS_KEPT;
+use crate::mail::address::domain_of;
 use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 
@@ -51,6 +54,8 @@ pub enum Order {
         host_name: String,
         to: Endpoint,
         tls: TlsRequirement,
+        /// What its session counts for.
+        policy: TlsPolicyKey,
         shaping: Arc<Shaping>,
     },
     Start {
@@ -586,6 +591,7 @@ impl Pools {
                     let required = route.requirement(host).expect("only a host that may be used is chosen");
                     let tls = pair.hosts.tls_to_use(now.monotonic, to, required.clone());
                     let host_name = route.site.hosts[host].name.clone();
+                    let policy = route.tls_policy(host, domain_of(&attempt.recipients[0].1));
                     let site = Arc::from(&*route.site.name);
                     let connection =
                         self.slots.open(place, host_name.clone(), to, site, required, Arc::clone(&route.terms));
@@ -594,7 +600,7 @@ impl Pools {
                     self.join_rollup(now, place, connection);
                     let pair = &self.pairs[place as usize];
                     let (source, shaping) = (pair.key.source, Arc::clone(&pair.shaping));
-                    self.orders.push_back(Order::Connect { connection, source, host_name, to, tls, shaping });
+                    self.orders.push_back(Order::Connect { connection, source, host_name, to, tls, policy, shaping });
                 }
                 Choice::Wait { until, reason, tls: true } => self.hold(now, place, &route, until, reason),
                 Choice::Wait { until, reason, tls: false } => return self.block(now, place, until, reason),

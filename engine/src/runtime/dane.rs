@@ -15,6 +15,7 @@ use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 use super::tls::{TlsError, TlsVerifier, provider};
 use crate::deliver::dane::DanePolicy;
+use crate::deliver::tls_policy::TlsFailure;
 use crate::limits::{DANE_SESSIONS_MAX, DANE_VERIFIERS_MAX};
 
 /// A shard's verifiers by sets of TLSA records.
@@ -64,22 +65,32 @@ impl Dane {
         anchors.extend(self.policy.whole_anchors().map(CertificateDer::from));
         let anchors: Vec<_> = anchors.iter().filter_map(|anchor| anchor_from_trusted_cert(anchor).ok()).collect();
         if anchors.is_empty() {
-            return Err(TlsError::new(format!("no TLSA record ({}) names the peer's certificate", self.policy)));
+            let text = format!("no TLSA record ({}) names the peer's certificate", self.policy);
+            return Err(TlsError::of(TlsFailure::TlsaInvalid, text));
         }
         let algorithms = self.provider.signature_verification_algorithms.all;
         certificate
             .verify_for_usage(algorithms, &anchors, intermediates, now, KeyUsage::server_auth(), None, None)
-            .map_err(|error| TlsError::new(format!("not vouched for by what the TLSA records name: {error}")))?;
+            .map_err(|error| not_vouched_for(&error))?;
         // RFC 7672 §3.2.2.
         let is_for = |name: &str| {
             ServerName::try_from(name).is_ok_and(|name| certificate.verify_is_valid_for_subject_name(&name).is_ok())
         };
         if !self.policy.names().any(is_for) {
             let names = self.policy.names().collect::<Vec<_>>().join(" nor ");
-            return Err(TlsError::new(format!("the peer's certificate is not for {names}")));
+            let text = format!("the peer's certificate is not for {names}");
+            return Err(TlsError::of(TlsFailure::CertificateHostMismatch, text));
         }
         Ok(())
     }
+}
+
+fn not_vouched_for(error: &webpki::Error) -> TlsError {
+    let failure = match error {
+        webpki::Error::CertExpired { .. } => TlsFailure::CertificateExpired,
+        _ => TlsFailure::CertificateNotTrusted,
+    };
+    TlsError::of(failure, format!("not vouched for by what the TLSA records name: {error}"))
 }
 
 fn unreadable(error: &webpki::Error) -> TlsError {

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use super::shard_loop::ShardLoop;
 use super::socket::Socket;
-use super::tls::{TlsFacts, TlsSession, steps};
+use super::tls::{TlsError, TlsFacts, TlsSession, steps};
 use crate::deliver::content::Chunk;
 use crate::handover::TlsRequirement;
 use crate::limits::{LINGER, LINGER_STOPPING, RECEIVE_BYTES_MAX, RECEIVE_BYTES_MIN, TLS_WRITE_BYTES};
@@ -315,7 +315,7 @@ impl<'a> LinkTask<'a> {
                 self.tls = Some(session);
                 Ok(true)
             }
-            Err(error) => self.handshake_failed(&error.to_string()).map(|()| true),
+            Err(error) => self.handshake_failed(error).map(|()| true),
         }
     }
 
@@ -360,7 +360,7 @@ impl<'a> LinkTask<'a> {
         let done = was_handshaking && !tls.is_handshaking();
         let mut peer_closed = false;
         match result {
-            Err(error) if was_handshaking => return self.handshake_failed(&error.to_string()),
+            Err(error) if was_handshaking => return self.handshake_failed(error),
             Err(error) => return Err(End::Lost(format!("TLS: {error}"))),
             Ok(received) => peer_closed |= received.peer_closed,
         }
@@ -387,12 +387,12 @@ impl<'a> LinkTask<'a> {
     }
 
     /// For a peer the shard decides what follows; a client that fails here has nothing more to say.
-    fn handshake_failed(&mut self, reason: &str) -> Result<(), End> {
+    fn handshake_failed(&mut self, error: TlsError) -> Result<(), End> {
         match self.link.side {
-            Side::Session(_) => Err(End::Lost(format!("TLS: {reason}"))),
+            Side::Session(_) => Err(End::Lost(format!("TLS: {error}"))),
             Side::Connection(connection) => {
                 let now = self.shard_loop.clock.now();
-                self.shard_loop.feed(|shard| shard.connection_tls(now, connection, Err(reason.to_owned())));
+                self.shard_loop.feed(|shard| shard.connection_tls(now, connection, Err(error.into())));
                 // Whatever it would still say makes no sense without TLS.
                 self.link.out.borrow_mut().clear();
                 Ok(())

@@ -27,6 +27,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
 use crate::config::TlsConfig;
+use crate::deliver::tls_policy::{HandshakeError, TlsFailure};
 use crate::limits::{TLS_RECORD_BYTES, TLS_SESSIONS_MAX};
 
 /// Which servers' certificates are good. Clones share the remembered sessions.
@@ -257,17 +258,30 @@ pub(crate) fn steps<'a>(
 
 /// Why TLS can't be used. The text is for operators.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct TlsError(String);
+pub(crate) struct TlsError {
+    text: String,
+    failure: TlsFailure,
+}
 
 impl TlsError {
     pub(super) fn new(text: String) -> Self {
-        Self(text)
+        Self::of(TlsFailure::ValidationFailure, text)
+    }
+
+    pub(super) fn of(failure: TlsFailure, text: String) -> Self {
+        Self { text, failure }
     }
 }
 
 impl fmt::Display for TlsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
+    }
+}
+
+impl From<TlsError> for HandshakeError {
+    fn from(TlsError { text, failure }: TlsError) -> Self {
+        Self { failure, text }
     }
 }
 
@@ -275,18 +289,26 @@ impl std::error::Error for TlsError {}
 
 impl From<rustls::Error> for TlsError {
     fn from(error: rustls::Error) -> Self {
-        match error {
-            rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(error))) => {
-                Self(format!("invalid peer certificate: {error}"))
+        use CertificateError as E;
+        use TlsFailure as F;
+        let rustls::Error::InvalidCertificate(wrong) = &error else { return Self::new(error.to_string()) };
+        match wrong {
+            E::Other(OtherError(inner)) => {
+                let failure = inner.downcast_ref().map_or(F::CertificateNotTrusted, |inner: &Self| inner.failure);
+                Self::of(failure, format!("invalid peer certificate: {inner}"))
             }
-            error => Self(error.to_string()),
+            E::NotValidForName | E::NotValidForNameContext { .. } => {
+                Self::of(F::CertificateHostMismatch, error.to_string())
+            }
+            E::Expired | E::ExpiredContext { .. } => Self::of(F::CertificateExpired, error.to_string()),
+            _ => Self::of(F::CertificateNotTrusted, error.to_string()),
         }
     }
 }
 
 impl From<io::Error> for TlsError {
     fn from(error: io::Error) -> Self {
-        Self(error.to_string())
+        Self::new(error.to_string())
     }
 }
 
@@ -571,14 +593,17 @@ mod tests {
             let mut alert = Vec::new();
             client.poll_wire(&mut alert);
             assert_eq!(alert.is_empty(), result.is_ok(), "a refusal is told to the peer");
-            result.map_err(|error| error.to_string())
+            result.map_err(|error| {
+                let HandshakeError { failure, text } = error.into();
+                format!("{}: {text}", failure.name())
+            })
         };
         let public = TlsVerifier::public_roots(&TlsConfig::default()).unwrap();
-        assert!(attempt(&public, "mx.example.com").unwrap_err().contains("UnknownIssuer"));
+        assert!(attempt(&public, "mx.example.com").unwrap_err().starts_with("certificate-not-trusted: "));
         let trusting = TlsVerifier::with_roots(identity.certificate.as_bytes()).unwrap();
         attempt(&trusting, "mx.example.com").unwrap();
         let error = attempt(&trusting, "mx.example.net").unwrap_err();
-        assert!(error.contains("mx.example.net"), "{error}");
+        assert!(error.starts_with("certificate-host-mismatch: ") && error.contains("mx.example.net"), "{error}");
         assert!(attempt(&trusting, "192.0.2.1").is_err());
     }
 

@@ -27,6 +27,10 @@ impl Shard {
                 let told = self.queue_rows(limit);
                 self.actions.push_back(Action::Control(ControlMessage::Answer { question, told }));
             }
+            Ask::TlsReport => {
+                let told = Told::TlsReport(self.tls_report.rows().collect());
+                self.actions.push_back(Action::Control(ControlMessage::Answer { question, told }));
+            }
             Ask::Messages { filter } => self.ask_messages(question, filter),
         }
     }

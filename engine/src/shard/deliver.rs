@@ -8,15 +8,17 @@ use std::time::Duration;
 use super::{Action, Reservation, Shard};
 use crate::admin::answer_text;
 use crate::config::{AutomationRule, Config, RetrySchedule, Shaping};
-use crate::deliver::attempt::Transaction;
+use crate::deliver::attempt::{Stage, Transaction};
 use crate::deliver::content::Chunk;
+use crate::deliver::dane::HostDane;
 use crate::deliver::smtp_client::{ClientEvent, ClientOptions, SmtpClient};
 use crate::deliver::verdict::{self, Fate, HostAction, Scope, SessionFailure};
 use crate::handover::{
-    Attempt, Backlog, ControlMessage, Credit, DeliveryContext, Intend, IntentKey, PairKey, Settled, ShardMessage,
-    TlsRequirement,
+    Attempt, Backlog, ControlMessage, Credit, DeliveryContext, HandshakeError, Intend, IntentKey, PairKey, Settled,
+    ShardMessage, TlsFailure, TlsPolicyKey, TlsRequirement,
 };
 use crate::limits::{HOST_BACK_OFF_FIRST_MAX, HOST_BACK_OFF_MAX, SOURCE_REFUSED_PAUSE};
+use crate::mail::address::domain_of;
 use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 use crate::pool::connection::ConnectionKey;
@@ -31,6 +33,8 @@ pub(super) struct Delivery {
     state: DeliveryState,
     host_name: String,
     tls: TlsRequirement,
+    /// What its session counts for, until it is counted.
+    policy: Option<TlsPolicyKey>,
     source: usize,
     /// As it was when the connection was begun.
     shaping: Arc<Shaping>,
@@ -88,8 +92,12 @@ impl Shard {
     pub(super) fn carry_out_orders(&mut self, now: Now) {
         while let Some(order) = self.pools.poll_order() {
             match order {
-                Order::Connect { connection, source, host_name, to, tls, shaping } => {
+                Order::Connect { connection, source, host_name, to, tls, policy, shaping } => {
+                    let policy = (tls != TlsRequirement::Disabled).then_some(policy);
                     self.open_delivery(now, connection, source, host_name, tls, shaping);
+                    if let Some(delivery) = self.deliveries.get_mut(&connection) {
+                        delivery.policy = policy;
+                    }
                     self.actions.push_back(Action::Connect { connection, source, to });
                 }
                 Order::Start { connection, attempt } if self.is_up(connection) => {
@@ -115,6 +123,7 @@ impl Shard {
                 }
                 Order::Return { attempt } => self.tell(attempt.ticket.home, ShardMessage::Unstarted(attempt)),
                 Order::Hold { attempt, blocked } => {
+                    self.count_unknown_tlsa(&attempt);
                     self.tell(attempt.ticket.home, ShardMessage::Held { attempt, blocked });
                 }
             }
@@ -196,7 +205,8 @@ impl Shard {
     }
 
     /// The handshake that [`Action::ConnectionStartTls`] asked for has ended.
-    pub fn connection_tls(&mut self, now: Now, connection: ConnectionKey, result: Result<TlsStarted, String>) {
+    pub fn connection_tls(&mut self, now: Now, connection: ConnectionKey, result: Result<TlsStarted, HandshakeError>) {
+        self.count_session(connection, result.as_ref().map(|_| ()).map_err(|error| error.failure));
         if let (Ok(started), Some(delivery)) = (&result, self.deliveries.get_mut(&connection)) {
             delivery.context.tls_protocol.clone_from(&started.protocol);
             delivery.context.tls_verified_by = delivery.tls.proof_of_handshake().verified_by();
@@ -206,7 +216,7 @@ impl Shard {
         }
         self.with_client(now, connection, |client, out| match &result {
             Ok(_) => client.handle_tls_started(now, out),
-            Err(error) => client.handle_tls_failed(error),
+            Err(error) => client.handle_tls_failed(&error.text),
         });
     }
 
@@ -264,7 +274,8 @@ impl Shard {
         };
         let state = DeliveryState::Connecting { deadline };
         let attempts = VecDeque::new();
-        let delivery = Delivery { state, host_name, tls, source, shaping, attempts, intent: None, context };
+        let delivery =
+            Delivery { state, host_name, tls, policy: None, source, shaping, attempts, intent: None, context };
         self.deliveries.insert(key, delivery);
         self.metrics.connections_out.set(self.pools.connections() as u64);
     }
@@ -326,7 +337,11 @@ impl Shard {
 
     fn handle_client_event(&mut self, now: Now, connection: ConnectionKey, event: ClientEvent) {
         match event {
-            ClientEvent::Idle => self.pools.handle_idle(now, &mut |below| self.random.u64(0..below), connection),
+            ClientEvent::Idle => {
+                // Without a handshake so far there is none.
+                self.count_session(connection, Err(TlsFailure::StartTlsNotSupported));
+                self.pools.handle_idle(now, &mut |below| self.random.u64(0..below), connection);
+            }
             ClientEvent::StartTls => {
                 let delivery = &self.deliveries[&connection];
                 let (host_name, tls) = (delivery.host_name.clone(), delivery.tls.clone());
@@ -399,7 +414,28 @@ impl Shard {
         }
     }
 
+    /// A session has come to this; the first word counts.
+    fn count_session(&mut self, connection: ConnectionKey, result: Result<(), TlsFailure>) {
+        let delivery = self.deliveries.get_mut(&connection);
+        if let Some(policy) = delivery.and_then(|delivery| delivery.policy.take()) {
+            self.tls_report.count(policy, result);
+        }
+    }
+
+    /// No session was made, because nobody knows what TLSA records a host has.
+    fn count_unknown_tlsa(&mut self, attempt: &Attempt) {
+        let hosts = attempt.route.site.hosts.iter();
+        let unknown = hosts.map(|host| &host.dane).position(|dane| matches!(dane, HostDane::Unknown(_)));
+        if let Some(host) = unknown.filter(|_| attempt.route.dane) {
+            let policy = attempt.route.tls_policy(host, domain_of(&attempt.recipients[0].1));
+            self.tls_report.count(policy, Err(TlsFailure::DnssecInvalid));
+        }
+    }
+
     fn close_delivery(&mut self, now: Now, connection: ConnectionKey, failure: Option<SessionFailure>) {
+        if failure.as_ref().is_some_and(|failure| failure.stage == Stage::StartTls) {
+            self.count_session(connection, Err(TlsFailure::StartTlsNotSupported));
+        }
         if let Some(delivery) = self.deliveries.get_mut(&connection) {
             delivery.state = DeliveryState::Over;
         }

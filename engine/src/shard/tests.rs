@@ -237,7 +237,7 @@ impl World {
         let verified = requirement == TlsRequirement::Verified;
         self.to_peer.clear();
         if verified && !certificate_is_good {
-            self.shard.connection_tls(self.now, connection, Err("UnknownIssuer".to_owned()));
+            self.shard.connection_tls(self.now, connection, Err("UnknownIssuer".to_owned().into()));
             self.shard.connection_gone(self.now, connection);
         } else {
             self.shard.connection_tls(self.now, connection, Ok(TlsStarted::default()));
@@ -916,7 +916,7 @@ fn opportunistic_mail_goes_in_the_clear_where_tls_is_broken() {
     let broken = world.accept_connection();
     world.peer_says(broken, "250-peer.example\r\n250 STARTTLS\r\n");
     world.peer_says(broken, "220 go\r\n");
-    world.shard.connection_tls(world.now, broken, Err("HandshakeFailure".to_owned()));
+    world.shard.connection_tls(world.now, broken, Err("HandshakeFailure".to_owned().into()));
     world.shard.connection_gone(world.now, broken);
     world.settle();
     let clear = world.accept_connection();

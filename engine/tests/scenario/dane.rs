@@ -3,12 +3,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use postrider::admin::MessageRow;
+use postrider::admin::{MessageRow, TlsReportRow};
 use postrider::config::Dnssec;
 use postrider::outcome::event::EventKind;
 
 use crate::support::dns_server::{DnsServer, Entry};
-use crate::support::embedded::{Running, config};
+use crate::support::embedded::{Running, block_on, config};
 use crate::support::policy_server::PolicyServer;
 use crate::support::sink::{Sink, Verb};
 use crate::support::tls_front::TlsFront;
@@ -87,6 +87,17 @@ fn is_delivered(world: &World, running: &mut Running, recipient: &str, told: &st
     assert!(delivery.to_json().contains(told), "{told}: {}", delivery.to_json());
 }
 
+/// What TLS sessions came to: policy, its domain, the recipients', and counts.
+fn sessions(running: &Running) -> Vec<String> {
+    let rows = block_on(running.engine.tls_report()).expect("the engine answers").into_iter();
+    let row = |row: TlsReportRow| {
+        let TlsReportRow { policy_type, policy_domain, recipient_domain, successful_sessions, failed_sessions } = row;
+        let failed: Vec<_> = failed_sessions.into_keys().collect();
+        format!("{policy_type} {policy_domain} {recipient_domain} {successful_sessions} {failed:?}")
+    };
+    rows.map(row).collect()
+}
+
 const TLSA: &str = "_25._tcp.mx.test";
 const BY_DANE: &str = r#""tls_protocol_version":"TLSv1.3","tls_verified_by":"dane""#;
 const BY_NOBODY: &str = r#""tls_protocol_version":"TLSv1.3","tls_peer"#;
@@ -101,6 +112,7 @@ fn a_certificate_that_the_record_names_is_good() {
     // What is good enough for DANE is good enough for all.
     is_delivered(&world, &mut running, "a@plain.test", BY_DANE);
     assert_eq!(world.front.handshakes(), 1);
+    assert_eq!(sessions(&running), ["tlsa mx.test dane.test 1 []"]);
 }
 
 /// RFC 7672 §2.2: it is no reason to send all the same, nor to hold up others; in either order.
@@ -112,6 +124,8 @@ fn a_certificate_that_no_record_names_holds_up_its_own_domain_alone() {
     dane_is_blocked(&running, "no TLSA record (3 1 1) names the peer's certificate");
     is_delivered(&world, &mut running, "a@plain.test", BY_NOBODY);
     dane_is_blocked(&running, "no TLSA record");
+    let expected = ["no-policy-found plain.test plain.test 1 []", r#"tlsa mx.test dane.test 0 ["tlsa-invalid"]"#];
+    assert_eq!(sessions(&running), expected);
     running.shutdown();
     assert_eq!(world.sink.count(Verb::Content), 1);
 }
@@ -139,6 +153,11 @@ fn without_starttls_nothing_is_sent() {
         dane_is_blocked(&running, "STARTTLS");
         running.inject(&["a@plain.test"], &message("plain"));
         assert_eq!(token(&bare.next().content), "plain", "which may go in the clear");
+        let expected = [
+            r#"no-policy-found plain.test plain.test 0 ["starttls-not-supported"]"#,
+            r#"tlsa mx.test dane.test 0 ["starttls-not-supported"]"#,
+        ];
+        assert_eq!(sessions(&running), expected);
         running.shutdown();
         assert_eq!(bare.count(Verb::Mail), 1);
     }
@@ -164,6 +183,8 @@ fn a_host_whose_records_cannot_be_had_is_not_used() {
     running.inject(&["a@dane.test"], &message("dane"));
     dane_is_blocked(&running, "mx.test must not be used: TLSA lookup of _25._tcp.mx.test");
     is_delivered(&world, &mut running, "a@plain.test", BY_NOBODY);
+    let expected = ["no-policy-found plain.test plain.test 1 []", r#"tlsa mx.test dane.test 0 ["dnssec-invalid"]"#];
+    assert_eq!(sessions(&running), expected);
     running.shutdown();
     assert_eq!(world.sink.count(Verb::Content), 1);
 }

@@ -8,7 +8,7 @@ use postrider::admin::MessageRow;
 use postrider::outcome::event::EventKind;
 
 use crate::support::dns_server::{DnsServer, Entry};
-use crate::support::embedded::{Running, config};
+use crate::support::embedded::{Running, block_on, config};
 use crate::support::policy_server::PolicyServer;
 use crate::support::sink::{Sink, Verb};
 use crate::support::tls_front::TlsFront;
@@ -78,6 +78,10 @@ fn only_the_domain_with_the_policy_waits_when_it_comes_first() {
     let delivery = running.event(EventKind::Delivery);
     assert!(delivery.to_json().contains("\"tls_protocol_version\":\"TLSv1.3\""), "{}", delivery.to_json());
     strict_is_blocked(&running, "invalid peer certificate");
+    let sessions = block_on(running.engine.tls_report()).unwrap();
+    let of_strict = sessions.iter().find(|row| row.policy_domain == "strict.test").unwrap();
+    let failures: Vec<_> = of_strict.failed_sessions.keys().copied().collect();
+    assert_eq!((of_strict.policy_type, &failures[..]), ("sts", &["certificate-not-trusted"][..]));
     running.shutdown();
     assert_eq!((world.sink.count(Verb::Content), world.front.handshakes()), (1, 1));
     assert!(world.front.refusals() >= 1);

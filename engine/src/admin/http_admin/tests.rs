@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::admin::metrics::ShardMetrics;
-use crate::admin::{MessageState, QueueRow, SuspensionEnd, SuspensionRow, WallTime};
+use crate::admin::{MessageState, QueueRow, SuspensionEnd, SuspensionRow, TlsReportRow, WallTime};
 use crate::runtime::event_file::EventLogStatistics;
 
 #[derive(Default)]
@@ -40,6 +40,17 @@ impl Backend for Engine {
             ..QueueRow::default()
         };
         Box::pin(async { Ok(QueueReport { total: 3, queues: vec![row] }) })
+    }
+
+    fn tls_report(&self) -> Reply<'_, Vec<TlsReportRow>> {
+        let row = TlsReportRow {
+            policy_type: "tlsa",
+            policy_domain: "mx.example.net".into(),
+            recipient_domain: "example.net".into(),
+            successful_sessions: 3,
+            failed_sessions: [("tlsa-invalid", 1)].into(),
+        };
+        Box::pin(async { Ok(vec![row]) })
     }
 
     fn messages(&self, filter: MessageFilter) -> Reply<'_, Vec<MessageRow>> {
@@ -333,6 +344,16 @@ fn suspensions_are_made_listed_and_ended() {
     assert_eq!(json(5)["error"]["message"], "no suspension id-0 is in force");
     assert_eq!(json(6), json!([]));
     assert_eq!(json(9)["error"]["code"], "bad_request");
+}
+
+#[test]
+fn tls_sessions_are_told_by_policy() {
+    let (answers, _) = ask(Engine::default(), &[], &["GET /api/admin/tls-report/v1"]);
+    let expected = concat!(
+        r#"{"policies":[{"policy_type":"tlsa","policy_domain":"mx.example.net","recipient_domain":"example.net","#,
+        r#""successful_sessions":3,"failed_sessions":{"tlsa-invalid":1}}]}"#,
+    );
+    assert_eq!((answers[0].0, answers[0].2.as_str()), (200, expected));
 }
 
 /// What is described is served, and what is served (`router`) is described.

@@ -9,6 +9,7 @@ use rustls_pki_types::PrivateKeyDer;
 
 use super::*;
 use crate::deliver::dane::{HostDane, TlsaRecord};
+use crate::deliver::tls_policy::HandshakeError;
 use crate::runtime::tls::TlsSession;
 
 /// A certificate of its own, and the CA that signed it.
@@ -94,7 +95,10 @@ fn shake_hands(verifiers: &DaneVerifiers, policy: &Arc<DanePolicy>, with: &Arc<S
         if wire.is_empty() {
             return Ok(client.facts().resumed);
         }
-        client.handle_received(&wire, &mut nothing).map_err(|error| error.to_string())?;
+        client.handle_received(&wire, &mut nothing).map_err(|error| {
+            let HandshakeError { failure, text } = error.into();
+            format!("{}: {text}", failure.name())
+        })?;
     }
 }
 
@@ -118,7 +122,10 @@ fn a_certificate_that_a_record_names_is_good_whatever_it_says() {
     let stranger = Peer::new(&["mx.a.test"]);
     for (selector, matching) in [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)] {
         let result = check([peer.record(3, selector, matching)], &stranger.with_chain());
-        assert_refused(result, &format!("no TLSA record (3 {selector} {matching}) names the peer's certificate"));
+        assert_refused(
+            result,
+            &format!("tlsa-invalid: invalid peer certificate: no TLSA record (3 {selector} {matching}) names"),
+        );
     }
     // RFC 7672 §2.2: one of several is enough, for example while a key is changed.
     check([stranger.record(3, 1, 1), peer.record(3, 1, 1)], &peer.alone()).unwrap();
@@ -134,10 +141,11 @@ fn a_trust_anchor_vouches_for_a_chain_with_one_of_our_names() {
         }
     }
     let peer = Peer::new(&["mx.other.test"]);
-    let not_for = "the peer's certificate is not for mx.a.test nor a.test";
+    let not_for =
+        "certificate-host-mismatch: invalid peer certificate: the peer's certificate is not for mx.a.test nor a.test";
     assert_refused(check([peer.record(2, 1, 1)], &peer.with_chain()), not_for);
     let expired = Peer::with(&["mx.a.test"], |parameters| parameters.not_after = rcgen::date_time_ymd(2001, 1, 1));
-    assert_refused(check([expired.record(2, 1, 1)], &expired.with_chain()), "not vouched for");
+    assert_refused(check([expired.record(2, 1, 1)], &expired.with_chain()), "certificate-expired: ");
 }
 
 #[test]
@@ -148,7 +156,7 @@ fn a_trust_anchor_has_to_be_in_the_chain_or_whole_in_the_record() {
     // The anchor is shown, but has not signed.
     let stranger = Peer::new(&["mx.a.test"]);
     let borrowed = Peer::server(vec![stranger.certificate.clone(), peer.ca.clone()], &stranger.key);
-    assert_refused(check([peer.record(2, 0, 1)], &borrowed), "not vouched for");
+    assert_refused(check([peer.record(2, 0, 1)], &borrowed), "certificate-not-trusted: ");
     // A record that names the peer's own certificate as an anchor is none for itself.
     let own = TlsaRecord { usage: 2, ..peer.record(3, 0, 1) };
     assert_refused(check([own], &peer.with_chain()), "no TLSA record (2 0 1)");
