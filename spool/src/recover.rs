@@ -462,13 +462,13 @@ impl Recovery<'_> {
             let segment_of = self.log.segments.get(slot);
             let mut bytes = SegmentBytes::default();
             bytes.begin_at(Arc::clone(&segment_of.file), segment_of.capacity, region.start);
-            if commit < next_commit {
+            if commit.is_some_and(|commit| commit < next_commit) {
                 // A later commit was finished, so this one was, too.
                 self.quarantine_at(slot, segment, &mut bytes, region, Reason::Frame);
             } else {
                 let begin = region.start;
                 if let Kept::File(_) = self.cut_at(slot, segment, &mut bytes, region) {
-                    self.close_cut(slot, commit, begin);
+                    self.close_cut(slot, commit.unwrap_or(0), begin);
                 }
             }
         }

@@ -60,7 +60,8 @@ pub(crate) struct Frame {
 /// A region at the end of a segment that nothing seals.
 pub(crate) struct Unfinished {
     pub(crate) segment: u64,
-    pub(crate) commit: u64,
+    /// `None` where its header is torn before that.
+    pub(crate) commit: Option<u64>,
     pub(crate) region: Range<u64>,
 }
 
@@ -159,7 +160,9 @@ impl Current {
                 let length = frame.map_or(BLOCK_BYTES, |frame| frame.padded()).max(BLOCK_BYTES);
                 let region = at..(at + length).min(self.limit);
                 self.limit = at;
-                let commit = frame.map_or(0, |frame| frame.commit).max(self.last_commit + 1);
+                // The first frame's commit is in the segment's header too.
+                let told = frame.map(|frame| frame.commit).filter(|commit| *commit > self.last_commit);
+                let commit = told.or(seen.is_first.then_some(self.last_commit + 1));
                 Some(Step::Unfinished(Unfinished { segment: used.number, commit, region }))
             }
             Verdict::End => {
