@@ -26,6 +26,8 @@ pub(crate) struct Body {
     references: u32,
     /// Its owner, and reads under way.
     holds: u32,
+    /// The newest commit that lowers one of the two: unless it is durable, they may rise again.
+    lowered: CommitNumber,
     /// The record as it was read last, for as long as somebody uses it.
     read: Weak<ReadBuffer>,
 }
@@ -66,7 +68,10 @@ impl Bodies {
         bytes: u64,
         commit: CommitNumber,
     ) {
-        self.bodies.insert(sequence, Body { place, bytes, references: 0, holds: 1, read: Weak::new() });
+        self.bodies.insert(
+            sequence,
+            Body { place, bytes, references: 0, holds: 1, lowered: CommitNumber(0), read: Weak::new() },
+        );
         segments.add_live(place, commit);
     }
 
@@ -145,16 +150,17 @@ impl Bodies {
         let count = count(body);
         assert!(*count > 0);
         *count -= 1;
+        body.lowered = body.lowered.max(commit);
         if !body.is_live() {
-            segments.remove_live(body.place, commit);
-            self.dying.push_back((commit, sequence));
+            segments.remove_live(body.place, body.lowered);
+            self.dying.push_back((body.lowered, sequence));
         }
     }
 
     /// Forgets what nobody names any more, durably.
     pub(crate) fn forget_dead(&mut self, durable: CommitNumber) {
         while let Some((_, sequence)) = self.dying.pop_front_if(|(commit, _)| *commit <= durable) {
-            if self.bodies.get(&sequence).is_some_and(|body| !body.is_live()) {
+            if self.bodies.get(&sequence).is_some_and(|body| !body.is_live() && body.lowered <= durable) {
                 self.bodies.remove(&sequence);
             }
         }

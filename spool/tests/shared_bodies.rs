@@ -213,6 +213,32 @@ fn a_failed_commit_is_not_counted() {
     assert_eq!(log.statistics().live_bytes, 0);
 }
 
+/// The last message's end is not durable when the owner lets go of the body, an earlier commit completes, and then the
+/// one with that end fails: the message lives on, and so must the body. It was forgotten with the earlier commit.
+#[test]
+fn a_body_that_is_let_go_waits_for_the_last_end_to_be_durable() {
+    let disk = SimDisk::new(1);
+    let (spool, mut log, _) = open(&disk);
+    let mut now = Duration::ZERO;
+    let (body, _) = log.append_body(&content(1)).unwrap();
+    let message = share(&mut log, body);
+    settle(&mut log, now);
+    log.append_message(&envelope(), b"", b"another").unwrap();
+    let earlier = log.poll_awaited(now).unwrap();
+    deliver(&mut log, message);
+    log.release_body(body);
+    assert!(matches!(log.handle_completion(now, execute(earlier)), Progress::Durable(_)));
+    disk.set_faults(Faults { operations_left: Some(0), ..Faults::default() });
+    let end = log.poll_awaited(now).unwrap();
+    assert!(matches!(log.handle_completion(now, execute(end)), Progress::Failed { .. }));
+    log.begin_reopen();
+    settle(&mut log, now);
+    churn(&mut log, &mut now);
+    assert_eq!(read(&mut log, message), content(1));
+    drop((spool, log));
+    assert_eq!(open(&disk.restart()).2[&message], content(1));
+}
+
 /// A body that does not fit into the rest of a segment goes into the next one, and its messages with it or elsewhere.
 #[test]
 fn a_body_may_fill_a_segment() {
