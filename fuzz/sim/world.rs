@@ -540,15 +540,15 @@ impl World {
     fn ask(&mut self) -> Vec<MessageRow> {
         let mut rows = Vec::new();
         for shard in 0..self.shards.len() {
-            let told = self.ask_shard(shard, MessageFilter::default());
-            if told.len() < ASK_READS_MAX {
-                rows.extend(told);
-                continue;
-            }
-            // Of more entries one answer may not tell all.
             let pending = self.ledger.pending();
             let ids = pending.into_iter().map(|(id, ..)| id);
-            let ids: BTreeSet<_> = ids.filter(|id| usize::from(id.log().0) % self.shards.len() == shard).collect();
+            let ids: Vec<_> = ids.filter(|id| usize::from(id.log().0) % self.shards.len() == shard).collect();
+            if ids.len() < ASK_READS_MAX {
+                rows.extend(self.ask_shard(shard, MessageFilter::default()));
+                continue;
+            }
+            // Of more entries one answer may not tell all, and it may be short of those that end while it is made.
+            let ids: BTreeSet<_> = ids.into_iter().collect();
             for id in ids {
                 rows.extend(self.ask_shard(shard, MessageFilter { id: Some(id), ..MessageFilter::default() }));
             }
