@@ -20,6 +20,16 @@ pub(super) struct Asked {
     waiting: usize,
 }
 
+/// What a row of each of an entry's recipients says, as of the question; what the message itself tells is missing.
+///
+/// While messages are read, entries are split, retried and ended. A row made only then would show another time than
+/// the rows beside it, and a recipient that was split off meanwhile would be in none.
+#[derive(Debug)]
+pub(super) struct EntryRows {
+    row: MessageRow,
+    recipients: Vec<u32>,
+}
+
 impl Shard {
     pub(super) fn answer(&mut self, question: u64, ask: Ask) {
         match ask {
@@ -88,18 +98,19 @@ impl Shard {
             }
             let id = self.home.entry(key).message;
             let place = self.log_index(id.log());
+            let rows = self.entry_rows(key);
             match self.logs[place].log.message(id) {
-                Ok(Fetch::Ready(message)) => self.entry_rows(key, Some(&message), &mut asked),
+                Ok(Fetch::Ready(message)) => asked.take(rows, Some(&message)),
                 Ok(Fetch::Read(operation)) => {
                     asked.waiting += 1;
-                    self.reading.entry(id).or_default().push(PendingRead::Ask { question, entry: key });
+                    self.reading.entry(id).or_default().push(PendingRead::Ask { question, rows });
                     self.start_operation(place, operation);
                 }
                 Err(ReadError::Busy) => {
                     asked.waiting += 1;
-                    self.unread.push_back((id, PendingRead::Ask { question, entry: key }));
+                    self.unread.push_back((id, PendingRead::Ask { question, rows }));
                 }
-                Err(_) => self.entry_rows(key, None, &mut asked),
+                Err(_) => asked.take(rows, None),
             }
         }
         self.finish_ask(question, asked);
@@ -112,13 +123,10 @@ impl Shard {
     }
 
     /// A message that a question waits for was read.
-    pub(super) fn ask_read(&mut self, question: u64, entry: EntryKey, id: MessageId, message: Option<&Message>) {
+    pub(super) fn ask_read(&mut self, question: u64, rows: Box<EntryRows>, message: Option<&Message>) {
         let Some(mut asked) = self.asked.remove(&question) else { return };
         asked.waiting -= 1;
-        // The entry may have ended meanwhile, and its place been given to another.
-        if self.home.has_entry(entry) && self.home.entry(entry).message == id {
-            self.entry_rows(entry, message, &mut asked);
-        }
+        asked.take(rows, message);
         self.finish_ask(question, asked);
     }
 
@@ -131,40 +139,15 @@ impl Shard {
         self.actions.push_back(Action::Control(ControlMessage::Answer { question, told }));
     }
 
-    /// One row a recipient.
-    fn entry_rows(&self, key: EntryKey, message: Option<&Message>, asked: &mut Asked) {
-        let envelope = message.and_then(|message| message.envelope().ok());
-        if let (Some(wanted), Some(message)) = (&asked.filter.message_id, message)
-            && !has_message_id(&[message.prefix(), message.body()], wanted)
-        {
-            return;
-        }
-        for index in self.home.entry(key).recipients {
-            let recipient = recipient_at(envelope, index);
-            let unwanted = asked.filter.recipient.as_deref().is_some_and(|wanted| wanted != recipient);
-            if unwanted || asked.rows.len() >= asked.filter.limit {
-                continue;
-            }
-            let row = self.message_row(key, recipient, envelope, message.map_or(0, Message::size));
-            asked.rows.push(row);
-        }
-    }
-
-    fn message_row(
-        &self,
-        key: EntryKey,
-        recipient: String,
-        envelope: Option<&ArchivedEnvelope>,
-        size: u64,
-    ) -> MessageRow {
+    fn entry_rows(&self, key: EntryKey) -> Box<EntryRows> {
         let entry = self.home.entry(key);
         let queue = self.home.queue_of(key);
         let pair = self.home.pair_of(key);
         let blocked = self.home.blocked_by(key);
         let is_held = entry.is_held();
-        MessageRow {
+        let row = MessageRow {
             id: entry.message.to_string(),
-            recipient,
+            recipient: String::new(),
             queue: queue.name.to_string(),
             num_attempts: entry.attempts,
             due: Some(self.due(key)),
@@ -183,21 +166,47 @@ impl Shard {
                 "in delivery" => MessageState::Delivering,
                 _ => MessageState::Ready,
             },
-            sender: envelope.map(|envelope| envelope.reverse_path.as_str().to_owned()).unwrap_or_default(),
-            created: WallTime(envelope.map_or(0, |envelope| envelope.created_ms.to_native())),
+            sender: String::new(),
+            created: WallTime(0),
             expires: WallTime(entry.expires_ms),
-            size,
+            size: 0,
             tenant: some(&queue.tenant),
             campaign: some(&queue.campaign),
             site: pair.map(|pair| pair.site.to_string()),
             egress_source: pair.map(|pair| self.config.egress_sources[pair.source].name.clone()),
-        }
+        };
+        Box::new(EntryRows { row, recipients: entry.recipients.collect() })
     }
 
     /// When an entry goes at the earliest: its due time, or the end of what blocks it.
     fn due(&self, key: EntryKey) -> WallTime {
         let due_ms = self.home.entry(key).due_ms;
         WallTime(self.home.blocked_by(key).map_or(due_ms, |blocked| blocked.until_ms.max(due_ms)))
+    }
+}
+
+impl Asked {
+    /// One row a recipient. Of a message that can't be read the rows lack what it would tell.
+    fn take(&mut self, rows: Box<EntryRows>, message: Option<&Message>) {
+        let envelope = message.and_then(|message| message.envelope().ok());
+        if let (Some(wanted), Some(message)) = (&self.filter.message_id, message)
+            && !has_message_id(&[message.prefix(), message.body()], wanted)
+        {
+            return;
+        }
+        let EntryRows { mut row, recipients } = *rows;
+        if let (Some(envelope), Some(message)) = (envelope, message) {
+            row.sender = envelope.reverse_path.as_str().to_owned();
+            row.created = WallTime(envelope.created_ms.to_native());
+            row.size = message.size();
+        }
+        for index in recipients {
+            let recipient = recipient_at(envelope, index);
+            let unwanted = self.filter.recipient.as_deref().is_some_and(|wanted| wanted != recipient);
+            if !unwanted && self.rows.len() < self.filter.limit {
+                self.rows.push(MessageRow { recipient, ..row.clone() });
+            }
+        }
     }
 }
 

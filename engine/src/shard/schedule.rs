@@ -7,6 +7,7 @@ use std::time::Duration;
 use postrider_spool::record::{Answer, Fate, MessageId};
 use postrider_spool::{Message, ReadError};
 
+use super::ask::EntryRows;
 use super::{Action, Shard};
 use crate::config::{self, EgressPool, RouteTarget, Shaping};
 use crate::deliver::dane::HostDane;
@@ -37,7 +38,7 @@ pub(super) struct PendingTicket {
 pub(super) enum PendingRead {
     Ticket(PendingTicket),
     End(Ending),
-    Ask { question: u64, entry: EntryKey },
+    Ask { question: u64, rows: Box<EntryRows> },
 }
 
 /// An entry that ends by our own decision.

@@ -361,20 +361,20 @@ impl Shard {
     pub(super) fn fetch(&mut self, now: Now, id: MessageId, pending: PendingRead) {
         let place = self.log_index(id.log());
         match self.logs[place].log.message(id) {
-            Ok(Fetch::Ready(message)) => self.give_message(now, id, pending, Ok(&message)),
+            Ok(Fetch::Ready(message)) => self.give_message(now, pending, Ok(&message)),
             Ok(Fetch::Read(operation)) => {
                 self.reading.entry(id).or_default().push(pending);
                 self.start_operation(place, operation);
             }
             // The log reads only so many at once. It is asked again in the turns that follow.
             Err(ReadError::Busy) => self.unread.push_back((id, pending)),
-            Err(error) => self.give_message(now, id, pending, Err(&error)),
+            Err(error) => self.give_message(now, pending, Err(&error)),
         }
     }
 
     fn handle_read(&mut self, now: Now, id: MessageId, result: Result<Message, ReadError>) {
         for pending in self.reading.remove(&id).unwrap_or_default() {
-            self.give_message(now, id, pending, result.as_ref());
+            self.give_message(now, pending, result.as_ref());
         }
     }
 
@@ -387,11 +387,11 @@ impl Shard {
         }
     }
 
-    fn give_message(&mut self, now: Now, id: MessageId, pending: PendingRead, result: Result<&Message, &ReadError>) {
+    fn give_message(&mut self, now: Now, pending: PendingRead, result: Result<&Message, &ReadError>) {
         match (pending, result) {
             (PendingRead::Ticket(ticket), Ok(message)) => self.send_ticket(now, ticket, message.clone()),
             (PendingRead::Ticket(ticket), Err(error)) => self.fail_ticket(now, &ticket, error),
-            (PendingRead::Ask { question, entry }, result) => self.ask_read(question, entry, id, result.ok()),
+            (PendingRead::Ask { question, rows }, result) => self.ask_read(question, rows, result.ok()),
             (PendingRead::End(ending), result) => self.end_entry_of(now, &ending, result),
         }
     }

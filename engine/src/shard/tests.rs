@@ -1,5 +1,6 @@
 //! A whole shard in memory: the test is its clock, its clients, its peers and the executor of its spool's operations.
 
+mod ask;
 mod automation;
 mod expiry;
 mod families;
@@ -19,13 +20,14 @@ use tempfile::TempDir;
 
 use super::{Action, Connected, Reservation, SessionKey, Shard, ShardOptions, TlsStarted};
 use crate::accept::Policy;
+use crate::admin::{MessageFilter, MessageRow};
 use crate::config::{
     Chunking, Config, Credentials, DeliveryProtocol, DkimIdentity, DkimKeyPem, DomainPattern, Priority, RetryInterval,
     RetryRules, Route, RouteTarget, SmtpListener, Tenant, Terms, TlsMode,
 };
 use crate::deliver::dane::HostDane;
 use crate::deliver::route::{Host, Site};
-use crate::handover::{self, ControlMessage, ShardMessage, TlsRequirement};
+use crate::handover::{self, Ask, ControlMessage, ShardMessage, TlsRequirement, Told};
 use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 use crate::outcome::event::{Logged, LoggedRecord};
@@ -54,6 +56,8 @@ struct World {
     /// What the control thread was told.
     suspensions: Vec<Suspension>,
     events: Vec<LoggedRecord>,
+    /// What the last question was answered.
+    rows: Option<Vec<MessageRow>>,
     directory: TempDir,
     // Holds the lock of the spool's directory.
     _spool: Spool,
@@ -94,6 +98,7 @@ impl World {
             closed: Vec::new(),
             suspensions: Vec::new(),
             events: Vec::new(),
+            rows: None,
             directory,
             _spool: spool,
         }
@@ -154,6 +159,7 @@ impl World {
                 };
                 self.shard.handle_message(ShardMessage::Routed { domain, result: Ok(route) });
             }
+            Action::Control(ControlMessage::Answer { told: Told::Messages(rows), .. }) => self.rows = Some(rows),
             Action::Control(ControlMessage::Suspend(suspension)) => self.suspensions.push(suspension),
             Action::Reserve(Reservation { limit, units, .. }) => {
                 self.shard.handle_message(ShardMessage::Reserved { limit, units });
@@ -216,6 +222,11 @@ impl World {
         self.shard.connected(self.now, connection, made);
         assert_eq!(self.peer_says(connection, "220 peer.example\r\n"), "EHLO mta.example\r\n");
         connection
+    }
+
+    fn ask(&mut self, filter: MessageFilter) {
+        self.shard.handle_message(ShardMessage::Ask { question: 1, ask: Ask::Messages { filter } });
+        self.settle();
     }
 
     /// Every recipient's, in the order of their records.

@@ -1,9 +1,8 @@
 //! `in_doubt = "hold"`: what may have been taken is not sent again, whatever happens in between.
 
 use super::*;
-use crate::admin::{MessageFilter, MessageRow, MessageState};
+use crate::admin::MessageState;
 use crate::config::InDoubt;
-use crate::handover::{Ask, Told};
 use crate::outcome::event::{EventKind, EventRecord, NodeId, events};
 
 fn config() -> Config {
@@ -33,21 +32,9 @@ fn told(world: &World) -> Vec<EventKind> {
 }
 
 fn rows(world: &mut World) -> Vec<MessageRow> {
-    let filter = MessageFilter { limit: 10, ..MessageFilter::default() };
-    world.shard.handle_message(ShardMessage::Ask { question: 1, ask: Ask::Messages { filter } });
-    loop {
-        world.shard.turn(world.now);
-        while let Some(action) = world.shard.poll_action() {
-            match action {
-                Action::Control(ControlMessage::Answer { told: Told::Messages(rows), .. }) => return rows,
-                action => world.carry_out(action),
-            }
-        }
-        for (log, operation) in std::mem::take(&mut world.operations) {
-            let completion = postrider_spool::execute(operation);
-            world.shard.spool_completed(world.now, log, completion);
-        }
-    }
+    world.ask(MessageFilter { limit: 10, ..MessageFilter::default() });
+    world.sync();
+    world.rows.take().expect("the question is answered")
 }
 
 /// As after a kill: what was not written is gone.
