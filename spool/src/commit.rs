@@ -109,7 +109,7 @@ impl Log {
     /// The same without upkeep, which takes some time of the caller's. Who hands a commit over to the medium before he
     /// polls for the rest lets both go on at once.
     pub fn poll_awaited(&mut self, now: Duration) -> Option<Operation> {
-        self.poll_commit().or_else(|| self.poll_body_read()).or_else(|| self.poll_retire(now))
+        self.poll_commit().or_else(|| self.poll_read()).or_else(|| self.poll_retire(now))
     }
 
     /// Takes in what came of an operation of this log.
@@ -442,7 +442,9 @@ impl Log {
         Progress::Read { id, result }
     }
 
-    fn poll_body_read(&mut self) -> Option<Operation> {
+    /// The read of a shared body that a message's own read has made necessary. [`Self::poll_operation`] tells it, too;
+    /// who waits for the message asks here, at once.
+    pub fn poll_read(&mut self) -> Option<Operation> {
         let message = self.body_reads.pop_front()?;
         Some(self.read_body(message))
     }

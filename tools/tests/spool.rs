@@ -303,6 +303,33 @@ c@example.org  pending          0  2026-11-18T10:00:00.001Z  -
     assert_eq!(json["recipients"][0]["state"], "finished");
 }
 
+/// Messages that share a body are shown and saved whole, each with what is its own in front.
+#[test]
+fn a_shared_body_is_in_each_message() {
+    let world = World::filled(|log| {
+        let (body, _) = log.append_body(SECOND).unwrap();
+        for to in ["a@example.net", "b@example.net"] {
+            let own = format!("To: {to}\r\n");
+            log.append_message_sharing(&envelope("x@acme.example", &[to]), own.as_bytes(), body).unwrap();
+        }
+        commit(log);
+    });
+    let listed = world.done("ls", &["--json"]).json();
+    let whole = |to: &str| [format!("To: {to}\r\n").as_bytes(), SECOND].concat();
+    for (place, to) in ["a@example.net", "b@example.net"].into_iter().enumerate() {
+        let row = &listed["messages"][place];
+        assert_eq!((&row["recipient"], &row["size"]), (&json!(to), &json!(whole(to).len())));
+        let id = row["id"].as_str().unwrap();
+        assert_eq!(world.done("cat", &[id]).out, whole(to));
+        world.done("export", &["--id", id, "--to", "saved"]);
+        assert_eq!(fs::read(world.path(&format!("saved/{id}.eml"))).unwrap(), whole(to));
+    }
+    world.done("export", &["--format", "mbox", "--to", "saved.mbox"]);
+    let saved = fs::read_to_string(world.path("saved.mbox")).unwrap();
+    assert_eq!(saved.matches("To: ").count(), 2);
+    assert_eq!(saved.matches("no line end").count(), 2);
+}
+
 #[test]
 fn cat_knows_only_what_waits() {
     let world = World::new();

@@ -217,7 +217,12 @@ impl Shard {
         let place = self.log_index(log);
         self.logs[place].running_operations -= 1;
         match self.logs[place].log.handle_completion(now.monotonic, completion) {
-            Progress::Nothing => {}
+            // A message that shares its body takes two reads, and the second must not wait for a commit.
+            Progress::Nothing => {
+                while let Some(operation) = self.logs[place].log.poll_read() {
+                    self.start_operation(place, operation);
+                }
+            }
             Progress::Damaged { id, error } => {
                 self.metrics.spool_damaged_messages.inc();
                 tracing::error!(%id, %error, "a message that waits is damaged on the disk");
