@@ -12,13 +12,14 @@
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::ops::Range;
+use std::sync::Arc;
 
 use aws_lc_rs::digest;
 use memchr::memmem;
 use postrider_spool::record::{Envelope, Recipient};
 use serde::Deserialize;
 
-use super::dkim_sign::Signers;
+use super::dkim_sign::{BodyHash, Signers};
 use super::tenant::{Tenant, Tenants};
 use super::{Received, Refusal};
 use crate::config::{Config, Priority, ReceivedDetail};
@@ -29,6 +30,10 @@ use crate::limits::{
 use crate::mail::header::{self, Field, FromDomains, Line};
 use crate::mail::message_id;
 use crate::mail::time::Now;
+
+mod sharing;
+
+pub use sharing::SharedContent;
 
 /// What the configuration says about incoming mail, prepared once.
 #[derive(Debug)]
@@ -49,8 +54,10 @@ pub struct Admitted {
     pub envelope: Envelope,
     /// What goes in front of `content`; ends with CRLF. Empty only if nothing is added.
     pub prefix: Vec<u8>,
-    /// The message without the fields that were taken out.
+    /// The message without the fields that were taken out; empty where it is shared.
     pub content: Vec<u8>,
+    /// In place of `content`.
+    pub shared: Option<Arc<SharedContent>>,
     /// Where signatures go into `prefix`: behind the Received field.
     signatures_at: usize,
     /// Where the header block of `content` ends and the body begins.
@@ -61,6 +68,12 @@ pub struct Admitted {
 }
 
 impl Admitted {
+    /// Octets on the wire.
+    pub fn size(&self) -> u64 {
+        let content = self.shared.as_ref().map_or(self.content.len(), |shared| shared.octets().len());
+        (self.prefix.len() + content) as u64
+    }
+
     /// How many slow signatures [`Policy::sign`] will make.
     pub fn rsa_signatures(&self) -> usize {
         self.rsa_signatures
@@ -88,8 +101,19 @@ impl Policy {
 
     /// `random` must be unpredictable: X-Postrider-Ref is made of it.
     pub fn admit(&self, now: Now, received: Received, random: [u64; 2]) -> Result<Admitted, Refusal> {
-        let names = MessageNames::derive(random);
         let scan = Scan::of(&received.content, &self.captured);
+        self.admit_scanned(now, received, scan, None, random)
+    }
+
+    fn admit_scanned(
+        &self,
+        now: Now,
+        received: Received,
+        scan: Scan,
+        shared: Option<&Arc<SharedContent>>,
+        random: [u64; 2],
+    ) -> Result<Admitted, Refusal> {
+        let names = MessageNames::derive(random);
         if scan.received_fields > RECEIVED_FIELDS_MAX {
             // RFC 5321 §6.3.
             return Err(Refusal::new(554, (5, 4, 6), "too many Received fields: the message loops"));
@@ -129,13 +153,22 @@ impl Policy {
         let removed_bytes: usize = scan.removed.iter().map(Range::len).sum();
         let mut content = received.content;
         remove_ranges(&mut content, &scan.removed);
-        let eight_bit = !content.is_ascii() || !prefix.is_ascii();
-        let header_end = scan.header_end - removed_bytes;
+        let (mut header_end, mut body_start) = (scan.header_end - removed_bytes, scan.body_start - removed_bytes);
+        let mut eight_bit = !content.is_ascii() || !prefix.is_ascii();
+        let mut header_is_ascii = content[..header_end].is_ascii();
+        let mut dot_lines = has_dot_lines(&content);
+        if let Some(shared) = shared {
+            eight_bit |= shared.eight_bit;
+            header_is_ascii &= shared.header().is_ascii();
+            dot_lines |= shared.dot_lines;
+            prefix.append(&mut content);
+            (header_end, body_start) = (0, 0);
+        }
         let addresses_ascii = received.reverse_path.is_ascii() && received.recipients.iter().all(|r| r.is_ascii());
         // Octets above 127 in the header of a message that was not declared SMTPUTF8 are older practice than RFC 6531,
         // in whatever character set; peers have always passed them on, and would be asked for what nobody promised
         // them.
-        let header_needs_smtputf8 = received.smtputf8_declared && !content[..header_end].is_ascii();
+        let header_needs_smtputf8 = received.smtputf8_declared && !header_is_ascii;
         let mut envelope = Envelope {
             reverse_path: received.reverse_path,
             recipients: received.recipients.into_iter().map(|address| Recipient { address }).collect(),
@@ -148,7 +181,7 @@ impl Policy {
             expires_ms,
             eight_bit,
             smtputf8: !addresses_ascii || header_needs_smtputf8,
-            dot_lines: has_dot_lines(&content),
+            dot_lines,
             reception_protocol: received.protocol.to_owned(),
             client_address: received.client.map(|client| client.to_string()).unwrap_or_default(),
             client_name: received.helo,
@@ -157,8 +190,18 @@ impl Policy {
             meta: Vec::new(),
         };
         envelope.set_dsn(&received.dsn);
-        let body_start = scan.body_start - removed_bytes;
-        Ok(Admitted { envelope, prefix, content, signatures_at, header_end, body_start, signers, rsa_signatures })
+        let shared = shared.map(Arc::clone);
+        Ok(Admitted {
+            envelope,
+            prefix,
+            content,
+            shared,
+            signatures_at,
+            header_end,
+            body_start,
+            signers,
+            rsa_signatures,
+        })
     }
 
     /// Puts the signature fields into the prefix. To be called once; does nothing where no identity signs.
@@ -169,10 +212,17 @@ impl Policy {
             return Ok(());
         }
         let (unsigned, added) = admitted.prefix.split_at(admitted.signatures_at);
-        let header = [added, &admitted.content[..admitted.header_end]];
+        let own_hash;
+        let (header, body_hash) = match &admitted.shared {
+            Some(shared) => (shared.header(), &shared.body_hash),
+            None => {
+                own_hash = BodyHash::of(&admitted.content[admitted.body_start..]);
+                (&admitted.content[..admitted.header_end], &own_hash)
+            }
+        };
         let signatures = self
             .signers
-            .sign(&chosen, &header, &admitted.content[admitted.body_start..], now.wall_ms / 1_000)
+            .sign(&chosen, &[added, header], body_hash, now.wall_ms / 1_000)
             .map_err(|_| Refusal::new(451, (4, 3, 0), "the message could not be signed"))?;
         admitted.prefix = [unsigned, &signatures, added].concat();
         Ok(())
@@ -437,7 +487,7 @@ fn remove_ranges(content: &mut Vec<u8>, ranges: &[Range<usize>]) {
     content.truncate(end);
 }
 
-/// RFC 5321 §4.5.2. The prefix has no such line, and ends with CRLF.
+/// RFC 5321 §4.5.2. What we put in front has no such line, and ends with CRLF.
 fn has_dot_lines(content: &[u8]) -> bool {
     content.starts_with(b".") || memmem::find(content, b"\r\n.").is_some()
 }

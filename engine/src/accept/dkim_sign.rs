@@ -132,17 +132,29 @@ impl Signers {
 
     /// The signature fields of the `chosen` identities, in this order. `header` is what they cover, top to bottom;
     /// `wall_s` is Unix time.
-    pub fn sign(&self, chosen: &[usize], header: &[&[u8]], body: &[u8], wall_s: u64) -> Result<Vec<u8>, SignError> {
+    pub fn sign(
+        &self,
+        chosen: &[usize],
+        header: &[&[u8]],
+        body_hash: &BodyHash,
+        wall_s: u64,
+    ) -> Result<Vec<u8>, SignError> {
         let mut out = Vec::with_capacity(chosen.len() * SIGNATURE_BYTES_TYPICAL);
-        if chosen.is_empty() {
-            return Ok(out);
-        }
-        let body_hash = BASE64.encode(body_hash(body));
         let fields: Vec<Field<'_>> = header.iter().flat_map(|block| fields(block)).collect();
         for index in chosen {
-            self.identities[*index].sign(&fields, &body_hash, wall_s, &mut out)?;
+            self.identities[*index].sign(&fields, &body_hash.0, wall_s, &mut out)?;
         }
         Ok(out)
+    }
+}
+
+/// The digest of a canonical body, as `bh=` has it: one for all signatures, and for all messages that share the body.
+#[derive(Debug, Clone)]
+pub struct BodyHash(String);
+
+impl BodyHash {
+    pub fn of(body: &[u8]) -> Self {
+        Self(BASE64.encode(body_hash(body)))
     }
 }
 

@@ -19,7 +19,7 @@ pub mod smtp_data;
 pub mod smtp_server;
 mod tenant;
 
-pub use admission::{Admitted, Policy};
+pub use admission::{Admitted, Policy, SharedContent};
 pub use smtp_server::{Handled, ServerEvent, SessionOptions, SmtpServer};
 
 /// A message as it came in, before any policy.

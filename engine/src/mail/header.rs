@@ -134,6 +134,12 @@ impl FromDomains {
             }
         }
     }
+
+    /// Those of fields further down.
+    pub fn go_on_with(&mut self, below: &Self) {
+        self.domains.extend_from_slice(&below.domains);
+        self.unreadable |= below.unreadable;
+    }
 }
 
 fn mailbox_domain(address: &str) -> Option<String> {

@@ -9,7 +9,7 @@ use super::*;
 use crate::accept::dkim_sign::tests::{identity, verify};
 use crate::config::{EgressPool, EgressSource, RetryRules, Tenant};
 
-const NOW: Now = Now { monotonic: Duration::from_secs(1), wall_ms: 1_764_547_200_500 };
+pub(super) const NOW: Now = Now { monotonic: Duration::from_secs(1), wall_ms: 1_764_547_200_500 };
 
 fn config() -> Config {
     let mut config = Config::new("mta.example");
@@ -30,7 +30,7 @@ fn policy() -> Policy {
     Policy::new(&config()).unwrap()
 }
 
-fn received(content: impl Into<Vec<u8>>) -> Received {
+pub(super) fn received(content: impl Into<Vec<u8>>) -> Received {
     Received {
         reverse_path: "a@a.example".to_owned(),
         recipients: vec!["b@b.example".to_owned()],
@@ -323,7 +323,7 @@ fn captured_headers() {
     assert_eq!(many.envelope.headers.len(), CAPTURED_FIELDS_MAX);
 }
 
-fn signing_config() -> Config {
+pub(super) fn signing_config() -> Config {
     let mut config = config();
     config.dkim = vec![
         identity("a.example", "rsa", true, &[]),

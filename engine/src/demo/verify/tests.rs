@@ -2,7 +2,7 @@
 
 use super::super::generate_keys;
 use super::*;
-use crate::accept::dkim_sign::Signers;
+use crate::accept::dkim_sign::{BodyHash, Signers};
 use crate::mail::time::Now;
 
 const NOW: Now = Now { monotonic: Duration::ZERO, wall_ms: 1_764_547_200_000 };
@@ -35,7 +35,8 @@ impl World {
         added.push_str("X-Postrider-Ref: 0123\r\n");
         let body = header::body_start(&content);
         let signed = [added.as_bytes(), &content[..body - 2]];
-        let signatures = self.signers.sign(&[0, 1], &signed, &content[body..], NOW.wall_ms / 1_000).unwrap();
+        let signatures =
+            self.signers.sign(&[0, 1], &signed, &BodyHash::of(&content[body..]), NOW.wall_ms / 1_000).unwrap();
         let received = b"Received: by demo.test;\r\n\tnow\r\n";
         Arrival {
             at: Duration::from_millis(5),
