@@ -2,11 +2,13 @@
 //!
 //! Over 500 lines, because the one list of what is started, in which order, and what each part is given stands here.
 
+mod campaign;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -14,16 +16,17 @@ use postrider_spool::record::{LogId, MessageId};
 use postrider_spool::{LogDirectory, Spool, SpoolOptions};
 use tokio::sync::{mpsc, oneshot};
 
+pub use self::campaign::{Campaign, CampaignMessage};
 use crate::accept::Refusal;
 use crate::accept::smtp_data::clean_content;
-use crate::accept::{Policy, Received};
+use crate::accept::{Admitted, Policy, Received};
 use crate::admin::metrics::{Metrics, ShardMetrics};
 use crate::admin::{
     Backend, EventsStatus, LimitsRow, ListenerStatus, MessageFilter, MessageRow, QueueReport, QueueRow, Reply,
     SpoolStatus, Status, SuspensionEnd, SuspensionRow, TlsReportRow, Unavailable, WallTime,
 };
 use crate::config::{Config, Durability, LimitSettings, LineEndings, ReceivedDetail, SmtpListener};
-use crate::handover::{Ask, ShardMessage, Told};
+use crate::handover::{AcceptAnswer, Ask, ShardMessage, Told};
 use crate::limits::{
     DESCRIPTORS_OWN, DESCRIPTORS_OWN_PER_SHARD, DESCRIPTORS_PER_SHARD_MIN, HEARTBEAT_PATIENCE, INJECT_PATIENCE,
     MAILBOX_CAPACITY, SEGMENT_BYTES_MIN, SEGMENT_BYTES_UNIT, SEGMENTS_PER_SHARD_MIN, SUSPENSION_MAX,
@@ -66,6 +69,9 @@ struct Shared {
     node: String,
     shards: Vec<Sender<Mail>>,
     next_shard: AtomicUsize,
+    next_campaign: AtomicU64,
+    /// Handles that there are.
+    campaigns: AtomicUsize,
     commands: mpsc::UnboundedSender<Command>,
     metrics: Arc<Metrics>,
     heartbeats: Heartbeats,
@@ -154,26 +160,8 @@ impl Engine {
         let received = received(message, self.shared.message_bytes_max())?;
         let mut admitted = self.shared.policy.admit(now, received, [os_random_u64(), os_random_u64()])?;
         self.shared.policy.sign(&mut admitted, now)?;
-        let (reply, answer) = oneshot::channel();
-        let shards = &self.shared.shards;
-        let shard = &shards[self.shared.next_shard.fetch_add(1, Ordering::Relaxed) % shards.len()];
-        let mut mail = Mail::Inject { admitted: Box::new(admitted), reply };
-        let give_up = now.monotonic + INJECT_PATIENCE;
-        while let Err(Full(back)) = shard.send(mail) {
-            if shard.is_closed() {
-                return Err(InjectError::Ended);
-            }
-            if self.shared.clock.now().monotonic >= give_up {
-                return Err(InjectError::Refused("452 4.3.1 The shard's mailbox is full, try again".to_owned()));
-            }
-            mail = back;
-            std::thread::yield_now();
-        }
-        match answer.await {
-            Ok(Ok(id)) => Ok(Accepted { id }),
-            Ok(Err(refusal)) => Err(refusal.into()),
-            Err(_) => Err(InjectError::Ended),
-        }
+        let shard = self.shared.next_shard.fetch_add(1, Ordering::Relaxed) % self.shared.shards.len();
+        self.shared.send(shard, admitted)?.answer().await
     }
 
     /// The engine's events from now on.
@@ -312,6 +300,8 @@ impl EngineBuilder {
             node: node_text,
             shards: mail_senders.clone(),
             next_shard: AtomicUsize::new(0),
+            next_campaign: AtomicU64::new(0),
+            campaigns: AtomicUsize::new(0),
             commands,
             metrics: Arc::clone(&metrics),
             heartbeats: Heartbeats::new(shards),
@@ -514,7 +504,38 @@ impl Listeners {
     }
 }
 
+/// A message that a shard has been sent.
+struct Waiting(oneshot::Receiver<AcceptAnswer>);
+
+impl Waiting {
+    async fn answer(self) -> Result<Accepted, InjectError> {
+        match self.0.await {
+            Ok(Ok(id)) => Ok(Accepted { id }),
+            Ok(Err(refusal)) => Err(refusal.into()),
+            Err(_) => Err(InjectError::Ended),
+        }
+    }
+}
+
 impl Shared {
+    fn send(&self, shard: usize, admitted: Admitted) -> Result<Waiting, InjectError> {
+        let (reply, answer) = oneshot::channel();
+        let mut mail = Mail::Inject { admitted: Box::new(admitted), reply };
+        let mut give_up = None;
+        while let Err(Full(back)) = self.shards[shard].send(mail) {
+            if self.shards[shard].is_closed() {
+                return Err(InjectError::Ended);
+            }
+            let now = self.clock.now().monotonic;
+            if now >= *give_up.get_or_insert(now + INJECT_PATIENCE) {
+                return Err(InjectError::Refused("452 4.3.1 The shard's mailbox is full, try again".to_owned()));
+            }
+            mail = back;
+            std::thread::yield_now();
+        }
+        Ok(Waiting(answer))
+    }
+
     /// The largest that a listener takes is what an embedder may inject.
     fn message_bytes_max(&self) -> u64 {
         let listeners = self.config.smtp_listeners.iter().map(|listener| listener.max_message_bytes);

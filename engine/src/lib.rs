@@ -23,7 +23,7 @@ pub mod demo;
 pub mod serve;
 
 pub use config::Config;
-pub use engine::{Accepted, Engine, EngineBuilder, InjectError, Message, StartError};
+pub use engine::{Accepted, Campaign, CampaignMessage, Engine, EngineBuilder, InjectError, Message, StartError};
 pub use mail::dsn::{DsnRequest, Notify, RecipientDsn, ReturnedContent};
 pub use outcome::event::{EventId, EventKind, EventRecord};
 pub use outcome::event_log::{EventItem, EventStream};

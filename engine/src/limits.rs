@@ -329,6 +329,10 @@ pub(crate) const RULE_SITE_INTERVAL_MAX: std::time::Duration = std::time::Durati
 pub(crate) const RULE_SITES_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 /// A shard that takes no turn for this long is stuck: it takes one every second at least.
 pub(crate) const HEARTBEAT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(15);
+/// Campaigns of the embedding API that are open at a time.
+pub(crate) const CAMPAIGNS_MAX: usize = 10_000;
+/// Of a campaign's messages that come in one call, those whose answer is waited for at a time.
+pub(crate) const CAMPAIGN_MESSAGES_UNANSWERED_MAX: usize = 1_024;
 /// The longest that an embedder's message waits in a shard's full mailbox before it is refused.
 pub(crate) const INJECT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 

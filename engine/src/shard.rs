@@ -14,6 +14,7 @@
 mod accept;
 mod ask;
 mod automation;
+mod body;
 mod deliver;
 mod outcome;
 mod schedule;
@@ -33,6 +34,7 @@ use postrider_spool::{Log, Operation, Statistics};
 use self::accept::{Session, Signing};
 use self::ask::Asked;
 use self::automation::Bouncing;
+use self::body::HeldBodies;
 use self::deliver::Delivery;
 pub use self::deliver::{ConnectError, Connected, TlsStarted};
 use self::schedule::{PendingRead, RouteCache};
@@ -174,6 +176,7 @@ pub struct Shard {
 
     // spool; the first log is the one that takes mail
     logs: Vec<HomeLog>,
+    bodies: HeldBodies,
 
     // schedule
     home: Home,
@@ -229,6 +232,7 @@ impl Shard {
             signing: VecDeque::new(),
             events_blocked: false,
             logs: Vec::new(),
+            bodies: HeldBodies::default(),
             home: Home::default(),
             retries: Retries::new(&config),
             tls_report: TlsReport::default(),
@@ -378,6 +382,7 @@ impl Shard {
         self.home.update_rates();
         self.home.forget_paced(now.wall_ms);
         self.home.forget_idle();
+        self.release_bodies();
         self.give_up_drained_logs();
         self.pools.tick(now);
         self.update_gauges();

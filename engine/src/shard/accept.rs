@@ -263,11 +263,15 @@ impl Shard {
     }
 
     fn append(&mut self, now: Now, admitted: Box<Admitted>, answer_to: AnswerTo) {
-        let Admitted { envelope, prefix, content, .. } = *admitted;
-        let size = (prefix.len() + content.len()) as u64;
-        let active = &mut self.logs[0];
-        let refusal = match active.log.append_message(&envelope, &prefix, &content) {
+        let size = admitted.size();
+        let Admitted { envelope, prefix, content, shared, .. } = *admitted;
+        let appended = match &shared {
+            None => self.logs[0].log.append_message(&envelope, &prefix, &content),
+            Some(shared) => self.bodies.append_message(&mut self.logs[0].log, &envelope, &prefix, shared),
+        };
+        let refusal = match appended {
             Ok((message, commit)) => {
+                let active = &mut self.logs[0];
                 active.appended_message(now);
                 let appended = Appended { message, envelope, size, answer_to };
                 active.uncommitted.push_back((commit, Uncommitted::Message(Box::new(appended))));
@@ -279,7 +283,7 @@ impl Shard {
             Err(AppendError::TooLarge { bytes, bytes_max }) => {
                 Refusal::new(552, (5, 3, 4), format!("Message of {bytes} octets exceeds the spool's {bytes_max}"))
             }
-            Err(AppendError::UnknownBody) => unreachable!("it names no shared body"),
+            Err(AppendError::UnknownBody) => unreachable!("a shared body is appended first"),
             Err(AppendError::Failed) => Refusal::new(451, (4, 3, 0), "Spool failed, try again later"),
         };
         self.answer_sender(now, answer_to, Err(refusal));

@@ -2,6 +2,7 @@
 
 mod ask;
 mod automation;
+mod body;
 mod expiry;
 mod families;
 mod in_doubt;

@@ -87,6 +87,7 @@ fn every_image_keeps_every_promise() {
     assert!(counts.held > 0);
     assert!(seen.failed_operations > 0);
     assert!(seen.logs_removed > 0);
+    assert!(seen.sharing > 50);
     assert!(seen.schedules_compared > images.crashes);
     assert!(seen.checkpoints > 0);
     assert!(seen.copies > 0);

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use postrider::accept::{Policy, Received};
+use postrider::accept::{Admitted, Policy, Received, SharedContent};
 use postrider::admin::metrics::ShardMetrics;
 use postrider::admin::{MessageFilter, MessageRow};
 use postrider::config::{
@@ -45,6 +45,8 @@ pub(crate) struct Past {
 pub(crate) struct Seen {
     pub(crate) failed_operations: u64,
     pub(crate) logs_removed: u64,
+    /// Messages of campaigns that were accepted.
+    pub(crate) sharing: u64,
     pub(crate) schedules_compared: u64,
     /// On the disk when a life ended: finished checkpoints, segments of copies, and uses of a segment's file after its
     /// first.
@@ -86,6 +88,9 @@ pub(crate) struct World {
     peers: BTreeMap<(usize, ConnectionKey), Peer>,
     owners: BTreeMap<(usize, Arc<str>), usize>,
     injections: BTreeMap<u64, Marker>,
+    /// The embedding API's handles, each with the shard that takes its messages.
+    campaigns: Vec<(usize, Arc<SharedContent>)>,
+    campaigns_begun: u64,
     answers: BTreeMap<u64, Vec<MessageRow>>,
     questions: u64,
     /// Peers take what comes, and no new mail does.
@@ -141,6 +146,8 @@ impl World {
             peers: BTreeMap::new(),
             owners: BTreeMap::new(),
             injections: BTreeMap::new(),
+            campaigns: Vec::new(),
+            campaigns_begun: 0,
             answers: BTreeMap::new(),
             questions: 0,
             is_kind: false,
@@ -204,6 +211,7 @@ impl World {
         self.past.seen.steps += 1;
         match self.random.below(48) {
             0 if !self.is_kind => self.open_session(),
+            1 if !self.is_kind && self.random.one_in(2) => self.step_campaigns(),
             1 if !self.is_kind => self.inject(),
             2 if !self.is_kind => self.set_faults(),
             0..3 => self.step_peers(),
@@ -279,7 +287,13 @@ impl World {
                 Action::Injected { injection, answer } => {
                     let marker = self.injections.remove(&injection).expect("it was injected");
                     match answer {
-                        Ok(id) => self.past.ledger.accept(marker, id),
+                        Ok(id) => {
+                            let sent = self.past.ledger.sent(marker);
+                            let is_sharing =
+                                sent.content.windows(SHARED.len()).any(|octets| octets == SHARED.as_bytes());
+                            self.past.seen.sharing += u64::from(is_sharing);
+                            self.past.ledger.accept(marker, id);
+                        }
                         Err(refusal) => {
                             let in_doubt = refusal.text().contains("Spool failed").then_some(self.active[shard]);
                             self.past.ledger.refuse(marker, in_doubt);
@@ -347,21 +361,41 @@ impl World {
         let shard = self.draw_shard();
         let marker = self.past.ledger.send(|marker| message(marker, &mut self.random));
         let sent = self.past.ledger.sent(marker);
-        let received = Received {
-            reverse_path: sent.reverse_path.clone(),
-            recipients: sent.recipients.clone(),
-            content: sent.content.clone(),
-            eight_bit_declared: true,
-            smtputf8_declared: true,
-            helo: String::new(),
-            protocol: "embedded",
-            client: None,
-            session_id: 0,
-            trusted: true,
-            received_detail: ReceivedDetail::Full,
-            dsn: DsnParameters::default(),
-        };
+        let received = received(&sent, sent.content.clone());
         let admitted = self.policy.admit(self.now, received, [marker, marker]).unwrap();
+        self.send(shard, marker, admitted);
+    }
+
+    /// A campaign's handle is made or dropped, or sends a few messages.
+    fn step_campaigns(&mut self) {
+        let count = self.campaigns.len();
+        if count == 0 || count < 3 && self.random.one_in(4) {
+            let content = shared_content(self.campaigns_begun, &mut self.random);
+            let content = Arc::new(self.policy.share(self.campaigns_begun, content).unwrap());
+            self.campaigns_begun += 1;
+            self.campaigns.push((self.random.below(self.shards.len() as u64) as usize, content));
+            return;
+        }
+        let place = self.random.below(count as u64) as usize;
+        if self.random.one_in(6) {
+            self.campaigns.swap_remove(place);
+            return;
+        }
+        for _ in 0..1 + self.random.below(4) {
+            let (shard, shared) = self.campaigns[place].clone();
+            let mut own = Vec::new();
+            let marker = self.past.ledger.send(|marker| {
+                own = format!("Subject: m{marker} by itself\r\n").into_bytes();
+                Sent { content: [&own, shared.octets()].concat(), ..message(marker, &mut self.random) }
+            });
+            let sent = self.past.ledger.sent(marker);
+            let received = received(&sent, own);
+            let admitted = self.policy.admit_sharing(self.now, received, &shared, [marker, marker]).unwrap();
+            self.send(shard, marker, admitted);
+        }
+    }
+
+    fn send(&mut self, shard: usize, marker: Marker, admitted: Admitted) {
         self.past.ledger.finish(marker);
         self.injections.insert(marker, marker);
         self.mail[shard].push_back(ShardMessage::Inject { injection: marker, admitted: Box::new(admitted) });
@@ -504,6 +538,7 @@ impl World {
     /// Peers heal and no mail comes any more: everything must come to its end.
     pub(crate) fn finish(mut self) -> Past {
         self.is_kind = true;
+        self.campaigns.clear();
         self.disk.set_faults(Faults::default());
         let last = self.past.seen.steps + STEPS_TO_END_MAX;
         let is_over = |world: &Self| {
@@ -547,6 +582,33 @@ impl World {
         let bound = (all.len() as u64).max(1);
         all.get(self.random.below(bound) as usize).copied()
     }
+}
+
+fn received(sent: &Sent, content: Vec<u8>) -> Received {
+    Received {
+        reverse_path: sent.reverse_path.clone(),
+        recipients: sent.recipients.clone(),
+        content,
+        eight_bit_declared: true,
+        smtputf8_declared: true,
+        helo: String::new(),
+        protocol: "embedded",
+        client: None,
+        session_id: 0,
+        trusted: true,
+        received_detail: ReceivedDetail::Full,
+        dsn: DsnParameters::default(),
+    }
+}
+
+/// What a campaign's messages share: header fields and a body of many lengths.
+fn shared_content(number: u64, random: &mut Random) -> Vec<u8> {
+    let mut content = format!("{SHARED}{number}\r\n\r\n").into_bytes();
+    for _ in 0..random.below(120) {
+        let dot = if random.one_in(20) { "." } else { "" };
+        content.extend_from_slice(format!("{dot}{:=<60}\r\n", random.below(1 << 30)).as_bytes());
+    }
+    content
 }
 
 /// One to six recipients at a few domains, and content of many lengths.
@@ -603,6 +665,8 @@ fn config(holds: bool) -> Config {
     config.retry.max_age = Duration::from_secs(3_600);
     config
 }
+
+const SHARED: &str = "X-Shared: ";
 
 const SPOOL: &str = "/spool";
 
