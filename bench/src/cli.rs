@@ -12,11 +12,14 @@ use postrider_bench::deliver::{Chunking, DeliverOptions};
 use postrider_bench::inject::InjectOptions;
 use postrider_bench::kill::KillOptions;
 use postrider_bench::message::Sizes;
-use postrider_bench::peers::{Dkim, Durability, EngineOptions, SENDER_DOMAIN};
+use postrider_bench::peers::{Dkim, Durability, EngineOptions, OutboundTls, SENDER_DOMAIN};
 use postrider_bench::relay::{RelayOptions, is_single};
 use postrider_bench::restart::RestartOptions;
+use postrider_bench::sign::SignOptions;
 use postrider_bench::sink::SinkOptions;
+use postrider_bench::sink::dkim::DkimCheck;
 use postrider_bench::sink::faults::{FaultPlan, Stage};
+use postrider_bench::sink::tls::TlsIdentity;
 use postrider_bench::spool::{BareWrites, Part, SpoolOptions};
 use postrider_bench::units::{parse_bytes, parse_duration};
 
@@ -48,6 +51,8 @@ pub(crate) enum Command {
     Wan(WanArgs),
     /// Measure what a delivery costs an engine, beside bare loops with one and two round trips.
     Client(ClientArgs),
+    /// Measure what signatures and outbound TLS cost an engine, beside bare signatures and handshakes.
+    Sign(SignArgs),
     /// kill -9 an engine with a full spool and start it again: how soon does mail move, and is all still there?
     Restart(RestartArgs),
 }
@@ -68,20 +73,32 @@ pub(crate) struct SinkArgs {
     threads: usize,
     /// Refuse in place of the greeting, e.g. "421 4.3.2 later". A 421 closes the connection.
     #[arg(long, value_name = "REPLY")]
-    reply_greeting: Option<String>,
+    reply_greeting: Vec<String>,
     #[arg(long, value_name = "REPLY")]
-    reply_ehlo: Option<String>,
+    reply_ehlo: Vec<String>,
     #[arg(long, value_name = "REPLY")]
-    reply_mail: Option<String>,
-    /// Refuse recipients, e.g. "451 4.2.1 busy".
+    reply_mail: Vec<String>,
+    /// Refuse recipients, e.g. "451 4.2.1 busy"; a mix: "5%:451 4.2.1 busy", and again "1%:550 5.1.1 nobody".
     #[arg(long, value_name = "REPLY")]
-    reply_rcpt: Option<String>,
+    reply_rcpt: Vec<String>,
     #[arg(long, value_name = "REPLY")]
-    reply_data: Option<String>,
+    reply_data: Vec<String>,
     /// Refuse after the content.
     #[arg(long, value_name = "REPLY")]
-    reply_dot: Option<String>,
-    /// Of the chances to refuse, take so many.
+    reply_dot: Vec<String>,
+    /// Put off each new (peer, sender, recipient) with 450 until it has been known for so long.
+    #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
+    greylist: Option<Duration>,
+    /// Offer STARTTLS, with a certificate made for the run.
+    #[arg(long)]
+    tls: bool,
+    /// A DKIM key to verify signatures with: SELECTOR._domainkey.DOMAIN=RECORD. May be given several times.
+    #[arg(long, value_name = "NAME=RECORD")]
+    dkim_record: Vec<String>,
+    /// Verify so many of the messages. A signature that is wrong or missing makes the exit code 1.
+    #[arg(long, default_value_t = 1.0, value_name = "PERCENT", requires = "dkim_record")]
+    dkim_sample: f64,
+    /// Of the chances to refuse, take so many, where the reply does not say how many.
     #[arg(long, default_value_t = 100.0, value_name = "PERCENT")]
     fail_percent: f64,
     /// Refuse only so long after the start. SIGUSR1 switches refusing off and on at any time.
@@ -117,15 +134,28 @@ impl SinkArgs {
             (Stage::Data, &self.reply_data),
             (Stage::Dot, &self.reply_dot),
         ];
-        let replies: Vec<(Stage, String)> =
-            given.into_iter().filter_map(|(stage, reply)| Some((stage, reply.clone()?))).collect();
+        let replies: Vec<(Stage, String)> = given
+            .into_iter()
+            .flat_map(|(stage, replies)| replies.iter().map(move |reply| (stage, reply.clone())))
+            .collect();
+        let mut faults = FaultPlan::new(&replies, self.fail_percent, self.fail_until, Instant::now())?;
+        if let Some(lasting) = self.greylist {
+            faults = faults.greylist(lasting);
+        }
+        let dkim = if self.dkim_record.is_empty() { None } else { Some(Arc::new(DkimCheck::start(self.dkim_sample)?)) };
+        for (dkim, text) in dkim.iter().flat_map(|dkim| self.dkim_record.iter().map(move |text| (dkim, text))) {
+            let (name, record) = text.split_once('=').with_context(|| format!("{text:?}: write NAME=RECORD"))?;
+            dkim.publish(name.trim(), record.trim())?;
+        }
         Ok(SinkOptions {
             listen: self.listen.clone(),
             threads: self.threads,
-            faults: Arc::new(FaultPlan::new(&replies, self.fail_percent, self.fail_until, Instant::now())?),
+            faults: Arc::new(faults),
             delay: self.delay,
             dump: self.dump.clone(),
             audit: self.audit == Switch::On,
+            tls: if self.tls { Some(TlsIdentity::generate(true)?) } else { None },
+            dkim,
             chunking: true,
         })
     }
@@ -152,6 +182,12 @@ pub(crate) struct LoadArgs {
     /// Recipient domains, drawn by Zipf's law: d000000.bench.test and so on.
     #[arg(long, default_value_t = 1)]
     domains: usize,
+    /// Tenants, drawn likewise, each with a sender domain of its own: t000000.sender.test and so on.
+    #[arg(long, default_value_t = 1)]
+    tenants: usize,
+    /// Of Zipf's law: 0 draws domains and tenants evenly.
+    #[arg(long, default_value_t = 1.0, value_name = "EXPONENT")]
+    zipf: f64,
     /// Every third body line begins with a dot.
     #[arg(long)]
     dotted: bool,
@@ -166,6 +202,8 @@ impl LoadArgs {
         InjectOptions {
             sender: format!("bench@{SENDER_DOMAIN}"),
             domains: self.domains,
+            tenants: self.tenants,
+            domain_exponent: self.zipf,
             sizes: self.size.clone(),
             dotted: self.dotted,
             sessions: self.sessions,
@@ -273,6 +311,8 @@ impl EngineArgs {
             shards: self.shards,
             durability: self.durability,
             dkim: self.dkim,
+            tenants: 1,
+            tls: None,
             spool_parent: self.spool_dir.clone(),
             config_extra,
             keep: self.keep,
@@ -312,6 +352,12 @@ pub(crate) struct RelayArgs {
     sink_delay: Duration,
     #[arg(long, default_value_t = 1)]
     sink_threads: usize,
+    /// Deliver by TLS: the sink offers STARTTLS, and the engine has to use it.
+    #[arg(long)]
+    tls: bool,
+    /// Verify the signatures of so many messages, where the engine signs and the sink is ours.
+    #[arg(long, default_value_t = 1.0, value_name = "PERCENT")]
+    verify: f64,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }
@@ -321,7 +367,11 @@ impl RelayArgs {
         let smtp_source = self.injector.as_deref().map(|tool| tool_path(tool, "smtp-source")).transpose()?;
         ensure!(smtp_source.is_none() || is_single(&self.load.size), "smtp-source sends one size only");
         Ok(RelayOptions {
-            engine: self.engine.options()?,
+            engine: EngineOptions {
+                tenants: self.load.tenants,
+                tls: self.tls.then_some(OutboundTls::Required),
+                ..self.engine.options()?
+            },
             inject: self.load.options(NOWHERE),
             messages: self.messages,
             warmup: self.warmup,
@@ -330,7 +380,34 @@ impl RelayArgs {
             smtp_sink: self.sink.as_deref().map(|tool| tool_path(tool, "smtp-sink")).transpose()?,
             sink_delay: self.sink_delay,
             sink_threads: self.sink_threads,
+            tls_resumption: true,
+            verify_percent: self.verify,
         })
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SignArgs {
+    #[command(flatten)]
+    relay: RelayArgs,
+    /// Relays that open a connection for each message, to find what a handshake costs; 0: none.
+    #[arg(long, default_value_t = 3_000, value_name = "MESSAGES")]
+    handshakes: u64,
+    /// How long each bare signature and handshake is repeated.
+    #[arg(long, value_parser = parse_duration, default_value = "500ms", value_name = "DURATION")]
+    bare: Duration,
+}
+
+impl SignArgs {
+    pub(crate) fn output(&self) -> &OutputArgs {
+        &self.relay.output
+    }
+
+    pub(crate) fn options(&self) -> Result<SignOptions> {
+        let given = &self.relay;
+        ensure!(!given.tls && given.engine.dkim == Dkim::None, "sign takes all kinds by itself: no --tls, no --dkim");
+        let relay = given.options()?;
+        Ok(SignOptions { rounds: relay.rounds, relay, handshakes: self.handshakes, bare: self.bare })
     }
 }
 

@@ -36,7 +36,9 @@ pub struct InjectOptions {
     pub sender: String,
     pub recipient_domain: String,
     pub domains: usize,
-    /// Of Zipf's law, by which they are drawn; 0 draws them evenly.
+    /// Above one each message is of one of so many, with a sender domain of its own.
+    pub tenants: usize,
+    /// Of Zipf's law, by which both are drawn; 0 draws them evenly.
     pub domain_exponent: f64,
     pub sizes: Sizes,
     pub dotted: bool,
@@ -65,6 +67,7 @@ impl InjectOptions {
             sender: "bench@sender.test".into(),
             recipient_domain: "bench.test".into(),
             domains: 1,
+            tenants: 1,
             domain_exponent: 1.0,
             sizes: Sizes::fixed(2048),
             dotted: false,
@@ -157,6 +160,7 @@ impl Injector {
             sender: options.sender.clone(),
             recipient_domain: options.recipient_domain.clone(),
             domains: options.domains,
+            tenants: options.tenants,
             domain_exponent: options.domain_exponent,
             sizes: options.sizes.clone(),
             dotted: options.dotted,

@@ -15,6 +15,7 @@ pub mod peers;
 pub mod relay;
 pub mod report;
 pub mod restart;
+pub mod sign;
 pub mod sink;
 pub mod spool;
 pub mod units;

@@ -16,13 +16,16 @@ use postrider_bench::kill::kill;
 use postrider_bench::relay::relay;
 use postrider_bench::report::{Figures, note, print, table};
 use postrider_bench::restart::restart;
+use postrider_bench::sign::sign;
 use postrider_bench::sink::Sink;
 use postrider_bench::sink::ledger::{Ledger, Totals};
 use postrider_bench::spool::spool;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::{Cli, Command, InjectArgs, KillArgs, OutputArgs, RelayArgs, RestartArgs, SinkArgs, SpoolArgs};
+use crate::cli::{
+    Cli, Command, InjectArgs, KillArgs, OutputArgs, RelayArgs, RestartArgs, SignArgs, SinkArgs, SpoolArgs,
+};
 
 mod cli;
 
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Command::Wan(args) => run_deliver(args.options(), &args.output),
         Command::Client(args) => run_deliver(args.options(), &args.output),
         Command::Restart(args) => run_restart(&args),
+        Command::Sign(args) => run_sign(&args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -66,7 +70,9 @@ fn run_sink(args: &SinkArgs) -> Result<bool> {
         let _guard = runtime.enter();
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::user_defined1())?)
     };
-    let sink = Sink::start(args.options().context(Usage)?)?;
+    let options = args.options().context(Usage)?;
+    let dkim = options.dkim.clone();
+    let sink = Sink::start(options)?;
     for address in sink.addresses() {
         note(&format!("listening on {address}"));
     }
@@ -107,8 +113,11 @@ fn run_sink(args: &SinkArgs) -> Result<bool> {
     }
     let ledger = sink.ledger().clone();
     sink.stop();
-    print(&format!("{}\n", serde_json::to_string_pretty(&ledger.summary())?))?;
-    Ok(true)
+    let mut summary = serde_json::to_value(ledger.summary())?;
+    let dkim = dkim.map(|dkim| dkim.tally());
+    summary["dkim"] = serde_json::to_value(&dkim)?;
+    print(&format!("{}\n", serde_json::to_string_pretty(&summary)?))?;
+    Ok(dkim.is_none_or(|dkim| dkim.failed == 0))
 }
 
 fn log_every_second(ledger: Arc<Ledger>, ended: Arc<AtomicBool>) -> Result<std::thread::JoinHandle<()>> {
@@ -209,6 +218,13 @@ fn run_restart(args: &RestartArgs) -> Result<bool> {
     let report = restart(&args.options().context(Usage)?, &interrupt)?;
     show(&args.output, &report.to_json(), &report.to_table())?;
     Ok(report.holds())
+}
+
+fn run_sign(args: &SignArgs) -> Result<bool> {
+    let interrupt = Interrupt::watch()?;
+    let report = sign(&args.options().context(Usage)?, &interrupt)?;
+    show(args.output(), &report.to_json(), &report.to_table())?;
+    Ok(report.is_complete())
 }
 
 fn run_deliver(options: Result<DeliverOptions>, output: &OutputArgs) -> Result<bool> {

@@ -43,6 +43,11 @@ pub fn numbered_domain(number: usize, recipient_domain: &str) -> String {
     format!("d{number:06}.{recipient_domain}")
 }
 
+/// The sender domain of this number, where there are several tenants.
+pub fn tenant_domain(number: usize, sender_domain: &str) -> String {
+    format!("t{number:06}.{sender_domain}")
+}
+
 /// A number that no other run draws.
 pub fn draw_run_id() -> u64 {
     RandomState::new().build_hasher().finish()
@@ -102,6 +107,7 @@ pub struct Stock {
     sender: String,
     recipient_domain: String,
     domains: Option<Zipf>,
+    tenants: Option<Zipf>,
     header: Arc<[u8]>,
     places: Places,
     bodies: Vec<Body>,
@@ -122,6 +128,7 @@ struct Places {
     sequence: [usize; 4],
     sent: usize,
     domain: Option<usize>,
+    tenant: Option<usize>,
 }
 
 /// How a [`Stock`] is made.
@@ -132,6 +139,8 @@ pub struct StockOptions {
     pub recipient_domain: String,
     /// How many recipient domains; above one they are `d000007.<recipient_domain>`, drawn by Zipf's law.
     pub domains: usize,
+    /// How many tenants; above one each sends from a domain of its own, `t000007.<sender's domain>`, drawn likewise.
+    pub tenants: usize,
     /// Of Zipf's law; 0 draws them evenly.
     pub domain_exponent: f64,
     pub sizes: Sizes,
@@ -142,7 +151,13 @@ pub struct StockOptions {
 impl Stock {
     pub fn new(options: &StockOptions) -> Result<Self> {
         ensure!((1..=DOMAINS_MAX).contains(&options.domains), "domains: write 1 to {DOMAINS_MAX}");
+        ensure!((1..=DOMAINS_MAX).contains(&options.tenants), "tenants: write 1 to {DOMAINS_MAX}");
         let many = options.domains > 1;
+        let many_tenants = options.tenants > 1;
+        let (local, sender_domain) =
+            options.sender.rsplit_once('@').with_context(|| format!("{:?} is no address", options.sender))?;
+        let sender =
+            if many_tenants { format!("{local}@{TENANT_MARK}.{sender_domain}") } else { options.sender.clone() };
         let domain =
             if many { format!("{DOMAIN_MARK}.{}", options.recipient_domain) } else { options.recipient_domain.clone() };
         let date = jiff::fmt::rfc2822::to_string(&jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC))?;
@@ -153,9 +168,8 @@ impl Stock {
              Message-ID: <{run:016x}.{SEQUENCE_MARK}@postbench.test>\r\n\
              X-Bench-Id: {run:016x}-{SEQUENCE_MARK}\r\nX-Bench-Sent: {SENT_MARK}\r\nMIME-Version: 1.0\r\n\
              Content-Type: text/plain; charset=us-ascii\r\n\r\n",
-            sender = options.sender
         );
-        let places = Places::find(&header, many)?;
+        let places = Places::find(&header, many, many_tenants)?;
         let mut bodies = Vec::new();
         for (bytes, _) in &options.sizes.0 {
             let body = plain_body(bytes.saturating_sub(header.len()), options.dotted);
@@ -165,9 +179,10 @@ impl Stock {
         }
         Ok(Self {
             run,
-            sender: options.sender.clone(),
+            sender,
             recipient_domain: options.recipient_domain.clone(),
             domains: many.then(|| Zipf::new(options.domains, options.domain_exponent)),
+            tenants: many_tenants.then(|| Zipf::new(options.tenants, options.domain_exponent)),
             header: header.into_bytes().into(),
             places,
             bodies,
@@ -217,6 +232,14 @@ impl Draft {
         self.rcpt.clear();
         // Writing into a Vec cannot fail.
         let _ = write!(self.mail, "MAIL FROM:<{}>", stock.sender);
+        if let (Some(zipf), Some(place)) = (&stock.tenants, stock.places.tenant) {
+            let field = &mut self.header[place..place + TENANT_MARK.len()];
+            field[0] = b't';
+            write_digits(&mut field[1..], zipf.0.draw(&mut self.random) as u64);
+            if let Some(mark) = memchr::memmem::find(&self.mail, TENANT_MARK.as_bytes()) {
+                self.mail[mark..mark + TENANT_MARK.len()].copy_from_slice(field);
+            }
+        }
         if declare_size {
             let _ = write!(self.mail, " SIZE={}", body.message_bytes);
         }
@@ -237,13 +260,15 @@ impl Draft {
 }
 
 impl Places {
-    fn find(header: &str, many_domains: bool) -> Result<Self> {
+    fn find(header: &str, many_domains: bool, many_tenants: bool) -> Result<Self> {
         let found: Vec<usize> = header.match_indices(SEQUENCE_MARK).map(|(place, _)| place).collect();
         let Ok(sequence) = <[usize; 4]>::try_from(found) else {
             bail!("sender or recipient domain contains {SEQUENCE_MARK}");
         };
         let sent = header.find(SENT_MARK).context("the header has no place for the time")?;
-        Ok(Self { sequence, sent, domain: if many_domains { header.find(DOMAIN_MARK) } else { None } })
+        let domain = if many_domains { header.find(DOMAIN_MARK) } else { None };
+        let tenant = if many_tenants { header.find(TENANT_MARK) } else { None };
+        Ok(Self { sequence, sent, domain, tenant })
     }
 }
 
@@ -365,6 +390,7 @@ const SEQUENCE_MARK: &str = "%%SEQUENCE%%";
 /// As long as the nanoseconds of any time to come.
 const SENT_MARK: &str = "%%%%%%%%SENT%%%%%%%%";
 const DOMAIN_MARK: &str = "%DOMAIN";
+const TENANT_MARK: &str = "%TENANT";
 const LINE_BYTES: usize = 64;
 const MESSAGE_BYTES_MAX: usize = 256 << 20;
 const DOMAINS_MAX: usize = 1_000_000;
@@ -381,6 +407,7 @@ mod tests {
             sender: "bench@sender.test".into(),
             recipient_domain: "bench.test".into(),
             domains,
+            tenants: 1,
             domain_exponent: 1.0,
             sizes: sizes.parse().unwrap(),
             dotted,
@@ -434,12 +461,39 @@ mod tests {
     }
 
     #[test]
+    fn each_tenant_has_a_domain_in_envelope_and_header() {
+        let options = StockOptions {
+            run: 1,
+            sender: "bench@sender.test".into(),
+            recipient_domain: "bench.test".into(),
+            domains: 1,
+            tenants: 3,
+            domain_exponent: 0.0,
+            sizes: Sizes::fixed(1024),
+            dotted: false,
+        };
+        let mut draft = Draft::new(Arc::new(Stock::new(&options).unwrap()), 1);
+        let mut counts = [0; 3];
+        for sequence in 0..3_000 {
+            draft.write(sequence, 0, true);
+            let mail = String::from_utf8(draft.mail.clone()).unwrap();
+            let domain = mail.split(['@', '>']).nth(1).unwrap();
+            let header = String::from_utf8(draft.header.clone()).unwrap();
+            assert!(header.starts_with(&format!("From: Postbench <bench@{domain}>\r\n")), "{header}");
+            assert!(mail.ends_with("> SIZE=1024\r\n"), "{mail}");
+            counts[(0..3).find(|number| tenant_domain(*number, "sender.test") == domain).unwrap()] += 1;
+        }
+        assert!(counts.iter().all(|count| (850..1_150).contains(count)), "{counts:?}");
+    }
+
+    #[test]
     fn domains_are_named_by_number_and_drawn_evenly() {
         let options = StockOptions {
             run: 1,
             sender: "bench@sender.test".into(),
             recipient_domain: "bench.test".into(),
             domains: 4,
+            tenants: 1,
             domain_exponent: 0.0,
             sizes: Sizes::fixed(1024),
             dotted: false,

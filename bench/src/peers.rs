@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use crate::interrupt::Interrupt;
 use crate::keys;
 use crate::measure::{self, Usage};
-use crate::message::Random;
+use crate::message::{Random, tenant_domain};
 
 /// How the engine is set up.
 #[derive(Debug, Clone)]
@@ -30,6 +30,10 @@ pub struct EngineOptions {
     pub shards: Option<usize>,
     pub durability: Durability,
     pub dkim: Dkim,
+    /// Above one, so many `[[tenant]]` tables, as the injector's.
+    pub tenants: usize,
+    /// What the routes say of TLS towards the sink; `None`: nothing.
+    pub tls: Option<OutboundTls>,
     /// Where the spool's temporary directory is made; `None`: a place on disk.
     pub spool_parent: Option<PathBuf>,
     /// TOML put at the end of the configuration.
@@ -55,6 +59,14 @@ pub enum Dkim {
     Both,
 }
 
+/// TLS on every outbound connection, or on none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OutboundTls {
+    Required,
+    Disabled,
+}
+
 /// A directory with a configuration, from which the engine can be started again and again.
 #[derive(Debug)]
 pub struct EngineSite {
@@ -63,6 +75,8 @@ pub struct EngineSite {
     pub smtp: SocketAddr,
     pub http: SocketAddr,
     pub config: String,
+    /// The keys that it signs with: names and texts of their TXT records.
+    pub dkim_records: Vec<(String, String)>,
     pub filesystem: &'static str,
 }
 
@@ -88,10 +102,11 @@ impl EngineSite {
         let mut directory = tempfile::Builder::new().prefix("postbench-").tempdir_in(&parent)?;
         directory.disable_cleanup(options.keep);
         let (smtp, http) = (free_port()?, free_port()?);
-        let config = Self::write_config(&options, directory.path(), smtp, http, routes)?;
+        let mut dkim_records = Vec::new();
+        let config = Self::write_config(&options, directory.path(), (smtp, http), routes, &mut dkim_records)?;
         fs::write(directory.path().join("postrider.toml"), &config)?;
         let filesystem = measure::filesystem_of(directory.path())?;
-        Ok(Self { directory, options, smtp, http, config, filesystem })
+        Ok(Self { directory, options, smtp, http, config, dkim_records, filesystem })
     }
 
     /// Leaves the directory behind, for whoever looks into what went wrong.
@@ -107,9 +122,9 @@ impl EngineSite {
     fn write_config(
         options: &EngineOptions,
         directory: &Path,
-        smtp: SocketAddr,
-        http: SocketAddr,
+        (smtp, http): (SocketAddr, SocketAddr),
         routes: &[(String, SocketAddr)],
+        dkim_records: &mut Vec<(String, String)>,
     ) -> Result<String> {
         let mut text = String::from("hostname = \"engine.postbench.test\"\n");
         if let Some(shards) = options.shards {
@@ -125,6 +140,17 @@ impl EngineSite {
         writeln!(text, "\n[[listener]]\nprotocol = \"http\"\naddress = \"{http}\"")?;
         for (domain, to) in routes {
             writeln!(text, "\n[[route]]\ndomain = \"{domain}\"\nto = [\"{to}\"]")?;
+            match options.tls {
+                Some(OutboundTls::Required) => writeln!(text, "tls = \"required\"")?,
+                Some(OutboundTls::Disabled) => writeln!(text, "tls = \"disabled\"")?,
+                None => {}
+            }
+        }
+        if options.tenants > 1 {
+            for tenant in 0..options.tenants {
+                let domain = tenant_domain(tenant, SENDER_DOMAIN);
+                writeln!(text, "\n[[tenant]]\nname = \"t{tenant:06}\"\ndomains = [\"{domain}\"]")?;
+            }
         }
         let mut dkim_keys = Vec::new();
         if matches!(options.dkim, Dkim::Rsa | Dkim::Both) {
@@ -135,6 +161,7 @@ impl EngineSite {
         }
         for key in dkim_keys {
             let (selector, path) = (key.selector, quoted(&key.path)?);
+            dkim_records.push((format!("{selector}._domainkey.{SENDER_DOMAIN}"), key.record));
             writeln!(text, "\n[[dkim]]\ndomain = \"{SENDER_DOMAIN}\"\nselector = \"{selector}\"\nkey = {path}")?;
         }
         if !options.config_extra.is_empty() {
@@ -443,6 +470,8 @@ mod tests {
             shards: Some(2),
             durability: Durability::None,
             dkim: Dkim::Both,
+            tenants: 2,
+            tls: Some(OutboundTls::Required),
             spool_parent: Some(directory.path().to_owned()),
             config_extra: "[shaping.default]\nconnection_limit = 7".into(),
             keep: false,
@@ -453,7 +482,8 @@ mod tests {
             "durability = \"none\"\n",
             "[[listener]]\nprotocol = \"smtp\"\naddress = \"127.0.0.1:",
             "[[listener]]\nprotocol = \"http\"\naddress = \"127.0.0.1:",
-            "[[route]]\ndomain = \"*\"\nto = [\"127.0.0.1:2526\"]\n",
+            "[[route]]\ndomain = \"*\"\nto = [\"127.0.0.1:2526\"]\ntls = \"required\"\n",
+            "[[tenant]]\nname = \"t000001\"\ndomains = [\"t000001.sender.test\"]\n",
             "[[dkim]]\ndomain = \"sender.test\"\nselector = \"rsa\"\nkey = \"",
             "selector = \"ed25519\"\n",
             "[shaping.default]\nconnection_limit = 7\n",

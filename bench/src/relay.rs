@@ -5,6 +5,7 @@
 //! delivery, so that the outcomes' commits belong to it; rates end with the last acknowledgement and the last delivery.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -14,8 +15,10 @@ use crate::inject::{InjectOptions, Injector};
 use crate::interrupt::Interrupt;
 use crate::measure::{self, Machine, Memory, MemoryWatch, Usage};
 use crate::message::Sizes;
-use crate::peers::{Engine, EngineOptions, EngineSite, SmtpSink, SmtpSourceRun};
+use crate::peers::{Dkim, Engine, EngineOptions, EngineSite, OutboundTls, SmtpSink, SmtpSourceRun};
 use crate::report::{Figures, Latencies, note, table};
+use crate::sink::dkim::DkimCheck;
+use crate::sink::tls::TlsIdentity;
 use crate::sink::{self, Sink, SinkOptions};
 
 #[derive(Debug, Clone)]
@@ -32,6 +35,10 @@ pub struct RelayOptions {
     pub smtp_sink: Option<PathBuf>,
     pub sink_delay: Duration,
     pub sink_threads: usize,
+    /// Whether the sink lets TLS sessions be resumed.
+    pub tls_resumption: bool,
+    /// Of the messages, so many are verified where the engine signs and the sink is ours.
+    pub verify_percent: f64,
 }
 
 /// All rounds.
@@ -54,10 +61,10 @@ impl RelayReport {
         table(&self.rounds)
     }
 
-    /// Whether every message arrived exactly once in every round.
+    /// Whether every message arrived exactly once in every round, and no signature looked at was wrong.
     pub fn is_complete(&self) -> bool {
         self.rounds.iter().all(|round| {
-            round.get("lost").is_none_or(|lost| lost == 0.0) && round.get("duplicates").is_none_or(|twice| twice == 0.0)
+            ["lost", "duplicates", "dkim_failed"].iter().all(|name| round.get(name).is_none_or(|count| count == 0.0))
         })
     }
 }
@@ -65,8 +72,10 @@ impl RelayReport {
 pub fn relay(options: &RelayOptions, interrupt: &Interrupt) -> Result<RelayReport> {
     let sizes = &options.inject.sizes;
     ensure!(options.rounds > 0 && options.messages > 0, "at least one round and one message are needed");
-    let source_fits = options.inject.rate.is_none() && options.inject.domains == 1;
-    ensure!(options.smtp_source.is_none() || source_fits, "smtp-source knows neither rates nor domains");
+    let source_fits = options.inject.rate.is_none() && options.inject.domains == 1 && options.inject.tenants == 1;
+    ensure!(options.smtp_source.is_none() || source_fits, "smtp-source knows neither rates nor domains nor tenants");
+    let secure = options.engine.tls == Some(OutboundTls::Required);
+    ensure!(options.smtp_sink.is_none() || !secure, "smtp-sink speaks no TLS");
     let mut setup = json!({
         "machine": Machine::look(),
         "messages": options.messages,
@@ -75,10 +84,12 @@ pub fn relay(options: &RelayOptions, interrupt: &Interrupt) -> Result<RelayRepor
         "sessions": options.inject.sessions,
         "rate": options.inject.rate,
         "domains": options.inject.domains,
+        "tenants": options.inject.tenants,
         "pipelined": options.inject.pipelined && options.smtp_source.is_none(),
         "one_connection_per_message": options.inject.one_connection_per_message,
         "durability": options.engine.durability,
         "dkim": options.engine.dkim,
+        "outbound_tls": secure,
         "injector": options.smtp_source.as_ref().map_or("postbench", |_| "smtp-source"),
         "sink": options.smtp_sink.as_ref().map_or("postbench", |_| "smtp-sink"),
         "sink_delay_ms": options.sink_delay.as_secs_f64() * 1e3,
@@ -108,6 +119,7 @@ struct Round {
     engine: Engine,
     site: EngineSite,
     sink: SinkSide,
+    dkim: Option<Arc<DkimCheck>>,
 }
 
 enum SinkSide {
@@ -127,18 +139,26 @@ struct InjectedSide {
 
 impl Round {
     fn begin(options: &RelayOptions, interrupt: &Interrupt, setup: &mut Value) -> Result<Self> {
+        let verifies = options.smtp_sink.is_none() && options.engine.dkim != Dkim::None && options.verify_percent > 0.0;
+        let dkim = if verifies { Some(Arc::new(DkimCheck::start(options.verify_percent)?)) } else { None };
         let sink = match &options.smtp_sink {
             Some(program) => SinkSide::Postfix(SmtpSink::start(program, interrupt)?),
             None => {
                 let (delay, threads) = (options.sink_delay, options.sink_threads);
-                SinkSide::Own(Sink::start(SinkOptions { delay, threads, ..SinkOptions::on_loopback() })?)
+                let secure = options.engine.tls == Some(OutboundTls::Required);
+                let tls = if secure { Some(TlsIdentity::generate(options.tls_resumption)?) } else { None };
+                let dkim = dkim.clone();
+                SinkSide::Own(Sink::start(SinkOptions { delay, threads, tls, dkim, ..SinkOptions::on_loopback() })?)
             }
         };
         let site = EngineSite::prepare(options.engine.clone(), sink.address())?;
+        for (name, record) in dkim.iter().flat_map(|_| &site.dkim_records) {
+            dkim.as_ref().map(|dkim| dkim.publish(name, record)).transpose()?;
+        }
         setup["spool_filesystem"] = json!(site.filesystem);
         setup["config"] = json!(site.config);
         let engine = site.start(interrupt)?;
-        Ok(Self { engine, site, sink })
+        Ok(Self { engine, site, sink, dkim })
     }
 
     fn run(&mut self, options: &RelayOptions, interrupt: &Interrupt) -> Result<Figures> {
@@ -151,6 +171,7 @@ impl Round {
         }
         if let SinkSide::Own(sink) = &self.sink {
             sink.ledger().forget_messages();
+            self.dkim.iter().for_each(|dkim| dkim.forget());
         }
         let pid = self.engine.pid();
         let before = self.sink.messages();
@@ -198,6 +219,21 @@ impl Round {
             let summary = sink.ledger().summary();
             figures.push("duplicates", "messages", summary.duplicates as f64);
             figures.push("sink_connections", "", summary.connections as f64);
+            if !summary.tls.is_empty() || summary.tls_failed > 0 {
+                let of_kind =
+                    |kind| summary.tls.iter().filter(|(how, _)| how.ends_with(kind)).map(|(_, n)| n).sum::<u64>();
+                figures.push("tls_handshakes_full", "", of_kind("full") as f64);
+                figures.push("tls_handshakes_resumed", "", of_kind("resumed") as f64);
+                figures.push("tls_handshakes_failed", "", summary.tls_failed as f64);
+            }
+        }
+        if let Some(dkim) = &self.dkim {
+            let tally = dkim.tally();
+            if let Some(failure) = &tally.failure {
+                note(&format!("DKIM: {failure}"));
+            }
+            figures.push("dkim_passed", "messages", tally.passed as f64);
+            figures.push("dkim_failed", "messages", tally.failed as f64);
         }
         figures.push("accepted_per_second", "messages/s", rate(injected.accepted, injected.last_accepted));
         if let Some(last) = self.sink.last() {

@@ -19,17 +19,21 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::json;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use self::dkim::DkimCheck;
 use self::faults::{FaultPlan, Stage};
 use self::ledger::Ledger;
-use self::session::{Flow, ReceivedMessage, Receiver, Session};
+use self::session::{Flow, Keep, ReceivedMessage, Receiver, Session};
+use self::tls::TlsIdentity;
 
+pub mod dkim;
 pub mod faults;
 pub mod ledger;
 pub mod session;
+pub mod tls;
 
 /// How a sink behaves.
 #[derive(Debug)]
@@ -45,6 +49,10 @@ pub struct SinkOptions {
     pub audit: bool,
     /// Offers CHUNKING.
     pub chunking: bool,
+    /// Offers STARTTLS.
+    pub tls: Option<TlsIdentity>,
+    /// Gets a share of the messages to verify.
+    pub dkim: Option<Arc<DkimCheck>>,
 }
 
 impl SinkOptions {
@@ -58,6 +66,8 @@ impl SinkOptions {
             dump: None,
             audit: true,
             chunking: true,
+            tls: None,
+            dkim: None,
         }
     }
 }
@@ -171,43 +181,73 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn connection(mut stream: TcpStream, peer: IpAddr, shared: Arc<Shared>) {
+async fn connection(stream: TcpStream, peer: IpAddr, shared: Arc<Shared>) {
     shared.ledger.connected(peer);
     // A connection that breaks is the peer's affair; the ledger shows what is missing.
-    let _ = converse(&mut stream, peer, &shared).await;
+    let _ = converse(stream, peer, &shared).await;
     shared.ledger.disconnected();
 }
 
-async fn converse(stream: &mut TcpStream, peer: IpAddr, shared: &Shared) -> io::Result<()> {
+async fn converse(mut stream: TcpStream, peer: IpAddr, shared: &Shared) -> io::Result<()> {
     let mut out = Vec::new();
+    let options = &shared.options;
     let seed = shared.sessions.fetch_add(1, Ordering::Relaxed);
-    let whole = shared.options.dump.is_some();
-    let mut session = Session::new(shared.options.faults.clone(), whole, peer, seed, Instant::now(), &mut out);
-    if !shared.options.chunking {
+    let keep = match &options.dkim {
+        _ if options.dump.is_some() => Keep::All,
+        Some(dkim) => Keep::Share(dkim.share()),
+        None => Keep::Share(0.0),
+    };
+    let mut session = Session::new(options.faults.clone(), keep, peer, seed, Instant::now(), &mut out);
+    if !options.chunking {
         session.offer_no_chunking();
     }
-    answer(stream, &mut out, shared).await?;
+    if options.tls.is_some() {
+        session.offer_starttls();
+    }
+    answer(&mut stream, &mut out, shared).await?;
     if session.is_closing() {
         return Ok(());
     }
+    let flow = dialog(&mut stream, &mut session, &mut out, shared).await?;
+    let (Flow::StartTls, Some(identity)) = (flow, &options.tls) else {
+        return Ok(());
+    };
+    let mut stream = match identity.acceptor().accept(stream).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            shared.ledger.tls_failed();
+            return Err(error);
+        }
+    };
+    shared.ledger.secured(tls::describe(stream.get_ref().1));
+    session.secured();
+    dialog(&mut stream, &mut session, &mut out, shared).await.map(|_| ())
+}
+
+/// Until the peer closes, or the session ends, or goes on in TLS.
+async fn dialog<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    session: &mut Session,
+    out: &mut Vec<u8>,
+    shared: &Shared,
+) -> io::Result<Flow> {
     let mut desk = Desk { shared };
     loop {
-        let Some(flow) =
-            std::future::poll_fn(|context| receive(context, stream, &mut session, &mut out, &mut desk)).await?
+        let Some(flow) = std::future::poll_fn(|context| receive(context, stream, session, out, &mut desk)).await?
         else {
-            return Ok(());
+            return Ok(Flow::Close);
         };
-        answer(stream, &mut out, shared).await?;
-        if flow == Flow::Close {
-            return Ok(());
+        answer(stream, out, shared).await?;
+        if flow != Flow::Continue {
+            return Ok(flow);
         }
     }
 }
 
 /// One receive into the thread's buffer, worked off before anything else runs; `None` at the peer's end.
-fn receive(
+fn receive<S: AsyncRead + Unpin>(
     context: &mut TaskContext<'_>,
-    stream: &mut TcpStream,
+    stream: &mut S,
     session: &mut Session,
     out: &mut Vec<u8>,
     desk: &mut Desk<'_>,
@@ -223,7 +263,7 @@ fn receive(
     })
 }
 
-async fn answer(stream: &mut TcpStream, out: &mut Vec<u8>, shared: &Shared) -> io::Result<()> {
+async fn answer<S: AsyncWrite + Unpin>(stream: &mut S, out: &mut Vec<u8>, shared: &Shared) -> io::Result<()> {
     if out.is_empty() {
         return Ok(());
     }
@@ -231,6 +271,8 @@ async fn answer(stream: &mut TcpStream, out: &mut Vec<u8>, shared: &Shared) -> i
         tokio::time::sleep(shared.options.delay).await;
     }
     stream.write_all(out).await?;
+    // Of TLS: what was written is only a record until then.
+    stream.flush().await?;
     out.clear();
     Ok(())
 }
@@ -252,10 +294,17 @@ impl Receiver for Desk<'_> {
         {
             crate::report::note(&format!("sink: cannot dump message {number}: {error}"));
         }
+        if let Some(dkim) = self.shared.options.dkim.as_ref().filter(|_| message.whole) {
+            dkim.look_at(message.content);
+        }
     }
 
     fn refused(&mut self, stage: Stage) {
         self.shared.ledger.refused(stage);
+    }
+
+    fn greylisted(&mut self) {
+        self.shared.ledger.greylisted();
     }
 }
 

@@ -16,6 +16,8 @@ fn engine() -> EngineOptions {
         shards: None,
         durability: Durability::None,
         dkim: Dkim::Ed25519,
+        tenants: 1,
+        tls: None,
         spool_parent: None,
         config_extra: String::new(),
         keep: false,
@@ -37,6 +39,8 @@ fn relay_options() -> RelayOptions {
         smtp_sink: None,
         sink_delay: Duration::ZERO,
         sink_threads: 1,
+        tls_resumption: true,
+        verify_percent: 0.0,
     }
 }
 

@@ -14,6 +14,8 @@ fn options(program: PathBuf) -> RestartOptions {
         shards: Some(1),
         durability: Durability::None,
         dkim: Dkim::None,
+        tenants: 1,
+        tls: None,
         spool_parent: None,
         config_extra: String::new(),
         keep: false,

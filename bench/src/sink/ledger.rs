@@ -34,6 +34,9 @@ struct Books {
     duplicates: u64,
     without_id: u64,
     refused: BTreeMap<&'static str, u64>,
+    greylisted: u64,
+    tls: BTreeMap<String, u64>,
+    tls_failed: u64,
     connections_open: u64,
     connections_high: u64,
     peers: HashMap<IpAddr, Peer>,
@@ -72,6 +75,10 @@ pub struct SinkSummary {
     pub connections: u64,
     pub connections_open_max: u64,
     pub refused: BTreeMap<&'static str, u64>,
+    pub greylisted: u64,
+    /// Handshakes by version and kind: `TLSv1_3 full`, `TLSv1_3 resumed`.
+    pub tls: BTreeMap<String, u64>,
+    pub tls_failed: u64,
     /// From the first message to the last.
     pub seconds: f64,
     pub messages_per_second: f64,
@@ -120,6 +127,9 @@ impl Ledger {
             duplicates: 0,
             without_id: 0,
             refused: BTreeMap::new(),
+            greylisted: 0,
+            tls: BTreeMap::new(),
+            tls_failed: 0,
             connections_open: 0,
             connections_high: 0,
             peers: HashMap::new(),
@@ -151,6 +161,18 @@ impl Ledger {
 
     pub(super) fn refused(&self, stage: Stage) {
         *self.books().refused.entry(stage.name()).or_default() += 1;
+    }
+
+    pub(super) fn greylisted(&self) {
+        self.books().greylisted += 1;
+    }
+
+    pub(super) fn secured(&self, how: String) {
+        *self.books().tls.entry(how).or_default() += 1;
+    }
+
+    pub(super) fn tls_failed(&self) {
+        self.books().tls_failed += 1;
     }
 
     /// Enters a message; gives its number.
@@ -201,7 +223,7 @@ impl Ledger {
             messages: books.messages,
             duplicates: books.duplicates,
             bytes: books.bytes,
-            refused: books.refused.values().sum(),
+            refused: books.refused.values().sum::<u64>() + books.greylisted,
             connections_open: books.connections_open,
             first: books.first,
             last: books.last,
@@ -210,7 +232,7 @@ impl Ledger {
 
     /// Arrivals between `from` and `to`, of the last [`ARRIVALS_KEPT_FOR`].
     pub fn arrivals_between(&self, from: Instant, to: Instant) -> u64 {
-        self.books().recent.iter().filter(|arrival| (from..=to).contains(arrival)).count() as u64
+        self.books().recent.iter().filter(|arrival| (from..=to).contains(*arrival)).count() as u64
     }
 
     /// How often a message of the injector's came.
@@ -238,6 +260,7 @@ impl Ledger {
         books.duplicates = 0;
         books.without_id = 0;
         books.refused.clear();
+        books.greylisted = 0;
         books.seen.clear();
         books.seen_elsewhere.clear();
         books.first = None;
@@ -269,6 +292,9 @@ impl Ledger {
             connections: books.peers.values().map(|peer| peer.connections).sum(),
             connections_open_max: books.connections_high,
             refused: books.refused.clone(),
+            greylisted: books.greylisted,
+            tls: books.tls.clone(),
+            tls_failed: books.tls_failed,
             seconds,
             messages_per_second: per_second(books.messages as f64),
             mb_per_second: per_second(books.bytes as f64 / 1e6),
@@ -377,6 +403,7 @@ mod tests {
             content: content.as_bytes(),
             wire_bytes: content.len() as u64,
             chunked: false,
+            whole: true,
             now: Instant::now(),
         });
     }

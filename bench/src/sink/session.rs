@@ -19,6 +19,7 @@ pub trait Receiver {
     fn greeted(&mut self, peer: IpAddr, ehlo: &str);
     fn received(&mut self, message: &ReceivedMessage<'_>);
     fn refused(&mut self, stage: Stage);
+    fn greylisted(&mut self);
 }
 
 /// A message whose final dot (or last chunk) is about to be answered 250.
@@ -34,6 +35,8 @@ pub struct ReceivedMessage<'a> {
     /// Content octets on the wire, without the final dot.
     pub wire_bytes: u64,
     pub chunked: bool,
+    /// Whether `content` is all of it.
+    pub whole: bool,
     pub now: Instant,
 }
 
@@ -41,13 +44,25 @@ pub struct ReceivedMessage<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
     Continue,
+    /// Do the handshake, then call [`Session::secured`].
+    StartTls,
     Close,
+}
+
+/// Of which messages the whole content is kept; of the others it is the header.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Keep {
+    All,
+    /// Drawn at random: 0 to 1 of them.
+    Share(f64),
 }
 
 #[derive(Debug)]
 pub struct Session {
     plan: Arc<FaultPlan>,
-    keep_whole: bool,
+    keep: Keep,
+    /// Of the present message.
+    whole: bool,
     peer: IpAddr,
     random: Random,
     state: State,
@@ -60,6 +75,16 @@ pub struct Session {
     wire_bytes: u64,
     closing: bool,
     offers_chunking: bool,
+    tls: Tls,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tls {
+    NotOffered,
+    Offered,
+    /// STARTTLS was answered 220.
+    Starting,
+    Secured,
 }
 
 #[derive(Debug)]
@@ -76,17 +101,11 @@ enum State {
 }
 
 impl Session {
-    pub fn new(
-        plan: Arc<FaultPlan>,
-        keep_whole: bool,
-        peer: IpAddr,
-        seed: u64,
-        now: Instant,
-        out: &mut Vec<u8>,
-    ) -> Self {
+    pub fn new(plan: Arc<FaultPlan>, keep: Keep, peer: IpAddr, seed: u64, now: Instant, out: &mut Vec<u8>) -> Self {
         let mut session = Self {
             plan,
-            keep_whole,
+            keep,
+            whole: keep == Keep::All,
             peer,
             random: Random::new(seed),
             state: State::Command,
@@ -98,6 +117,7 @@ impl Session {
             wire_bytes: 0,
             closing: false,
             offers_chunking: true,
+            tls: Tls::NotOffered,
         };
         if !session.fails(Stage::Greeting, now, out) {
             out.extend_from_slice(b"220 postbench.test ESMTP postbench sink\r\n");
@@ -112,6 +132,17 @@ impl Session {
         self.offers_chunking = false;
     }
 
+    pub fn offer_starttls(&mut self) {
+        self.tls = Tls::Offered;
+    }
+
+    /// The handshake is done. RFC 3207 §4.2: what was learnt before it is forgotten.
+    pub fn secured(&mut self) {
+        self.reset();
+        self.ehlo.clear();
+        self.tls = Tls::Secured;
+    }
+
     /// Whether the greeting already refused the session.
     pub fn is_closing(&self) -> bool {
         self.closing
@@ -120,6 +151,11 @@ impl Session {
     pub fn handle(&mut self, now: Instant, input: &[u8], out: &mut Vec<u8>, receiver: &mut impl Receiver) -> Flow {
         let mut rest = input;
         while !rest.is_empty() && !self.closing {
+            if self.tls == Tls::Starting {
+                // RFC 3207 §6: commands that came in clear behind STARTTLS may be somebody else's.
+                self.closing = true;
+                break;
+            }
             rest = match &mut self.state {
                 State::Data(scan) => match scan.find(rest) {
                     DotFound::End { consumed, content } => {
@@ -150,7 +186,11 @@ impl Session {
                 State::Command | State::Chunks => self.take_line(now, rest, out, receiver),
             };
         }
-        if self.closing { Flow::Close } else { Flow::Continue }
+        match self.tls {
+            _ if self.closing => Flow::Close,
+            Tls::Starting => Flow::StartTls,
+            _ => Flow::Continue,
+        }
     }
 
     /// Takes one command line from `input` and gives back what is behind it.
@@ -205,6 +245,10 @@ impl Session {
                 self.reset();
                 out.extend_from_slice(b"250 2.0.0 Ok\r\n");
             }
+            b"STARTTLS" if self.tls == Tls::Offered => {
+                out.extend_from_slice(b"220 2.0.0 Go ahead\r\n");
+                self.tls = Tls::Starting;
+            }
             b"NOOP" => out.extend_from_slice(b"250 2.0.0 Ok\r\n"),
             b"VRFY" => out.extend_from_slice(b"252 2.0.0 Try it\r\n"),
             b"QUIT" => {
@@ -223,11 +267,18 @@ impl Session {
         self.reset();
         self.ehlo = String::from_utf8_lossy(name).into_owned();
         receiver.greeted(self.peer, &self.ehlo);
-        out.extend_from_slice(match (extended, self.offers_chunking) {
-            (true, true) => EHLO_REPLY,
-            (true, false) => EHLO_REPLY_NO_CHUNKING,
-            (false, _) => b"250 postbench.test\r\n",
-        });
+        if !extended {
+            out.extend_from_slice(b"250 postbench.test\r\n");
+            return;
+        }
+        out.extend_from_slice(EHLO_REPLY);
+        if self.offers_chunking {
+            out.extend_from_slice(b"250-CHUNKING\r\n");
+        }
+        if self.tls == Tls::Offered {
+            out.extend_from_slice(b"250-STARTTLS\r\n");
+        }
+        out.extend_from_slice(b"250 ENHANCEDSTATUSCODES\r\n");
     }
 
     fn mail(&mut self, now: Instant, arguments: &[u8], out: &mut Vec<u8>, receiver: &mut impl Receiver) {
@@ -242,6 +293,10 @@ impl Session {
             receiver.refused(Stage::Mail);
         } else {
             self.mail = Some(path.trim_ascii().to_vec());
+            self.whole = match self.keep {
+                Keep::All => true,
+                Keep::Share(share) => share > 0.0 && self.random.unit() < share,
+            };
             out.extend_from_slice(b"250 2.1.0 Ok\r\n");
         }
     }
@@ -257,6 +312,9 @@ impl Session {
             out.extend_from_slice(b"452 4.5.3 too many recipients\r\n");
         } else if self.fails(Stage::Rcpt, now, out) {
             receiver.refused(Stage::Rcpt);
+        } else if self.plan.greylists(self.peer, self.mail.as_deref(), path.trim_ascii(), now) {
+            out.extend_from_slice(b"450 4.2.0 greylisted, try again later\r\n");
+            receiver.greylisted();
         } else {
             self.recipients.push(path.trim_ascii().to_vec());
             out.extend_from_slice(b"250 2.1.5 Ok\r\n");
@@ -296,7 +354,7 @@ impl Session {
 
     fn end_data(&mut self, now: Instant, out: &mut Vec<u8>, receiver: &mut impl Receiver) {
         self.wire_bytes = self.wire_bytes.saturating_sub(3);
-        if self.keep_whole {
+        if self.whole {
             unstuff(&mut self.content);
         }
         self.end_message(now, false, out, receiver);
@@ -326,6 +384,7 @@ impl Session {
                 content: &self.content,
                 wire_bytes: self.wire_bytes,
                 chunked,
+                whole: self.whole,
                 now,
             });
             out.extend_from_slice(b"250 2.0.0 Ok\r\n");
@@ -345,7 +404,7 @@ impl Session {
     }
 
     fn keep(&mut self, content: &[u8]) {
-        let room = if self.keep_whole { content.len() } else { HEADER_BYTES_KEPT.saturating_sub(self.content.len()) };
+        let room = if self.whole { content.len() } else { HEADER_BYTES_KEPT.saturating_sub(self.content.len()) };
         self.content.extend_from_slice(&content[..room.min(content.len())]);
     }
 
@@ -436,12 +495,9 @@ fn strip_prefix_ignore_case<'a>(text: &'a [u8], prefix: &[u8]) -> Option<&'a [u8
 }
 
 const END_OF_DATA: &[u8] = b"\r\n.\r\n";
+/// The lines that every peer gets.
 const EHLO_REPLY: &[u8] =
-    b"250-postbench.test\r\n250-PIPELINING\r\n250-SIZE 1073741824\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n\
-    250-CHUNKING\r\n250 ENHANCEDSTATUSCODES\r\n";
-const EHLO_REPLY_NO_CHUNKING: &[u8] =
-    b"250-postbench.test\r\n250-PIPELINING\r\n250-SIZE 1073741824\r\n250-8BITMIME\r\n\
-    250-SMTPUTF8\r\n250 ENHANCEDSTATUSCODES\r\n";
+    b"250-postbench.test\r\n250-PIPELINING\r\n250-SIZE 1073741824\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n";
 const LINE_BYTES_MAX: usize = 65_536;
 const RECIPIENTS_MAX: usize = 10_000;
 /// Enough for the trace and signature fields that an engine puts in front of the injector's.

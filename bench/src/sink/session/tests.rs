@@ -18,6 +18,7 @@ struct Kept {
     messages: Vec<KeptMessage>,
     ehlo: Vec<String>,
     refused: Vec<Stage>,
+    greylisted: u32,
 }
 
 impl Receiver for Kept {
@@ -38,13 +39,17 @@ impl Receiver for Kept {
     fn refused(&mut self, stage: Stage) {
         self.refused.push(stage);
     }
+
+    fn greylisted(&mut self) {
+        self.greylisted += 1;
+    }
 }
 
 /// Feeds `input` in pieces of `piece` octets; gives replies, what was received and the last flow.
 fn run(plan: FaultPlan, input: &[u8], piece: usize) -> (String, Kept, Flow) {
     let mut out = Vec::new();
     let now = Instant::now();
-    let mut session = Session::new(Arc::new(plan), true, Ipv4Addr::LOCALHOST.into(), 1, now, &mut out);
+    let mut session = Session::new(Arc::new(plan), Keep::All, Ipv4Addr::LOCALHOST.into(), 1, now, &mut out);
     let mut kept = Kept::default();
     let mut flow = Flow::Continue;
     for part in input.chunks(piece) {
@@ -121,7 +126,7 @@ fn planned_refusals_answer_and_are_counted() {
 
     let mut out = Vec::new();
     let greeting = Arc::new(plan(Stage::Greeting, "554 5.7.1 no"));
-    assert!(Session::new(greeting, false, Ipv4Addr::LOCALHOST.into(), 1, now, &mut out).is_closing());
+    assert!(Session::new(greeting, Keep::Share(0.0), Ipv4Addr::LOCALHOST.into(), 1, now, &mut out).is_closing());
     assert_eq!(out, b"554 5.7.1 no\r\n");
 }
 
@@ -152,4 +157,55 @@ fn only_crlf_dot_crlf_ends_the_content() {
         assert_eq!(kept.messages[0].content, b"a\n.\r\nb\r.\r\nc\n.\nd\r\n\ne\r\n\rf\r\n");
         assert_eq!(kept.messages[0].wire_bytes, content.len() as u64);
     }
+}
+
+#[test]
+fn starttls_is_offered_once_and_what_came_before_it_is_forgotten() {
+    let (mut out, mut kept, now) = (Vec::new(), Kept::default(), Instant::now());
+    let new = |out: &mut Vec<u8>| {
+        let peer = Ipv4Addr::LOCALHOST.into();
+        let mut session = Session::new(Arc::new(FaultPlan::none()), Keep::All, peer, 1, now, out);
+        session.offer_starttls();
+        session
+    };
+    let mut session = new(&mut out);
+    assert_eq!(session.handle(now, b"EHLO a\r\nMAIL FROM:<a@b>\r\n", &mut out, &mut kept), Flow::Continue);
+    assert!(out.windows(8).any(|part| part == b"STARTTLS"));
+    assert_eq!(session.handle(now, b"STARTTLS\r\n", &mut out, &mut kept), Flow::StartTls);
+    session.secured();
+    out.clear();
+    assert_eq!(session.handle(now, b"EHLO a\r\nSTARTTLS\r\nRCPT TO:<c@d>\r\n", &mut out, &mut kept), Flow::Continue);
+    let replies = String::from_utf8(out).unwrap();
+    assert!(!replies.contains("STARTTLS"), "{replies}");
+    assert_eq!(codes(&replies), ["250", "500", "503"]);
+
+    // RFC 3207 §6: nothing that was sent in clear behind it is taken.
+    let mut out = Vec::new();
+    let flow = new(&mut out).handle(now, b"EHLO a\r\nSTARTTLS\r\nNOOP\r\n", &mut out, &mut kept);
+    assert_eq!(flow, Flow::Close);
+    assert!(out.ends_with(b"220 2.0.0 Go ahead\r\n"));
+}
+
+#[test]
+fn a_greylisted_recipient_is_put_off() {
+    let plan = FaultPlan::none().greylist(std::time::Duration::from_secs(5));
+    let (replies, kept, _) = run(plan, b"EHLO a\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\n", 100);
+    assert_eq!(codes(&replies), ["220", "250", "250", "450", "554"]);
+    assert_eq!(kept.greylisted, 1);
+}
+
+#[test]
+fn a_share_of_the_messages_is_kept_whole() {
+    let (mut out, mut kept, now) = (Vec::new(), Kept::default(), Instant::now());
+    let peer = Ipv4Addr::LOCALHOST.into();
+    let mut session = Session::new(Arc::new(FaultPlan::none()), Keep::Share(0.5), peer, 1, now, &mut out);
+    let message =
+        [&b"MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\n"[..], &b"0123456789\r\n".repeat(5_000), b".\r\n"].concat();
+    for _ in 0..200 {
+        session.handle(now, &message, &mut out, &mut kept);
+    }
+    let whole = kept.messages.iter().filter(|message| message.content.len() == 60_000).count();
+    let cut = kept.messages.iter().filter(|message| message.content.len() == HEADER_BYTES_KEPT).count();
+    assert_eq!(whole + cut, 200);
+    assert!((70..130).contains(&whole), "{whole}");
 }
