@@ -63,8 +63,8 @@ struct Greylist {
 }
 
 impl FaultPlan {
-    /// `replies` are whole reply lines without CRLF, such as `451 4.2.1 busy`, which `percent` of the chances get; or with
-    /// a percentage of their own, `5%:451 4.2.1 busy`. Those of one stage exclude each other.
+    /// `replies` are whole reply lines without CRLF, such as `451 4.2.1 busy`, which `percent` of the chances get; or
+    /// with a percentage of their own, `5%:451 4.2.1 busy`. Those of one stage exclude each other.
     pub fn new(replies: &[(Stage, String)], percent: f64, lasting: Option<Duration>, now: Instant) -> Result<Self> {
         ensure!((0.0..=100.0).contains(&percent), "a percentage is between 0 and 100, not {percent}");
         let mut plan = Self { until: lasting.map(|lasting| now + lasting), ..Self::none() };
