@@ -10,13 +10,14 @@
 //! and only a `Spooled` can be answered with 250 or be scheduled.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use postrider_spool::record::{DsnParameters, MessageId};
 
 use crate::accept::Refusal;
 use crate::accept::admission::Admitted;
 use crate::admin::{MessageFilter, MessageRow, QueueRow, TlsReportRow};
-use crate::config::{Shaping, Terms, TlsMode};
+use crate::config::{LimitId, Shaping, SharedLimits, Subject, Terms, TlsMode};
 use crate::deliver::attempt::TransactionResult;
 use crate::deliver::dane::HostDane;
 use crate::deliver::mta_sts::StsPolicy;
@@ -59,6 +60,21 @@ pub struct PairKey {
     /// The site's name; a provider's, where one rolls it up. All sites of a roll-up have one owner.
     pub rollup: Arc<str>,
     pub site: Arc<str>,
+}
+
+impl PairKey {
+    /// What a limit over many pairs may ask about a flow here.
+    pub fn subject<'a>(&'a self, flow: &'a Flow) -> Subject<'a> {
+        // What no provider rolls up is its own roll-up.
+        let provider = (self.rollup != self.site).then_some(&*self.rollup);
+        Subject { tenant: &flow.tenant, campaign: &flow.campaign, source: self.source, provider }
+    }
+
+    /// The limits over many pairs that a flow is under here.
+    pub fn shared_limits(&self, limits: &SharedLimits, flow: &Flow) -> Option<Arc<[LimitId]>> {
+        let found: Vec<LimitId> = limits.of(self.subject(flow)).collect();
+        (!found.is_empty()).then(|| found.into())
+    }
 }
 
 /// A domain's site with the TLS that the domain's mail requires.
@@ -132,6 +148,29 @@ pub struct Attempt {
     pub smtputf8: bool,
     pub dot_lines: bool,
     pub dsn: DsnParameters,
+    /// The owner has it where the flow is under limits over many pairs.
+    pub permit: Option<Permit>,
+}
+
+/// An owner wants to write MAIL for a home's flow, which is under limits over many pairs.
+#[derive(Debug, Clone)]
+pub struct Want {
+    pub owner: usize,
+    pub home: usize,
+    pub pair: PairKey,
+    pub flow: Arc<Flow>,
+    pub limits: Arc<[LimitId]>,
+    /// Recipients.
+    pub units: u32,
+}
+
+/// It may be written, for so many recipients. They count as written until the keeper hears how it went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Permit {
+    pub limits: Arc<[LimitId]>,
+    pub units: u32,
+    /// When.
+    pub given: Duration,
 }
 
 impl Attempt {
@@ -156,8 +195,9 @@ pub struct Ticket {
 pub struct Backlog {
     /// Entries.
     pub ready: usize,
-    /// When the one that goes next was due; of no meaning where none is ready.
+    /// When the one that goes next was due, and its recipients; of no meaning where none is ready.
     pub oldest_due_ms: u64,
+    pub next_recipients: u32,
 }
 
 /// What a ticket is sent on.
@@ -257,7 +297,15 @@ pub enum ShardMessage {
     Blocked { pair: PairKey, blocked: Blocked },
     /// Home ← owner: a rate holds the pair; its credits stay.
     Paced { pair: PairKey, blocked: Blocked },
-    /// Owner ← runtime: units of a limit are durably reserved, as [`crate::shard::Action::Reserve`] asked.
+    /// Keeper ← owner: a limit over many pairs is to let something pass; answered by `Permit`.
+    Want(Box<Want>),
+    /// Owner ← keeper: it may be written. Without a permit: the want waits, and `waited` will be told with it.
+    Permit { home: usize, pair: PairKey, flow: Arc<Flow>, waited: bool, permit: Option<Permit> },
+    /// Keeper ← owner: so much of a permit was used at that time, or not at all.
+    Spent { limits: Arc<[LimitId]>, units: u32, at: Option<Duration> },
+    /// Home ← keeper: what is under this limit waits.
+    LimitHolds { limit: LimitId, blocked: Blocked },
+    /// Owner or keeper ← runtime: units of a limit are durably reserved, as [`crate::shard::Action::Reserve`] asked.
     Reserved { limit: Arc<str>, units: u32 },
     /// Home ← owner: what an attempt is about to do is to be recorded first; answered by `Intended`.
     Intend(Box<Intend>),

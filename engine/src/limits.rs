@@ -18,6 +18,8 @@ pub(crate) const CONFIG_ROUTE_TARGETS_MAX: usize = 64;
 pub(crate) const CONFIG_EGRESS_SOURCES_MAX: usize = 4_096;
 pub(crate) const CONFIG_SOURCE_WEIGHT_MAX: u64 = 1_000_000;
 pub(crate) const CONFIG_TENANTS_MAX: usize = 100_000;
+/// `[[limit]]` tables.
+pub(crate) const CONFIG_SHARED_LIMITS_MAX: usize = 1_000;
 /// Domains of one tenant.
 pub(crate) const CONFIG_TENANT_DOMAINS_MAX: usize = 10_000;
 pub(crate) const CONFIG_RETRY_INTERVALS_MAX: usize = 100;
@@ -157,6 +159,10 @@ pub(crate) const PACE_LATENESS_MAX: std::time::Duration = std::time::Duration::f
 pub(crate) const RESERVED_PERIOD_MIN: std::time::Duration = std::time::Duration::from_secs(60);
 /// A paced pair asks homes for what goes in this time.
 pub(crate) const PACED_AHEAD: std::time::Duration = std::time::Duration::from_millis(100);
+/// The shard that keeps the limits over many pairs. There is one in every engine.
+pub(crate) const LIMIT_KEEPER: usize = 0;
+/// How long a permit of a limit over many pairs may lie with a ticket that isn't begun.
+pub(crate) const PERMIT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
 /// How often homes are told when a paced pair goes on.
 pub(crate) const PACED_NOTICE_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
 

@@ -42,7 +42,7 @@ use self::shaping::Shapings;
 use self::spool::HomeLog;
 use crate::accept::Policy;
 use crate::admin::metrics::ShardMetrics;
-use crate::config::Config;
+use crate::config::{Config, SharedLimits};
 use crate::deliver::content::Chunk;
 use crate::handover::{AcceptAnswer, ControlMessage, ShardMessage, TlsRequirement};
 use crate::limits::{INBOX_MESSAGES_PER_TURN, SESSIONS_MAX, SWEEP_INTERVAL};
@@ -53,6 +53,7 @@ use crate::outcome::tls_report::TlsReport;
 use crate::pool::automation::Automation;
 use crate::pool::connection::ConnectionKey;
 use crate::pool::egress::{AvoidedSources, EgressTurns};
+use crate::pool::keeper::Keeper;
 use crate::pool::pair::Pools;
 use crate::pool::rate::Past;
 use crate::pool::suspension::Suspensions;
@@ -198,6 +199,8 @@ pub struct Shard {
 
     // pool, deliver
     pools: Pools,
+    /// Of use at one shard only.
+    keeper: Keeper,
     automation: Automation,
     deliveries: HashMap<ConnectionKey, Delivery>,
     /// Intents that were asked for so far.
@@ -215,6 +218,7 @@ impl Shard {
     pub fn new(options: ShardOptions) -> Self {
         let ShardOptions { id, shards, config, policy, metrics, seed, sessions_max } = options;
         let routes = RouteCache::new(&config.routes);
+        let shared_limits = Arc::new(SharedLimits::new(&config));
         let mut shapings = Shapings::new(&config);
         for rule in &config.shaping_rules.domains {
             if let Some(route) = routes.fixed(&config.routes, &rule.domain) {
@@ -233,7 +237,7 @@ impl Shard {
             events_blocked: false,
             logs: Vec::new(),
             bodies: HeldBodies::default(),
-            home: Home::default(),
+            home: Home::new(Arc::clone(&shared_limits)),
             retries: Retries::new(&config),
             tls_report: TlsReport::default(),
             routes,
@@ -246,7 +250,8 @@ impl Shard {
             unread: VecDeque::new(),
             asked: HashMap::new(),
             bouncing: Bouncing::default(),
-            pools: Pools::new(deliver::pool_options(&config, shards)),
+            pools: Pools::new(deliver::pool_options(&config, shards, Arc::clone(&shared_limits))),
+            keeper: Keeper::new(shared_limits),
             automation: Automation::default(),
             deliveries: HashMap::new(),
             intents: 0,
@@ -263,6 +268,7 @@ impl Shard {
     pub fn turn(&mut self, now: Now) {
         self.metrics.turns.inc();
         self.pools.begin(now);
+        self.keeper.begin(now);
         self.sweep(now);
         self.sign_waiting(now); //      accept: signatures, at most a few
         self.release_due(now); //       schedule: entries whose time has come
@@ -270,6 +276,7 @@ impl Shard {
         for _ in 0..INBOX_MESSAGES_PER_TURN {
             self.serve_needs(now); //   schedule → pool: tickets, questions
             self.carry_out_orders(now); // pool → deliver: connections, transactions, credits
+            self.pass_on_permits(now); //  pool: limits over many pairs
             let Some(message) = self.inbox.pop_front() else { break };
             self.receive(now, message); // deliver → outcome, and all else that shards tell each other
         }
@@ -293,7 +300,7 @@ impl Shard {
         if let Some(due_ms) = self.home.next_due_ms() {
             next = next.min(now.monotonic + Duration::from_millis(due_ms.saturating_sub(now.wall_ms)));
         }
-        if let Some(until) = self.pools.next_timeout() {
+        for until in self.pools.next_timeout().into_iter().chain(self.keeper.next_timeout()) {
             next = next.min(until);
         }
         for log in &self.logs {
@@ -304,6 +311,7 @@ impl Shard {
 
     /// What was reserved of limits before the engine's start, by limit; to be called before the first turn.
     pub fn recall_limits(&mut self, past: Arc<HashMap<String, Past>>) {
+        self.keeper.recall(Arc::clone(&past));
         self.pools.recall(past);
     }
 
@@ -339,6 +347,13 @@ impl Shard {
             ShardMessage::Credits { pair, flow, credits } => self.home.add_credits(&pair, flow.as_ref(), credits),
             ShardMessage::Blocked { pair, blocked } => self.home.block_pair(&pair, blocked),
             ShardMessage::Paced { pair, blocked } => self.home.pace_pair(&pair, blocked),
+            ShardMessage::Want(want) => self.keeper.handle_want(now, *want),
+            ShardMessage::Permit { home, pair, flow, waited, permit } => {
+                self.pools.handle_permit(now, home, &pair, &flow, waited, permit);
+            }
+            ShardMessage::Spent { limits, units, at } => self.keeper.handle_spent(now, &limits, units, at),
+            ShardMessage::LimitHolds { limit, blocked } => self.home.hold_limit(limit, blocked),
+            ShardMessage::Reserved { limit, units } if self.keeper.handle_reserved(now, &limit, units) => {}
             ShardMessage::Reserved { limit, units } => {
                 self.pools.handle_reserved(now, &mut |below| self.random.u64(0..below), &limit, units);
             }
@@ -366,6 +381,9 @@ impl Shard {
     fn sweep(&mut self, now: Now) {
         if self.pools.next_timeout().is_some_and(|until| until <= now.monotonic) {
             self.pools.unblock(now, &mut |below| self.random.u64(0..below));
+        }
+        if self.keeper.next_timeout().is_some_and(|until| until <= now.monotonic) {
+            self.keeper.wake(now);
         }
         if now.monotonic < self.next_sweep {
             return;

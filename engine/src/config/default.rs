@@ -40,6 +40,7 @@ impl Config {
             egress_pools: vec![EgressPool { name: "default".into(), sources: vec![(0, 1)] }],
             warmups: Vec::new(),
             tenants: Vec::new(),
+            limits: Vec::new(),
             return_path_domains: Vec::new(),
             dkim: Vec::new(),
             retry: RetryConfig::default(),

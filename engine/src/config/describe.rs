@@ -144,6 +144,9 @@ fn write_tenants(config: &Config, out: &mut String) -> fmt::Result {
             Priority::Bulk => "bulk",
         };
         writeln!(out, "  {:<14}{domains}; pool {}; priority {priority}", tenant.name, tenant.egress_pool)?;
+        if let Some(rate) = tenant.max_message_rate {
+            writeln!(out, "                up to {rate} over all sources and sites")?;
+        }
         if !tenant.retry.is_empty() {
             write!(out, "                retries ")?;
             write_schedule(&config.retry.with(&tenant.retry), "                ", out)?;
@@ -152,6 +155,10 @@ fn write_tenants(config: &Config, out: &mut String) -> fmt::Result {
     if !config.return_path_domains.is_empty() {
         writeln!(out, "  MAIL FROM     also {} for every tenant", config.return_path_domains.join(", "))?;
     }
+    if !config.limits.is_empty() {
+        writeln!(out, "\nlimits over sources and sites")?;
+    }
+    config.limits.iter().try_for_each(|limit| limit.write(config, out))?;
     Ok(())
 }
 

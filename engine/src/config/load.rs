@@ -15,7 +15,7 @@ use super::error::{Place, Report, Wrong};
 use super::reader::Section;
 use super::{
     Config, ConfigErrors, DnsConfig, Dnssec, Durability, EventsConfig, SpoolConfig, default, dkim, egress, include,
-    listener, retry, route, shaping, tenant, value, warmup,
+    limit, listener, retry, route, shaping, tenant, value, warmup,
 };
 use crate::limits;
 
@@ -107,7 +107,7 @@ fn read_top(top: Section<'_>) -> Config {
         section.not_yet(&[("generate", Some("\"never\""))]);
         section.finish();
     }
-    top.not_yet(&[("limit", None)]);
+    config.limits = limit::read(&top, &config);
     top.finish();
     config
 }

@@ -12,6 +12,7 @@ mod egress;
 mod error;
 mod filesystem;
 mod include;
+mod limit;
 mod listener;
 mod load;
 mod rate;
@@ -41,6 +42,7 @@ pub use automation::{AutomationAction, AutomationRule, HalvedLimits, LimitSettin
 pub use describe::describe;
 pub use error::{ConfigError, ConfigErrors};
 pub use filesystem::Filesystem;
+pub use limit::{LimitId, SharedLimits, Subject};
 pub use rate::Rate;
 pub use shaping::Settings;
 pub use shipped::SHIPPED_PROVIDERS;
@@ -66,6 +68,7 @@ pub struct Config {
     /// One a source.
     pub warmups: Vec<Warmup>,
     pub tenants: Vec<Tenant>,
+    pub limits: Vec<Limit>,
     /// Domains that every tenant may use in MAIL FROM, those below included.
     pub return_path_domains: Vec<String>,
     pub dkim: Vec<DkimIdentity>,
@@ -279,7 +282,21 @@ pub struct Tenant {
     /// May stand in From and MAIL FROM, those below included; in lower case. Empty: any may.
     pub domains: Vec<String>,
     pub priority: Priority,
+    /// Recipients, counted when MAIL is written, over all sources and sites.
+    pub max_message_rate: Option<Rate>,
     pub retry: RetryRules,
+}
+
+/// A rate of all mail that the other fields describe; what is None describes any. Counted when MAIL is written.
+#[derive(Debug, Clone)]
+pub struct Limit {
+    pub name: String,
+    pub tenant: Option<String>,
+    pub campaign: Option<String>,
+    pub provider: Option<String>,
+    /// Index into [`Config::egress_sources`].
+    pub source: Option<usize>,
+    pub max_message_rate: Rate,
 }
 
 /// The classes that share a busy pair 16:4:1, by the numbers that envelopes have.

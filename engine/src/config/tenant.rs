@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::egress::{DEFAULT_POOL, duplicate};
 use super::error::{Place, Placed, Wrong};
 use super::reader::Section;
-use super::{Config, Priority, RetryRules, Tenant, retry, value};
+use super::{Config, Priority, Rate, RetryRules, Tenant, retry, value};
 use crate::limits;
 
 /// The words of the `priority` key.
@@ -50,18 +50,15 @@ fn read_tenant(section: Section<'_>, config: &Config, names: &mut BTreeMap<Strin
     let priority = section.choice("priority", &PRIORITIES, &[]).unwrap_or(Priority::Normal);
     let retry = section.table("retry", "[tenant.retry]");
     let retry = retry.map_or_else(RetryRules::default, |section| retry::read(section, &config.retry));
-    section.not_yet(&[
-        ("credentials", None),
-        ("tokens", None),
-        ("max_message_rate", Some("\"unlimited\"")),
-        ("max_injection_rate", Some("\"unlimited\"")),
-    ]);
+    let max_message_rate = section.text("max_message_rate", "\"200/s\"", Rate::parse).and_then(|found| found.value);
+    section.not_yet(&[("credentials", None), ("tokens", None), ("max_injection_rate", Some("\"unlimited\""))]);
     section.finish();
     Some(Tenant {
         name: name?.value,
         egress_pool: egress_pool.map_or_else(|| DEFAULT_POOL.into(), |found| found.value),
         domains,
         priority,
+        max_message_rate,
         retry,
     })
 }

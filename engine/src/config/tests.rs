@@ -51,8 +51,6 @@ fn the_interface_example_has_known_keys_only() {
         " tenant.credentials: is not available yet; leave it out",
         " tenant.tokens: is not available yet; leave it out",
         " tenant.max_injection_rate: is not available yet; write max_injection_rate = \"unlimited\" or leave it out",
-        " tenant.max_message_rate: is not available yet; write max_message_rate = \"unlimited\" or leave it out",
-        " limit: is not available yet; leave it out",
         " dsn.generate: is not available yet; write generate = \"never\" or leave it out",
         " events.webhook: is not available yet; leave it out",
     ];

@@ -3,30 +3,66 @@
 //! The owner gives credits one turn at a time: to the flow that [`Turns`] names among those of all homes, and of the
 //! homes that have such mail to the one whose oldest entry was due first. So a tenant's share is the same on one shard
 //! and on many. A home answers each credit with a ticket or gives it back.
+//!
+//! A flow under limits over many pairs gets no credit at its turn: a permit is wanted, and the credit is given when it
+//! comes. While the want waits, the flow wants no turn.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use crate::config::{LimitId, SharedLimits};
 use crate::fair::{Flow, Turns};
-use crate::handover::{Backlog, Credit};
+use crate::handover::{Backlog, Credit, PairKey, Permit};
 use crate::limits::STANDING_CREDITS;
 
 /// The demand for one pair.
 #[derive(Debug)]
 pub(super) struct Demand {
     turns: Turns,
-    /// What each home has of a flow. A flow of which no home has anything is not kept.
-    flows: HashMap<Arc<Flow>, Vec<Share>>,
+    /// What there is of a flow. One of which no home has anything is not kept.
+    flows: HashMap<Arc<Flow>, Offered>,
     homes: Vec<Home>,
-    /// Credits that were given to flows and are not answered yet.
+    /// Credits that were given to flows, and permits that were asked for, and are not answered yet.
     granted: usize,
+    shared_limits: Arc<SharedLimits>,
+    /// Homes' flows that want no turn until the pair has moved.
+    postponed: Vec<(usize, Arc<Flow>)>,
+}
+
+/// A flow, and what each home has of it.
+#[derive(Debug)]
+struct Offered {
+    /// Those over many pairs that it is under; nearly always none.
+    limits: Option<Arc<[LimitId]>>,
+    shares: Vec<Share>,
 }
 
 /// A home's part of a flow.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Share {
     backlog: Backlog,
     granted: usize,
+    /// Only of flows under limits.
+    limited: Option<Box<Limited>>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Limited {
+    /// Wants that are not answered yet, and such as were answered that they wait.
+    asked: usize,
+    waiting: usize,
+    /// Wants that were permitted at once since one waited: so many more may be asked for at a time.
+    flowing: usize,
+    /// Of credits that are out, in their order.
+    permits: VecDeque<Permit>,
+    is_postponed: bool,
+}
+
+/// Whose turn it was, and what is done about it.
+#[derive(Debug)]
+pub(super) enum Turn {
+    Credit { home: usize, flow: Arc<Flow> },
+    Want { home: usize, flow: Arc<Flow>, limits: Arc<[LimitId]>, units: u32 },
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -38,8 +74,15 @@ struct Home {
 }
 
 impl Demand {
-    pub(super) fn new(homes: usize) -> Self {
-        Self { turns: Turns::default(), flows: HashMap::new(), homes: vec![Home::default(); homes], granted: 0 }
+    pub(super) fn new(homes: usize, shared_limits: Arc<SharedLimits>) -> Self {
+        Self {
+            turns: Turns::default(),
+            flows: HashMap::new(),
+            homes: vec![Home::default(); homes],
+            granted: 0,
+            shared_limits,
+            postponed: Vec::new(),
+        }
     }
 
     /// A home that is heard of for the first time has its standing credits already.
@@ -50,20 +93,39 @@ impl Demand {
         }
     }
 
-    /// What a home has now of a flow; `unused` of its credits have come back.
-    pub(super) fn tell(&mut self, home: usize, flow: &Arc<Flow>, backlog: Backlog, unused: u32) {
-        let share = share_of(&mut self.flows, self.homes.len(), home, flow);
+    /// What a home has now of a flow; `unused` of its credits have come back. Returns their permits.
+    pub(super) fn tell(
+        &mut self,
+        home: usize,
+        pair: &PairKey,
+        flow: &Arc<Flow>,
+        backlog: Backlog,
+        unused: u32,
+    ) -> VecDeque<Permit> {
+        let share = self.share(home, pair, flow);
         let unused = share.granted.min(unused as usize);
         share.backlog = backlog;
         share.granted -= unused;
+        let granted = share.granted;
+        let permits = share.limited.as_mut().map(|limited| limited.permits.split_off(granted));
         self.granted -= unused;
         self.follow(flow);
+        permits.unwrap_or_default()
     }
 
-    /// A home's ticket, for so many recipients; `left` is ready behind it.
-    pub(super) fn take(&mut self, home: usize, flow: &Arc<Flow>, left: Backlog, credit: Credit, recipients: u32) {
-        let share = share_of(&mut self.flows, self.homes.len(), home, flow);
+    /// A home's ticket, for so many recipients; `left` is ready behind it. Returns the permit of its credit.
+    pub(super) fn take(
+        &mut self,
+        home: usize,
+        pair: &PairKey,
+        flow: &Arc<Flow>,
+        left: Backlog,
+        credit: Credit,
+        recipients: u32,
+    ) -> Option<Permit> {
+        let share = self.share(home, pair, flow);
         share.backlog = left;
+        let mut permit = None;
         match credit {
             Credit::Standing => {
                 self.homes[home].standing = self.homes[home].standing.saturating_sub(1);
@@ -72,26 +134,102 @@ impl Demand {
             Credit::Turn => {
                 let answered = share.granted.min(1);
                 share.granted -= answered;
+                permit = share.limited.as_mut().and_then(|limited| limited.permits.pop_front());
                 self.granted -= answered;
                 // One was charged with the credit.
                 self.turns.charge(flow, recipients.saturating_sub(1));
             }
         }
         self.follow(flow);
+        permit
     }
 
-    /// Gives a credit: whose turn it is, and at which home.
-    pub(super) fn next(&mut self) -> Option<(usize, Arc<Flow>)> {
+    /// Whose turn it is, and at which home.
+    pub(super) fn next(&mut self) -> Option<Turn> {
         let flow = self.turns.take()?;
-        let shares = self.flows.get_mut(&flow).expect("a flow that wants turns is kept");
-        let hungry = shares.iter_mut().enumerate().filter(|(_, share)| share.is_hungry());
+        let offered = self.flows.get_mut(&flow).expect("a flow that wants turns is kept");
+        let hungry = offered.shares.iter_mut().enumerate().filter(|(_, share)| share.is_hungry());
         let (home, share) = hungry
             .min_by_key(|(_, share)| share.backlog.oldest_due_ms)
             .expect("a flow that wants turns is hungry at some home");
-        share.granted += 1;
+        let turn = match (&offered.limits, &mut share.limited) {
+            (Some(limits), Some(limited)) => {
+                limited.asked += 1;
+                // The home divides what is too large in the same way.
+                let batch_max = self.shared_limits.batch_max(limits.iter().copied());
+                let units = share.backlog.next_recipients.clamp(1, batch_max);
+                Turn::Want { home, flow: Arc::clone(&flow), limits: Arc::clone(limits), units }
+            }
+            _ => {
+                share.granted += 1;
+                Turn::Credit { home, flow: Arc::clone(&flow) }
+            }
+        };
         self.granted += 1;
         self.follow(&flow);
-        Some((home, flow))
+        Some(turn)
+    }
+
+    /// The want of a home's flow waits.
+    pub(super) fn wait(&mut self, home: usize, flow: &Arc<Flow>) {
+        let Some(limited) = self.limited(home, flow) else { return };
+        limited.asked -= 1;
+        limited.waiting += 1;
+        limited.flowing = 0;
+        self.granted -= 1;
+        self.follow(flow);
+    }
+
+    /// A want was permitted; `waited`: it has waited. Gives a credit, or the permit back, if there is no use for it.
+    pub(super) fn permit(
+        &mut self,
+        home: usize,
+        flow: &Arc<Flow>,
+        waited: bool,
+        permit: Permit,
+        is_usable: bool,
+    ) -> Result<(), Permit> {
+        let Some(limited) = self.limited(home, flow) else { return Err(permit) };
+        if waited {
+            limited.waiting -= 1;
+        } else {
+            limited.asked -= 1;
+            limited.flowing += 1;
+            self.granted -= 1;
+        }
+        let share = &mut self.flows.get_mut(flow).expect("it was just there").shares[home];
+        let has_mail = share.backlog.ready > share.granted;
+        let result = match &mut share.limited {
+            Some(limited) if is_usable && has_mail => {
+                limited.permits.push_back(permit);
+                share.granted += 1;
+                self.granted += 1;
+                Ok(())
+            }
+            Some(limited) => {
+                if has_mail && !std::mem::replace(&mut limited.is_postponed, true) {
+                    self.postponed.push((home, Arc::clone(flow)));
+                }
+                Err(permit)
+            }
+            None => Err(permit),
+        };
+        self.follow(flow);
+        result
+    }
+
+    /// The pair has moved: flows whose permits were of no use to it want turns again.
+    pub(super) fn resume_postponed(&mut self) {
+        for (home, flow) in std::mem::take(&mut self.postponed) {
+            if let Some(limited) = self.limited(home, &flow) {
+                limited.is_postponed = false;
+                self.follow(&flow);
+            }
+        }
+    }
+
+    fn limited(&mut self, home: usize, flow: &Arc<Flow>) -> Option<&mut Limited> {
+        self.flows.get_mut(flow)?.shares[home].limited.as_deref_mut()
     }
 
     /// Gives homes that have used up their standing credits new ones.
@@ -103,19 +241,23 @@ impl Demand {
         })
     }
 
-    /// All credits are void.
-    pub(super) fn void(&mut self) {
-        self.granted = 0;
+    /// All credits are void. Returns their permits.
+    pub(super) fn void(&mut self) -> Vec<Permit> {
         self.homes.iter_mut().for_each(|home| home.standing = 0);
         let mut flows: Vec<Arc<Flow>> = self.flows.keys().cloned().collect();
         flows.sort_unstable();
+        let mut permits = Vec::new();
         for flow in flows {
-            self.flows.get_mut(&flow).into_iter().flatten().for_each(|share| share.granted = 0);
+            for share in self.flows.get_mut(&flow).into_iter().flat_map(|offered| &mut offered.shares) {
+                self.granted -= std::mem::take(&mut share.granted);
+                permits.extend(share.limited.iter_mut().flat_map(|limited| limited.permits.drain(..)));
+            }
             self.follow(&flow);
         }
+        permits
     }
 
-    /// Credits of flows that are not answered yet.
+    /// Credits of flows, and wants, that are not answered yet.
     pub(super) fn granted(&self) -> usize {
         self.granted
     }
@@ -127,7 +269,7 @@ impl Demand {
 
     /// The homes where something is ready.
     pub(super) fn homes_with_mail(&self) -> impl Iterator<Item = usize> {
-        let has_mail = |home: usize| self.flows.values().any(|shares| shares[home].backlog.ready > 0);
+        let has_mail = |home: usize| self.flows.values().any(|offered| offered.shares[home].backlog.ready > 0);
         self.homes().filter(move |&home| has_mail(home))
     }
 
@@ -138,31 +280,42 @@ impl Demand {
 
     /// A flow wants turns while some home has more of it than it has credits.
     fn follow(&mut self, flow: &Arc<Flow>) {
-        let Some(shares) = self.flows.get(flow) else { return };
+        let Some(Offered { shares, .. }) = self.flows.get(flow) else { return };
         if shares.iter().any(Share::is_hungry) {
             self.turns.enter(flow);
             return;
         }
         self.turns.leave(flow);
-        if shares.iter().all(|share| share.granted == 0 && share.backlog.ready == 0) {
+        if shares.iter().all(Share::is_idle) {
             self.flows.remove(flow);
         }
+    }
+
+    fn share(&mut self, home: usize, pair: &PairKey, flow: &Arc<Flow>) -> &mut Share {
+        let (homes, shared_limits) = (self.homes.len(), &self.shared_limits);
+        let offered = self.flows.entry(Arc::clone(flow)).or_insert_with(|| {
+            let limits = pair.shared_limits(shared_limits, flow);
+            let limited = limits.as_ref().map(|_| Box::default());
+            Offered { limits, shares: vec![Share { limited, ..Share::default() }; homes] }
+        });
+        &mut offered.shares[home]
     }
 }
 
 impl Share {
     fn is_hungry(&self) -> bool {
-        self.backlog.ready > self.granted
+        let Some(limited) = &self.limited else { return self.backlog.ready > self.granted };
+        let given = self.granted + limited.asked;
+        // Only of the next entry is it known how many recipients it has. Behind one that has one, the others mostly do.
+        let is_known = given == 0 || self.backlog.next_recipients == 1;
+        let may_ask = limited.waiting == 0 && limited.asked <= limited.flowing && !limited.is_postponed;
+        may_ask && is_known && self.backlog.ready > given
     }
-}
 
-fn share_of<'a>(
-    flows: &'a mut HashMap<Arc<Flow>, Vec<Share>>,
-    homes: usize,
-    home: usize,
-    flow: &Arc<Flow>,
-) -> &'a mut Share {
-    &mut flows.entry(Arc::clone(flow)).or_insert_with(|| vec![Share::default(); homes])[home]
+    fn is_idle(&self) -> bool {
+        let is_unasked = self.limited.as_ref().is_none_or(|limited| limited.asked + limited.waiting == 0);
+        self.granted == 0 && self.backlog.ready == 0 && is_unasked
+    }
 }
 
 #[cfg(test)]
@@ -174,21 +327,33 @@ mod tests {
     }
 
     fn backlog(ready: usize, oldest_due_ms: u64) -> Backlog {
-        Backlog { ready, oldest_due_ms }
+        Backlog { ready, oldest_due_ms, next_recipients: 1 }
+    }
+
+    fn pair() -> PairKey {
+        PairKey { source: 0, rollup: "mx.test".into(), site: "mx.test".into() }
+    }
+
+    fn new_demand(homes: usize) -> Demand {
+        Demand::new(homes, Arc::default())
     }
 
     /// The homes of so many credits.
     fn granted(demand: &mut Demand, count: usize) -> Vec<(usize, Arc<str>)> {
-        (0..count).filter_map(|_| demand.next()).map(|(home, flow)| (home, Arc::clone(&flow.tenant))).collect()
+        let credit = |turn| match turn {
+            Turn::Credit { home, flow } => (home, Arc::clone(&flow.tenant)),
+            turn @ Turn::Want { .. } => unreachable!("{turn:?}"),
+        };
+        (0..count).filter_map(|_| demand.next()).map(credit).collect()
     }
 
     /// A tenant whose mail is at one home gets as much as one whose mail is at all of them.
     #[test]
     fn a_tenants_share_does_not_depend_on_where_its_mail_is() {
-        let mut demand = Demand::new(4);
+        let mut demand = new_demand(4);
         let (a, b) = (flow(1, "a"), flow(1, "b"));
-        (0..4).for_each(|home| demand.tell(home, &a, backlog(25_000, 10), 0));
-        demand.tell(2, &b, backlog(100, 900), 0);
+        (0..4).for_each(|home| drop(demand.tell(home, &pair(), &a, backlog(25_000, 10), 0)));
+        demand.tell(2, &pair(), &b, backlog(100, 900), 0);
         let given = granted(&mut demand, 100);
         assert_eq!(given.iter().filter(|(_, tenant)| **tenant == *"b").count(), 50);
         assert!(given.iter().all(|(home, tenant)| **tenant != *"b" || *home == 2));
@@ -196,27 +361,27 @@ mod tests {
 
     #[test]
     fn of_a_flows_homes_the_oldest_due_goes_first() {
-        let mut demand = Demand::new(3);
+        let mut demand = new_demand(3);
         let flow = flow(1, "a");
         for (home, due_ms) in [(0, 30), (1, 10), (2, 20)] {
-            demand.tell(home, &flow, backlog(2, due_ms), 0);
+            demand.tell(home, &pair(), &flow, backlog(2, due_ms), 0);
         }
         let homes: Vec<usize> = granted(&mut demand, 9).into_iter().map(|(home, _)| home).collect();
         assert_eq!(homes, [1, 1, 2, 2, 0, 0], "and nobody gets more credits than it has entries");
         assert_eq!(demand.granted(), 6);
-        demand.take(1, &flow, backlog(5, 15), Credit::Turn, 1);
+        demand.take(1, &pair(), &flow, backlog(5, 15), Credit::Turn, 1);
         assert_eq!(granted(&mut demand, 9).len(), 4, "one of the two is still out");
     }
 
     #[test]
     fn credits_that_come_back_are_given_again() {
-        let mut demand = Demand::new(2);
+        let mut demand = new_demand(2);
         let flow = flow(1, "a");
-        demand.tell(0, &flow, backlog(3, 1), 0);
+        demand.tell(0, &pair(), &flow, backlog(3, 1), 0);
         assert_eq!(granted(&mut demand, 9).len(), 3);
-        demand.tell(0, &flow, backlog(0, 0), 3);
+        demand.tell(0, &pair(), &flow, backlog(0, 0), 3);
         assert_eq!((demand.granted(), demand.is_idle()), (0, true));
-        demand.tell(1, &flow, backlog(1, 1), 0);
+        demand.tell(1, &pair(), &flow, backlog(1, 1), 0);
         assert_eq!(granted(&mut demand, 9).len(), 1);
         demand.void();
         assert_eq!((demand.granted(), granted(&mut demand, 9).len()), (0, 1), "what is void is given anew");
@@ -224,12 +389,12 @@ mod tests {
 
     #[test]
     fn standing_credits_are_renewed_when_they_are_spent() {
-        let mut demand = Demand::new(2);
+        let mut demand = new_demand(2);
         let flow = flow(1, "a");
         demand.meet(0);
         assert_eq!(demand.renew_standing().count(), 0);
         for _ in 0..STANDING_CREDITS {
-            demand.take(0, &flow, Backlog::default(), Credit::Standing, 1);
+            demand.take(0, &pair(), &flow, Backlog::default(), Credit::Standing, 1);
         }
         assert_eq!(demand.renew_standing().collect::<Vec<_>>(), [(0, STANDING_CREDITS)]);
         assert!(demand.is_idle() && demand.homes().eq([0]));

@@ -10,12 +10,14 @@
 //! * `suspension.rs`: what must not be sent for a while, or only within stricter limits.
 //! * `site.rs`: which host of a site is tried next, and which are left alone for a while.
 //! * `warmup.rs`: what a source in its warm-up has sent today.
+//! * `keeper.rs`: limits over many pairs, for which owners ask.
 //! * `trust.rs`: how much is put in flight with a site's hosts.
 
 pub mod automation;
 pub mod connection;
 mod demand;
 pub mod egress;
+pub mod keeper;
 pub mod pair;
 pub mod rate;
 pub mod site;

@@ -8,6 +8,7 @@
 //! and until when.
 
 mod pacing;
+mod permit;
 mod quota;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -16,16 +17,16 @@ use std::time::Duration;
 
 use self::pacing::{Pace, Rollup, Wake};
 use super::connection::{ConnectionKey, Slot, SlotState, Slots};
-use super::demand::Demand;
+use super::demand::{Demand, Turn};
 use super::rate::{Past, Started};
 use super::site::{BackOff, Choice, Hosts};
 use super::suspension::StricterLimits;
 use super::trust::Trust;
 use super::warmup::DayQuota;
-use crate::config::{Chunking, EgressSource, LimitSettings, Shaping, Terms, Warmup};
+use crate::config::{Chunking, EgressSource, LimitId, LimitSettings, Shaping, SharedLimits, Terms, Warmup};
 use crate::fair::Flow;
 use crate::handover::{
-    Attempt, Backlog, Blocked, Credit, Elsewhere, Need, PairKey, Route, TlsPolicyKey, TlsRequirement,
+    Attempt, Backlog, Blocked, Credit, Elsewhere, Need, PairKey, Permit, Route, TlsPolicyKey, TlsRequirement,
 };
 use crate::limits::PAIRS_KEPT;
 use crate::mail::address::domain_of;
@@ -41,6 +42,8 @@ pub struct PoolOptions {
     pub sources: Vec<EgressSource>,
     pub back_off: BackOff,
     pub warmups: Vec<Warmup>,
+    /// Over many pairs.
+    pub shared_limits: Arc<SharedLimits>,
     /// Homes, that is, shards.
     pub homes: usize,
 }
@@ -87,6 +90,20 @@ pub enum Order {
     Reserve {
         limit: Arc<str>,
         units: u32,
+    },
+    /// The keeper of the limits over many pairs is asked; [`Pools::handle_permit`] is the answer.
+    Want {
+        home: usize,
+        pair: PairKey,
+        flow: Arc<Flow>,
+        limits: Arc<[LimitId]>,
+        units: u32,
+    },
+    /// So much of a permit was used at that time, or not at all.
+    Spent {
+        limits: Arc<[LimitId]>,
+        units: u32,
+        at: Option<Duration>,
     },
     /// A source has sent all that its warm-up allows to a roll-up until then.
     WarmedUp {
@@ -172,6 +189,8 @@ struct Pair {
     opening: u32,
     busy: u32,
     blocked_until: Option<Duration>,
+    /// When a connection became idle, or a transaction was begun, last.
+    moved_at: Option<Duration>,
     /// Blocked by a suspension: also what is connected takes nothing more.
     suspended: bool,
 }
@@ -212,7 +231,8 @@ impl Pools {
         unused: u32,
     ) {
         let place = self.meet(home, key);
-        self.pairs[place as usize].demand.tell(home, flow, backlog, unused);
+        let unused = self.pairs[place as usize].demand.tell(home, key, flow, backlog, unused);
+        unused.into_iter().for_each(|permit| self.give_back(permit));
         self.grant(now, place);
     }
 
@@ -221,30 +241,39 @@ impl Pools {
         &mut self,
         now: Now,
         random: &mut dyn FnMut(u64) -> u64,
-        attempt: Box<Attempt>,
+        mut attempt: Box<Attempt>,
         left: Backlog,
         credit: Credit,
     ) {
-        let home = attempt.ticket.home;
-        let place = self.meet(home, &attempt.pair);
+        let (place, permit) = self.take_ticket(&attempt, left, credit);
+        if !self.permit(place, &mut attempt, permit) {
+            self.orders.push_back(Order::Return { attempt });
+            return self.grant(now, place);
+        }
         let pair = &mut self.pairs[place as usize];
-        pair.demand.take(home, &attempt.flow, left, credit, attempt.recipients.len() as u32);
         pair.terms = Arc::clone(&attempt.route.terms);
         self.shape(place, &attempt.shaping);
-        // Credits go by the classes' weights, so a lower class waits behind what is here and not for ever.
+        // Credits go by the classes' weights, so a lower class waits behind what is here and not for ever. What has a
+        // permit has waited for it, and nobody else can use it meanwhile.
+        let rank = |attempt: &Attempt| (attempt.flow.priority, attempt.permit.is_none());
         let tickets = &mut self.pairs[place as usize].tickets;
-        let behind = tickets.partition_point(|other| other.flow.priority <= attempt.flow.priority);
+        let behind = tickets.partition_point(|other| rank(other) <= rank(&attempt));
         tickets.insert(behind, attempt);
         self.advance(now, place, random);
     }
 
     /// A home's ticket for a pair that is suspended: it was sent before its home knew.
     pub fn refuse_ticket(&mut self, attempt: Box<Attempt>, left: Backlog, credit: Credit) {
-        let home = attempt.ticket.home;
-        let place = self.meet(home, &attempt.pair);
-        let demand = &mut self.pairs[place as usize].demand;
-        demand.take(home, &attempt.flow, left, credit, attempt.recipients.len() as u32);
+        let (_, permit) = self.take_ticket(&attempt, left, credit);
+        permit.into_iter().for_each(|permit| self.give_back(permit));
         self.orders.push_back(Order::Return { attempt });
+    }
+
+    fn take_ticket(&mut self, attempt: &Attempt, left: Backlog, credit: Credit) -> (u32, Option<Permit>) {
+        let Attempt { ticket, pair, flow, recipients, .. } = attempt;
+        let place = self.meet(ticket.home, pair);
+        let demand = &mut self.pairs[place as usize].demand;
+        (place, demand.take(ticket.home, pair, flow, left, credit, recipients.len() as u32))
     }
 
     /// The session is up, or its transaction is over: the connection can take the next.
@@ -254,6 +283,7 @@ impl Pools {
         let slot = self.slots.get(connection);
         let place = slot.pair;
         let pair = &mut self.pairs[place as usize];
+        pair.moved_at = Some(now.monotonic);
         match was {
             SlotState::Opening => {
                 pair.opening -= 1;
@@ -313,6 +343,9 @@ impl Pools {
                     self.quit(connection);
                 }
             }
+            if !self.options.shared_limits.is_empty() {
+                self.release_permits(now, place);
+            }
         }
         self.forget_idle_pairs(now);
     }
@@ -349,10 +382,13 @@ impl Pools {
             return None;
         }
         self.take_units(now, place, units);
-        let attempt = self.pairs[place as usize].tickets.pop_front();
+        let pair = &mut self.pairs[place as usize];
+        pair.moved_at = Some(now.monotonic);
+        let mut attempt = pair.tickets.pop_front()?;
+        self.spend(now, &mut attempt);
         self.slots.count_delivery(connection);
         self.grant(now, place);
-        attempt
+        Some(attempt)
     }
 
     /// A connection's host does not offer what a message needs; says where else it can go.
@@ -503,6 +539,7 @@ impl Pools {
             }
             return;
         }
+        self.pairs[place as usize].demand.resume_postponed();
         if self.start(now, place) {
             self.connect(now, place, random);
         }
@@ -513,7 +550,7 @@ impl Pools {
     fn start(&mut self, now: Now, place: u32) -> bool {
         let mut is_held = false;
         let mut waiting = VecDeque::new();
-        while let Some(attempt) = self.pairs[place as usize].tickets.pop_front() {
+        while let Some(mut attempt) = self.pairs[place as usize].tickets.pop_front() {
             let Some(connection) = self.idle_connection(now, place, &attempt) else {
                 waiting.push_back(attempt);
                 // Nearly always all tickets of a pair are alike in this: then the rest has no connection either.
@@ -531,8 +568,11 @@ impl Pools {
                 break;
             }
             self.take_units(now, place, units);
+            self.spend(now, &mut attempt);
             self.slots.set_state(connection, SlotState::Busy);
-            self.pairs[place as usize].busy += 1;
+            let pair = &mut self.pairs[place as usize];
+            pair.busy += 1;
+            pair.moved_at = Some(now.monotonic);
             self.orders.push_back(Order::Start { connection, attempt });
         }
         let pair = &mut self.pairs[place as usize];
@@ -653,10 +693,11 @@ impl Pools {
         self.orders.extend(pair.tickets.drain(..).map(|attempt| Order::Return { attempt }));
         let wait_ms = until.saturating_sub(now.monotonic).as_millis() as u64;
         let blocked = Blocked { until_ms: now.wall_ms + wait_ms, reason: Arc::clone(reason) };
-        pair.demand.void();
+        let permits = pair.demand.void();
         for home in pair.demand.homes() {
             self.orders.push_back(Order::Block { home, pair: pair.key.clone(), blocked: blocked.clone() });
         }
+        permits.into_iter().for_each(|permit| self.give_back(permit));
     }
 
     /// No host meets the requirement of this route: its tickets go home, and the others stay.
@@ -691,9 +732,16 @@ impl Pools {
         };
         let mut last: Option<(usize, Arc<Flow>, u32)> = None;
         while room > 0
-            && let Some((home, flow)) = pair.demand.next()
+            && let Some(turn) = pair.demand.next()
         {
             room -= 1;
+            let (home, flow) = match turn {
+                Turn::Credit { home, flow } => (home, flow),
+                Turn::Want { home, flow, limits, units } => {
+                    self.orders.push_back(Order::Want { home, pair: pair.key.clone(), flow, limits, units });
+                    continue;
+                }
+            };
             match &mut last {
                 Some((same_home, same_flow, credits)) if *same_home == home && *same_flow == flow => *credits += 1,
                 _ => {
@@ -755,11 +803,12 @@ impl Pair {
             terms: Arc::default(),
             hosts: Hosts::default(),
             tickets: VecDeque::new(),
-            demand: Demand::new(options.homes),
+            demand: Demand::new(options.homes, Arc::clone(&options.shared_limits)),
             open: Vec::new(),
             opening: 0,
             busy: 0,
             blocked_until: None,
+            moved_at: None,
             pace: Pace::default(),
             suspended: false,
         }

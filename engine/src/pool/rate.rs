@@ -11,7 +11,9 @@
 //! been: see [`Past`].
 //!
 //! Order of calls: [`Limiter::ready_at`]; [`Limiter::reserve`], whose amount is to be made durable and then given to
-//! [`Limiter::reserved`]; [`Limiter::take`] once the time has come.
+//! [`Limiter::reserved`]; [`Limiter::take`] once the time has come. Where MAIL is written elsewhere, [`Limiter::lend`]
+//! stands for it: what is lent counts in every window until it is told when it was used, so no window has more than the
+//! limit by those times.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -27,6 +29,8 @@ pub struct Limiter {
     /// Oldest first.
     taken: VecDeque<Taken>,
     sum: u64,
+    /// What is lent: it counts until it is told when it was used, and then for a period.
+    lent: u32,
     reserve: Option<Reserve>,
 }
 
@@ -60,8 +64,14 @@ impl Limiter {
     pub fn new(rate: Rate, started: Started, past: Option<&Past>) -> Self {
         assert!(rate.count > 0, "a rate lets something pass");
         let is_reserved = rate.period >= RESERVED_PERIOD_MIN;
-        let mut limiter =
-            Self { rate, next: 0, taken: VecDeque::new(), sum: 0, reserve: is_reserved.then(Reserve::default) };
+        let mut limiter = Self {
+            rate,
+            next: 0,
+            taken: VecDeque::new(),
+            sum: 0,
+            lent: 0,
+            reserve: is_reserved.then(Reserve::default),
+        };
         if is_reserved {
             limiter.recall(started, past.map_or(&[], Vec::as_slice));
         } else {
@@ -96,8 +106,9 @@ impl Limiter {
         let burst = u128::from(self.rate.max_burst - 1) * self.rate.period.as_nanos();
         let paced = self.next.saturating_sub(burst).div_ceil(u128::from(self.rate.count));
         let mut ready = duration(paced);
-        let mut free = u64::from(self.rate.count).saturating_sub(self.sum);
-        let mut excess = self.sum.saturating_sub(self.rate.count.into());
+        let counted = self.sum + u64::from(self.lent);
+        let mut free = u64::from(self.rate.count).saturating_sub(counted);
+        let mut excess = counted.saturating_sub(self.rate.count.into());
         for taken in &self.taken {
             if free >= u64::from(units) {
                 return ready;
@@ -120,7 +131,7 @@ impl Limiter {
         let slice = self.rate.batch_max();
         let reserve = self.reserve.as_mut()?;
         // With no more than a slice left, all but the last one reserved are used up: `recall` counts on it.
-        if reserve.available + reserve.asked > slice {
+        if reserve.available + self.lent + reserve.asked > slice {
             return None;
         }
         reserve.asked += slice;
@@ -137,6 +148,12 @@ impl Limiter {
 
     /// Takes `units`, whose time has come.
     pub fn take(&mut self, now: Duration, units: u32) {
+        self.lend(now, units);
+        self.settle(now, units);
+    }
+
+    /// Gives away `units`, whose time has come, to be used soon: [`Self::settle`] or [`Self::give_back`] tells.
+    pub fn lend(&mut self, now: Duration, units: u32) {
         assert!(self.ready_at(units) <= now, "nothing is taken before its time");
         if let Some(reserve) = &mut self.reserve {
             assert!(reserve.available >= units, "only what is reserved is taken");
@@ -155,8 +172,26 @@ impl Limiter {
         let is_late = self.next < now.saturating_sub(lateness).as_nanos() * count;
         let due = if is_late { now.as_nanos() * count } else { self.next };
         self.next = due + u128::from(units) * self.rate.period.as_nanos();
-        self.count(now, now + self.rate.period, units);
-        assert!(self.sum <= self.rate.count.into(), "LIMITS-HOLD: no window has more than the limit");
+        self.lent += units;
+    }
+
+    /// What was lent was used then.
+    pub fn settle(&mut self, at: Duration, units: u32) {
+        assert!(self.lent >= units, "only what was lent is used");
+        self.lent -= units;
+        self.count(at, at + self.rate.period, units);
+        let counted = self.sum + u64::from(self.lent);
+        assert!(counted <= self.rate.count.into(), "LIMITS-HOLD: no window has more than the limit");
+    }
+
+    /// What was lent is not used.
+    pub fn give_back(&mut self, units: u32) {
+        assert!(self.lent >= units, "only what was lent comes back");
+        self.lent -= units;
+        self.next = self.next.saturating_sub(u128::from(units) * self.rate.period.as_nanos());
+        if let Some(reserve) = &mut self.reserve {
+            reserve.available += units;
+        }
     }
 
     /// Whether it is as if nothing had ever been taken.

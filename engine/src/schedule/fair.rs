@@ -21,6 +21,8 @@ pub struct FairQueue {
 struct Waiting {
     /// With the recipients of each.
     entries: VecDeque<(EntryKey, u32)>,
+    /// Under limits over many pairs: it goes by the owner's credits only, and takes no turns here.
+    is_limited: bool,
     /// The count that the pair's owner was last told.
     told: usize,
 }
@@ -35,8 +37,16 @@ impl FairQueue {
     }
 
     /// Puts an entry behind those of its flow that are due no later, as `due_ms` tells; `recipients` is its cost.
-    pub fn push(&mut self, flow: &Arc<Flow>, entry: EntryKey, recipients: u32, due_ms: impl Fn(EntryKey) -> u64) {
+    pub fn push(
+        &mut self,
+        flow: &Arc<Flow>,
+        entry: EntryKey,
+        recipients: u32,
+        is_limited: bool,
+        due_ms: impl Fn(EntryKey) -> u64,
+    ) {
         let waiting = self.flows.entry(Arc::clone(flow)).or_default();
+        waiting.is_limited = is_limited;
         let own = due_ms(entry);
         // Nearly always the last one; what comes back from an owner was among the first.
         let place = match waiting.entries.back() {
@@ -46,11 +56,13 @@ impl FairQueue {
             _ => waiting.entries.len(),
         };
         waiting.entries.insert(place, (entry, recipients.max(1)));
-        self.turns.enter(flow);
+        if !is_limited {
+            self.turns.enter(flow);
+        }
         self.len += 1;
     }
 
-    /// The entry whose turn it is.
+    /// The entry whose turn it is, of flows that no limit over many pairs holds.
     pub fn pop(&mut self) -> Option<(Arc<Flow>, EntryKey)> {
         let flow = self.turns.take()?;
         let entry = self.take(&flow, 1)?;
@@ -68,10 +80,12 @@ impl FairQueue {
         Some((entries.len(), entries.front()?.0))
     }
 
-    /// Whether the owner is to be told of a flow, because it has grown from nothing or doubled since. It then was.
-    pub fn is_news(&mut self, flow: &Arc<Flow>) -> bool {
+    /// Whether the owner is to be told of a flow that got this entry: it has grown from nothing or doubled since, or
+    /// permits are asked for by the entry that goes next, and this is it. It then was told.
+    pub fn is_news(&mut self, flow: &Arc<Flow>, entry: Option<EntryKey>) -> bool {
         let Some(waiting) = self.flows.get_mut(flow) else { return false };
-        let is_news = waiting.entries.len() >= 2 * waiting.told;
+        let is_next = waiting.is_limited && waiting.entries.front().is_some_and(|&(next, _)| Some(next) == entry);
+        let is_news = is_next || waiting.entries.len() >= 2 * waiting.told;
         if is_news {
             waiting.told = waiting.entries.len();
         }
@@ -105,7 +119,9 @@ impl FairQueue {
         let waiting = self.flows.get_mut(flow)?;
         let (entry, cost) = waiting.entries.pop_front()?;
         self.len -= 1;
-        self.turns.charge(flow, cost - paid);
+        if !waiting.is_limited {
+            self.turns.charge(flow, cost - paid);
+        }
         if waiting.entries.is_empty() {
             self.flows.remove(flow);
             self.turns.leave(flow);
@@ -125,7 +141,7 @@ mod tests {
     }
 
     fn push(queue: &mut FairQueue, flow: &Arc<Flow>, entries: std::ops::Range<u32>, recipients: u32) {
-        entries.for_each(|entry| queue.push(flow, EntryKey(entry), recipients, |entry| u64::from(entry.0)));
+        entries.for_each(|entry| queue.push(flow, EntryKey(entry), recipients, false, |entry| u64::from(entry.0)));
     }
 
     fn popped(queue: &mut FairQueue) -> Vec<u32> {
@@ -178,7 +194,7 @@ mod tests {
         push(&mut queue, &flow, 0..10, 1);
         let first: Vec<EntryKey> = (0..3).filter_map(|_| queue.pop_of(&flow)).collect();
         for entry in first {
-            queue.push(&flow, entry, 1, |entry| u64::from(entry.0));
+            queue.push(&flow, entry, 1, false, |entry| u64::from(entry.0));
         }
         assert_eq!(popped(&mut queue), (0..10).collect::<Vec<u32>>());
     }
@@ -190,12 +206,12 @@ mod tests {
         let mut news = Vec::new();
         for entry in 0..20 {
             push(&mut queue, &flow, entry..entry + 1, 1);
-            if queue.is_news(&flow) {
+            if queue.is_news(&flow, None) {
                 news.push(queue.len());
             }
         }
         assert_eq!(news, [1, 2, 4, 8, 16]);
         (0..20).for_each(|_| drop(queue.pop()));
-        assert!(!queue.is_news(&flow), "the last ticket told that none is left");
+        assert!(!queue.is_news(&flow, None), "the last ticket told that none is left");
     }
 }

@@ -27,6 +27,7 @@ pub use super::entry::EntryKey;
 use super::entry::{Entries, NewEntry, State};
 use super::fair::FairQueue;
 pub use super::recipients::Recipients;
+use crate::config::{LimitId, SharedLimits};
 use crate::fair::Flow;
 use crate::handover::{Backlog, Blocked, Credit, PairKey, Spooled};
 use crate::limits::{EXPIRY_SWEEP_ENTRIES, PACED_NOTICE_INTERVAL, PAIRS_KEPT, QUEUES_KEPT, STANDING_CREDITS};
@@ -170,12 +171,19 @@ pub struct Home {
     needs: VecDeque<Need>,
     /// Of entries that are out: what their records say that is about to happen.
     intents: HashMap<EntryKey, Intent>,
+    /// Over many pairs, and those of them that hold something.
+    shared_limits: Arc<SharedLimits>,
+    limit_holds: HashMap<LimitId, Blocked>,
     /// Where the next expiry sweep goes on.
     sweep: usize,
     stopping: bool,
 }
 
 impl Home {
+    pub fn new(shared_limits: Arc<SharedLimits>) -> Self {
+        Self { shared_limits, ..Self::default() }
+    }
+
     /// Takes a durable message; its entries wait for their due times. Returns the first one.
     pub fn insert(&mut self, spooled: &Spooled) -> Option<EntryKey> {
         let (mut first, mut last) = (None, None);
@@ -318,7 +326,7 @@ impl Home {
         self.entries[key].set_state(State::Ready { pair });
         let flow = self.push_ready(key, pair);
         self.serve(pair);
-        self.tell_if_news(pair, &flow);
+        self.tell_if_news(pair, &flow, Some(key));
     }
 
     pub fn set_owner(&mut self, pair_key: &PairKey, owner: usize) {
@@ -328,7 +336,7 @@ impl Home {
         known.credits = STANDING_CREDITS;
         self.serve(pair);
         for flow in self.known_pair(pair).ready.flows() {
-            self.tell_if_news(pair, &flow);
+            self.tell_if_news(pair, &flow, None);
         }
     }
 
@@ -385,9 +393,20 @@ impl Home {
         self.pair_mut(pair).paced = Some(blocked);
     }
 
-    /// A paced pair is told of again and again; what is old no longer holds.
+    /// What is under this limit waits.
+    pub fn hold_limit(&mut self, limit: LimitId, blocked: Blocked) {
+        self.limit_holds.insert(limit, blocked);
+    }
+
+    /// The most recipients of one transaction, as far as limits over many pairs go.
+    pub fn limited_batch_max(&self, pair: &PairKey, flow: &Flow) -> usize {
+        self.shared_limits.batch_max(self.shared_limits.of(pair.subject(flow))) as usize
+    }
+
+    /// A paced pair is told of again and again, and a limit likewise; what is old no longer holds.
     pub fn forget_paced(&mut self, wall_ms: u64) {
         let kept_ms = 2 * PACED_NOTICE_INTERVAL.as_millis() as u64;
+        self.limit_holds.retain(|_, blocked| wall_ms < blocked.until_ms + kept_ms);
         for pair in self.pairs.iter_mut().flatten() {
             pair.paced = pair.paced.take().filter(|paced| wall_ms < paced.until_ms + kept_ms);
         }
@@ -663,7 +682,9 @@ impl Home {
             },
             State::Ready { pair } => {
                 let pair = self.known_pair(pair);
-                pair.blocked.as_ref().or(pair.paced.as_ref())
+                let limits = self.shared_limits.of(pair.key.subject(&self.queue_of(key).flow));
+                let mut holding = limits.filter_map(|limit| self.limit_holds.get(&limit));
+                pair.blocked.as_ref().or_else(|| holding.next()).or(pair.paced.as_ref())
             }
         }
     }
@@ -813,7 +834,8 @@ impl Home {
         let (flow, recipients) = (Arc::clone(&self.queue_of(key).flow), self.entries.recipients(key).len() as u32);
         let entries = &self.entries;
         let pair = self.pairs[pair as usize].as_mut().expect("a pair that is pushed to exists");
-        pair.ready.push(&flow, key, recipients, |entry| entries[entry].due_ms());
+        let is_limited = self.shared_limits.of(pair.key.subject(&flow)).next().is_some();
+        pair.ready.push(&flow, key, recipients, is_limited, |entry| entries[entry].due_ms());
         flow
     }
 
@@ -887,9 +909,9 @@ impl Home {
     }
 
     /// Tells the owner of a flow that has grown from nothing or doubled.
-    fn tell_if_news(&mut self, place: u32, flow: &Arc<Flow>) {
+    fn tell_if_news(&mut self, place: u32, flow: &Arc<Flow>, key: Option<EntryKey>) {
         if let Owner::Shard(owner) = self.known_pair(place).owner
-            && self.pair_mut(place).ready.is_news(flow)
+            && self.pair_mut(place).ready.is_news(flow, key)
         {
             self.tell(place, owner, flow, 0);
         }
@@ -905,7 +927,10 @@ impl Home {
 
     fn backlog(&self, place: u32, flow: &Arc<Flow>) -> Backlog {
         match self.known_pair(place).ready.waiting(flow) {
-            Some((ready, next)) => Backlog { ready, oldest_due_ms: self.entries[next].due_ms() },
+            Some((ready, next)) => {
+                let next_recipients = self.entries.recipients(next).len() as u32;
+                Backlog { ready, oldest_due_ms: self.entries[next].due_ms(), next_recipients }
+            }
             None => Backlog::default(),
         }
     }

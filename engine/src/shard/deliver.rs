@@ -7,21 +7,22 @@ use std::time::Duration;
 
 use super::{Action, Reservation, Shard};
 use crate::admin::answer_text;
-use crate::config::{AutomationRule, Config, RetrySchedule, Shaping};
+use crate::config::{AutomationRule, Config, RetrySchedule, Shaping, SharedLimits};
 use crate::deliver::attempt::{Stage, Transaction};
 use crate::deliver::content::Chunk;
 use crate::deliver::dane::HostDane;
 use crate::deliver::smtp_client::{ClientEvent, ClientOptions, SmtpClient};
 use crate::deliver::verdict::{self, Fate, HostAction, Scope, SessionFailure};
 use crate::handover::{
-    Attempt, Backlog, ControlMessage, Credit, DeliveryContext, HandshakeError, Intend, IntentKey, PairKey, Settled,
-    ShardMessage, TlsFailure, TlsPolicyKey, TlsRequirement,
+    Attempt, Backlog, ControlMessage, Credit, DeliveryContext, HandshakeError, Intend, IntentKey, PairKey, Permit,
+    Settled, ShardMessage, TlsFailure, TlsPolicyKey, TlsRequirement, Want,
 };
-use crate::limits::{HOST_BACK_OFF_FIRST_MAX, HOST_BACK_OFF_MAX, SOURCE_REFUSED_PAUSE};
+use crate::limits::{HOST_BACK_OFF_FIRST_MAX, HOST_BACK_OFF_MAX, LIMIT_KEEPER, SOURCE_REFUSED_PAUSE};
 use crate::mail::address::domain_of;
 use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 use crate::pool::connection::ConnectionKey;
+use crate::pool::keeper::Said;
 use crate::pool::pair::{HostFate, Order, PoolOptions};
 use crate::pool::site::BackOff;
 use crate::pool::suspension::{self, Effect};
@@ -121,10 +122,47 @@ impl Shard {
                     let lasts = Duration::from_millis(until_ms.saturating_sub(now.wall_ms));
                     self.announce_suspension(now, scope, Effect::Stop, &reason, lasts);
                 }
-                Order::Return { attempt } => self.tell(attempt.ticket.home, ShardMessage::Unstarted(attempt)),
-                Order::Hold { attempt, blocked } => {
+                Order::Want { home, pair, flow, limits, units } => {
+                    let want = Want { owner: self.id, home, pair, flow, limits, units };
+                    self.tell(LIMIT_KEEPER, ShardMessage::Want(Box::new(want)));
+                }
+                Order::Spent { limits, units, at } => {
+                    self.tell(LIMIT_KEEPER, ShardMessage::Spent { limits, units, at });
+                }
+                Order::Return { mut attempt } => {
+                    self.take_permit(&mut attempt);
+                    self.tell(attempt.ticket.home, ShardMessage::Unstarted(attempt));
+                }
+                Order::Hold { mut attempt, blocked } => {
+                    self.take_permit(&mut attempt);
                     self.count_unknown_tlsa(&attempt);
                     self.tell(attempt.ticket.home, ShardMessage::Held { attempt, blocked });
+                }
+            }
+        }
+    }
+
+    /// A ticket goes home without an attempt, and its permit back.
+    fn take_permit(&mut self, attempt: &mut Attempt) {
+        if let Some(Permit { limits, units, .. }) = attempt.permit.take() {
+            self.tell(LIMIT_KEEPER, ShardMessage::Spent { limits, units, at: None });
+        }
+    }
+
+    /// Tells what the keeper of the limits over many pairs has to say. On all shards but one it has nothing.
+    pub(super) fn pass_on_permits(&mut self, now: Now) {
+        while let Some(said) = self.keeper.poll() {
+            match said {
+                Said::Answer { owner, home, pair, flow, waited, permit } => {
+                    self.tell(owner, ShardMessage::Permit { home, pair, flow, waited, permit });
+                }
+                Said::Reserve { limit, units } => {
+                    self.actions.push_back(Action::Reserve(Reservation { limit, at_ms: now.wall_ms, units }));
+                }
+                Said::Holds { limit, blocked } => {
+                    for shard in 0..self.pools.homes() {
+                        self.tell(shard, ShardMessage::LimitHolds { limit, blocked: blocked.clone() });
+                    }
                 }
             }
         }
@@ -484,7 +522,7 @@ fn transaction(attempt: &Attempt) -> Transaction<postrider_spool::Message> {
 }
 
 /// The limits of every pair.
-pub(super) fn pool_options(config: &Config, homes: usize) -> PoolOptions {
+pub(super) fn pool_options(config: &Config, homes: usize, shared_limits: Arc<SharedLimits>) -> PoolOptions {
     let (first, max) = match &config.retry.schedule {
         RetrySchedule::Doubling { first, max } => (*first, *max),
         RetrySchedule::Listed(intervals) => (intervals[0], *intervals.last().unwrap_or(&intervals[0])),
@@ -494,6 +532,7 @@ pub(super) fn pool_options(config: &Config, homes: usize) -> PoolOptions {
         default: Arc::new(config.shaping.clone()),
         sources: config.egress_sources.clone(),
         warmups: config.warmups.clone(),
+        shared_limits,
         back_off: BackOff { first, max: max.min(HOST_BACK_OFF_MAX).max(first) },
         homes,
     }

@@ -222,7 +222,8 @@ impl Shard {
         route.tls = place.tls(&shaping);
         route.sts = route.sts.filter(|_| shaping.mta_sts);
         route.dane = shaping.dane;
-        self.bound_recipients(entry, self.batch_max(now, &pair, &shaping));
+        let batch_max = self.batch_max(now, &pair, &shaping).min(self.home.limited_batch_max(&pair, &flow));
+        self.bound_recipients(entry, batch_max);
         let ticket = Ticket { home: self.id, entry };
         let recipients = self.home.entry(entry).recipients;
         match attempt(&message, ticket, pair.clone(), (flow, domain), route, shaping, recipients) {
@@ -382,7 +383,7 @@ impl Shard {
     }
 
     fn pause_max(&self) -> Duration {
-        super::deliver::pool_options(&self.config, 1).back_off.max
+        super::deliver::pool_options(&self.config, 1, Arc::default()).back_off.max
     }
 }
 
@@ -443,6 +444,7 @@ fn attempt(
         dsn: envelope.dsn(),
         recipients,
         message: message.clone(),
+        permit: None,
     })
 }
 

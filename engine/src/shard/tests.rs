@@ -773,6 +773,7 @@ fn a_tenants_message_is_retried_after_its_own_interval() {
         egress_pool: "default".to_owned(),
         domains: vec!["client.example".to_owned()],
         priority: Priority::High,
+        max_message_rate: None,
         retry,
     }];
     let mut world = World::open(TempDir::new().unwrap(), START, config);

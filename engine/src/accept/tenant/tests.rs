@@ -17,6 +17,7 @@ fn tenant(name: &str, domains: &[&str]) -> crate::config::Tenant {
         egress_pool: "default".to_owned(),
         domains: domains.iter().map(|&domain| domain.to_owned()).collect(),
         priority: Priority::Normal,
+        max_message_rate: None,
         retry: RetryRules::default(),
     }
 }

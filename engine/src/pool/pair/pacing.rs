@@ -445,7 +445,14 @@ impl Pools {
         ready
     }
 
-    fn wake_pair(&mut self, now: Now, place: u32, at: Duration) {
+    /// When so many units may be taken, as far as the pair's rates and its provider's go.
+    pub(super) fn own_ready_at(&mut self, place: u32, units: u32) -> Duration {
+        let own = self.ready_at(LimitOf::Messages(place), units).max(self.ready_at(LimitOf::Stricter(place), units));
+        let rollup = self.pairs[place as usize].pace.rollup;
+        own.max(rollup.map_or(Duration::ZERO, |rollup| self.ready_at(LimitOf::Rollup(rollup), units)))
+    }
+
+    pub(super) fn wake_pair(&mut self, now: Now, place: u32, at: Duration) {
         self.tell_paced(now, place, at);
         let wakes_at = &mut self.pairs[place as usize].pace.wakes_at;
         set_wake(&mut self.wakes, wakes_at, Wake::Pair(place), at);

@@ -2,6 +2,7 @@
 //!
 //! `ENGINE_LIMITS_QUEUED` sets how many messages are queued for the limited site; else it is thrice what can go.
 
+mod shared;
 mod warmup;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -170,9 +171,13 @@ impl Engine {
 
     /// A tenant's message, of a campaign of its, to the slow site.
     fn inject_of(&mut self, home: usize, tenant: &str, campaign: usize) {
+        self.inject_for(home, tenant, campaign, vec![format!("r@{SLOW_DOMAIN}")]);
+    }
+
+    fn inject_for(&mut self, home: usize, tenant: &str, campaign: usize, recipients: Vec<String>) {
         let received = Received {
             reverse_path: format!("a@{tenant}.example"),
-            recipients: vec![format!("r@{SLOW_DOMAIN}")],
+            recipients,
             content: format!("X-Tenant: {tenant}\r\nX-Campaign: {campaign}\r\n\r\nHello\r\n").into_bytes(),
             eight_bit_declared: true,
             smtputf8_declared: true,

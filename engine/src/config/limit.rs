@@ -1,0 +1,239 @@
+//! `[[limit]]`: a rate over many sources and sites at once; and which limits some mail is under.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+use super::egress::duplicate;
+use super::error::Wrong;
+use super::reader::Section;
+use super::value::did_you_mean;
+use super::{Config, Limit, Rate};
+use crate::limits;
+
+/// A limit's place in [`SharedLimits`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LimitId(pub u32);
+
+/// What a limit may ask about some mail.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    pub tenant: &'a str,
+    pub campaign: &'a str,
+    /// Index into [`Config::egress_sources`].
+    pub source: usize,
+    /// The provider that the mail's site belongs to.
+    pub provider: Option<&'a str>,
+}
+
+/// All limits that hold over sources and sites, those of tenants among them.
+#[derive(Debug, Default)]
+pub struct SharedLimits {
+    limits: Vec<SharedLimit>,
+    of_tenants: HashMap<String, Vec<LimitId>>,
+    of_all: Vec<LimitId>,
+}
+
+#[derive(Debug)]
+struct SharedLimit {
+    /// The same over restarts and changes of the configuration, so that what was reserved is found again.
+    name: Arc<str>,
+    rate: Rate,
+    campaign: Option<String>,
+    source: Option<usize>,
+    provider: Option<String>,
+}
+
+impl SharedLimits {
+    pub fn new(config: &Config) -> Self {
+        let mut all = Self::default();
+        for tenant in &config.tenants {
+            if let Some(rate) = tenant.max_message_rate {
+                let name = format!("tenant {}", tenant.name).into();
+                let limit = SharedLimit { name, rate, campaign: None, source: None, provider: None };
+                all.add(limit, Some(&tenant.name));
+            }
+        }
+        for limit in &config.limits {
+            let Limit { name, tenant, campaign, provider, source, max_message_rate: rate } = limit.clone();
+            let name = format!("limit {name}").into();
+            all.add(SharedLimit { name, rate, campaign, source, provider }, tenant.as_ref());
+        }
+        all
+    }
+
+    fn add(&mut self, limit: SharedLimit, tenant: Option<&String>) {
+        let id = LimitId(self.limits.len() as u32);
+        self.limits.push(limit);
+        match tenant {
+            Some(tenant) => self.of_tenants.entry(tenant.clone()).or_default().push(id),
+            None => self.of_all.push(id),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.limits.is_empty()
+    }
+
+    /// The limits that some mail is under.
+    pub fn of<'a>(&'a self, subject: Subject<'a>) -> impl Iterator<Item = LimitId> + 'a {
+        // Nearly always there is none.
+        let of_tenant = if self.of_tenants.is_empty() { None } else { self.of_tenants.get(subject.tenant) };
+        let candidates = of_tenant.into_iter().flatten().chain(&self.of_all).copied();
+        candidates.filter(move |id| self.limits[id.0 as usize].covers(subject))
+    }
+
+    pub fn name(&self, id: LimitId) -> &Arc<str> {
+        &self.limits[id.0 as usize].name
+    }
+
+    pub fn rate(&self, id: LimitId) -> Rate {
+        self.limits[id.0 as usize].rate
+    }
+
+    /// The most recipients of one transaction under these limits.
+    pub fn batch_max(&self, ids: impl IntoIterator<Item = LimitId>) -> u32 {
+        ids.into_iter().map(|id| self.rate(id).batch_max()).min().unwrap_or(u32::MAX)
+    }
+}
+
+impl SharedLimit {
+    fn covers(&self, subject: Subject<'_>) -> bool {
+        self.campaign.as_ref().is_none_or(|campaign| campaign == subject.campaign)
+            && self.source.is_none_or(|source| source == subject.source)
+            && self.provider.as_deref().is_none_or(|provider| Some(provider) == subject.provider)
+    }
+}
+
+/// `tenant acme, provider google: 200/s`.
+impl Limit {
+    pub(super) fn write(&self, config: &Config, out: &mut String) -> fmt::Result {
+        use fmt::Write;
+        let source = self.source.and_then(|source| config.egress_sources.get(source)).map(|source| &source.name);
+        let selectors = [
+            ("tenant", self.tenant.as_ref()),
+            ("campaign", self.campaign.as_ref()),
+            ("provider", self.provider.as_ref()),
+            ("source", source),
+        ];
+        let selectors = selectors.into_iter().filter_map(|(kind, value)| Some(format!("{kind} {}", value?)));
+        let whom: Vec<String> = selectors.collect();
+        let whom = if whom.is_empty() { "all mail".to_owned() } else { whom.join(", ") };
+        writeln!(out, "  {:<14}{whom}: {}", self.name, self.max_message_rate)
+    }
+}
+
+/// Reads all limits; sources, tenants and providers in `config` are known.
+pub(super) fn read(top: &Section<'_>, config: &Config) -> Vec<Limit> {
+    let mut found = Vec::new();
+    let mut names = BTreeMap::new();
+    let mut sections = top.tables("limit", "[[limit]]");
+    if let Some(beyond) = sections.get(limits::CONFIG_SHARED_LIMITS_MAX) {
+        let wrong = Wrong::new(format!("more than {} limits", limits::CONFIG_SHARED_LIMITS_MAX));
+        top.wrong(beyond.place, "limit", wrong.instead("give tenants a max_message_rate of their own"));
+        sections.truncate(limits::CONFIG_SHARED_LIMITS_MAX);
+    }
+    for section in sections {
+        let name = section.text("name", "\"acme at google\"", line);
+        match &name {
+            Some(found) => {
+                if let Some(other) = names.insert(found.value.clone(), found.place) {
+                    duplicate(&section, found.place, &found.value, other);
+                }
+            }
+            None if section.place_of("name").is_none() => section.missing("name", "\"acme at google\""),
+            None => {}
+        }
+        found.extend(read_limit(section, name.map(|name| name.value), config));
+    }
+    found
+}
+
+fn read_limit(section: Section<'_>, name: Option<String>, config: &Config) -> Option<Limit> {
+    let tenants = config.tenants.iter().map(|tenant| tenant.name.as_str());
+    let tenant = section.text("tenant", "\"acme\"", |text| one_of(text, "tenant", "[[tenant]]", tenants));
+    let campaign = section.text("campaign", "\"spring\"", line);
+    let providers = config.shaping_rules.providers.iter().map(|provider| provider.name.as_str());
+    let provider = section.text("provider", "\"google\"", |text| one_of(text, "provider", "[provider]", providers));
+    let sources = || config.egress_sources.iter().map(|source| source.name.as_str());
+    let source =
+        section.text("egress_source", "\"ip-a\"", |text| one_of(text, "egress source", "[[egress_source]]", sources()));
+    let source = source.and_then(|found| sources().position(|name| name == found.value));
+    let rate = section.text("max_message_rate", "\"200/s\"", Rate::parse);
+    match &rate {
+        None if section.place_of("max_message_rate").is_none() => section.missing("max_message_rate", "\"200/s\""),
+        _ => {}
+    }
+    section.not_yet(&[("egress_pool", None), ("site", None), ("domain", None), ("connection_limit", None)]);
+    section.finish();
+    Some(Limit {
+        name: name?,
+        tenant: tenant.map(|found| found.value),
+        campaign: campaign.map(|found| found.value),
+        provider: provider.map(|found| found.value),
+        source,
+        // "unlimited" limits nothing.
+        max_message_rate: rate?.value?,
+    })
+}
+
+fn one_of<'a>(
+    text: &str,
+    what: &str,
+    table: &str,
+    mut names: impl Iterator<Item = &'a str> + Clone,
+) -> Result<String, Wrong> {
+    if names.clone().any(|name| name == text) {
+        return Ok(text.into());
+    }
+    let instead = match did_you_mean(text, &mut names) {
+        Some(meant) => format!("write {meant:?}"),
+        None => format!("write the name of a {table}"),
+    };
+    Err(Wrong::new(format!("there is no {what} {text:?}")).instead(instead))
+}
+
+/// It stands in rows and in the spool's file of what is reserved, one line each.
+fn line(text: &str) -> Result<String, Wrong> {
+    let fits = text.chars().all(|c| !c.is_control());
+    if text.is_empty() || text.len() > 64 || !fits || text.trim() != text {
+        let wrong = Wrong::new(format!("{text:?} is not a name"));
+        return Err(wrong.instead("write 1 to 64 octets in one line, for example \"acme at google\""));
+    }
+    Ok(text.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn limits(text: &str) -> SharedLimits {
+        let text = format!("{text}\n[spool]\nallow_filesystem = true\n");
+        SharedLimits::new(&Config::from_toml(&text, "t.toml", Path::new("/nonexistent")).unwrap())
+    }
+
+    #[test]
+    fn limits_cover_what_they_name() {
+        let limits = limits(
+            "[[egress_source]]\nname = \"ip-a\"\nsource_address = \"192.0.2.1\"\n[[tenant]]\nname = \"acme\"\n\
+             max_message_rate = \"9/s\"\n[[tenant]]\nname = \"zeta\"\n[[limit]]\nname = \"all of a campaign\"\n\
+             campaign = \"c\"\nmax_message_rate = \"8/s\"\n[[limit]]\nname = \"acme at google\"\ntenant = \"acme\"\n\
+             provider = \"google\"\nmax_message_rate = \"7/s\"\n[[limit]]\nname = \"by ip-a\"\n\
+             egress_source = \"ip-a\"\nmax_message_rate = \"6/s\"\n[[limit]]\nname = \"none\"\n\
+             max_message_rate = \"unlimited\"\n",
+        );
+        let of = |tenant, campaign, source, provider| {
+            let subject = Subject { tenant, campaign, source, provider };
+            limits.of(subject).map(|id| limits.name(id).to_string()).collect::<Vec<_>>()
+        };
+        let (ip_a, other) = (0, 1);
+        assert_eq!(of("zeta", "", other, None), Vec::<String>::new());
+        assert_eq!(of("acme", "", other, None), ["tenant acme"]);
+        assert_eq!(of("acme", "c", other, Some("yahoo")), ["tenant acme", "limit all of a campaign"]);
+        assert_eq!(of("acme", "", ip_a, Some("google")), ["tenant acme", "limit acme at google", "limit by ip-a"]);
+        assert_eq!(of("", "", ip_a, Some("google")), ["limit by ip-a"]);
+        assert!(!limits.is_empty() && SharedLimits::default().is_empty());
+    }
+}

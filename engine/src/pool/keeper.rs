@@ -1,0 +1,291 @@
+//! Limits that hold over many pairs, and so over many owners: a tenant's, and `[[limit]]`.
+//!
+//! One shard is their *keeper*. An owner whose turn comes to a flow under such limits gives no credit at once: it sends
+//! a [`Want`], and gives the credit when a [`Permit`] comes, with which the home's ticket is written. So a flow whose
+//! limit is used up takes up no ticket and no connection, and holds up nobody at the same pair. What is permitted
+//! counts in every window until the owner tells when MAIL was written, or that it was not: so the windows hold to the
+//! unit, whatever lies between.
+//!
+//! Wants that must wait stand at the limit that holds them, and go by [`Turns`] like the flows of a pair. One that has
+//! waited at one limit and finds another used up goes to the front of that one.
+//!
+//! Calling order: [`Keeper::begin`]; then any `handle_*`, and [`Keeper::wake`] at [`Keeper::next_timeout`]; after each,
+//! [`Keeper::poll`] until there is none.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::rate::{Limiter, Past, Started};
+use crate::config::{LimitId, SharedLimits};
+use crate::fair::{Flow, Turns};
+use crate::handover::{Blocked, PairKey, Permit, Want};
+use crate::limits::PACED_NOTICE_INTERVAL;
+use crate::mail::time::Now;
+
+/// What the keeper says.
+#[derive(Debug)]
+pub enum Said {
+    /// To an owner, for a home's flow at a pair. Without a permit: it waits, and another answer will come.
+    Answer { owner: usize, home: usize, pair: PairKey, flow: Arc<Flow>, waited: bool, permit: Option<Permit> },
+    /// Units of a limit are to be reserved durably; [`Keeper::handle_reserved`] is the answer.
+    Reserve { limit: Arc<str>, units: u32 },
+    /// To all homes: what is under this limit waits.
+    Holds { limit: LimitId, blocked: Blocked },
+}
+
+/// All such limits.
+#[derive(Debug)]
+pub struct Keeper {
+    rules: Arc<SharedLimits>,
+    /// Those that were needed so far.
+    kept: HashMap<LimitId, Kept>,
+    wakes: BTreeSet<(Duration, LimitId)>,
+    /// Those that have asked for a reservation, by name.
+    reserving: HashMap<Arc<str>, LimitId>,
+    past: Arc<HashMap<String, Past>>,
+    started: Option<Started>,
+    said: VecDeque<Said>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    limiter: Limiter,
+    turns: Turns,
+    wants: HashMap<Arc<Flow>, VecDeque<Waiting>>,
+    /// Whose turn has come, and who waits for time to pass.
+    next: Option<Waiting>,
+    wakes_at: Option<Duration>,
+    told_at: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    want: Want,
+    /// It has had its turn at one of its limits already.
+    had_turn: bool,
+}
+
+impl Keeper {
+    pub fn new(rules: Arc<SharedLimits>) -> Self {
+        Self {
+            rules,
+            kept: HashMap::new(),
+            wakes: BTreeSet::new(),
+            reserving: HashMap::new(),
+            past: Arc::default(),
+            started: None,
+            said: VecDeque::new(),
+        }
+    }
+
+    /// Limits count from here on; to be called before anything else, and again as one likes.
+    pub fn begin(&mut self, now: Now) {
+        self.started.get_or_insert(Started { monotonic: now.monotonic, wall_ms: now.wall_ms });
+    }
+
+    /// What was reserved before this start, by limit; to be called before anything else.
+    pub fn recall(&mut self, past: Arc<HashMap<String, Past>>) {
+        self.past = past;
+    }
+
+    pub fn poll(&mut self) -> Option<Said> {
+        self.said.pop_front()
+    }
+
+    /// When [`Self::wake`] has something to do.
+    pub fn next_timeout(&self) -> Option<Duration> {
+        self.wakes.first().map(|&(at, _)| at)
+    }
+
+    /// Somebody wants to write MAIL.
+    pub fn handle_want(&mut self, now: Now, want: Want) {
+        for &limit in &*want.limits {
+            self.meet(limit);
+        }
+        let obstacle = want.limits.iter().copied().find(|&limit| !self.is_free(now, limit, want.units));
+        let Some(limit) = obstacle else { return self.permit(now, want, false) };
+        self.answer(&want, false, None);
+        self.queue(limit, Waiting { want, had_turn: false });
+        self.serve(now, limit);
+    }
+
+    /// A permit was used at that time, or not at all.
+    pub fn handle_spent(&mut self, now: Now, limits: &[LimitId], units: u32, at: Option<Duration>) {
+        for limit in limits {
+            let Some(kept) = self.kept.get_mut(limit) else { continue };
+            match at {
+                Some(at) => kept.limiter.settle(at, units),
+                None => kept.limiter.give_back(units),
+            }
+        }
+        for &limit in limits {
+            self.serve(now, limit);
+        }
+    }
+
+    /// Units that [`Said::Reserve`] asked for are durably reserved. False: it is none of these limits.
+    pub fn handle_reserved(&mut self, now: Now, limit: &str, units: u32) -> bool {
+        let Some(&id) = self.reserving.get(limit) else { return false };
+        if let Some(kept) = self.kept.get_mut(&id) {
+            kept.limiter.reserved(units);
+        }
+        self.serve(now, id);
+        true
+    }
+
+    /// Lets go on what has waited for its time.
+    pub fn wake(&mut self, now: Now) {
+        while let Some(&(at, limit)) = self.wakes.first()
+            && at <= now.monotonic
+        {
+            self.wakes.pop_first();
+            if let Some(kept) = self.kept.get_mut(&limit) {
+                kept.wakes_at = None;
+            }
+            self.serve(now, limit);
+        }
+    }
+
+    fn meet(&mut self, limit: LimitId) {
+        let started = self.started.expect("limits began with the first turn");
+        let (rules, past) = (&self.rules, &self.past);
+        self.kept.entry(limit).or_insert_with(|| Kept {
+            limiter: Limiter::new(rules.rate(limit), started, past.get(&**rules.name(limit))),
+            turns: Turns::default(),
+            wants: HashMap::new(),
+            next: None,
+            wakes_at: None,
+            told_at: None,
+        });
+    }
+
+    fn kept(&mut self, limit: LimitId) -> &mut Kept {
+        self.kept.get_mut(&limit).expect("it was met when it was wanted first")
+    }
+
+    /// Serves those that wait at a limit, for as long as it lets them.
+    fn serve(&mut self, now: Now, limit: LimitId) {
+        loop {
+            let Some(kept) = self.kept.get_mut(&limit) else { return };
+            let Some(waiting) = kept.take_next() else { return };
+            let units = waiting.want.units;
+            let ready = self.ready_at(limit, units);
+            if ready > now.monotonic {
+                self.kept(limit).next = Some(waiting);
+                self.wake_at(now, limit, ready);
+                return;
+            }
+            let others = waiting.want.limits.iter().copied().filter(|&other| other != limit);
+            let others: Vec<LimitId> = others.collect();
+            let had_turn = waiting.had_turn;
+            let stands = |keeper: &mut Self, other| match had_turn {
+                true => keeper.ready_at(other, units) > now.monotonic,
+                false => !keeper.is_free(now, other, units),
+            };
+            match others.into_iter().find(|&other| stands(self, other)) {
+                None => self.permit(now, waiting.want, true),
+                Some(other) => {
+                    self.queue(other, Waiting { had_turn: true, ..waiting });
+                    let ready = self.ready_at(other, units);
+                    self.wake_at(now, other, ready);
+                }
+            }
+        }
+    }
+
+    fn permit(&mut self, now: Now, want: Want, waited: bool) {
+        for &limit in &*want.limits {
+            self.kept(limit).limiter.lend(now.monotonic, want.units);
+            self.reserve(limit);
+        }
+        let permit = Permit { limits: Arc::clone(&want.limits), units: want.units, given: now.monotonic };
+        self.answer(&want, waited, Some(permit));
+    }
+
+    fn answer(&mut self, want: &Want, waited: bool, permit: Option<Permit>) {
+        let Want { owner, home, .. } = *want;
+        let (pair, flow) = (want.pair.clone(), Arc::clone(&want.flow));
+        self.said.push_back(Said::Answer { owner, home, pair, flow, waited, permit });
+    }
+
+    /// Puts a want where it waits for its turn; in front, where it has had one.
+    fn queue(&mut self, limit: LimitId, waiting: Waiting) {
+        let kept = self.kept(limit);
+        if waiting.had_turn && kept.next.is_none() {
+            kept.next = Some(waiting);
+            return;
+        }
+        let flow = Arc::clone(&waiting.want.flow);
+        let wants = kept.wants.entry(Arc::clone(&flow)).or_default();
+        if waiting.had_turn {
+            wants.push_front(waiting)
+        } else {
+            wants.push_back(waiting)
+        }
+        kept.turns.enter(&flow);
+    }
+
+    /// Whether nobody waits at the limit, and it lets so many units pass.
+    fn is_free(&mut self, now: Now, limit: LimitId, units: u32) -> bool {
+        let kept = self.kept(limit);
+        kept.next.is_none() && kept.wants.is_empty() && self.ready_at(limit, units) <= now.monotonic
+    }
+
+    /// When so many units may be lent; never, as long as they wait for others to come back or for a reservation.
+    fn ready_at(&mut self, limit: LimitId, units: u32) -> Duration {
+        self.reserve(limit);
+        let limiter = &self.kept(limit).limiter;
+        if limiter.is_reserved(units) { limiter.ready_at(units) } else { Duration::MAX }
+    }
+
+    fn reserve(&mut self, limit: LimitId) {
+        while let Some(units) = self.kept(limit).limiter.reserve() {
+            let name = Arc::clone(self.rules.name(limit));
+            self.reserving.insert(Arc::clone(&name), limit);
+            self.said.push_back(Said::Reserve { limit: name, units });
+        }
+    }
+
+    /// Homes learn why their mail waits, and until when; not more often than anybody could read it.
+    fn wake_at(&mut self, now: Now, limit: LimitId, at: Duration) {
+        if at == Duration::MAX {
+            return;
+        }
+        let kept = self.kept.get_mut(&limit).expect("it was met when it was wanted first");
+        if kept.wakes_at.is_none_or(|earlier| at < earlier) {
+            if let Some(later) = kept.wakes_at.replace(at) {
+                self.wakes.remove(&(later, limit));
+            }
+            self.wakes.insert((at, limit));
+        }
+        let is_told = kept.told_at.is_some_and(|told| now.monotonic < told + PACED_NOTICE_INTERVAL);
+        if !is_told {
+            kept.told_at = Some(now.monotonic);
+            let reason = format!("rate limit of {} of {}", self.rules.rate(limit), self.rules.name(limit)).into();
+            let until_ms = now.wall_ms + at.saturating_sub(now.monotonic).as_millis() as u64;
+            self.said.push_back(Said::Holds { limit, blocked: Blocked { until_ms, reason } });
+        }
+    }
+}
+
+impl Kept {
+    /// The want whose turn it is.
+    fn take_next(&mut self) -> Option<Waiting> {
+        if let Some(next) = self.next.take() {
+            return Some(next);
+        }
+        let flow = self.turns.take()?;
+        let wants = self.wants.get_mut(&flow).expect("a flow that wants turns has wants");
+        let waiting = wants.pop_front().expect("a flow that wants turns has wants");
+        self.turns.charge(&flow, waiting.want.units.saturating_sub(1));
+        if wants.is_empty() {
+            self.wants.remove(&flow);
+            self.turns.leave(&flow);
+        }
+        Some(waiting)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,113 @@
+//! Flows under limits over many pairs: each ticket of theirs needs a permit of the limits' keeper.
+//!
+//! What is permitted counts against the limit from then on, so that the pair takes a permit only for what it can write
+//! soon, and gives it back where it turns out that it can't: then others use it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Order, Pools};
+use crate::fair::Flow;
+use crate::handover::{Attempt, PairKey, Permit};
+use crate::limits::{PACED_AHEAD, PERMIT_PATIENCE};
+use crate::mail::time::Now;
+use crate::pool::connection::SlotState;
+
+impl Pools {
+    /// The keeper's answer to [`Order::Want`].
+    pub fn handle_permit(
+        &mut self,
+        now: Now,
+        home: usize,
+        key: &PairKey,
+        flow: &Arc<Flow>,
+        waited: bool,
+        permit: Option<Permit>,
+    ) {
+        let place = self.keys.get(key).copied();
+        let (place, permit) = match (place, permit) {
+            (Some(place), Some(permit)) => (place, permit),
+            (Some(place), None) => {
+                self.pairs[place as usize].demand.wait(home, flow);
+                return self.grant(now, place);
+            }
+            (None, permit) => return permit.into_iter().for_each(|permit| self.give_back(permit)),
+        };
+        let is_usable = self.may_soon_write(now, place, permit.units);
+        match self.pairs[place as usize].demand.permit(home, flow, waited, permit, is_usable) {
+            Ok(()) => {
+                let flow = Some(Arc::clone(flow));
+                self.orders.push_back(Order::Credits { home, pair: key.clone(), flow, credits: 1 });
+            }
+            Err(permit) => self.give_back(permit),
+        }
+        self.grant(now, place);
+    }
+
+    /// Puts the permit that came with its credit onto a ticket. Without one that is large enough it goes home.
+    pub(super) fn permit(&mut self, place: u32, attempt: &mut Attempt, permit: Option<Permit>) -> bool {
+        let limits = self.pairs[place as usize].key.shared_limits(&self.options.shared_limits, &attempt.flow);
+        if limits.is_none() {
+            return true;
+        }
+        let units = attempt.recipients.len() as u32;
+        match permit {
+            Some(permit) if permit.units >= units => {
+                if permit.units > units {
+                    self.give_back(Permit { units: permit.units - units, ..permit.clone() });
+                }
+                attempt.permit = Some(Permit { units, ..permit });
+                true
+            }
+            permit => {
+                permit.into_iter().for_each(|permit| self.give_back(permit));
+                false
+            }
+        }
+    }
+
+    /// MAIL is written under a permit.
+    pub(super) fn spend(&mut self, now: Now, attempt: &mut Attempt) {
+        if let Some(Permit { limits, units, given }) = attempt.permit.take() {
+            // The keeper's clock may be a turn ahead.
+            self.orders.push_back(Order::Spent { limits, units, at: Some(now.monotonic.max(given)) });
+        }
+    }
+
+    pub(super) fn give_back(&mut self, permit: Permit) {
+        self.orders.push_back(Order::Spent { limits: permit.limits, units: permit.units, at: None });
+    }
+
+    /// Tickets that hold a permit for too long go home, so that others can use it.
+    pub(super) fn release_permits(&mut self, now: Now, place: usize) {
+        let is_stale = |attempt: &Attempt| {
+            attempt.permit.as_ref().is_some_and(|permit| permit.given + PERMIT_PATIENCE <= now.monotonic)
+        };
+        let tickets = &mut self.pairs[place].tickets;
+        while let Some(stale) = tickets.iter().position(|attempt| is_stale(attempt)) {
+            let attempt = tickets.remove(stale).expect("it was just found");
+            self.orders.push_back(Order::Return { attempt });
+        }
+    }
+
+    /// Whether what is permitted now would be written soon, as far as the pair's rates, back-off and connections go. If
+    /// not, the pair advances once it may.
+    fn may_soon_write(&mut self, now: Now, place: u32, units: u32) -> bool {
+        let pair = &self.pairs[place as usize];
+        if self.stopping || pair.suspended || pair.blocked_until.is_some_and(|until| until > now.monotonic) {
+            return false;
+        }
+        let ready = self.own_ready_at(place, units);
+        if ready > now.monotonic + PACED_AHEAD {
+            // One that is never ready waits for a reservation, whose coming lets the pair advance.
+            let at = if ready == Duration::MAX { ready } else { ready - PACED_AHEAD };
+            self.wake_pair(now, place, at);
+            return false;
+        }
+        let pair = &self.pairs[place as usize];
+        let has_idle = || pair.open.iter().any(|&open| matches!(self.slots.state(open), SlotState::Idle { .. }));
+        let has_moved = pair.moved_at.is_some_and(|moved| now.monotonic < moved + PERMIT_PATIENCE);
+        let may_open = pair.opening == 0 && pair.open.len() < pair.shaping.connection_limit as usize;
+        has_moved || may_open || has_idle()
+    }
+}
