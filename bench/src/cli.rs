@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use postrider_bench::campaign::CampaignOptions;
 use postrider_bench::deliver::{Chunking, DeliverOptions};
 use postrider_bench::inject::InjectOptions;
 use postrider_bench::kill::KillOptions;
@@ -55,6 +56,8 @@ pub(crate) enum Command {
     Sign(SignArgs),
     /// kill -9 an engine with a full spool and start it again: how soon does mail move, and is all still there?
     Restart(RestartArgs),
+    /// Measure what a campaign's recipient costs to accept through the embedding API, in CPU and in spool.
+    Campaign(CampaignArgs),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -524,6 +527,41 @@ impl SpoolArgs {
             outcomes_along: self.outcomes == Outcomes::Along,
             segment_bytes: self.segment as u64,
             parent: self.spool_dir.clone(),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CampaignArgs {
+    /// Recipients, a message each; of each campaign that is sent: unsigned, signed with Ed25519, signed with RSA.
+    #[arg(long, default_value_t = 100_000)]
+    recipients: usize,
+    /// Octets of the body that they share.
+    #[arg(long, value_parser = parse_bytes, default_value = "20k", value_name = "SIZE")]
+    body: usize,
+    /// Default: one per allowed CPU.
+    #[arg(long)]
+    shards: Option<usize>,
+    #[arg(long, value_enum, default_value = "fsync")]
+    durability: Durability,
+    #[arg(long, default_value_t = 1)]
+    rounds: usize,
+    /// Where the spools are made.
+    #[arg(long, value_name = "DIR")]
+    spool_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+impl CampaignArgs {
+    pub(crate) fn options(&self) -> CampaignOptions {
+        CampaignOptions {
+            recipients: self.recipients,
+            body_bytes: self.body,
+            shards: self.shards,
+            durability: self.durability,
+            rounds: self.rounds,
+            spool_parent: self.spool_dir.clone(),
         }
     }
 }

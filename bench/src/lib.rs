@@ -4,6 +4,7 @@
 //! the spool's crate, beside bare writes to the same disk.
 
 pub mod bare;
+pub mod campaign;
 pub mod deliver;
 pub mod inject;
 pub mod interrupt;

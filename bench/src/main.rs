@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Parser;
 use postrider_bench::bare::serve;
+use postrider_bench::campaign::campaign;
 use postrider_bench::deliver::{DeliverOptions, deliver};
 use postrider_bench::inject::{InjectSummary, Injector};
 use postrider_bench::interrupt::Interrupt;
@@ -24,7 +25,7 @@ use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{
-    Cli, Command, InjectArgs, KillArgs, OutputArgs, RelayArgs, RestartArgs, SignArgs, SinkArgs, SpoolArgs,
+    CampaignArgs, Cli, Command, InjectArgs, KillArgs, OutputArgs, RelayArgs, RestartArgs, SignArgs, SinkArgs, SpoolArgs,
 };
 
 mod cli;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         Command::Client(args) => run_deliver(args.options(), &args.output),
         Command::Restart(args) => run_restart(&args),
         Command::Sign(args) => run_sign(&args),
+        Command::Campaign(args) => run_campaign(&args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -225,6 +227,13 @@ fn run_sign(args: &SignArgs) -> Result<bool> {
     let report = sign(&args.options().context(Usage)?, &interrupt)?;
     show(args.output(), &report.to_json(), &report.to_table())?;
     Ok(report.is_complete())
+}
+
+fn run_campaign(args: &CampaignArgs) -> Result<bool> {
+    let interrupt = Interrupt::watch()?;
+    let report = campaign(&args.options(), &interrupt)?;
+    show(&args.output, &report.to_json(), &report.to_table())?;
+    Ok(true)
 }
 
 fn run_deliver(options: Result<DeliverOptions>, output: &OutputArgs) -> Result<bool> {
