@@ -17,7 +17,7 @@ use postrider_spool::record::{DsnParameters, MessageId};
 use crate::accept::Refusal;
 use crate::accept::admission::Admitted;
 use crate::admin::{MessageFilter, MessageRow, QueueRow, TlsReportRow};
-use crate::config::{LimitId, Shaping, SharedLimits, Subject, Terms, TlsMode};
+use crate::config::{LimitId, MatchedRoute, Shaping, SharedLimits, Subject, Terms, TlsMode};
 use crate::deliver::attempt::TransactionResult;
 use crate::deliver::dane::HostDane;
 use crate::deliver::mta_sts::StsPolicy;
@@ -50,6 +50,22 @@ pub struct RecipientGroup {
     pub attempts: u32,
     pub due_ms: u64,
     pub last_answer: Option<Arc<str>>,
+    /// The route with a `match` that it takes.
+    pub matched: Option<MatchedRoute>,
+}
+
+/// What mail is routed by: its domain, and the route with a `match` that it takes, where it takes one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RouteKey {
+    pub domain: Arc<str>,
+    pub matched: Option<MatchedRoute>,
+}
+
+impl RouteKey {
+    /// Of mail that takes its domain's route, whosever it is.
+    pub fn of_domain(domain: impl Into<Arc<str>>) -> Self {
+        Self { domain: domain.into(), matched: None }
+    }
 }
 
 /// An egress source and a site: what connections, rates and back-off belong to.
@@ -77,7 +93,7 @@ impl PairKey {
     }
 }
 
-/// A domain's site with the TLS that the domain's mail requires.
+/// The site of a domain's mail with the TLS that the mail requires.
 #[derive(Debug, Clone)]
 pub struct Route {
     pub site: Arc<Site>,
@@ -319,8 +335,8 @@ pub enum ShardMessage {
     Distrust { site: Arc<str>, confusion: bool },
     /// Home ← owner: no attempt was made, and none can be for mail to this domain: no host meets its TLS requirement.
     Held { attempt: Box<Attempt>, blocked: Blocked },
-    /// Home ← control: a domain's route.
-    Routed { domain: Arc<str>, result: Result<Route, RouteFailure> },
+    /// Home ← control: where mail of this kind goes.
+    Routed { key: RouteKey, result: Result<Route, RouteFailure> },
     /// Home ← control: the site of a domain that shaping has a table for.
     RuleSite { domain: Arc<str>, site: Arc<str> },
     /// Home ← control: a pair's owner.
@@ -363,7 +379,7 @@ pub enum Told {
 pub enum ControlMessage {
     FindRoute {
         shard: usize,
-        domain: Arc<str>,
+        key: RouteKey,
     },
     FindOwner {
         shard: usize,

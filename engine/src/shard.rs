@@ -44,7 +44,7 @@ use crate::accept::Policy;
 use crate::admin::metrics::ShardMetrics;
 use crate::config::{Config, SharedLimits};
 use crate::deliver::content::Chunk;
-use crate::handover::{AcceptAnswer, ControlMessage, ShardMessage, TlsRequirement};
+use crate::handover::{AcceptAnswer, ControlMessage, RouteKey, ShardMessage, TlsRequirement};
 use crate::limits::{INBOX_MESSAGES_PER_TURN, SESSIONS_MAX, SWEEP_INTERVAL};
 use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
@@ -221,7 +221,7 @@ impl Shard {
         let shared_limits = Arc::new(SharedLimits::new(&config));
         let mut shapings = Shapings::new(&config);
         for rule in &config.shaping_rules.domains {
-            if let Some(route) = routes.fixed(&config.routes, &rule.domain) {
+            if let Some(route) = routes.fixed(&config.routes, &RouteKey::of_domain(&*rule.domain)) {
                 shapings.learn_site(&rule.domain, &route.site.name);
             }
         }
@@ -363,7 +363,7 @@ impl Shard {
             ShardMessage::Unstarted(attempt) => self.take_back(now, *attempt),
             ShardMessage::Distrust { site, confusion } => self.pools.distrust(now, &site, confusion),
             ShardMessage::Held { attempt, blocked } => self.hold_domain(*attempt, blocked),
-            ShardMessage::Routed { domain, result } => self.handle_route(now, &domain, result),
+            ShardMessage::Routed { key, result } => self.handle_route(now, &key, result),
             ShardMessage::RuleSite { domain, site } => self.shapings.learn_site(&domain, &site),
             ShardMessage::Owner { pair, owner } => self.home.set_owner(&pair, owner),
             ShardMessage::SourcePlumbed { source, plumbed } => self.set_plumbed(now, source, plumbed),

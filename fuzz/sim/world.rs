@@ -499,17 +499,17 @@ impl World {
     /// The control thread.
     fn control(&mut self, message: ControlMessage) {
         match message {
-            ControlMessage::FindRoute { shard, domain } => {
+            ControlMessage::FindRoute { shard, key } => {
                 let slow = self.mix.strikes(Fault::DnsSlow, &mut self.random);
                 let wait = if slow { self.random.below(30 * SECOND) } else { 100 + self.random.below(20 * MS) };
                 let now = self.clock.now();
-                let result = self.dns.resolve(&domain, now, &self.hosts, &mut self.random, &mut self.mix);
+                let result = self.dns.resolve(&key.domain, now, &self.hosts, &mut self.random, &mut self.mix);
                 if let Err(failure) = &result
                     && failure.kind == postrider::deliver::route::RouteFailureKind::Bounce
                 {
-                    self.ledger.undeliverable(&domain);
+                    self.ledger.undeliverable(&key.domain);
                 }
-                let message = Box::new(ShardMessage::Routed { domain, result });
+                let message = Box::new(ShardMessage::Routed { key, result });
                 self.clock.after(wait, Event::Answer { to: shard, message });
             }
             ControlMessage::FindOwner { shard, pair } => {

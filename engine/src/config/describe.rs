@@ -167,14 +167,15 @@ fn write_routing(config: &Config, out: &mut String) -> fmt::Result {
     for route in &config.routes {
         let between = if route.balance { " or " } else { ", then " };
         let targets = route.to.iter().map(ToString::to_string).collect::<Vec<_>>().join(between);
+        let of = route.matches.as_ref().map_or(String::new(), |matches| format!("; only {matches}"));
         if route.discards() {
-            writeln!(out, "  {:<14}discarded: counts as delivered, nothing is sent", route.domain.to_string())?;
+            writeln!(out, "  {:<14}discarded: counts as delivered, nothing is sent{of}", route.domain.to_string())?;
             continue;
         }
         let protocol = if route.terms.protocol == DeliveryProtocol::Lmtp { "; LMTP" } else { "" };
         let user = route.terms.auth.as_ref().map_or(String::new(), |auth| format!("; AUTH as {}", auth.username));
         let tls = tls_word(route.tls);
-        writeln!(out, "  {:<14}{targets}{protocol}; TLS {tls}{user}", route.domain.to_string())?;
+        writeln!(out, "  {:<14}{targets}{protocol}; TLS {tls}{user}{of}", route.domain.to_string())?;
     }
     let servers = match config.dns.servers.as_slice() {
         [] => "the system's resolvers".to_owned(),

@@ -79,12 +79,12 @@ fn read_top(top: Section<'_>) -> Config {
         config.tls = super::tls::read(section);
     }
     (config.egress_sources, config.egress_pools) = egress::read(&top, &hostname);
-    config.routes = route::read(&top, &config);
     config.dkim = dkim::read(&top);
     if let Some(section) = top.table("retry", "[retry]") {
         config.retry = config.retry.with(&retry::read(section, &config.retry));
     }
     config.tenants = tenant::read(&top, &config);
+    config.routes = route::read(&top, &config);
     if let Some(section) = top.table("return_path", "[return_path]") {
         config.return_path_domains = tenant::read_return_path(section);
     }

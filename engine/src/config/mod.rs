@@ -19,6 +19,7 @@ mod rate;
 mod reader;
 mod retry;
 mod route;
+mod route_match;
 mod shaping;
 mod shipped;
 mod tenant;
@@ -44,6 +45,7 @@ pub use error::{ConfigError, ConfigErrors};
 pub use filesystem::Filesystem;
 pub use limit::{LimitId, SharedLimits, Subject};
 pub use rate::Rate;
+pub use route_match::{MatchedRoute, RouteMatch, RoutedMail, Wildcard};
 pub use shaping::Settings;
 pub use shipped::SHIPPED_PROVIDERS;
 
@@ -169,6 +171,8 @@ pub struct TlsConfig {
 #[derive(Debug, Clone)]
 pub struct Route {
     pub domain: DomainPattern,
+    /// Whose mail goes by it; None: everybody's.
+    pub matches: Option<RouteMatch>,
     pub to: Vec<RouteTarget>,
     /// The targets share the load instead of being tried in their order.
     pub balance: bool,

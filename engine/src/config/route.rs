@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::error::{Place, Wrong};
+use super::error::{Place, Placed, Wrong};
 use super::load::read_text;
 use super::reader::Section;
+use super::route_match::{self, RouteMatch};
 use super::shaping;
 use super::{
     Config, Credentials, DeliveryProtocol, DomainPattern, Route, RouteTarget, Terms, TlsMode, UnixPath, value,
@@ -28,7 +29,7 @@ const SMTP_PORT: u16 = 25;
 impl Route {
     /// To these targets, in their order, by SMTP, with opportunistic TLS.
     pub fn new(domain: DomainPattern, to: Vec<RouteTarget>) -> Self {
-        Self { domain, to, balance: false, tls: TlsMode::Opportunistic, terms: Arc::default() }
+        Self { domain, matches: None, to, balance: false, tls: TlsMode::Opportunistic, terms: Arc::default() }
     }
 
     /// Whether mail is thrown away instead of sent.
@@ -43,9 +44,9 @@ impl Route {
 }
 
 impl Config {
-    /// The route for a recipient's domain, in lower case; None: by MX.
+    /// The route for a recipient's domain, in lower case, of those that are everybody's; None: by MX.
     pub fn route_for(&self, domain: &str) -> Option<&Route> {
-        self.routes.iter().find(|route| route.domain.matches(domain))
+        self.routes.iter().find(|route| route.matches.is_none() && route.domain.matches(domain))
     }
 }
 
@@ -96,12 +97,20 @@ impl std::fmt::Display for RouteTarget {
 /// Reads the routes and checks them against one another, the listeners and the sources in `config`.
 pub(super) fn read(top: &Section<'_>, config: &Config) -> Vec<Route> {
     let mut routes = Vec::new();
-    let mut places: BTreeMap<String, Place> = BTreeMap::new();
+    let mut places: BTreeMap<String, Vec<(Place, RouteMatch)>> = BTreeMap::new();
     for section in top.tables("route", "[[route]]") {
         let domain = section.text("domain", "\"*.example.com\"", pattern);
-        if section.place_of("domain").is_none() && section.place_of("match").is_none() {
-            section.missing("domain", "\"*\"");
-        }
+        let matches = route_match::read(&section, &config.tenants);
+        let domain = match section.place_of("domain") {
+            None if section.place_of("match").is_some() => {
+                Some(Placed { value: DomainPattern::Any, place: section.place })
+            }
+            None => {
+                section.missing("domain", "\"*\"");
+                None
+            }
+            Some(_) => domain,
+        };
         let protocol = section.choice("protocol", &PROTOCOLS, &[]).unwrap_or_default();
         let to = read_targets(&section, config, protocol);
         let auth = section.table("auth", AUTH_EXAMPLE).and_then(read_auth);
@@ -112,17 +121,20 @@ pub(super) fn read(top: &Section<'_>, config: &Config) -> Vec<Route> {
         let balance = section.boolean("balance").unwrap_or(false);
         let (chunking, max_in_flight) = shaping::read_chunking(&section);
         let terms = Arc::new(Terms { protocol, auth, chunking, max_in_flight });
-        section.not_yet(&[("match", None)]);
         if let Some(domain) = domain {
-            let covering = domain.value.covering();
-            if let Some((earlier, place)) = covering.iter().find_map(|pattern| places.get_key_value(pattern)) {
-                let at = section.report.describe(*place);
-                let wrong = Wrong::new(format!("is never used: \"{earlier}\" at {at} takes its domains first"));
+            let asked = matches.clone().unwrap_or_default();
+            let covering = domain.value.covering().into_iter().find_map(|pattern| {
+                let (place, _) = places.get(&pattern)?.iter().find(|(_, earlier)| earlier.covers(&asked))?;
+                Some((pattern, *place))
+            });
+            if let Some((earlier, place)) = covering {
+                let at = section.report.describe(place);
+                let wrong = Wrong::new(format!("is never used: \"{earlier}\" at {at} takes its mail first"));
                 let instead = "put this route above that one, or leave it out";
                 section.wrong(domain.place, "domain", wrong.instead(instead));
             }
-            places.entry(domain.value.to_string()).or_insert(domain.place);
-            routes.push(Route { domain: domain.value, to, balance, tls, terms });
+            places.entry(domain.value.to_string()).or_default().push((domain.place, asked));
+            routes.push(Route { domain: domain.value, matches, to, balance, tls, terms });
         }
         section.finish();
     }

@@ -22,7 +22,7 @@ use crate::admin::http_admin::{self, AdminOptions};
 use crate::admin::metrics::Metrics;
 use crate::config::{self, Config, HttpListener};
 use crate::deliver::route::{RouteFailure, Site};
-use crate::handover::{Ask, ControlMessage, PairKey, Route, ShardMessage, Told};
+use crate::handover::{Ask, ControlMessage, PairKey, Route, RouteKey, ShardMessage, Told};
 use crate::limits::{
     LOOKUPS_RUNNING_MAX, MAILBOX_BATCH, PAIRS_MAX, PLUMBING_INTERVAL, RULE_SITE_INTERVAL_MAX, RULE_SITE_INTERVAL_MIN,
     RULE_SITES_PATIENCE,
@@ -223,7 +223,7 @@ impl Control {
 
     async fn receive(&mut self, message: ControlMessage) {
         match message {
-            ControlMessage::FindRoute { shard, domain } => self.find_route(shard, domain),
+            ControlMessage::FindRoute { shard, key } => self.find_route(shard, key),
             ControlMessage::FindOwner { shard, pair } => {
                 let owner = self.owner(&pair);
                 send(&self.shards[shard], Mail::Core(ShardMessage::Owner { pair, owner })).await;
@@ -277,7 +277,7 @@ impl Control {
         }
     }
 
-    fn find_route(&self, shard: usize, domain: Arc<str>) {
+    fn find_route(&self, shard: usize, key: RouteKey) {
         let (config, resolver, clock) = (Arc::clone(&self.config), self.resolver.clone(), self.clock);
         let policies = self.policies.clone();
         let (lookups, shard) = (Arc::clone(&self.lookups), self.shards[shard].clone());
@@ -288,17 +288,18 @@ impl Control {
             let _ = tokio::time::timeout(RULE_SITES_PATIENCE, rules).await;
             // The semaphore is never closed.
             let _permit = lookups.acquire().await;
-            let route = config.route_for(&domain);
+            let RouteKey { domain, matched } = &key;
+            let route = config.route_of(domain, *matched);
             let by_mx = route.is_none() && config.uses_mta_sts();
-            let sts = async { if by_mx { policies.find(&domain).await } else { (None, Duration::MAX) } };
-            let (found, (sts, sts_expires)) = tokio::join!(find_site(&config, &resolver, clock, &domain), sts);
+            let sts = async { if by_mx { policies.find(domain).await } else { (None, Duration::MAX) } };
+            let (found, (sts, sts_expires)) = tokio::join!(find_site(route, &resolver, clock, domain), sts);
             let tls = route.map_or(config.shaping.tls, |route| route.tls);
             let terms = route.map(|route| Arc::clone(&route.terms)).unwrap_or_default();
             let result = found.map(|mut site| {
                 site.expires = site.expires.min(sts_expires);
                 Route { site: Arc::new(site), tls, sts, dane: true, terms }
             });
-            send(&shard, Mail::Core(ShardMessage::Routed { domain, result })).await;
+            send(&shard, Mail::Core(ShardMessage::Routed { key, result })).await;
         });
     }
 
@@ -321,7 +322,7 @@ impl Control {
                 let mut is_first = true;
                 while !shards.iter().all(Sender::is_closed) {
                     let permit = lookups.acquire().await;
-                    let found = find_site(&config, &resolver, clock, &domain).await;
+                    let found = find_site(config.route_for(&domain), &resolver, clock, &domain).await;
                     drop(permit);
                     let expires = match found {
                         Ok(site) => {
@@ -416,8 +417,14 @@ impl Control {
     }
 }
 
-async fn find_site(config: &Config, resolver: &Resolver, clock: Clock, domain: &str) -> Result<Site, RouteFailure> {
-    match config.route_for(domain) {
+/// By a static route where there is one, else by the domain's MX set.
+async fn find_site(
+    route: Option<&config::Route>,
+    resolver: &Resolver,
+    clock: Clock,
+    domain: &str,
+) -> Result<Site, RouteFailure> {
+    match route {
         Some(route) => {
             let mut site = resolver.resolve_targets(clock.now(), &route.to).await?;
             if route.balance {

@@ -27,9 +27,9 @@ pub use super::entry::EntryKey;
 use super::entry::{Entries, NewEntry, State};
 use super::fair::FairQueue;
 pub use super::recipients::Recipients;
-use crate::config::{LimitId, SharedLimits};
+use crate::config::{LimitId, MatchedRoute, SharedLimits};
 use crate::fair::Flow;
-use crate::handover::{Backlog, Blocked, Credit, PairKey, Spooled};
+use crate::handover::{Backlog, Blocked, Credit, PairKey, RouteKey, Spooled};
 use crate::limits::{EXPIRY_SWEEP_ENTRIES, PACED_NOTICE_INTERVAL, PAIRS_KEPT, QUEUES_KEPT, STANDING_CREDITS};
 use crate::mail::queue_name::QueueName;
 
@@ -71,6 +71,8 @@ pub struct Queue {
     /// `campaign:tenant@domain`, as far as there are such.
     pub name: Arc<str>,
     pub domain: Arc<str>,
+    /// Where its mail goes.
+    pub route: RouteKey,
     pub tenant: Arc<str>,
     pub campaign: Arc<str>,
     pub pool: Arc<str>,
@@ -96,9 +98,10 @@ pub(super) struct QueueParts {
     pub(super) campaign: String,
     pub(super) pool: String,
     pub(super) priority: u8,
+    pub(super) matched: Option<MatchedRoute>,
 }
 
-/// What is known of a recipient domain's route.
+/// What is known of where a domain's mail goes.
 #[derive(Debug, Default)]
 struct Domain {
     unrouted: Vec<EntryKey>,
@@ -140,8 +143,8 @@ enum Owner {
 /// What a home needs from outside.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Need {
-    /// The site of this domain: answer with [`Home::take_unrouted`] or [`Home::block_domain`].
-    Route { domain: Arc<str> },
+    /// The site of this mail: answer with [`Home::take_unrouted`] or [`Home::block_domain`].
+    Route { key: RouteKey },
     /// The owner of this pair: answer with [`Home::set_owner`].
     Owner { pair: PairKey },
     /// The owner is to know how much of a flow is ready, and gets credits back.
@@ -162,7 +165,7 @@ pub struct Home {
     queue_answer_serial: u64,
     queue_names: HashMap<QueueParts, QueueKey>,
     flows: HashSet<Arc<Flow>>,
-    domains: HashMap<Arc<str>, Domain>,
+    domains: HashMap<RouteKey, Domain>,
     /// By queue: what holds one tenant's mail must not hold another's at the same domain.
     sourceless: HashMap<QueueKey, Sourceless>,
     pairs: Vec<Option<Pair>>,
@@ -194,6 +197,7 @@ impl Home {
                 campaign: spooled.campaign.clone(),
                 pool: spooled.egress_pool.clone(),
                 priority: spooled.priority,
+                matched: group.matched,
             });
             let answer = group.last_answer.as_deref().map_or(AnswerId::NONE, |answer| self.keep_answer(queue, answer));
             let entry = NewEntry {
@@ -232,12 +236,12 @@ impl Home {
 
     /// The entry waits until its domain's site is known, which is asked for.
     pub fn wait_for_route(&mut self, key: EntryKey) {
-        let domain_name = Arc::clone(&self.queue_of(key).domain);
-        let domain = self.domains.entry(Arc::clone(&domain_name)).or_default();
+        let route = self.queue_of(key).route.clone();
+        let domain = self.domains.entry(route.clone()).or_default();
         domain.unrouted.push(key);
         if !domain.asked && domain.blocked.is_none() {
             domain.asked = true;
-            self.needs.push_back(Need::Route { domain: domain_name });
+            self.needs.push_back(Need::Route { key: route });
         }
     }
 
@@ -262,16 +266,16 @@ impl Home {
         self.release(|_| true);
     }
 
-    /// The entries that waited for `domain`; each must be given to [`Self::make_ready`], [`Self::wait_for_route`] or
+    /// The entries that waited for their route; each must be given to [`Self::make_ready`], [`Self::wait_for_route`] or
     /// [`Self::remove`].
-    pub fn take_unrouted(&mut self, domain: &str) -> Vec<EntryKey> {
-        self.domains.remove(domain).map(|domain| domain.unrouted).unwrap_or_default()
+    pub fn take_unrouted(&mut self, route: &RouteKey) -> Vec<EntryKey> {
+        self.domains.remove(route).map(|domain| domain.unrouted).unwrap_or_default()
     }
 
     /// The domain has no route for now: its entries keep attempts and due time, and it is asked for again at
     /// `blocked.until_ms`.
-    pub fn block_domain(&mut self, domain: &str, blocked: Blocked) {
-        if let Some(domain) = self.domains.get_mut(domain) {
+    pub fn block_domain(&mut self, route: &RouteKey, blocked: Blocked) {
+        if let Some(domain) = self.domains.get_mut(route) {
             domain.asked = false;
             domain.blocked = Some(blocked);
         }
@@ -280,8 +284,8 @@ impl Home {
     /// No host that a pair could reach may have mail for the entry's domain until then. The entry waits with its
     /// domain, and so does what is ready for it at that pair, and what comes.
     pub fn hold(&mut self, key: EntryKey, pair_key: &PairKey, blocked: Blocked) {
-        let name = Arc::clone(&self.queue_of(key).domain);
-        let domain = self.domains.entry(Arc::clone(&name)).or_default();
+        let route = self.queue_of(key).route.clone();
+        let domain = self.domains.entry(route.clone()).or_default();
         domain.unrouted.push(key);
         if domain.asked || domain.held {
             return;
@@ -290,9 +294,9 @@ impl Home {
         domain.blocked = Some(blocked);
         let pair = self.pair(pair_key);
         for key in self.pair_mut(pair).ready.drain() {
-            if self.queue_of(key).domain == name {
+            if self.queue_of(key).route == route {
                 self.entries[key].set_state(State::Unrouted);
-                self.domains.entry(Arc::clone(&name)).or_default().unrouted.push(key);
+                self.domains.entry(route.clone()).or_default().unrouted.push(key);
             } else {
                 self.push_ready(key, pair);
             }
@@ -300,9 +304,9 @@ impl Home {
         self.serve(pair);
     }
 
-    /// Whether [`Self::hold`] keeps a domain's mail from going, although it has a route.
-    pub fn is_held(&self, domain: &str) -> bool {
-        self.domains.get(domain).is_some_and(|domain| domain.held)
+    /// Whether [`Self::hold`] keeps mail from going, although it has a route.
+    pub fn is_held(&self, route: &RouteKey) -> bool {
+        self.domains.get(route).is_some_and(|domain| domain.held)
     }
 
     /// Asks again for the domains whose block is over.
@@ -312,12 +316,12 @@ impl Home {
             if domain.blocked.as_ref().is_some_and(|blocked| blocked.until_ms <= wall_ms) {
                 domain.blocked = None;
                 domain.asked = true;
-                unblocked.push(Arc::clone(name));
+                unblocked.push(name.clone());
             }
         }
         // A map has no order, but what comes next must not depend on chance.
         unblocked.sort_unstable();
-        self.needs.extend(unblocked.into_iter().map(|domain| Need::Route { domain }));
+        self.needs.extend(unblocked.into_iter().map(|key| Need::Route { key }));
     }
 
     /// The entry may go through this pair as soon as the pair's owner gives a credit.
@@ -646,6 +650,7 @@ impl Home {
         let queue = Queue {
             name: QueueName { campaign: &campaign, tenant: &tenant, domain: &name.domain }.to_string().into(),
             domain: Arc::clone(&name.domain),
+            route: RouteKey { domain: Arc::clone(&name.domain), matched: name.matched },
             tenant,
             campaign,
             pool: Arc::from(&*name.pool),
@@ -678,7 +683,7 @@ impl Home {
             State::Due { .. } | State::Out { .. } | State::Withdrawn => None,
             State::Unrouted => match self.sourceless.get(&self.entries[key].queue) {
                 Some(waiting) => Some(&waiting.blocked),
-                None => self.domains.get(&self.queue_of(key).domain)?.blocked.as_ref(),
+                None => self.domains.get(&self.queue_of(key).route)?.blocked.as_ref(),
             },
             State::Ready { pair } => {
                 let pair = self.known_pair(pair);
@@ -964,7 +969,7 @@ impl Home {
             match self.entries[key].state() {
                 State::Due { .. } => self.due.remove(&mut self.entries, key),
                 State::Unrouted => {
-                    domains.insert(Arc::clone(&self.queue_of(key).domain));
+                    domains.insert(self.queue_of(key).route.clone());
                     queues.insert(self.entries[key].queue);
                 }
                 State::Ready { pair } => _ = pairs.insert(pair),

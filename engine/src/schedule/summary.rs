@@ -8,6 +8,7 @@
 //! summary     entry, as often as there are entries; the spool knows its length
 //! entry       queue | answer | recipients | attempts | due | expiry
 //! queue       0 | tenant | campaign | domain | pool | priority, 1 byte      defines the next queue
+//!             ... | priority + 128 | sender routes, 8 bytes | route        the same where routes ask for senders
 //!             n                                                            the n-th queue of the stream, from 1
 //! answer      0                                                            none yet
 //!             1 | text                                                     defines the next answer
@@ -16,11 +17,16 @@
 //! attempts    number
 //! due         number: Unix milliseconds
 //! expiry      milliseconds behind the due time, zigzag: 0, -1, 1, -2, .. are 0, 1, 2, 3, ..
+//! route       0: its domain's; else one more than the place of the route with a `match` that it takes
 //! text        length in octets | UTF-8; tenant, campaign, domain and pool are texts
 //! ```
 //!
 //! Each number is LEB128: seven bits a byte, the lowest first, the top bit set where more follow. A deferred message
 //! with one recipient takes 16 to 20 bytes.
+//!
+//! Which route with a `match` a message takes depends on its sender, which no summary tells. So a queue has the choice
+//! beside a digest of all that decides it; with other such routes the message is read, and its sender decides anew.
+//! Where no route asks for senders now, what a queue is made of is enough.
 //!
 //! The bytes come from a disk under a checksum. What is wrong with them all the same is a [`SummaryError`], and the
 //! message itself is read instead.
@@ -34,6 +40,7 @@ use postrider_spool::record::MessageId;
 use super::answer::{AnswerId, Identity};
 use super::entry::NewEntry;
 use super::queue::{EntryKey, Home, QueueKey, QueueParts};
+use crate::config::{Config, MatchedRoute, RoutedMail};
 
 /// Writes a stream of summaries. Every checkpoint of every log is a stream of its own.
 #[derive(Debug, Default)]
@@ -44,12 +51,18 @@ pub struct SummaryWriter {
     /// Queues' last answers, for the entries that have none of their own.
     queue_answers: Numbers,
     answers_defined: u64,
+    /// [`Config::sender_routes`].
+    sender_routes: Option<u64>,
 }
 
 impl SummaryWriter {
+    pub fn new(sender_routes: Option<u64>) -> Self {
+        Self { sender_routes, ..Self::default() }
+    }
+
     /// A stream begins. So it must after a summary that did not get into its stream: later ones may rely on it.
     pub fn begin(&mut self) {
-        *self = Self::default();
+        *self = Self::new(self.sender_routes);
     }
 
     /// Appends what is known of a message, of which `first` is any entry. What is out with an intent on record is told
@@ -102,7 +115,10 @@ impl SummaryWriter {
         for text in [&queue.tenant, &queue.campaign, &queue.domain, &queue.pool] {
             put_text(out, text);
         }
-        out.push(queue.priority);
+        let Some(sender_routes) = self.sender_routes else { return out.push(queue.priority) };
+        out.push(queue.priority | ROUTED);
+        out.extend_from_slice(&sender_routes.to_le_bytes());
+        put_number(out, queue.route.matched.map_or(0, |MatchedRoute(place)| u64::from(place) + 1));
     }
 
     fn put_answer(&mut self, home: &Home, key: EntryKey, answer: &str, out: &mut Vec<u8>) {
@@ -154,8 +170,11 @@ impl Numbers {
 
 /// Reads a stream of summaries into a home. It must be given all of the stream's summaries, in their order.
 #[derive(Debug)]
-pub struct SummaryReader {
+pub struct SummaryReader<'a> {
     batch_max: usize,
+    /// Where some routes have a `match`.
+    matching: Option<&'a Config>,
+    sender_routes: Option<u64>,
     queues: Vec<LearnedQueue>,
     answers: Vec<LearnedAnswer>,
     /// A summary was malformed: the numbers behind it mean nothing.
@@ -170,6 +189,8 @@ pub struct SummaryReader {
 #[derive(Debug)]
 struct LearnedQueue {
     name: QueueParts,
+    /// Only its messages' senders can tell the route.
+    needs_sender: bool,
     identity: Option<Identity>,
 }
 
@@ -200,14 +221,19 @@ pub enum SummaryError {
     Lost,
     /// Its entries don't have exactly the pending recipients, each once.
     Recipients,
+    /// Its sender decides the route.
+    Sender,
 }
 
-impl SummaryReader {
-    /// A stream begins. No entry gets more than `batch_max` recipients.
-    pub fn new(batch_max: usize) -> Self {
+impl<'a> SummaryReader<'a> {
+    /// A stream begins. No entry gets more than `batch_max` recipients. `matching` is the configuration where some of
+    /// its routes have a `match`.
+    pub fn new(batch_max: usize, matching: Option<&'a Config>) -> Self {
         assert!(batch_max > 0, "an entry has recipients");
         Self {
             batch_max,
+            matching,
+            sender_routes: matching.and_then(Config::sender_routes),
             queues: Vec::new(),
             answers: Vec::new(),
             lost: false,
@@ -234,6 +260,9 @@ impl SummaryReader {
         self.decode(summary).inspect_err(|_| self.lost = true)?;
         let Some(pending) = pending else { return Ok(None) };
         self.keep_only(pending)?;
+        if self.entries.iter().any(|entry| self.queues[entry.queue].needs_sender) {
+            return Err(SummaryError::Sender);
+        }
         Ok(self.insert(home, message))
     }
 
@@ -263,9 +292,34 @@ impl SummaryReader {
         let (tenant, campaign) = (input.text("tenant")?.to_owned(), input.text("campaign")?.to_owned());
         let (domain, pool) = (Arc::from(input.text("domain")?), input.text("pool")?.to_owned());
         let [priority] = *input.octets(1, "priority")? else { unreachable!("one was asked for") };
-        let name = QueueParts { domain, tenant, campaign, pool, priority };
-        self.queues.push(LearnedQueue { name, identity: None });
+        let told = if priority & ROUTED == 0 { None } else { Some(decode_route(input)?) };
+        let name = QueueParts { domain, tenant, campaign, pool, priority: priority & !ROUTED, matched: None };
+        let queue = self.routed(name, told)?;
+        self.queues.push(queue);
         Ok(self.queues.len() - 1)
+    }
+
+    /// A queue with the route that its mail takes. `told` is the choice that was made, behind the digest it was made
+    /// under.
+    fn routed(&self, name: QueueParts, told: Option<(u64, u64)>) -> Result<LearnedQueue, SummaryError> {
+        let Some(config) = self.matching else { return Ok(LearnedQueue { name, needs_sender: false, identity: None }) };
+        let mut needs_sender = false;
+        let matched = match (self.sender_routes, told) {
+            (None, _) => {
+                let mail = RoutedMail { tenant: &name.tenant, campaign: &name.campaign, sender: "" };
+                config.matched_route(&name.domain, &mail)
+            }
+            (Some(now), Some((then, number))) if now == then => match place(number, config.routes.len()) {
+                Some(place) => Some(MatchedRoute(place as u32)),
+                None if number == 0 => None,
+                None => return Err(SummaryError::Malformed("route")),
+            },
+            (Some(_), _) => {
+                needs_sender = true;
+                None
+            }
+        };
+        Ok(LearnedQueue { name: QueueParts { matched, ..name }, needs_sender, identity: None })
     }
 
     fn decode_answer(&mut self, input: &mut Input<'_>) -> Result<Option<usize>, SummaryError> {
@@ -339,6 +393,11 @@ impl SummaryReader {
     }
 }
 
+fn decode_route(input: &mut Input<'_>) -> Result<(u64, u64), SummaryError> {
+    let digest = input.octets(8, "sender routes")?.try_into().map_err(|_| SummaryError::Malformed("sender routes"))?;
+    Ok((u64::from_le_bytes(digest), input.number("route")?))
+}
+
 impl LearnedQueue {
     fn key(&mut self, home: &mut Home) -> QueueKey {
         if let Some(key) = self.identity.and_then(|identity| home.queue_identified(identity)) {
@@ -368,6 +427,7 @@ impl fmt::Display for SummaryError {
             Self::Malformed(field) => write!(f, "the summary's {field} can not be what was written"),
             Self::Lost => f.write_str("the summary comes behind a malformed one"),
             Self::Recipients => f.write_str("the summary does not have exactly the pending recipients"),
+            Self::Sender => f.write_str("the message's sender decides its route"),
         }
     }
 }
@@ -449,6 +509,8 @@ fn place(number: u64, learned: usize) -> Option<usize> {
 
 const DEFINE_QUEUE: u64 = 0;
 const DEFINE_ANSWER: u64 = 1;
+/// Beside a queue's priority: its route follows.
+const ROUTED: u8 = 0x80;
 
 const LOW_BITS: u8 = 0x7f;
 const MORE: u8 = 0x80;

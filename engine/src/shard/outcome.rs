@@ -161,8 +161,8 @@ impl Shard {
         let (attempts, expires_ms) = (entry.attempts + 1, entry.expires_ms);
         let queue = self.home.queue_of(attempt.ticket.entry);
         let retry = self.retries.of_tenant(&queue.tenant);
-        let (queue, domain) = (Arc::clone(&queue.name), Arc::clone(&queue.domain));
-        let retry = self.shapings.retry(retry, &domain, &attempt.route);
+        let (queue, key) = (Arc::clone(&queue.name), queue.route.clone());
+        let retry = self.shapings.retry(retry, &key, &attempt.route);
         let due_ms = next_attempt_ms(&retry, attempts, now.wall_ms, self.random.u64(..));
         let mut disposition = Disposition { attempts, ..Disposition::default() };
         let by_another = |(_, verdict): &(u32, verdict::RecipientVerdict)| {
@@ -170,7 +170,7 @@ impl Shard {
         };
         let mut moves = false;
         if verdicts.iter().any(by_another) {
-            self.avoided.refused(now.monotonic, &domain, attempt.pair.source);
+            self.avoided.refused(now.monotonic, &key.domain, attempt.pair.source);
             moves = self.has_welcome_source(now, attempt.ticket.entry, &attempt.pair.rollup, &attempt.route.site);
         }
         for (index, verdict) in verdicts {

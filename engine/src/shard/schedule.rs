@@ -9,11 +9,13 @@ use postrider_spool::{Message, ReadError};
 
 use super::ask::EntryRows;
 use super::{Action, Shard};
-use crate::config::{self, EgressPool, RouteTarget, Shaping};
+use crate::config::{self, EgressPool, MatchedRoute, RouteTarget, Shaping};
 use crate::deliver::dane::HostDane;
 use crate::deliver::route::{Host, RouteFailure, RouteFailureKind, Site};
 use crate::fair::Flow;
-use crate::handover::{Attempt, Backlog, Blocked, ControlMessage, Credit, PairKey, Route, ShardMessage, Ticket};
+use crate::handover::{
+    Attempt, Backlog, Blocked, ControlMessage, Credit, PairKey, Route, RouteKey, ShardMessage, Ticket,
+};
 use crate::limits::{DUE_ENTRIES_PER_TURN, ROUTES_CACHED_MAX, SOURCE_RETRY, UNREADABLE_RETRY};
 use crate::mail::address::domain_of;
 use crate::mail::endpoint::Endpoint;
@@ -49,48 +51,57 @@ pub(super) struct Ending {
     pub(super) answer: Answer,
 }
 
-/// What domains were routed to lately. Static routes to plain addresses need no lookup and never expire.
+/// Where mail went lately. Static routes to plain addresses need no lookup and never expire.
 #[derive(Debug)]
 pub(super) struct RouteCache {
     fixed: Vec<Option<Route>>,
     any_discards: bool,
-    found: HashMap<Arc<str>, Route>,
+    /// Some routes are not everybody's.
+    pub(super) any_matched: bool,
+    found: HashMap<RouteKey, Route>,
 }
 
 impl RouteCache {
     pub(super) fn new(routes: &[config::Route]) -> Self {
         let any_discards = routes.iter().any(config::Route::discards);
-        Self { fixed: routes.iter().map(fixed_route).collect(), any_discards, found: HashMap::new() }
+        let any_matched = routes.iter().any(|route| route.matches.is_some());
+        Self { fixed: routes.iter().map(fixed_route).collect(), any_discards, any_matched, found: HashMap::new() }
     }
 
-    fn get(&self, now: Now, routes: &[config::Route], domain: &str) -> Option<Route> {
-        if let Some(route) = self.fixed(routes, domain) {
+    fn get(&self, now: Now, routes: &[config::Route], key: &RouteKey) -> Option<Route> {
+        if let Some(route) = self.fixed(routes, key) {
             return Some(route.clone());
         }
-        let route = self.found.get(domain)?;
+        let route = self.found.get(key)?;
         (route.site.expires > now.monotonic).then(|| route.clone())
     }
 
-    /// Whether a domain's mail is thrown away.
-    fn discards(&self, routes: &[config::Route], domain: &str) -> bool {
-        self.any_discards
-            && routes.iter().find(|route| route.domain.matches(domain)).is_some_and(config::Route::discards)
+    /// Whether mail is thrown away.
+    fn discards(&self, routes: &[config::Route], key: &RouteKey) -> bool {
+        self.any_discards && place_of(routes, key).is_some_and(|place| routes[place].discards())
     }
 
-    /// A domain's static route to plain addresses.
-    pub(super) fn fixed(&self, routes: &[config::Route], domain: &str) -> Option<&Route> {
-        let place = routes.iter().position(|route| route.domain.matches(domain))?;
-        self.fixed[place].as_ref()
+    /// A static route to plain addresses.
+    pub(super) fn fixed(&self, routes: &[config::Route], key: &RouteKey) -> Option<&Route> {
+        self.fixed[place_of(routes, key)?].as_ref()
     }
 
-    fn insert(&mut self, now: Now, domain: &Arc<str>, route: Route) {
+    fn insert(&mut self, now: Now, key: &RouteKey, route: Route) {
         if self.found.len() >= ROUTES_CACHED_MAX {
             self.found.retain(|_, route| route.site.expires > now.monotonic);
         }
         if self.found.len() >= ROUTES_CACHED_MAX {
             self.found.clear();
         }
-        self.found.insert(Arc::clone(domain), route);
+        self.found.insert(key.clone(), route);
+    }
+}
+
+/// Of the static route that mail takes, if it takes one.
+fn place_of(routes: &[config::Route], key: &RouteKey) -> Option<usize> {
+    match key.matched {
+        Some(MatchedRoute(place)) => Some(place as usize),
+        None => routes.iter().position(|route| route.matches.is_none() && route.domain.matches(&key.domain)),
     }
 }
 
@@ -111,25 +122,25 @@ impl Shard {
             let answer = self.expiry_answer(entry, held_by.as_deref());
             return self.end_entry(now, Ending { entry, fate: Fate::Expired, answer });
         }
-        let domain = Arc::clone(&self.home.queue_of(entry).domain);
-        if self.routes.discards(&self.config.routes, &domain) {
+        let key = self.home.queue_of(entry).route.clone();
+        if self.routes.discards(&self.config.routes, &key) {
             return self.end_entry(now, Ending { entry, fate: Fate::Delivered, answer: discarded() });
         }
-        if self.home.is_held(&domain) {
+        if self.home.is_held(&key) {
             return self.home.wait_for_route(entry);
         }
-        let Some(route) = self.routes.get(now, &self.config.routes, &domain) else {
+        let Some(route) = self.routes.get(now, &self.config.routes, &key) else {
             return self.home.wait_for_route(entry);
         };
-        let place = self.shapings.place(&domain, &route);
+        let place = self.shapings.place(&key, &route);
         match self.choose_source(now, entry, place.rollup(), &route.site) {
             Ok(source) => self.home.make_ready(entry, &place.pair(source)),
             Err(blocked) => self.home.wait_for_source(entry, blocked),
         }
     }
 
-    /// A domain's lookup has ended.
-    pub(super) fn handle_route(&mut self, now: Now, domain: &Arc<str>, result: Result<Route, RouteFailure>) {
+    /// A route's lookup has ended.
+    pub(super) fn handle_route(&mut self, now: Now, key: &RouteKey, result: Result<Route, RouteFailure>) {
         match result {
             Ok(route) => {
                 // A TTL of zero still serves the entries that asked.
@@ -138,13 +149,13 @@ impl Shard {
                     let expires = now.monotonic + Duration::from_secs(1);
                     route.site = Arc::new(Site { expires, ..Site::clone(&route.site) });
                 }
-                self.routes.insert(now, domain, route);
-                for entry in self.home.take_unrouted(domain) {
+                self.routes.insert(now, key, route);
+                for entry in self.home.take_unrouted(key) {
                     self.route(now, entry);
                 }
             }
             Err(failure) if failure.kind == RouteFailureKind::Bounce => {
-                for entry in self.home.take_unrouted(domain) {
+                for entry in self.home.take_unrouted(key) {
                     let (class, subject, detail) = failure.enhanced;
                     let answer = Answer {
                         code: failure.code,
@@ -160,7 +171,7 @@ impl Shard {
                 let until_ms = now.wall_ms + wait.min(self.pause_max()).as_millis() as u64;
                 let (class, subject, detail) = failure.enhanced;
                 let reason = format!("{} {class}.{subject}.{detail} {}", failure.code, failure.text).into();
-                self.home.block_domain(domain, Blocked { until_ms, reason });
+                self.home.block_domain(key, Blocked { until_ms, reason });
             }
         }
     }
@@ -169,8 +180,8 @@ impl Shard {
     pub(super) fn serve_needs(&mut self, now: Now) {
         while let Some(need) = self.home.poll_need() {
             match need {
-                Need::Route { domain } => {
-                    let message = ControlMessage::FindRoute { shard: self.id, domain };
+                Need::Route { key } => {
+                    let message = ControlMessage::FindRoute { shard: self.id, key };
                     self.actions.push_back(Action::Control(message));
                 }
                 Need::Owner { pair } if self.stopping => drop(pair),
@@ -208,9 +219,9 @@ impl Shard {
     pub(super) fn send_ticket(&mut self, now: Now, pending: PendingTicket, message: Message) {
         let PendingTicket { owner, pair, entry, left, credit } = pending;
         let queue = self.home.queue_of(entry);
-        let (domain, flow) = (Arc::clone(&queue.domain), Arc::clone(&queue.flow));
-        let route = self.routes.get(now, &self.config.routes, &domain);
-        let placed = route.map(|route| (self.shapings.place(&domain, &route), route));
+        let (key, flow) = (queue.route.clone(), Arc::clone(&queue.flow));
+        let route = self.routes.get(now, &self.config.routes, &key);
+        let placed = route.map(|route| (self.shapings.place(&key, &route), route));
         let Some((place, mut route)) = placed.filter(|(place, _)| place.is_of(&pair)) else {
             // The route expired or changed while the entry was ready.
             self.unpin(message.id());
@@ -226,7 +237,7 @@ impl Shard {
         self.bound_recipients(entry, batch_max);
         let ticket = Ticket { home: self.id, entry };
         let recipients = self.home.entry(entry).recipients;
-        match attempt(&message, ticket, pair.clone(), (flow, domain), route, shaping, recipients) {
+        match attempt(&message, ticket, pair.clone(), (flow, key.domain), route, shaping, recipients) {
             Ok(attempt) => self.tell(owner, ShardMessage::Ticket { attempt: Box::new(attempt), left, credit }),
             Err(error) => self.hold_unreadable(now, entry, &pair, credit, &error),
         }
@@ -291,9 +302,9 @@ impl Shard {
             return None;
         }
         let queue = self.home.queue_of(entry);
-        let (domain, sources) = (Arc::clone(&queue.domain), named_pool(&self.config, &queue.pool).sources);
-        let route = self.routes.get(now, &self.config.routes, &domain)?;
-        let place = self.shapings.place(&domain, &route);
+        let (key, sources) = (queue.route.clone(), named_pool(&self.config, &queue.pool).sources);
+        let route = self.routes.get(now, &self.config.routes, &key)?;
+        let place = self.shapings.place(&key, &route);
         let of_pair = sources.iter().find_map(|&(source, _)| self.home.last_block(&place.pair(source)));
         of_pair.or_else(|| self.out_of_reach(&self.home.queue_of(entry).pool, &route.site))
     }

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::config::{Config, RetryConfig, Shaping, TlsMode};
-use crate::handover::{PairKey, Route};
+use crate::handover::{PairKey, Route, RouteKey};
 use crate::limits::ROUTES_CACHED_MAX;
 
 /// Where a domain's mail is counted.
@@ -50,7 +50,7 @@ impl Place {
 pub(super) struct Shapings {
     config: Arc<Config>,
     default: Arc<Shaping>,
-    places: HashMap<Arc<str>, Arc<Place>>,
+    places: HashMap<RouteKey, Arc<Place>>,
     merged: HashMap<(usize, Arc<str>), Arc<Shaping>>,
     /// The site of each domain that has a table, by the table's index.
     rule_sites: Vec<Option<Arc<str>>>,
@@ -69,23 +69,23 @@ impl Shapings {
         }
     }
 
-    /// Where a domain's mail is counted when it goes by this route.
-    pub(super) fn place(&mut self, domain: &Arc<str>, route: &Route) -> Arc<Place> {
-        if let Some(place) = self.places.get(domain)
+    /// Where mail is counted when it goes by this route.
+    pub(super) fn place(&mut self, key: &RouteKey, route: &Route) -> Arc<Place> {
+        if let Some(place) = self.places.get(key)
             && place.hosts == route.site.name
         {
             return Arc::clone(place);
         }
-        let place = Arc::new(self.find_place(domain, &route.site.name));
+        let place = Arc::new(self.find_place(key, &route.site.name));
         if self.places.len() >= ROUTES_CACHED_MAX {
             self.places.clear();
         }
-        self.places.insert(Arc::clone(domain), Arc::clone(&place));
+        self.places.insert(key.clone(), Arc::clone(&place));
         place
     }
 
-    fn find_place(&mut self, domain: &str, hosts: &str) -> Place {
-        let config = Arc::clone(&self.config);
+    fn find_place(&mut self, key: &RouteKey, hosts: &str) -> Place {
+        let (config, domain) = (Arc::clone(&self.config), &*key.domain);
         let rules = &config.shaping_rules;
         let own_rule = rules.of_domain(domain);
         let domain_rule = own_rule.filter(|rule| !rules.domains[*rule].mx_rollup);
@@ -98,7 +98,7 @@ impl Shapings {
             None => hosts.into(),
         };
         let rollup = provider.map_or_else(|| Arc::clone(&site), |place| Arc::from(&*rules.providers[place].name));
-        let route_tls = config.route_for(domain).map(|route| route.tls);
+        let route_tls = config.route_of(domain, key.matched).map(|route| route.tls);
         Place { hosts: hosts.to_owned(), provider, rollup, site, domain_rule, route_tls }
     }
 
@@ -128,10 +128,10 @@ impl Shapings {
     pub(super) fn retry<'a>(
         &mut self,
         tenants: &'a RetryConfig,
-        domain: &Arc<str>,
+        key: &RouteKey,
         route: &Route,
     ) -> Cow<'a, RetryConfig> {
-        let place = self.place(domain, route);
+        let place = self.place(key, route);
         let site_rules = self.site_rules.get(&*place.hosts).into_iter().flatten().copied();
         self.config.shaping_rules.retry(tenants, place.provider, site_rules, place.domain_rule)
     }
@@ -176,7 +176,7 @@ mod tests {
     }
 
     fn limit(shapings: &mut Shapings, domain: &str, site: &str) -> u32 {
-        let place = shapings.place(&domain.into(), &route(site));
+        let place = shapings.place(&RouteKey::of_domain(domain), &route(site));
         shapings.shaping(0, &place).connection_limit
     }
 
@@ -197,7 +197,9 @@ mod tests {
     fn a_domain_alone_is_a_site_of_its_own() {
         let mut shapings = shapings("[shaping.\"a.test\"]\nmx_rollup = false\nconnection_limit = 3\n");
         assert_eq!([limit(&mut shapings, "a.test", "mx.test"), limit(&mut shapings, "b.test", "mx.test")], [3, 10]);
-        let pair = |shapings: &mut Shapings, domain: &str| shapings.place(&domain.into(), &route("mx.test")).pair(0);
+        let pair = |shapings: &mut Shapings, domain: &str| {
+            shapings.place(&RouteKey::of_domain(domain), &route("mx.test")).pair(0)
+        };
         let (a, b) = (pair(&mut shapings, "a.test"), pair(&mut shapings, "b.test"));
         assert_eq!((&*a.site, &*a.rollup), ("a.test@mx.test", "a.test@mx.test"));
         assert_eq!((&*b.site, &*b.rollup), ("mx.test", "mx.test"));
@@ -207,7 +209,8 @@ mod tests {
     fn a_provider_rolls_sites_up() {
         let rules = "[provider.p]\nmatch = [{ mx_suffix = \".p.test\" }]\n";
         let mut shapings = shapings(rules);
-        let pair = |shapings: &mut Shapings, site: &str| shapings.place(&site.into(), &route(site)).pair(0);
+        let pair =
+            |shapings: &mut Shapings, site: &str| shapings.place(&RouteKey::of_domain(site), &route(site)).pair(0);
         let (a, b) = (pair(&mut shapings, "a.p.test"), pair(&mut shapings, "b.p.test"));
         assert_eq!([&*a.rollup, &*b.rollup], ["p", "p"]);
         assert_ne!(a.site, b.site);

@@ -14,13 +14,14 @@ use super::schedule::PendingRead;
 use super::{Action, SessionKey, Shard};
 use crate::accept::Refusal;
 use crate::admin::answer_text;
+use crate::config::{Config, RoutedMail};
 use crate::handover::{IntentKey, RecipientGroup, ShardMessage, Spooled};
 use crate::limits::{OUTCOME_COMMIT_DELAY, UNREAD_PER_TURN, UPKEEP_SKIPPED_MAX};
 use crate::mail::address::domain_of;
 use crate::mail::time::Now;
 use crate::outcome::event::{Logged, LoggedRecord};
 use crate::schedule::queue::{Entry, EntryKey, Home};
-use crate::schedule::summary::{SummaryReader, SummaryWriter};
+use crate::schedule::summary::{SummaryError, SummaryReader, SummaryWriter};
 
 /// A log with what waits for its commits.
 #[derive(Debug)]
@@ -160,11 +161,14 @@ impl Shard {
         let options = RecoverOptions { seed, event_cursor, ..RecoverOptions::default() };
         let batch_max = self.config.recipients_per_batch_max();
         let (home, metrics) = (&mut self.home, &self.metrics);
-        let mut summaries = SummaryReader::new(batch_max);
+        let matching = self.routes.any_matched.then_some(&*self.config);
+        let sender_routes = self.config.sender_routes();
+        let mut summaries = SummaryReader::new(batch_max, matching);
         let log = Log::recover(directory, options, &mut |recovered| match recovered {
             Recovered::Record { sequence, record } => events.push(logged(log_id, sequence, record)),
             Recovered::Summary { id, summary, pending, handle } => match summaries.read(home, id, summary, pending) {
                 Ok(entry) => *handle = entry.map(handle_of),
+                Err(SummaryError::Sender) => {}
                 Err(error) => tracing::warn!(%id, %error, "a summary can not be used; the message is read instead"),
             },
             Recovered::Held { id, .. } => {
@@ -172,7 +176,7 @@ impl Shard {
                 tracing::error!(%id, "held: it may have been delivered; see `postctl spool`");
             }
             Recovered::Message { id, message, pending, results, handle } => {
-                match recovered_message(id, message, pending, results, batch_max) {
+                match recovered_message(id, message, pending, results, batch_max, matching) {
                     Ok(spooled) => *handle = home.insert(&spooled).map_or(0, handle_of),
                     Err(error) => tracing::error!(%id, %error, "a message can not be read; it stays in the spool"),
                 }
@@ -197,7 +201,7 @@ impl Shard {
             running_operations: 0,
             committing_since: None,
             upkeep_skipped: 0,
-            summaries: SummaryWriter::default(),
+            summaries: SummaryWriter::new(sender_routes),
         });
         Ok(())
     }
@@ -326,7 +330,10 @@ impl Shard {
                 Uncommitted::Message(appended) => {
                     let Appended { message, envelope, size, answer_to } = *appended;
                     let batch_max = self.config.recipients_per_batch_max();
-                    let spooled = spooled(message, &envelope, batch_max);
+                    let mut spooled = spooled(message, &envelope, batch_max);
+                    if self.routes.any_matched {
+                        match_routes(&self.config, &mut spooled, &envelope.reverse_path);
+                    }
                     self.answer_sender(now, answer_to, Ok(spooled.message));
                     let entry = self.home.insert(&spooled);
                     self.logs[place].set_entry(message, entry);
@@ -429,6 +436,7 @@ fn recovered_message(
     pending: &[u32],
     results: &[RecipientResult],
     batch_max: usize,
+    matching: Option<&Config>,
 ) -> Result<Spooled, ReadError> {
     let envelope = message.envelope()?;
     let first_attempt_ms = envelope.first_attempt_ms.to_native();
@@ -445,7 +453,7 @@ fn recovered_message(
         let last_answer = answer.map(|answer| Arc::from(answer_text(answer.code, answer.enhanced, &answer.text)));
         Some(GroupedRecipient { index, domain: domain_of(address), attempts, due_ms, last_answer })
     };
-    Ok(Spooled {
+    let mut spooled = Spooled {
         message: id,
         tenant: envelope.tenant.as_str().to_owned(),
         campaign: envelope.campaign.as_str().to_owned(),
@@ -453,7 +461,19 @@ fn recovered_message(
         priority: envelope.priority,
         expires_ms: envelope.expires_ms.to_native(),
         groups: group(pending.iter().filter_map(recipient), batch_max),
-    })
+    };
+    if let Some(config) = matching {
+        match_routes(config, &mut spooled, envelope.reverse_path.as_str());
+    }
+    Ok(spooled)
+}
+
+/// Which of the routes with a `match` the message's recipients take.
+fn match_routes(config: &Config, spooled: &mut Spooled, sender: &str) {
+    let mail = RoutedMail { tenant: &spooled.tenant, campaign: &spooled.campaign, sender };
+    for group in &mut spooled.groups {
+        group.matched = config.matched_route(&group.domain, &mail);
+    }
 }
 
 struct GroupedRecipient<'a> {
@@ -478,6 +498,7 @@ fn group<'a>(recipients: impl Iterator<Item = GroupedRecipient<'a>>, batch_max: 
                 attempts: recipient.attempts,
                 due_ms: recipient.due_ms,
                 last_answer: recipient.last_answer,
+                matched: None,
             };
             places.insert(key, groups.len());
             groups.push((group, vec![recipient.index]));
@@ -516,6 +537,7 @@ mod tests {
                 attempts: 2,
                 due_ms: 1_000,
                 last_answer: Some("451 later".into()),
+                matched: None,
             };
             let id = MessageId::new(LogId(0), Sequence(number));
             let spooled = Spooled {

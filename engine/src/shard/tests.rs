@@ -28,7 +28,7 @@ use crate::config::{
 };
 use crate::deliver::dane::HostDane;
 use crate::deliver::route::{Host, Site};
-use crate::handover::{self, Ask, ControlMessage, ShardMessage, TlsRequirement, Told};
+use crate::handover::{self, Ask, ControlMessage, RouteKey, ShardMessage, TlsRequirement, Told};
 use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 use crate::outcome::event::{Logged, LoggedRecord};
@@ -140,9 +140,9 @@ impl World {
             Action::Control(ControlMessage::FindOwner { pair, .. }) => {
                 self.shard.handle_message(ShardMessage::Owner { pair, owner: 0 });
             }
-            Action::Control(ControlMessage::FindRoute { domain, .. }) => {
+            Action::Control(ControlMessage::FindRoute { key, .. }) => {
                 // Without a route the test answers.
-                let Some(config) = self.shard.config.route_for(&domain) else { return };
+                let Some(config) = self.shard.config.route_of(&key.domain, key.matched) else { return };
                 let RouteTarget::Address(address) = config.to[0] else { panic!("all routes lead to addresses") };
                 let host = Host {
                     name: address.ip().to_string(),
@@ -158,7 +158,7 @@ impl World {
                     dane: true,
                     terms: Arc::default(),
                 };
-                self.shard.handle_message(ShardMessage::Routed { domain, result: Ok(route) });
+                self.shard.handle_message(ShardMessage::Routed { key, result: Ok(route) });
             }
             Action::Control(ControlMessage::Answer { told: Told::Messages(rows), .. }) => self.rows = Some(rows),
             Action::Control(ControlMessage::Suspend(suspension)) => self.suspensions.push(suspension),
@@ -1052,7 +1052,7 @@ fn an_expired_route_leaves_the_credits_where_they_are() {
         let expires = world.now.monotonic + Duration::from_secs(30);
         let site = Arc::new(Site { name: "mx.example".to_owned(), hosts: vec![host], expires });
         let result = Ok(handover::Route { site, tls: TlsMode::Disabled, terms: Arc::default(), sts: None, dane: true });
-        world.shard.handle_message(ShardMessage::Routed { domain: Arc::from("peer.example"), result });
+        world.shard.handle_message(ShardMessage::Routed { key: RouteKey::of_domain("peer.example"), result });
         world.sync();
     };
     let messages = 6;

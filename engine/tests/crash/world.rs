@@ -314,9 +314,9 @@ impl World {
     /// The control thread.
     fn control(&mut self, message: ControlMessage) {
         match message {
-            ControlMessage::FindRoute { shard, domain } => {
-                let result = self.route(&domain);
-                self.mail[shard].push_back(ShardMessage::Routed { domain, result });
+            ControlMessage::FindRoute { shard, key } => {
+                let result = self.route(&key.domain);
+                self.mail[shard].push_back(ShardMessage::Routed { key, result });
             }
             ControlMessage::FindOwner { shard, pair } => {
                 let PairKey { source, rollup, .. } = pair.clone();

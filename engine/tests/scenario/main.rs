@@ -27,6 +27,7 @@ mod multi_recipient;
 mod null_mx;
 mod restart_keeps_due;
 mod retry_451;
+mod route_match;
 mod shard_count_change;
 mod shutdown_while_busy;
 mod suspend_source;

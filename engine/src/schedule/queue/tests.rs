@@ -22,6 +22,7 @@ fn home_with(messages: u64) -> Home {
             attempts: 0,
             due_ms: sequence,
             last_answer: None,
+            matched: None,
         };
         home.insert(&Spooled {
             message: MessageId::new(LogId(0), Sequence(sequence)),
@@ -147,6 +148,7 @@ fn an_entry_takes_few_bytes() {
             attempts: (number % 5) as u32,
             due_ms: 1_800_000_000_000 + number * 7_919 % 14_400_000,
             last_answer: (!number.is_multiple_of(5)).then(|| format!("451 4.7.{} later", number % 100).into()),
+            matched: None,
         };
         home.insert(&Spooled {
             message: MessageId::new(LogId(0), Sequence(number + 1)),

@@ -6,6 +6,7 @@ use postrider_spool::record::{LogId, Sequence};
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::{DomainPattern, Route, RouteMatch, RouteTarget, Wildcard};
 use crate::handover::{RecipientGroup, Spooled};
 use crate::limits::{ANSWERS_KEPT_OCTETS, QUEUES_KEPT};
 
@@ -23,6 +24,7 @@ fn group(domain: &str, recipients: &[u32], attempts: u32, answer: Option<&str>) 
         attempts,
         due_ms: START_MS + u64::from(attempts) * 1_234_567,
         last_answer: answer.map(Arc::from),
+        matched: None,
     }
 }
 
@@ -89,7 +91,7 @@ fn a_home_is_the_same_behind_a_restart() {
     home.keep_only(split, &recipients);
     home.split(split, &rest, 9, START_MS - 5);
     let (mut writer, mut reader, mut restarted) =
-        (SummaryWriter::default(), SummaryReader::new(BATCH_MAX), Home::default());
+        (SummaryWriter::default(), SummaryReader::new(BATCH_MAX, None), Home::default());
     writer.begin();
     for &(message, first) in &messages {
         let summary = summary(&mut writer, &home, first);
@@ -127,7 +129,7 @@ fn settled_recipients_and_gone_messages_are_left_out_but_what_they_define_is_lea
     let groups = vec![group("a.example", &[0, 1, 2], 1, Some("451 later")), group("b.example", &[3], 0, None)];
     let kept = home.insert(&spooled(8, groups)).expect("an entry");
     let (mut writer, mut reader, mut restarted) =
-        (SummaryWriter::default(), SummaryReader::new(BATCH_MAX), Home::default());
+        (SummaryWriter::default(), SummaryReader::new(BATCH_MAX, None), Home::default());
     writer.begin();
     let first = summary(&mut writer, &home, gone);
     let second = summary(&mut writer, &home, kept);
@@ -148,7 +150,7 @@ fn a_summary_of_other_recipients_is_refused_and_the_stream_goes_on() {
     let first = home.insert(&spooled(1, vec![group("a.example", &[0, 1], 0, None)])).expect("an entry");
     let doubled = home.split(first, &[1], 3, START_MS);
     let (mut writer, mut reader, mut restarted) =
-        (SummaryWriter::default(), SummaryReader::new(BATCH_MAX), Home::default());
+        (SummaryWriter::default(), SummaryReader::new(BATCH_MAX, None), Home::default());
     writer.begin();
     let twice = summary(&mut writer, &home, first);
     home.remove(doubled);
@@ -169,7 +171,7 @@ fn a_smaller_batch_divides_an_entry() {
     let mut writer = SummaryWriter::default();
     let summary = summary(&mut writer, &home, first);
     let mut restarted = Home::default();
-    let key = SummaryReader::new(10).read(&mut restarted, id(1), &summary, Some(&recipients));
+    let key = SummaryReader::new(10, None).read(&mut restarted, id(1), &summary, Some(&recipients));
     let key = key.expect("well-formed").expect("it has entries");
     let sizes: Vec<usize> = restarted.entries_of(key).map(|key| restarted.entry(key).recipients.len()).collect();
     assert_eq!(sizes, [10, 10, 5]);
@@ -211,7 +213,7 @@ fn places_given_to_others_between_slices_are_defined_again() {
         home.remove(next);
     }
     assert!(reused, "a place is used again");
-    let (mut reader, mut restarted) = (SummaryReader::new(BATCH_MAX), Home::default());
+    let (mut reader, mut restarted) = (SummaryReader::new(BATCH_MAX, None), Home::default());
     for (number, summary, pending) in &stream {
         let pending = (*number == 9).then_some(&**pending);
         reader.read(&mut restarted, id(*number), summary, pending).expect("it is well-formed");
@@ -226,7 +228,7 @@ fn a_stream_of_a_home_that_changes_tells_what_was_true_at_each_slice() {
     let mut home = Home::default();
     let mut live = messages(&mut home, 500);
     let (mut writer, mut reader, mut restarted) =
-        (SummaryWriter::default(), SummaryReader::new(BATCH_MAX), Home::default());
+        (SummaryWriter::default(), SummaryReader::new(BATCH_MAX, None), Home::default());
     writer.begin();
     let mut expected = Known::new();
     while let Some((message, first)) = live.pop() {
@@ -254,7 +256,7 @@ fn an_answer_that_was_left_to_the_queue_arrives_as_the_entrys_own() {
     let first = home.insert(&spooled(6, vec![group("b.example", &[0], 1, Some("451 b"))])).expect("an entry");
     assert_eq!((home.answer_identity(first), home.entry(first).last_answer), (None, Some("451 b")));
     let mut writer = SummaryWriter::default();
-    let (mut reader, mut restarted) = (SummaryReader::new(BATCH_MAX), Home::default());
+    let (mut reader, mut restarted) = (SummaryReader::new(BATCH_MAX, None), Home::default());
     for again in [false, true] {
         let summary = summary(&mut writer, &home, first);
         assert_eq!(summary.windows(5).any(|octets| octets == b"451 b"), !again, "it is a number by then");
@@ -266,7 +268,7 @@ fn an_answer_that_was_left_to_the_queue_arrives_as_the_entrys_own() {
 
 #[test]
 fn behind_a_malformed_summary_the_stream_is_lost() {
-    let (mut reader, mut home) = (SummaryReader::new(BATCH_MAX), Home::default());
+    let (mut reader, mut home) = (SummaryReader::new(BATCH_MAX, None), Home::default());
     assert_eq!(reader.read(&mut home, id(1), &[1], None), Err(SummaryError::Malformed("queue")));
     assert_eq!(reader.read(&mut home, id(2), &[], None), Err(SummaryError::Lost));
 }
@@ -289,7 +291,7 @@ proptest! {
     fn garbage_never_panics(
         summaries in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..60), 0..4),
     ) {
-        let (mut reader, mut home) = (SummaryReader::new(3), Home::default());
+        let (mut reader, mut home) = (SummaryReader::new(3, None), Home::default());
         for summary in &summaries {
             let read = reader.read(&mut home, id(1), summary, Some(&[0, 1, 5]));
             prop_assert!(read.is_err());
@@ -316,7 +318,7 @@ proptest! {
             let summary = &mut stream[usize::from(cut) % count].1;
             summary.truncate(usize::from(cut) / count % summary.len());
         }
-        let (mut reader, mut home) = (SummaryReader::new(7), Home::default());
+        let (mut reader, mut home) = (SummaryReader::new(7, None), Home::default());
         for (message, summary, wanted) in &stream {
             let entries = home.len();
             match reader.read(&mut home, *message, summary, Some(wanted)) {
@@ -326,4 +328,62 @@ proptest! {
             }
         }
     }
+}
+
+/// What a message's sender decided is told for as long as the same routes would decide it; else the sender has to be
+/// looked at. Without routes that ask for senders, what a queue is made of decides.
+#[test]
+fn a_route_by_sender_is_known_only_under_the_same_routes() {
+    let config = |routes: &[(Option<&str>, Option<&str>)]| {
+        let mut config = Config::new("mta.example");
+        let route = |(tenant, sender): &(Option<&str>, Option<&str>)| {
+            let matches =
+                RouteMatch { tenant: tenant.map(str::to_owned), campaign: None, sender: sender.map(Wildcard::new) };
+            let matches = Some(matches).filter(|matches| *matches != RouteMatch::default());
+            Route { matches, ..Route::new(DomainPattern::Any, vec![RouteTarget::Discard]) }
+        };
+        config.routes = routes.iter().map(route).collect();
+        config
+    };
+    let by_sender = config(&[(None, Some("*@news.example")), (Some("tenant"), None), (None, None)]);
+    let changed = config(&[(Some("tenant"), None), (None, Some("*@news.example")), (None, None)]);
+    let by_tenant = config(&[(None, None), (Some("tenant"), None)]);
+    let tenant_first = config(&[(Some("tenant"), None), (None, None)]);
+
+    let mut home = Home::default();
+    let taken = [Some(MatchedRoute(0)), Some(MatchedRoute(1)), None];
+    let firsts = taken.map(|matched| {
+        let group = RecipientGroup { matched, ..group("peer.example", &[0], 1, None) };
+        let spooled = Spooled { tenant: "tenant".to_owned(), ..spooled(home.len() as u64 + 1, vec![group]) };
+        home.insert(&spooled).unwrap()
+    });
+    let stream = |sender_routes| {
+        let mut writer = SummaryWriter::new(sender_routes);
+        writer.begin();
+        firsts.map(|first| {
+            let mut summary = Vec::new();
+            writer.summarize(&home, first, &mut summary);
+            summary
+        })
+    };
+    let read = |summaries: &[Vec<u8>; 3], matching: Option<&Config>| {
+        let (mut reader, mut restarted) = (SummaryReader::new(BATCH_MAX, matching), Home::default());
+        let mut number = 0;
+        summaries.clone().map(|summary| {
+            number += 1;
+            let key = reader.read(&mut restarted, id(number), &summary, Some(&[0]))?;
+            Ok(restarted.queue_of(key.unwrap()).route.matched)
+        })
+    };
+    let told = stream(by_sender.sender_routes());
+    assert_eq!(read(&told, Some(&by_sender)), taken.map(Ok));
+    assert_eq!(read(&told, Some(&changed)), [Err(SummaryError::Sender); 3]);
+    assert_eq!(read(&told, Some(&tenant_first)), [Ok(Some(MatchedRoute(0))); 3]);
+    assert_eq!(read(&told, Some(&by_tenant)), [Ok(None); 3]);
+    assert_eq!(read(&told, None), [Ok(None); 3]);
+    // Written where no route asked for senders, or by an engine that knew of none.
+    let untold = stream(None);
+    assert_eq!(read(&untold, Some(&by_sender)), [Err(SummaryError::Sender); 3]);
+    assert_eq!(read(&untold, Some(&tenant_first)), [Ok(Some(MatchedRoute(0))); 3]);
+    assert_eq!(read(&untold, None), [Ok(None); 3]);
 }

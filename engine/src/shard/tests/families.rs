@@ -28,7 +28,7 @@ fn route(world: &mut World, hosts: &[&[&str]]) {
     let hosts: Vec<Host> = hosts.iter().enumerate().map(host).collect();
     let site = Arc::new(Site { name: "mx.example".to_owned(), hosts, expires: Duration::MAX });
     let result = Ok(handover::Route { site, tls: TlsMode::Disabled, terms: Arc::default(), sts: None, dane: false });
-    world.shard.handle_message(ShardMessage::Routed { domain: Arc::from("peer.example"), result });
+    world.shard.handle_message(ShardMessage::Routed { key: RouteKey::of_domain("peer.example"), result });
     world.sync();
 }
 
