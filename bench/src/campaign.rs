@@ -95,7 +95,8 @@ pub fn campaign(options: &CampaignOptions, interrupt: &Interrupt) -> Result<Camp
         figures.push("ed25519_per_second", "recipients/s", ed25519.per_second);
         figures.push("spool_ed25519_bytes", "B", ed25519.spool_bytes);
         interrupt.check()?;
-        let rsa = send(options, Signing::Rsa)?;
+        let fewer = CampaignOptions { recipients: options.recipients.div_ceil(RSA_SHARE), ..options.clone() };
+        let rsa = send(&fewer, Signing::Rsa)?;
         figures.push("rsa_signature_us", "µs", rsa.cpu_us - unsigned.cpu_us);
         figures.push("rsa_per_second", "recipients/s", rsa.per_second);
         figures.push("spool_rsa_bytes", "B", rsa.spool_bytes);
@@ -195,7 +196,7 @@ fn config(options: &CampaignOptions, signing: Signing, directory: &Path) -> Resu
     let mut text = format!(
         "hostname = \"mta.{SENDER_DOMAIN}\"\n[spool]\ndurability = \"{durability}\"\nallow_filesystem = true\n"
     );
-    if let Some(DkimKey { selector, path }) = key {
+    if let Some(DkimKey { selector, path, .. }) = key {
         let path = path.display();
         text += &format!("[[dkim]]\ndomain = \"{SENDER_DOMAIN}\"\nselector = \"{selector}\"\nkey = \"{path}\"\n");
     }
@@ -209,10 +210,12 @@ fn config(options: &CampaignOptions, signing: Signing, directory: &Path) -> Resu
 
 /// What all messages share: the common header fields, and a body of printable lines.
 fn content(body_bytes: usize) -> Vec<u8> {
+    let first_attempt = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
     let mut content = format!(
-        "From: News <news@{SENDER_DOMAIN}>\r\nSubject: What is new\r\nMIME-Version: 1.0\r\nContent-Type: text/plain; \
-         charset=utf-8\r\nList-Unsubscribe-Post: List-Unsubscribe=One-Click\r\nX-Schedule: {{\"first_attempt\":\"{}\"}}\r\n\r\n",
-        jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1)
+        "From: News <news@{SENDER_DOMAIN}>\r\nDate: Sat, 28 Nov 2026 12:00:00 +0000\r\nSubject: What is new\r\n\
+         MIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\n\
+         List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n\
+         X-Schedule: {{\"first_attempt\":\"{first_attempt}\"}}\r\n\r\n"
     )
     .into_bytes();
     let lines = (0_u32..)
@@ -241,6 +244,8 @@ fn parent(options: &CampaignOptions) -> Result<PathBuf> {
     options.spool_parent.clone().map_or_else(disk_directory, Ok).context("no place for the spools")
 }
 
+/// One in so many recipients is enough where the signature takes thirty times what all the rest does.
+const RSA_SHARE: usize = 10;
 const RECIPIENT_DOMAINS: usize = 1_000;
 const START_SETTLES: Duration = Duration::from_secs(2);
 const ACCEPT_GOAL_US: u32 = 15;
