@@ -34,6 +34,7 @@ impl Sinks {
             domains: vec![format!("{name}.test")],
             priority: Priority::Normal,
             retry: RetryRules::default(),
+            max_message_rate: None,
         };
         config.tenants = vec![tenant("acme"), tenant("zeta")];
         let matches = [
