@@ -22,8 +22,8 @@ use crate::accept::smtp_data::clean_content;
 use crate::accept::{Admitted, Policy, Received};
 use crate::admin::metrics::{Metrics, ShardMetrics};
 use crate::admin::{
-    Backend, EventsStatus, LimitsRow, ListenerStatus, MessageFilter, MessageRow, QueueReport, QueueRow, Reply,
-    SpoolStatus, Status, SuspensionEnd, SuspensionRow, TlsReportRow, Unavailable, WallTime,
+    Backend, Chosen, EventsStatus, LimitsRow, ListenerStatus, MailChoice, MessageFilter, MessageRow, QueueReport,
+    QueueRow, Reply, SpoolStatus, Status, SuspensionEnd, SuspensionRow, TlsReportRow, Unavailable, WallTime,
 };
 use crate::config::{Config, Durability, LimitSettings, LineEndings, ReceivedDetail, SmtpListener};
 use crate::handover::{AcceptAnswer, Ask, ShardMessage, Told};
@@ -192,6 +192,16 @@ impl Engine {
     /// What is suspended now, as `GET /api/admin/suspend-ready-q/v1` and `GET /api/admin/suspend/v1` together.
     pub async fn suspensions(&self) -> Result<Vec<SuspensionRow>, Unavailable> {
         self.shared.suspensions().await
+    }
+
+    /// Ends mail as AdminBounce, as `POST /api/admin/bounce/v1`; tells what was chosen, before it has ended.
+    pub async fn bounce(&self, choice: MailChoice, reason: &str) -> Result<Chosen, Unavailable> {
+        Ok(self.shared.bounce(choice, reason.to_owned()).await?.1)
+    }
+
+    /// Tries again, of what is chosen, what is held as in doubt, as `POST /api/admin/release/v1`.
+    pub async fn release(&self, choice: MailChoice, reason: &str) -> Result<Chosen, Unavailable> {
+        self.shared.release(choice, reason.to_owned()).await
     }
 
     /// Ends a suspension, or limits that a rule has set, before their time. False: there is none with this id.
@@ -551,6 +561,17 @@ impl Shared {
 }
 
 impl Shared {
+    async fn choose(&self, ask: Ask) -> Result<Chosen, Unavailable> {
+        let mut all = Chosen::default();
+        for told in self.ask(ask).await? {
+            let Told::Chosen(chosen) = told else { continue };
+            for (queue, recipients) in chosen.recipients {
+                *all.recipients.entry(queue).or_default() += recipients;
+            }
+        }
+        Ok(all)
+    }
+
     async fn ask_suspensions(&self, call: SuspensionCall) -> Result<SuspensionAnswer, Unavailable> {
         let (reply, answer) = oneshot::channel();
         let ended = || Unavailable("the engine is shutting down".to_owned());
@@ -721,6 +742,21 @@ impl Backend for Shared {
             let Some(id) = parse_id(&id) else { return Ok(false) };
             let answer = self.ask_suspensions(SuspensionCall::Remove { id }).await?;
             Ok(matches!(answer, SuspensionAnswer::Removed(true)))
+        })
+    }
+
+    fn bounce(&self, choice: MailChoice, reason: String) -> Reply<'_, (String, Chosen)> {
+        Box::pin(async move {
+            let id = id_text(u128::from(os_random_u64()) << 64 | u128::from(os_random_u64()));
+            tracing::warn!(%id, ?choice, reason, "mail is bounced by the operator");
+            Ok((id, self.choose(Ask::Bounce { choice, reason: reason.into() }).await?))
+        })
+    }
+
+    fn release(&self, choice: MailChoice, reason: String) -> Reply<'_, Chosen> {
+        Box::pin(async move {
+            tracing::warn!(?choice, reason, "mail that is held as in doubt is released by the operator");
+            self.choose(Ask::Release { choice, reason: reason.into() }).await
         })
     }
 

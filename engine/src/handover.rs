@@ -16,7 +16,7 @@ use postrider_spool::record::{DsnParameters, MessageId};
 
 use crate::accept::Refusal;
 use crate::accept::admission::Admitted;
-use crate::admin::{MessageFilter, MessageRow, QueueRow, TlsReportRow};
+use crate::admin::{Chosen, MailChoice, MessageFilter, MessageRow, QueueRow, TlsReportRow};
 use crate::config::{LimitId, MatchedRoute, Shaping, SharedLimits, Subject, Terms, TlsMode};
 use crate::deliver::attempt::TransactionResult;
 use crate::deliver::dane::HostDane;
@@ -359,12 +359,26 @@ pub enum ShardMessage {
     Stop,
 }
 
-/// A question about a home's mail.
+/// A question about a home's mail, or what an operator wants done with it.
 #[derive(Debug, Clone)]
 pub enum Ask {
-    Queues { limit: usize },
+    Queues {
+        limit: usize,
+    },
     TlsReport,
-    Messages { filter: MessageFilter },
+    Messages {
+        filter: MessageFilter,
+    },
+    /// Mail is to end by the operator's word; answered before it has.
+    Bounce {
+        choice: MailChoice,
+        reason: Arc<str>,
+    },
+    /// What is held as in doubt is to be tried again.
+    Release {
+        choice: MailChoice,
+        reason: Arc<str>,
+    },
 }
 
 #[derive(Debug)]
@@ -372,6 +386,7 @@ pub enum Told {
     Queues { total: u64, rows: Vec<QueueRow> },
     TlsReport(Vec<TlsReportRow>),
     Messages(Vec<MessageRow>),
+    Chosen(Chosen),
 }
 
 /// What a shard tells the control thread.

@@ -16,6 +16,7 @@ mod ask;
 mod automation;
 mod body;
 mod deliver;
+mod operate;
 mod outcome;
 mod schedule;
 mod shaping;
@@ -372,7 +373,7 @@ impl Shard {
             ShardMessage::BounceQueue { flow, domain, reason } => self.bounce_queue(&flow, &domain, &reason),
             ShardMessage::EventCursor { log, sequence } => self.set_event_cursor(log, sequence),
             ShardMessage::Inject { injection, admitted } => self.inject(now, injection, *admitted),
-            ShardMessage::Ask { question, ask } => self.answer(question, ask),
+            ShardMessage::Ask { question, ask } => self.answer(now, question, ask),
             ShardMessage::Stop => self.stop(now),
         }
     }

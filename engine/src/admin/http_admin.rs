@@ -18,7 +18,7 @@ use axum::extract::{ConnectInfo, Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::serve::IncomingStream;
 use axum::{Extension, Json, Router};
 use postrider_spool::record::MessageId;
@@ -26,9 +26,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::http_connection::BoundedListener;
-use super::http_suspend;
 use super::metrics::Metrics;
 use super::{Backend, MessageFilter, MessageRow, QueueReport, Reply, Status, TlsReportRow, Unavailable};
+use super::{http_bounce, http_suspend};
 use crate::limits::{HTTP_BACKEND_TIMEOUT, HTTP_ROWS_DEFAULT, HTTP_ROWS_MAX};
 
 /// Who may ask.
@@ -75,6 +75,8 @@ fn router(service: Arc<Service>) -> Router {
             "/api/admin/suspend/v1",
             get(http_suspend::list).post(http_suspend::suspend).delete(http_suspend::resume),
         )
+        .route("/api/admin/bounce/v1", post(http_bounce::bounce))
+        .route("/api/admin/release/v1", post(http_bounce::release))
         .route("/metrics", get(metrics_text))
         .route("/metrics.json", get(metrics_json))
         .route("/api/openapi.json", get(openapi))

@@ -1,9 +1,10 @@
 //! What operators see and ask, on the control thread: HTTP calls, metrics, log lines.
 //!
 //! `http_admin` serves; what it tells it asks of a [`Backend`], which the engine implements over its shards. Of the
-//! calls only those of `http_suspend` change anything in the engine. They are described for users in
+//! calls only those of `http_suspend` and `http_bounce` change anything in the engine. They are described for users in
 //! `engine/docs/http-api.md` and for programs in `openapi.json` beside this file.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
@@ -15,6 +16,7 @@ pub use crate::outcome::event::WallTime;
 pub use crate::outcome::tls_report::TlsReportRow;
 
 pub mod http_admin;
+mod http_bounce;
 mod http_connection;
 mod http_suspend;
 pub mod log;
@@ -41,6 +43,10 @@ pub trait Backend: Send + Sync + 'static {
     fn suspend(&self, suspension: SuspensionRow, end: SuspensionEnd) -> Reply<'_, Result<String, String>>;
     /// Ends a suspension. False: there is none with this id.
     fn resume(&self, id: String) -> Reply<'_, bool>;
+    /// Ends mail as AdminBounce. Tells the bounce's id, and what was chosen, before it has ended.
+    fn bounce(&self, choice: MailChoice, reason: String) -> Reply<'_, (String, Chosen)>;
+    /// Tries again, of what is chosen, what is held as in doubt.
+    fn release(&self, choice: MailChoice, reason: String) -> Reply<'_, Chosen>;
     /// Whether mail is taken. Looks at flags only.
     fn readiness(&self) -> Result<(), String>;
     /// Whether a restart would not help. Looks at flags only.
@@ -57,6 +63,40 @@ pub struct MessageFilter {
     /// The Message-ID field, without angle brackets.
     pub message_id: Option<String>,
     pub limit: usize,
+}
+
+/// Which mail an operator means: what all parts fit. A part that is None, or empty, fits all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MailChoice {
+    pub message: Option<MessageId>,
+    pub tenant: Option<String>,
+    pub campaign: Option<String>,
+    /// In lower case.
+    pub domain: Option<String>,
+    /// Names as queues have them.
+    pub queues: Vec<String>,
+    /// Only what is held as in doubt.
+    pub held: bool,
+}
+
+impl MailChoice {
+    /// Whether a queue of these is meant, as far as they tell.
+    pub fn fits(&self, tenant: &str, campaign: &str, domain: &str) -> bool {
+        let fits = |part: &Option<String>, text: &str| part.as_deref().is_none_or(|part| part == text);
+        fits(&self.tenant, tenant) && fits(&self.campaign, campaign) && fits(&self.domain, domain)
+    }
+}
+
+/// What was chosen: recipients by queue.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Chosen {
+    pub recipients: BTreeMap<String, u64>,
+}
+
+impl Chosen {
+    pub fn total(&self) -> u64 {
+        self.recipients.values().sum()
+    }
 }
 
 /// The queues that hold mail.

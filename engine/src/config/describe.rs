@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::egress::{DEFAULT_POOL, UNBOUND_SOURCE};
 use super::value::{duration_text, size_text};
 use super::{
-    Chunking, Config, DeliveryProtocol, DkimAlgorithm, Dnssec, Durability, Layer, LineEndings, Priority, ProviderMatch,
-    Rate, ReceivedDetail, RetryConfig, RetrySchedule, Settings, TlsMode,
+    Chunking, Config, DeliveryProtocol, DkimAlgorithm, Dnssec, Durability, InDoubt, Layer, LineEndings, Priority,
+    ProviderMatch, Rate, ReceivedDetail, RetryConfig, RetrySchedule, Settings, TlsMode,
 };
 
 /// Retries spelled out before "then every …" takes over.
@@ -295,7 +295,12 @@ fn write_shaping(config: &Config, out: &mut String) -> fmt::Result {
             format!("up to {max} whole transactions in flight where CHUNKING and PIPELINING are offered")
         }
     };
+    let in_doubt = match shaping.in_doubt {
+        InDoubt::Retry => "sent again",
+        InDoubt::Hold => "held for the operator, never sent again by itself",
+    };
     writeln!(out, "          {chunking}")?;
+    writeln!(out, "          what a peer may have taken without saying so is {in_doubt}")?;
     let timeouts = &shaping.timeouts;
     let named = [
         ("connect", timeouts.connect),

@@ -514,6 +514,15 @@ impl Home {
         self.due.insert(&mut self.entries, key);
     }
 
+    /// An entry that [`Self::withdraw_one`] took waits for a new due time.
+    pub fn put_back(&mut self, key: EntryKey, due_ms: u64, answer: &str) {
+        let attempts = self.entries[key].attempts();
+        assert!(matches!(self.entries[key].state(), State::Withdrawn), "it was taken from where it waited");
+        self.set_answer(key, answer);
+        self.entries[key].set_due(due_ms, attempts);
+        self.due.insert(&mut self.entries, key);
+    }
+
     /// Part of an entry's recipients go on by themselves: a new entry beside it, ready to be routed.
     pub fn split(&mut self, key: EntryKey, recipients: &[u32], attempts: u32, due_ms: u64) -> EntryKey {
         let entry = &self.entries[key];

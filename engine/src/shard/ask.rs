@@ -10,6 +10,7 @@ use crate::admin::{MessageFilter, MessageRow, MessageState, QueueRow, WallTime};
 use crate::handover::{Ask, ControlMessage, Told};
 use crate::limits::ASK_READS_MAX;
 use crate::mail::address::domain_of;
+use crate::mail::time::Now;
 use crate::schedule::queue::EntryKey;
 
 /// A question whose answer waits for messages to be read.
@@ -31,18 +32,15 @@ pub(super) struct EntryRows {
 }
 
 impl Shard {
-    pub(super) fn answer(&mut self, question: u64, ask: Ask) {
-        match ask {
-            Ask::Queues { limit } => {
-                let told = self.queue_rows(limit);
-                self.actions.push_back(Action::Control(ControlMessage::Answer { question, told }));
-            }
-            Ask::TlsReport => {
-                let told = Told::TlsReport(self.tls_report.rows().collect());
-                self.actions.push_back(Action::Control(ControlMessage::Answer { question, told }));
-            }
-            Ask::Messages { filter } => self.ask_messages(question, filter),
-        }
+    pub(super) fn answer(&mut self, now: Now, question: u64, ask: Ask) {
+        let told = match ask {
+            Ask::Messages { filter } => return self.ask_messages(question, filter),
+            Ask::Queues { limit } => self.queue_rows(limit),
+            Ask::TlsReport => Told::TlsReport(self.tls_report.rows().collect()),
+            Ask::Bounce { choice, reason } => self.bounce_chosen(&choice, &reason),
+            Ask::Release { choice, reason } => self.release_chosen(now, &choice, &reason),
+        };
+        self.actions.push_back(Action::Control(ControlMessage::Answer { question, told }));
     }
 
     fn queue_rows(&self, limit: usize) -> Told {
@@ -116,7 +114,7 @@ impl Shard {
         self.finish_ask(question, asked);
     }
 
-    fn entries_of(&self, id: MessageId) -> impl Iterator<Item = EntryKey> {
+    pub(super) fn entries_of(&self, id: MessageId) -> impl Iterator<Item = EntryKey> {
         let log = self.logs.iter().find(|home| home.log.id() == id.log());
         let first = log.and_then(|home| home.log.handle(id)).and_then(|handle| entry_of(&self.home, id, handle));
         first.into_iter().flat_map(|first| self.home.entries_of(first))

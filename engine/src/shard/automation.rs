@@ -22,11 +22,19 @@ use crate::pool::connection::ConnectionKey;
 use crate::pool::suspension::{self, Effect, Scope};
 use crate::schedule::queue::{EntryKey, QueueKey};
 
-/// Entries of queues that bounce: those taken from wherever they waited, and those that are still out.
+/// Entries that are decided about: those taken from wherever they waited, and those that bounce once they come back.
 #[derive(Debug, Default)]
 pub(super) struct Bouncing {
-    queues: VecDeque<(Vec<EntryKey>, Arc<Answer>)>,
+    taken: VecDeque<Taken>,
     out: BTreeMap<EntryKey, BouncingOut>,
+}
+
+/// Entries that wait nowhere, and what is to become of them.
+#[derive(Debug)]
+struct Taken {
+    entries: Vec<EntryKey>,
+    fate: Fate,
+    answer: Arc<Answer>,
 }
 
 #[derive(Debug)]
@@ -37,7 +45,7 @@ struct BouncingOut {
 
 impl Bouncing {
     pub(super) fn is_empty(&self) -> bool {
-        self.queues.is_empty()
+        self.taken.is_empty()
     }
 }
 
@@ -146,17 +154,27 @@ impl Shard {
     pub(super) fn bounce_queue(&mut self, flow: &Flow, domain: &str, reason: &str) {
         let is_of = |other: &Flow| other.tenant == flow.tenant && other.campaign == flow.campaign;
         self.pools.call_back_tickets(|attempt| is_of(&attempt.flow) && *attempt.domain == *domain);
-        // RFC 3463 §3.8: X.7.1, a policy of ours.
-        let text = format!("the queue is bounced by {reason}");
-        let answer = Arc::new(Answer { code: 551, enhanced: Some((5, 7, 1)), text, command: String::new() });
         let (waiting, out) = self.home.withdraw_queues(|queue| is_of(&queue.flow) && *queue.domain == *domain);
+        self.bounce(waiting, out, &format!("the queue is bounced by {reason}"));
+    }
+
+    /// What was taken from where it waited ends now, what is out when it comes back unsettled.
+    pub(super) fn bounce(&mut self, waiting: Vec<EntryKey>, out: Vec<EntryKey>, reason: &str) {
+        // RFC 3463 §3.8: X.7.1, a policy of ours.
+        let text = reason.to_owned();
+        let answer = Arc::new(Answer { code: 551, enhanced: Some((5, 7, 1)), text, command: String::new() });
         for key in out {
             let entry = self.home.entry(key);
             let out = BouncingOut { entry: (entry.message, entry.queue), answer: Arc::clone(&answer) };
             self.bouncing.out.insert(key, out);
         }
-        if !waiting.is_empty() {
-            self.bouncing.queues.push_back((waiting, answer));
+        self.decide(waiting, Fate::AdminBounced, answer);
+    }
+
+    /// Entries that were taken from where they waited go on so, with the turns that follow.
+    pub(super) fn decide(&mut self, entries: Vec<EntryKey>, fate: Fate, answer: Arc<Answer>) {
+        if !entries.is_empty() {
+            self.bouncing.taken.push_back(Taken { entries, fate, answer });
         }
     }
 
@@ -172,7 +190,7 @@ impl Shard {
             return false;
         }
         if self.home.withdraw_one(entry) {
-            self.bouncing.queues.push_back((vec![entry], out.answer));
+            self.decide(vec![entry], Fate::AdminBounced, out.answer);
         }
         true
     }
@@ -188,13 +206,13 @@ impl Shard {
     /// Up to a turn's bound.
     pub(super) fn end_bouncing(&mut self, now: Now) {
         for _ in 0..DUE_ENTRIES_PER_TURN {
-            let Some((entries, answer)) = self.bouncing.queues.front_mut() else { return };
+            let Some(Taken { entries, fate, answer }) = self.bouncing.taken.front_mut() else { return };
             match entries.pop() {
                 Some(entry) => {
-                    let answer = Answer::clone(answer);
-                    self.end_entry(now, Ending { entry, fate: Fate::AdminBounced, answer });
+                    let (fate, answer) = (*fate, Answer::clone(answer));
+                    self.end_entry(now, Ending { entry, fate, answer });
                 }
-                None => _ = self.bouncing.queues.pop_front(),
+                None => _ = self.bouncing.taken.pop_front(),
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use postrider_spool::record::{ArchivedEnvelope, Fate, MessageId, Outcome, RecipientResult};
+use postrider_spool::record::{Answer, ArchivedEnvelope, Fate, MessageId, Outcome, RecipientResult};
 use postrider_spool::{Message, ReadError};
 
 use super::Shard;
@@ -122,14 +122,15 @@ impl Shard {
         }
     }
 
-    /// Ends all recipients of an entry that is not out, by our own decision.
+    /// Ends all recipients of an entry that is not out, by our own decision; or lets them be tried again.
     pub(super) fn end_entry(&mut self, now: Now, ending: Ending) {
         let id = self.home.entry(ending.entry).message;
         self.home.withdraw_routed(ending.entry);
         self.fetch(now, id, PendingRead::End(ending));
     }
 
-    /// The same, now that the message is at hand, or known to be unreadable: its recipients end all the same.
+    /// The same, now that the message is at hand, or known to be unreadable: that changes nothing for its
+    /// recipients.
     pub(super) fn end_entry_of(&mut self, now: Now, ending: &Ending, message: Result<&Message, &ReadError>) {
         let decided = message.map_err(ToString::to_string).and_then(|message| {
             let envelope = message.envelope().map_err(|error| error.to_string())?;
@@ -153,7 +154,15 @@ impl Shard {
         }
         self.count(&outcome.results);
         self.append_outcome(now, outcome);
-        self.remove_entry(ending.entry);
+        match ending.fate {
+            // It ends not, but is tried again although it may have been delivered.
+            Fate::Deferred { due_ms } => {
+                let Answer { code, enhanced, text, .. } = &ending.answer;
+                self.metrics.possible_duplicates.add(self.home.entry(ending.entry).recipients.len() as u64);
+                self.home.put_back(ending.entry, due_ms, &answer_text(*code, *enhanced, text));
+            }
+            _ => self.remove_entry(ending.entry),
+        }
     }
 
     fn dispose(&mut self, now: Now, attempt: &Attempt, verdicts: Vec<(u32, verdict::RecipientVerdict)>) -> Disposition {

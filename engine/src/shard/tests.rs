@@ -8,6 +8,7 @@ mod families;
 mod in_doubt;
 mod limits;
 mod moving;
+mod operate;
 mod suspend;
 mod unplumbed;
 
@@ -21,7 +22,7 @@ use tempfile::TempDir;
 
 use super::{Action, Connected, Reservation, SessionKey, Shard, ShardOptions, TlsStarted};
 use crate::accept::Policy;
-use crate::admin::{MessageFilter, MessageRow};
+use crate::admin::{Chosen, MessageFilter, MessageRow};
 use crate::config::{
     Chunking, Config, Credentials, DeliveryProtocol, DkimIdentity, DkimKeyPem, DomainPattern, Priority, RetryInterval,
     RetryRules, Route, RouteTarget, SmtpListener, Tenant, Terms, TlsMode,
@@ -59,6 +60,7 @@ struct World {
     events: Vec<LoggedRecord>,
     /// What the last question was answered.
     rows: Option<Vec<MessageRow>>,
+    chosen: Option<Chosen>,
     directory: TempDir,
     // Holds the lock of the spool's directory.
     _spool: Spool,
@@ -100,6 +102,7 @@ impl World {
             suspensions: Vec::new(),
             events: Vec::new(),
             rows: None,
+            chosen: None,
             directory,
             _spool: spool,
         }
@@ -161,6 +164,7 @@ impl World {
                 self.shard.handle_message(ShardMessage::Routed { key, result: Ok(route) });
             }
             Action::Control(ControlMessage::Answer { told: Told::Messages(rows), .. }) => self.rows = Some(rows),
+            Action::Control(ControlMessage::Answer { told: Told::Chosen(chosen), .. }) => self.chosen = Some(chosen),
             Action::Control(ControlMessage::Suspend(suspension)) => self.suspensions.push(suspension),
             Action::Reserve(Reservation { limit, units, .. }) => {
                 self.shard.handle_message(ShardMessage::Reserved { limit, units });

@@ -13,6 +13,7 @@ mod support;
 mod automation;
 mod back_to_back;
 mod bounce_5xx;
+mod bounce_queued;
 mod campaign;
 mod dane;
 mod deliver_once;

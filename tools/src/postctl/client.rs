@@ -1,4 +1,4 @@
-//! One question to the engine.
+//! One question to the engine, or one order.
 
 use std::time::Duration;
 
@@ -41,8 +41,21 @@ impl Client {
         if let Some(token) = &self.token {
             request = request.header("Authorization", format!("Bearer {token}"));
         }
+        self.read(request.call())
+    }
+
+    /// POSTs JSON.
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        let mut request = self.agent.post(format!("{}{path}", self.url)).header("Content-Type", "application/json");
+        if let Some(token) = &self.token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        self.read(request.send(body.to_string()))
+    }
+
+    fn read(&self, response: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Value, Failure> {
         let unreachable = |cause| Failure::Unreachable { url: self.url.clone(), cause };
-        let mut response = request.call().map_err(unreachable)?;
+        let mut response = response.map_err(unreachable)?;
         let status = response.status().as_u16();
         let text = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_string().map_err(unreachable)?;
         let strange = || Failure::Strange { url: self.url.clone(), status };

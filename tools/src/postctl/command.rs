@@ -1,10 +1,11 @@
 //! The command line, and what each command asks and shows.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::client::Client;
 use crate::failure::Failure;
@@ -64,6 +65,36 @@ enum QueueCommand {
         /// Its name, as `queue list` shows it
         queue: String,
     },
+    /// Ends what is queued now, as AdminBounce: all that every given option fits
+    Bounce {
+        #[command(flatten)]
+        choice: QueueChoice,
+        /// Only what is held as in doubt
+        #[arg(long)]
+        held: bool,
+        /// Stands in the events
+        #[arg(long)]
+        reason: String,
+    },
+    /// Tries again what is held as in doubt; it may arrive twice
+    Release {
+        #[command(flatten)]
+        choice: QueueChoice,
+        /// Stands in the events
+        #[arg(long)]
+        reason: String,
+    },
+}
+
+#[derive(Args, Default)]
+struct QueueChoice {
+    #[arg(long)]
+    tenant: Option<String>,
+    #[arg(long)]
+    campaign: Option<String>,
+    /// The recipients' domain
+    #[arg(long)]
+    domain: Option<String>,
 }
 
 #[derive(Subcommand)]
@@ -75,6 +106,22 @@ enum MessageCommand {
         /// At most so many rows
         #[arg(long, conflicts_with = "id")]
         limit: Option<u32>,
+    },
+    /// Ends one, as AdminBounce
+    Bounce {
+        /// The id that the 250 reply named
+        id: String,
+        /// Stands in the events
+        #[arg(long)]
+        reason: String,
+    },
+    /// Tries one again that is held as in doubt; it may arrive twice
+    Release {
+        /// The id that the 250 reply named
+        id: String,
+        /// Stands in the events
+        #[arg(long)]
+        reason: String,
     },
 }
 
@@ -118,7 +165,19 @@ pub(crate) fn execute(
     match command {
         Command::Queue(QueueCommand::List { limit }) => session.queue_list(limit, out),
         Command::Queue(QueueCommand::Show { queue }) => session.queue_show(&queue, out),
+        Command::Queue(QueueCommand::Bounce { choice, held, reason }) => {
+            session.bounce(json!({ "held": held, "reason": reason }), &choice, out)
+        }
+        Command::Queue(QueueCommand::Release { choice, reason }) => {
+            session.release(json!({ "reason": reason }), &choice, out)
+        }
         Command::Message(MessageCommand::Show { choice, limit }) => session.message_show(&choice, limit, out),
+        Command::Message(MessageCommand::Bounce { id, reason }) => {
+            session.bounce(json!({ "message": id, "reason": reason }), &QueueChoice::default(), out)
+        }
+        Command::Message(MessageCommand::Release { id, reason }) => {
+            session.release(json!({ "message": id, "reason": reason }), &QueueChoice::default(), out)
+        }
         Command::Why { id } => session.why(&id, out),
         Command::Status => session.status(out),
         Command::Spool(_) | Command::Completions { .. } => unreachable!("answered above, without an engine"),
@@ -216,6 +275,33 @@ impl Session {
         Ok(())
     }
 
+    fn bounce(&self, request: Value, choice: &QueueChoice, out: &mut impl Write) -> Result<(), Failure> {
+        let answer = self.client.post(BOUNCE, &choice.narrow(request))?;
+        self.show_chosen(answer, "bounced", "chosen; what is on the wire ends only if it comes back undelivered", out)
+    }
+
+    fn release(&self, request: Value, choice: &QueueChoice, out: &mut impl Write) -> Result<(), Failure> {
+        let answer = self.client.post(RELEASE, &choice.narrow(request))?;
+        self.show_chosen(answer, "released", "tried again", out)
+    }
+
+    /// Recipients by queue, and in all.
+    fn show_chosen(&self, answer: Value, key: &str, what: &str, out: &mut impl Write) -> Result<(), Failure> {
+        if self.json {
+            return write_json(&answer, out);
+        }
+        let chosen: BTreeMap<String, u64> = self.read(answer[key].clone())?;
+        if !chosen.is_empty() {
+            let mut table = Table::new(&["QUEUE", "RECIPIENTS"]);
+            for (queue, recipients) in &chosen {
+                table.push(vec![Cell::text(queue), Cell::number(recipients)]);
+            }
+            table.write(out)?;
+        }
+        writeln!(out, "{} {what}", count(chosen.values().sum(), "recipient"))?;
+        Ok(())
+    }
+
     fn why(&self, id: &str, out: &mut impl Write) -> Result<(), Failure> {
         let answer = self.client.get(&message_path(id), &[])?;
         if self.json {
@@ -244,6 +330,18 @@ impl Session {
 
     fn read<T: DeserializeOwned>(&self, answer: Value) -> Result<T, Failure> {
         serde_json::from_value(answer).map_err(|_| self.client.strange())
+    }
+}
+
+impl QueueChoice {
+    fn narrow(&self, mut request: Value) -> Value {
+        let parts = [("tenant", &self.tenant), ("campaign", &self.campaign), ("domain", &self.domain)];
+        for (name, part) in parts {
+            if let Some(part) = part {
+                request[name] = json!(part);
+            }
+        }
+        request
     }
 }
 
@@ -365,3 +463,5 @@ const DEFAULT_URL: &str = "http://127.0.0.1:8025";
 const QUEUES: &str = "/api/admin/queues/v1";
 const MESSAGES: &str = "/api/admin/messages/v1";
 const STATUS: &str = "/api/admin/status/v1";
+const BOUNCE: &str = "/api/admin/bounce/v1";
+const RELEASE: &str = "/api/admin/release/v1";

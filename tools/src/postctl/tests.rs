@@ -1,6 +1,6 @@
 //! The program against an HTTP server of a few lines: what is asked, what is shown, how it ends.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
 use std::thread;
 
@@ -23,7 +23,7 @@ fn postctl(arguments: &[&str], environment: &[(&str, &str)]) -> Ended {
     Ended { code, out: String::from_utf8(out).unwrap(), err: String::from_utf8(err).unwrap() }
 }
 
-/// Runs postctl against a server that answers one request. Gives the request's first line and header too.
+/// Runs postctl against a server that answers one request. Gives the request, too.
 fn with_engine(status: &str, body: &str, arguments: &[&str]) -> (Ended, String) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -31,14 +31,24 @@ fn with_engine(status: &str, body: &str, arguments: &[&str]) -> (Ended, String) 
     let server = thread::spawn(move || {
         let (stream, _) = listener.accept().unwrap();
         let mut request = String::new();
-        for line in BufReader::new(&stream).lines() {
-            let line = line.unwrap();
+        let mut lines = BufReader::new(&stream);
+        let mut body_bytes = 0;
+        loop {
+            let mut line = String::new();
+            lines.read_line(&mut line).unwrap();
+            let line = line.trim_end();
             if line.is_empty() {
                 break;
             }
-            request.push_str(&line);
+            if let Some(length) = line.to_ascii_lowercase().strip_prefix("content-length: ") {
+                body_bytes = length.parse().unwrap();
+            }
+            request.push_str(line);
             request.push('\n');
         }
+        let mut body = vec![0; body_bytes];
+        lines.read_exact(&mut body).unwrap();
+        request.push_str(std::str::from_utf8(&body).unwrap());
         (&stream).write_all(answer.as_bytes()).unwrap();
         request
     });
@@ -309,4 +319,44 @@ fn numbers_are_said_as_people_do() {
     assert_eq!([0, 1_023, 1_024, 1_048_575, 1_048_576].map(bytes), ["0 B", "1023 B", "1.0 KiB", "1.0 MiB", "1.0 MiB"]);
     assert_eq!([0, 59, 60, 3_600, 3_661, 86_400].map(duration), ["0 s", "59 s", "1 min", "1 h", "1 h 1 min", "1 d"]);
     assert_eq!(printable("a\u{202e}b\tc\u{9b}ü"), "a\u{fffd}b\u{fffd}c\u{fffd}ü");
+}
+
+/// What was asked, and what is shown of the answer.
+fn ordered(answer: &Value, arguments: &[&str]) -> (String, Value, String) {
+    let (ended, request) = with_engine("200 OK", &answer.to_string(), arguments);
+    assert_eq!((ended.code, ended.err.as_str()), (0, ""));
+    let (head, body) = request.rsplit_once('\n').unwrap();
+    assert!(head.lines().any(|line| line.eq_ignore_ascii_case("content-type: application/json")), "{head}");
+    (head.lines().next().unwrap().to_owned(), serde_json::from_str(body).unwrap(), ended.out)
+}
+
+#[test]
+fn mail_is_bounced_and_released() {
+    let bounced =
+        json!({ "id": "x", "bounced": { "acme@example.net": 1_203, "example.org": 1 }, "total_bounced": 1_204 });
+    let arguments =
+        ["queue", "bounce", "--tenant", "acme", "--domain", "example.net", "--held", "--reason", "a mistake"];
+    let expected = "\
+QUEUE             RECIPIENTS
+acme@example.net        1203
+example.org                1
+1204 recipients chosen; what is on the wire ends only if it comes back undelivered
+";
+    let asked = json!({ "tenant": "acme", "domain": "example.net", "held": true, "reason": "a mistake" });
+    let line = "POST /api/admin/bounce/v1 HTTP/1.1".to_owned();
+    assert_eq!(ordered(&bounced, &arguments), (line.clone(), asked, expected.to_owned()));
+    let asked = json!({ "message": "000100000000002a", "reason": "x" });
+    let none = json!({ "id": "x", "bounced": {}, "total_bounced": 0 });
+    let shown = "0 recipients chosen; what is on the wire ends only if it comes back undelivered\n".to_owned();
+    assert_eq!(ordered(&none, &["message", "bounce", "000100000000002a", "--reason", "x"]), (line, asked, shown));
+
+    let released = json!({ "released": { "example.org": 1 }, "total_released": 1 });
+    let line = "POST /api/admin/release/v1 HTTP/1.1".to_owned();
+    let shown = "QUEUE        RECIPIENTS\nexample.org           1\n1 recipient tried again\n".to_owned();
+    let asked = json!({ "reason": "asked" });
+    assert_eq!(ordered(&released, &["queue", "release", "--reason", "asked"]), (line.clone(), asked, shown.clone()));
+    let asked = json!({ "message": "42", "reason": "asked" });
+    assert_eq!(ordered(&released, &["message", "release", "42", "--reason", "asked"]), (line, asked, shown));
+    // Without a reason nothing is asked.
+    assert_eq!(postctl(&["queue", "bounce", "--tenant", "acme"], &[]).code, 2);
 }

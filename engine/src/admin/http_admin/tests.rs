@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::admin::metrics::ShardMetrics;
-use crate::admin::{MessageState, QueueRow, SuspensionEnd, SuspensionRow, TlsReportRow, WallTime};
+use crate::admin::{Chosen, MailChoice, MessageState, QueueRow, SuspensionEnd, SuspensionRow, TlsReportRow, WallTime};
 use crate::runtime::event_file::EventLogStatistics;
 
 #[derive(Default)]
@@ -24,6 +24,14 @@ struct Engine {
     rows: usize,
     asked: Mutex<Vec<MessageFilter>>,
     suspended: Mutex<Vec<SuspensionRow>>,
+    chosen: Mutex<Vec<(MailChoice, String)>>,
+}
+
+impl Engine {
+    fn choose(&self, choice: MailChoice, reason: String) -> Chosen {
+        self.chosen.lock().unwrap().push((choice, reason));
+        Chosen { recipients: [("acme@example.net".to_owned(), 2), ("example.org".to_owned(), 1)].into() }
+    }
 }
 
 impl Backend for Engine {
@@ -108,6 +116,16 @@ impl Backend for Engine {
         suspended.retain(|row| row.id != id);
         let removed = suspended.len() < before;
         Box::pin(async move { Ok(removed) })
+    }
+
+    fn bounce(&self, choice: MailChoice, reason: String) -> Reply<'_, (String, Chosen)> {
+        let chosen = self.choose(choice, reason);
+        Box::pin(async { Ok(("id-7".to_owned(), chosen)) })
+    }
+
+    fn release(&self, choice: MailChoice, reason: String) -> Reply<'_, Chosen> {
+        let chosen = self.choose(choice, reason);
+        Box::pin(async { Ok(chosen) })
     }
 
     fn readiness(&self) -> Result<(), String> {
@@ -368,9 +386,13 @@ fn openapi_describes_what_exists() {
         paths.iter().map(|path| format!("GET {}", path.replace("{id}", "0000000000000001"))).collect();
     let requests: Vec<&str> = requests.iter().map(String::as_str).collect();
     let (answers, _) = ask(Engine { rows: 1, ..Engine::default() }, &[], &requests);
-    for (request, answer) in requests.iter().zip(&answers) {
-        // The engine of these tests has no status to tell.
-        let expected = if request.ends_with("/status/v1") { 503 } else { 200 };
+    for ((request, answer), path) in requests.iter().zip(&answers).zip(&paths) {
+        let expected = match request {
+            _ if described["paths"][path]["get"].is_null() => 405,
+            // The engine of these tests has no status to tell.
+            _ if request.ends_with("/status/v1") => 503,
+            _ => 200,
+        };
         assert_eq!(answer.0, expected, "{request}");
     }
     let row = &described["components"]["schemas"]["Message"]["properties"];
@@ -378,4 +400,46 @@ fn openapi_describes_what_exists() {
     let shown: Value = serde_json::from_str(&answer.2).unwrap();
     let names = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
     assert_eq!(names(row), names(&shown["messages"][0]));
+}
+
+/// KumoMTA's requests and answers, of what can be meant; the rest is refused by name.
+#[test]
+fn mail_is_bounced_and_released() {
+    let requests = [
+        "POST /api/admin/bounce/v1\n\n\n{\"tenant\":\"acme\",\"domain\":\"Example.NET\",\"reason\":\"a\\nmistake\",\
+         \"suppress_logging\":false,\"duration\":null}",
+        "POST /api/admin/bounce/v1\n\n\n{\"message\":\"000100000000002a\",\"held\":true,\"reason\":\"x\"}",
+        "POST /api/admin/bounce/v1\n\n\n{\"queue_names\":[\"example.org\"],\"reason\":\"x\"}",
+        "POST /api/admin/release/v1\n\n\n{\"reason\":\"asked\"}",
+        "POST /api/admin/release/v1\n\n\n{\"message\":\"000100000000002a\",\"reason\":\"asked\"}",
+        "POST /api/admin/bounce/v1\n\n\n{\"reason\":\"everything\"}",
+        "POST /api/admin/bounce/v1\n\n\n{\"tenant\":\"acme\"}",
+        "POST /api/admin/bounce/v1\n\n\n{\"tenant\":\"acme\",\"reason\":\"x\",\"duration\":\"5m\"}",
+        "POST /api/admin/bounce/v1\n\n\n{\"tenant\":\"acme\",\"reason\":\"x\",\"suppress_logging\":true}",
+        "POST /api/admin/bounce/v1\n\n\n{\"message\":\"42\",\"reason\":\"x\"}",
+        "POST /api/admin/release/v1\n\n\n{\"held\":true,\"reason\":\"x\"}",
+        "GET /api/admin/bounce/v1",
+    ];
+    let (answers, engine) = ask(Engine::default(), &[], &requests);
+    let statuses: Vec<u16> = answers.iter().map(|answer| answer.0).collect();
+    assert_eq!(statuses, [200, 200, 200, 200, 200, 400, 400, 400, 400, 400, 400, 405]);
+    let json = |place: usize| serde_json::from_str::<Value>(&answers[place].2).unwrap();
+    let counts = json!({ "acme@example.net": 2, "example.org": 1 });
+    assert_eq!(json(0), json!({ "id": "id-7", "bounced": counts, "total_bounced": 3 }));
+    assert_eq!(json(3), json!({ "released": counts, "total_released": 3 }));
+    let said = |place: usize| json(place)["error"]["message"].as_str().unwrap().to_owned();
+    assert!(said(5).contains("without, all mail would end"), "{}", said(5));
+    assert!(said(6).starts_with("reason: is missing"), "{}", said(6));
+    assert!(said(7).starts_with("duration: "), "{}", said(7));
+
+    let id: Option<MessageId> = Some("000100000000002a".parse().unwrap());
+    let all = MailChoice::default();
+    let expected = [
+        (MailChoice { tenant: Some("acme".into()), domain: Some("example.net".into()), ..all.clone() }, "a mistake"),
+        (MailChoice { message: id, held: true, ..all.clone() }, "x"),
+        (MailChoice { queues: vec!["example.org".into()], ..all.clone() }, "x"),
+        (all.clone(), "asked"),
+        (MailChoice { message: id, ..all }, "asked"),
+    ];
+    assert_eq!(*engine.chosen.lock().unwrap(), expected.map(|(choice, reason)| (choice, reason.to_owned())));
 }
