@@ -178,6 +178,8 @@ pub struct Shard {
 
     // spool; the first log is the one that takes mail
     logs: Vec<HomeLog>,
+    /// The most recipients of an entry: see [`Config::recipients_per_batch_max`], which looks at every rule.
+    batch_max: usize,
     bodies: HeldBodies,
 
     // schedule
@@ -237,6 +239,7 @@ impl Shard {
             signing: VecDeque::new(),
             events_blocked: false,
             logs: Vec::new(),
+            batch_max: config.recipients_per_batch_max(),
             bodies: HeldBodies::default(),
             home: Home::new(Arc::clone(&shared_limits)),
             retries: Retries::new(&config),

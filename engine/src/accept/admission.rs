@@ -10,7 +10,7 @@
 //! empty line goes between it and what we add.
 
 use std::collections::HashSet;
-use std::fmt::Write as _;
+use std::io::Write as _;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -130,15 +130,18 @@ impl Policy {
         let rsa_signatures = signers.iter().filter(|index| self.signers.is_rsa(**index)).count();
 
         let mut prefix = Vec::with_capacity(PREFIX_BYTES_TYPICAL);
-        self.write_received(&received, &names, now, &mut prefix);
+        let date = header::format_date(now.wall_ms);
+        self.write_received(&received, &names, &date, &mut prefix);
         let signatures_at = prefix.len();
         let mut captured = scan.captured;
         let mut add = |name: &str, value: &str| {
-            prefix.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
+            for part in [name, ": ", value, "\r\n"] {
+                prefix.extend_from_slice(part.as_bytes());
+            }
             capture(&self.captured, &mut captured, name.as_bytes(), value.as_bytes());
         };
         if !scan.has_date {
-            add("Date", &header::format_date(now.wall_ms));
+            add("Date", &date);
         }
         if !scan.has_message_id {
             add("Message-ID", &message_id::generate(now.wall_ms, names.public, &self.hostname));
@@ -258,27 +261,26 @@ impl Policy {
 
     /// RFC 5321 §4.4. The spool gives a message its id when it is appended, so the id here is another one; it finds the
     /// message in the events by its Message-ID and session all the same.
-    fn write_received(&self, received: &Received, names: &MessageNames, now: Now, out: &mut Vec<u8>) {
-        let mut field = String::from("Received:");
+    fn write_received(&self, received: &Received, names: &MessageNames, date: &str, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"Received:");
         match (received.received_detail, received.client) {
-            (ReceivedDetail::None, _) => return,
+            (ReceivedDetail::None, _) => return out.clear(),
             (ReceivedDetail::Full, Some(client)) => {
                 let address = match client.ip().to_canonical() {
                     std::net::IpAddr::V4(address) => format!("[{address}]"),
                     std::net::IpAddr::V6(address) => format!("[IPv6:{address}]"),
                 };
                 let helo = if received.helo.is_empty() { &address } else { &received.helo };
-                let _ = write!(field, " from {helo} ({address})\r\n\t");
+                let _ = write!(out, " from {helo} ({address})\r\n\t");
             }
-            (ReceivedDetail::Full | ReceivedDetail::NoClient, _) => field.push(' '),
+            (ReceivedDetail::Full | ReceivedDetail::NoClient, _) => out.push(b' '),
         }
-        let _ = write!(field, "by {} with {} id {:016x}", self.hostname, received.protocol, names.public);
+        let _ = write!(out, "by {} with {} id {:016x}", self.hostname, received.protocol, names.public);
         // RFC 5321 §7.6: with several recipients it would tell each of the others.
         if let [recipient] = &received.recipients[..] {
-            let _ = write!(field, "\r\n\tfor <{recipient}>");
+            let _ = write!(out, "\r\n\tfor <{recipient}>");
         }
-        let _ = write!(field, ";\r\n\t{}\r\n", header::format_date(now.wall_ms));
-        out.extend_from_slice(field.as_bytes());
+        let _ = write!(out, ";\r\n\t{date}\r\n");
     }
 }
 
@@ -292,15 +294,13 @@ struct MessageNames {
 
 impl MessageNames {
     fn derive(random: [u64; 2]) -> Self {
-        let seed = [random[0].to_le_bytes(), random[1].to_le_bytes()].concat();
+        let mut seed = [0; 16];
+        seed[..8].copy_from_slice(&random[0].to_le_bytes());
+        seed[8..].copy_from_slice(&random[1].to_le_bytes());
         let digest = digest::digest(&digest::SHA256, &seed);
+        let number = |octets: &[u8]| octets.iter().fold(0, |number, octet| number << 8 | u128::from(*octet));
         let (secret, rest) = digest.as_ref().split_at(SECRET_BYTES);
-        let public = rest.iter().take(8).fold(0, |name, octet| name << 8 | u64::from(*octet));
-        let secret = secret.iter().fold(String::with_capacity(2 * SECRET_BYTES), |mut text, octet| {
-            let _ = write!(text, "{octet:02x}");
-            text
-        });
-        Self { public, secret }
+        Self { public: number(&rest[..8]) as u64, secret: format!("{:032x}", number(secret)) }
     }
 }
 
@@ -359,10 +359,8 @@ impl Scan {
             () if field.is("Date") => self.has_date = true,
             () if field.is("Message-ID") => self.has_message_id = true,
             () if field.is("From") => {
-                self.from.add(field.value);
-                if self.from_domain.is_none() {
-                    self.from_domain = header::from_domain(field.value);
-                }
+                let first = self.from.add(field.value);
+                self.from_domain = self.from_domain.take().or(first);
             }
             () if !broken && REMOVED_FIELDS.iter().any(|name| field.is(name)) => {
                 self.removed.push(field.range());

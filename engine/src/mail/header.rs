@@ -107,12 +107,6 @@ pub fn unfold(value: &[u8]) -> String {
     text.chars().filter(|c| !matches!(c, '\r' | '\n')).collect()
 }
 
-/// The domain of the first mailbox in the value of a From field, in lower case.
-pub fn from_domain(value: &[u8]) -> Option<String> {
-    let parsed = mail_parser::parsers::MessageStream::new(value).parse_address();
-    mailbox_domain(parsed.as_address()?.iter().find_map(|mailbox| mailbox.address())?)
-}
-
 /// The domains of all From fields of a message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FromDomains {
@@ -123,16 +117,24 @@ pub struct FromDomains {
 }
 
 impl FromDomains {
-    pub fn add(&mut self, value: &[u8]) {
+    /// Takes in a field's value, and gives the domain of its first mailbox, in lower case.
+    pub fn add(&mut self, value: &[u8]) -> Option<String> {
         let parsed = mail_parser::parsers::MessageStream::new(value).parse_address();
-        let mailboxes: Vec<_> = parsed.as_address().into_iter().flat_map(|address| address.iter()).collect();
-        self.unreadable |= mailboxes.is_empty();
+        let mut mailboxes = parsed.as_address().into_iter().flat_map(|address| address.iter()).peekable();
+        self.unreadable |= mailboxes.peek().is_none();
+        let mut first = None;
         for mailbox in mailboxes {
-            match mailbox.address().and_then(mailbox_domain) {
+            let address = mailbox.address();
+            let domain = address.and_then(mailbox_domain);
+            if first.is_none() && address.is_some() {
+                first = Some(domain.clone());
+            }
+            match domain {
                 Some(domain) => self.domains.push(domain),
                 None => self.unreadable = true,
             }
         }
+        first.flatten()
     }
 
     /// Those of fields further down.
@@ -244,7 +246,7 @@ mod tests {
             ("\r\n", None),
             (" j@b\u{fc}cher.example\r\n", Some("b\u{fc}cher.example")),
         ] {
-            assert_eq!(from_domain(value.as_bytes()).as_deref(), domain, "{value:?}");
+            assert_eq!(FromDomains::default().add(value.as_bytes()).as_deref(), domain, "{value:?}");
         }
     }
 
@@ -276,7 +278,7 @@ mod tests {
 
         #[test]
         fn from_domain_survives_anything(value in proptest::collection::vec(any::<u8>(), 0..64)) {
-            let _ = from_domain(&value);
+            let _ = FromDomains::default().add(&value);
             let _ = unfold(&value);
         }
     }

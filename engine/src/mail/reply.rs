@@ -192,6 +192,7 @@ fn split_code(line: &[u8]) -> Option<(u16, bool, &[u8])> {
 }
 
 fn push_safe(to: &mut String, text: &[u8]) {
+    to.reserve(text.len());
     to.extend(String::from_utf8_lossy(text).chars().map(|c| if c.is_control() { ' ' } else { c }));
 }
 

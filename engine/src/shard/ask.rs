@@ -108,6 +108,7 @@ impl Shard {
                     asked.waiting += 1;
                     self.unread.push_back((id, PendingRead::Ask { question, rows }));
                 }
+                Err(ReadError::Unknown) => {}
                 Err(_) => asked.take(rows, None),
             }
         }
@@ -120,11 +121,13 @@ impl Shard {
         first.into_iter().flat_map(|first| self.home.entries_of(first))
     }
 
-    /// A message that a question waits for was read.
-    pub(super) fn ask_read(&mut self, question: u64, rows: Box<EntryRows>, message: Option<&Message>) {
+    /// A message that a question waits for was read. One that has ended meanwhile is left out.
+    pub(super) fn ask_read(&mut self, question: u64, rows: Box<EntryRows>, read: Result<&Message, &ReadError>) {
         let Some(mut asked) = self.asked.remove(&question) else { return };
         asked.waiting -= 1;
-        asked.take(rows, message);
+        if !matches!(read, Err(ReadError::Unknown)) {
+            asked.take(rows, read.ok());
+        }
         self.finish_ask(question, asked);
     }
 

@@ -159,7 +159,7 @@ impl Shard {
         let mut events = Vec::new();
         let log_id = directory.id();
         let options = RecoverOptions { seed, event_cursor, ..RecoverOptions::default() };
-        let batch_max = self.config.recipients_per_batch_max();
+        let batch_max = self.batch_max;
         let (home, metrics) = (&mut self.home, &self.metrics);
         let matching = self.routes.any_matched.then_some(&*self.config);
         let sender_routes = self.config.sender_routes();
@@ -329,8 +329,7 @@ impl Shard {
             match uncommitted {
                 Uncommitted::Message(appended) => {
                     let Appended { message, envelope, size, answer_to } = *appended;
-                    let batch_max = self.config.recipients_per_batch_max();
-                    let mut spooled = spooled(message, &envelope, batch_max);
+                    let mut spooled = spooled(message, &envelope, self.batch_max);
                     if self.routes.any_matched {
                         match_routes(&self.config, &mut spooled, &envelope.reverse_path);
                     }
@@ -403,7 +402,7 @@ impl Shard {
         match (pending, result) {
             (PendingRead::Ticket(ticket), Ok(message)) => self.send_ticket(now, ticket, message.clone()),
             (PendingRead::Ticket(ticket), Err(error)) => self.fail_ticket(now, &ticket, error),
-            (PendingRead::Ask { question, rows }, result) => self.ask_read(question, rows, result.ok()),
+            (PendingRead::Ask { question, rows }, result) => self.ask_read(question, rows, result),
             (PendingRead::End(ending), result) => self.end_entry_of(now, &ending, result),
         }
     }
