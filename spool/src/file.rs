@@ -253,9 +253,11 @@ pub use ring::execute_on_ring;
 /// operations complete before it drops the runtime, because tokio-uring 0.5 frees stable data before it cancels.
 #[cfg(feature = "uring")]
 mod ring {
+    use std::fs::{File, OpenOptions};
     use std::future::poll_fn;
     use std::io;
-    use std::os::fd::RawFd;
+    use std::os::fd::{AsRawFd, RawFd};
+    use std::os::unix::fs::OpenOptionsExt;
     use std::sync::{Arc, Mutex, PoisonError};
     use std::task::{Poll, Waker};
     use std::thread;
@@ -263,6 +265,7 @@ mod ring {
     use io_uring::{cqueue, opcode, squeue, types};
     use tokio_uring::{OneshotOutputTransform, UnsubmittedOneshot};
 
+    use crate::limits::BLOCK_BYTES;
     use crate::storage::{Completion, Done, Operation, ReadBuffer, StorageFile, Work, execute};
 
     /// Executes an operation on the ring of the current thread.
@@ -283,8 +286,7 @@ mod ring {
             },
             Work::Zero { file, offset, zeros, bytes, sync } => match file.descriptor() {
                 Some(descriptor) => {
-                    let entry = write_entry(descriptor, &zeros[..bytes], offset, sync);
-                    Done::Zero { result: submit(Held { _file: file, memory: zeros }, entry).await.0 }
+                    Done::Zero { result: write_zeros(file, descriptor, offset, zeros, bytes, sync).await }
                 }
                 None => return execute(Operation { token, work: Work::Zero { file, offset, zeros, bytes, sync } }),
             },
@@ -322,6 +324,38 @@ mod ring {
             }
         }
         Done::Read { buffer, result: Ok(()) }
+    }
+
+    /// Past the page cache where the file system can: the zeros are never read, and copying them there cost a fifth of
+    /// what a new spool's commits did.
+    async fn write_zeros(
+        file: Arc<dyn StorageFile>,
+        descriptor: RawFd,
+        offset: u64,
+        zeros: Arc<[u8]>,
+        bytes: usize,
+        sync: bool,
+    ) -> io::Result<usize> {
+        let start = zeros.as_ptr().align_offset(BLOCK_BYTES as usize);
+        let aligned = offset.is_multiple_of(BLOCK_BYTES) && (bytes as u64).is_multiple_of(BLOCK_BYTES);
+        let direct = (aligned && start + bytes <= zeros.len()).then(|| open_direct(descriptor)).flatten();
+        if let Some(direct) = direct {
+            let entry = write_entry(direct.as_raw_fd(), &zeros[start..start + bytes], offset, sync);
+            let memory = (direct, Arc::clone(&zeros));
+            let (result, _) = submit(Held { _file: Arc::clone(&file), memory }, entry).await;
+            // Some file systems take the flag and refuse the write.
+            if !result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::InvalidInput) {
+                return result;
+            }
+        }
+        let entry = write_entry(descriptor, &zeros[..bytes], offset, sync);
+        submit(Held { _file: file, memory: zeros }, entry).await.0
+    }
+
+    /// The same file once more. None where there is no `/proc`, or the file system knows no direct writes.
+    fn open_direct(descriptor: RawFd) -> Option<File> {
+        let path = format!("/proc/self/fd/{descriptor}");
+        OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(path).ok()
     }
 
     fn write_entry(descriptor: RawFd, bytes: &[u8], offset: u64, sync: bool) -> squeue::Entry {

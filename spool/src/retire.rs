@@ -15,7 +15,8 @@ use crate::commit::Purpose;
 use crate::directory::Durability;
 use crate::format::Chain;
 use crate::limits::{
-    PREALLOCATION_RETRY_MS, SEGMENTS_MAX, SPARES_KEPT_MAX, SPARES_WANTED, ZERO_STEP_BYTES, ZERO_STEP_INTERVAL_MS,
+    BLOCK_BYTES, PREALLOCATION_RETRY_MS, SEGMENTS_MAX, SPARES_KEPT_MAX, SPARES_WANTED, ZERO_STEP_BYTES,
+    ZERO_STEP_INTERVAL_MS,
 };
 use crate::log::Log;
 use crate::segment::Segment;
@@ -164,7 +165,8 @@ impl Log {
         let segment = self.segments.get(slot);
         let (file, offset) = (Arc::clone(&segment.file), segment.zeroed);
         let bytes = (segment.capacity - offset).min(ZERO_STEP_BYTES);
-        let zeros = self.preallocation.zeros.get_or_insert_with(|| vec![0; ZERO_STEP_BYTES as usize].into());
+        let zeros =
+            self.preallocation.zeros.get_or_insert_with(|| vec![0; (ZERO_STEP_BYTES + BLOCK_BYTES) as usize].into());
         let work = Work::Zero {
             file,
             offset,

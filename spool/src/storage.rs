@@ -93,7 +93,7 @@ pub(crate) enum Work {
         start: usize,
         sync: bool,
     },
-    /// Writes the first `bytes` of `zeros` at `offset`.
+    /// Writes `bytes` zeros at `offset`. There are more of them by a block, so that they can begin where one does.
     Zero {
         file: Arc<dyn StorageFile>,
         offset: u64,
