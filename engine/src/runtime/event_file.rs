@@ -24,7 +24,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{fmt, thread};
 
-use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 use postrider_spool::record::{LogId, Sequence};
 
 use crate::limits::{EVENT_BATCHES_MAX, EVENT_FILE_AGE_MAX, EVENT_FILE_BYTES_MAX, EVENT_RETRY_PAUSE_MAX};
@@ -267,7 +267,10 @@ impl<F: FnMut(&[(LogId, Sequence)])> WriterLoop<F> {
             };
             crossbeam::select! {
                 recv(self.batches) -> batch => match batch {
-                    Ok(batch) => self.take(&batch)?,
+                    Ok(batch) => {
+                        self.take(&batch)?;
+                        self.gather();
+                    }
                     Err(_) => break,
                 },
                 recv(self.stop) -> _ => {
@@ -275,6 +278,12 @@ impl<F: FnMut(&[(LogId, Sequence)])> WriterLoop<F> {
                     break;
                 }
                 default(patience) => {}
+            }
+            if self.stopping {
+                break;
+            }
+            while let Ok(batch) = self.batches.try_recv() {
+                self.take(&batch)?;
             }
             if self.writer.deadline().is_some_and(|deadline| deadline <= Instant::now()) {
                 self.flush()?;
@@ -285,6 +294,16 @@ impl<F: FnMut(&[(LogId, Sequence)])> WriterLoop<F> {
             self.take(&batch)?;
         }
         self.flush()
+    }
+
+    /// Lets more come before the next look, since a shard has to wake a thread that waits for it.
+    fn gather(&mut self) {
+        for _ in 0..GATHER_STEPS {
+            if self.batches.len() > EVENT_BATCHES_MAX / 8 || self.stopping {
+                return;
+            }
+            self.stopping = !matches!(self.stop.recv_timeout(GATHER_STEP), Err(RecvTimeoutError::Timeout));
+        }
     }
 
     fn take(&mut self, batch: &[LoggedRecord]) -> Result<(), EventLogError> {
@@ -312,7 +331,7 @@ impl<F: FnMut(&[(LogId, Sequence)])> WriterLoop<F> {
                 Err(_) => {
                     // A message and a handle that is gone mean the same.
                     let waited = self.stop.recv_timeout(pause);
-                    self.stopping = !matches!(waited, Err(crossbeam::channel::RecvTimeoutError::Timeout));
+                    self.stopping = !matches!(waited, Err(RecvTimeoutError::Timeout));
                     pause = (2 * pause).min(EVENT_RETRY_PAUSE_MAX);
                 }
             }
@@ -523,6 +542,9 @@ fn wall_ms() -> u64 {
 
 /// How long the thread waits where nothing is due; any input wakes it.
 const WAKE_INTERVAL: Duration = Duration::from_secs(3_600);
+/// Events come to readers so much later at most.
+const GATHER_STEPS: u32 = 4;
+const GATHER_STEP: Duration = Duration::from_millis(1);
 const RETRY_PAUSE_FIRST: Duration = Duration::from_millis(50);
 const FAILURES_BEFORE_ANOTHER_FILE: u32 = 3;
 
