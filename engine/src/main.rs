@@ -11,6 +11,10 @@ use clap::{Args, Parser, Subcommand};
 use postrider::config::{self, Config, ConfigErrors};
 use postrider::{admin, demo, serve};
 
+/// A message makes some hundred small allocations, many of which another thread frees.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
