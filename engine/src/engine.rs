@@ -22,8 +22,9 @@ use crate::accept::smtp_data::clean_content;
 use crate::accept::{Admitted, Policy, Received};
 use crate::admin::metrics::{Metrics, ShardMetrics};
 use crate::admin::{
-    Backend, Chosen, EventsStatus, LimitsRow, ListenerStatus, MailChoice, MessageFilter, MessageRow, QueueReport,
-    QueueRow, Reply, SpoolStatus, Status, SuspensionEnd, SuspensionRow, TlsReportRow, Unavailable, WallTime,
+    Backend, Chosen, EventsStatus, Inspected, LimitsRow, ListenerStatus, MailChoice, MessageFilter, MessageRow,
+    QueueReport, QueueRow, Reply, SpoolStatus, Status, SuspensionEnd, SuspensionRow, TlsReportRow, Unavailable,
+    WallTime,
 };
 use crate::config::{Config, Durability, LimitSettings, LineEndings, ReceivedDetail, SmtpListener};
 use crate::handover::{AcceptAnswer, Ask, ShardMessage, Told};
@@ -192,6 +193,11 @@ impl Engine {
     /// What is suspended now, as `GET /api/admin/suspend-ready-q/v1` and `GET /api/admin/suspend/v1` together.
     pub async fn suspensions(&self) -> Result<Vec<SuspensionRow>, Unavailable> {
         self.shared.suspensions().await
+    }
+
+    /// A message that is not finished, as `GET /api/admin/inspect-message/v1`.
+    pub async fn inspect(&self, id: MessageId, want_body: bool) -> Result<Option<Inspected>, Unavailable> {
+        self.shared.inspect(id, want_body).await
     }
 
     /// Ends mail as AdminBounce, as `POST /api/admin/bounce/v1`; tells what was chosen, before it has ended.
@@ -742,6 +748,16 @@ impl Backend for Shared {
             let Some(id) = parse_id(&id) else { return Ok(false) };
             let answer = self.ask_suspensions(SuspensionCall::Remove { id }).await?;
             Ok(matches!(answer, SuspensionAnswer::Removed(true)))
+        })
+    }
+
+    fn inspect(&self, id: MessageId, want_body: bool) -> Reply<'_, Option<Inspected>> {
+        Box::pin(async move {
+            let told = self.ask(Ask::Inspect { id, want_body }).await?;
+            Ok(told
+                .into_iter()
+                .find_map(|told| if let Told::Inspected(found) = told { found } else { None })
+                .map(|it| *it))
         })
     }
 

@@ -16,7 +16,7 @@ use postrider_spool::record::{DsnParameters, MessageId};
 
 use crate::accept::Refusal;
 use crate::accept::admission::Admitted;
-use crate::admin::{Chosen, MailChoice, MessageFilter, MessageRow, QueueRow, TlsReportRow};
+use crate::admin::{Chosen, Inspected, MailChoice, MessageFilter, MessageRow, QueueRow, TlsReportRow};
 use crate::config::{LimitId, MatchedRoute, Shaping, SharedLimits, Subject, Terms, TlsMode};
 use crate::deliver::attempt::TransactionResult;
 use crate::deliver::dane::HostDane;
@@ -369,6 +369,10 @@ pub enum Ask {
     Messages {
         filter: MessageFilter,
     },
+    Inspect {
+        id: MessageId,
+        want_body: bool,
+    },
     /// Mail is to end by the operator's word; answered before it has.
     Bounce {
         choice: MailChoice,
@@ -386,6 +390,7 @@ pub enum Told {
     Queues { total: u64, rows: Vec<QueueRow> },
     TlsReport(Vec<TlsReportRow>),
     Messages(Vec<MessageRow>),
+    Inspected(Option<Box<Inspected>>),
     Chosen(Chosen),
 }
 

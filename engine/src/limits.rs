@@ -265,6 +265,8 @@ pub const DUE_ENTRIES_PER_TURN: usize = 1_024;
 pub const ROUTES_CACHED_MAX: usize = 100_000;
 /// Messages read from the disk for one question.
 pub const ASK_READS_MAX: usize = 1_000;
+/// Of a message that an operator looks at.
+pub const INSPECTED_OCTETS_MAX: usize = 16 << 20;
 /// How often time limits of minutes are looked at.
 pub const SWEEP_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
 /// How long an outcome waits for a message's commit to ride with; a crash repeats the deliveries of this time.

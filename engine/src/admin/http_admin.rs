@@ -28,7 +28,7 @@ use serde_json::json;
 use super::http_connection::BoundedListener;
 use super::metrics::Metrics;
 use super::{Backend, MessageFilter, MessageRow, QueueReport, Reply, Status, TlsReportRow, Unavailable};
-use super::{http_bounce, http_suspend};
+use super::{http_bounce, http_inspect, http_suspend};
 use crate::limits::{HTTP_BACKEND_TIMEOUT, HTTP_ROWS_DEFAULT, HTTP_ROWS_MAX};
 
 /// Who may ask.
@@ -75,6 +75,7 @@ fn router(service: Arc<Service>) -> Router {
             "/api/admin/suspend/v1",
             get(http_suspend::list).post(http_suspend::suspend).delete(http_suspend::resume),
         )
+        .route("/api/admin/inspect-message/v1", get(http_inspect::inspect))
         .route("/api/admin/bounce/v1", post(http_bounce::bounce))
         .route("/api/admin/release/v1", post(http_bounce::release))
         .route("/metrics", get(metrics_text))

@@ -18,6 +18,7 @@ pub use crate::outcome::tls_report::TlsReportRow;
 pub mod http_admin;
 mod http_bounce;
 mod http_connection;
+mod http_inspect;
 mod http_suspend;
 pub mod log;
 pub mod metrics;
@@ -43,6 +44,8 @@ pub trait Backend: Send + Sync + 'static {
     fn suspend(&self, suspension: SuspensionRow, end: SuspensionEnd) -> Reply<'_, Result<String, String>>;
     /// Ends a suspension. False: there is none with this id.
     fn resume(&self, id: String) -> Reply<'_, bool>;
+    /// A message that is not finished; None: there is none with this id.
+    fn inspect(&self, id: MessageId, want_body: bool) -> Reply<'_, Option<Inspected>>;
     /// Ends mail as AdminBounce. Tells the bounce's id, and what was chosen, before it has ended.
     fn bounce(&self, choice: MailChoice, reason: String) -> Reply<'_, (String, Chosen)>;
     /// Tries again, of what is chosen, what is held as in doubt.
@@ -63,6 +66,21 @@ pub struct MessageFilter {
     /// The Message-ID field, without angle brackets.
     pub message_id: Option<String>,
     pub limit: usize,
+}
+
+/// A message as it lies in the spool.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inspected {
+    pub sender: String,
+    /// Those that are not finished.
+    pub recipients: Vec<String>,
+    pub tenant: String,
+    pub campaign: String,
+    pub egress_pool: String,
+    pub num_attempts: u32,
+    pub due: WallTime,
+    /// As it is sent, header fields that were put in front included; the first part of one that is very long.
+    pub data: Option<Vec<u8>>,
 }
 
 /// Which mail an operator means: what all parts fit. A part that is None, or empty, fits all.

@@ -6,9 +6,9 @@ use postrider_spool::{Fetch, Message, ReadError};
 use super::schedule::PendingRead;
 use super::spool::entry_of;
 use super::{Action, Shard};
-use crate::admin::{MessageFilter, MessageRow, MessageState, QueueRow, WallTime};
+use crate::admin::{Inspected, MessageFilter, MessageRow, MessageState, QueueRow, WallTime};
 use crate::handover::{Ask, ControlMessage, Told};
-use crate::limits::ASK_READS_MAX;
+use crate::limits::{ASK_READS_MAX, INSPECTED_OCTETS_MAX};
 use crate::mail::address::domain_of;
 use crate::mail::time::Now;
 use crate::schedule::queue::EntryKey;
@@ -35,12 +35,45 @@ impl Shard {
     pub(super) fn answer(&mut self, now: Now, question: u64, ask: Ask) {
         let told = match ask {
             Ask::Messages { filter } => return self.ask_messages(question, filter),
+            Ask::Inspect { id, want_body } if self.entries_of(id).next().is_some() => {
+                return self.fetch(now, id, PendingRead::Inspect { question, want_body });
+            }
+            Ask::Inspect { .. } => Told::Inspected(None),
             Ask::Queues { limit } => self.queue_rows(limit),
             Ask::TlsReport => Told::TlsReport(self.tls_report.rows().collect()),
             Ask::Bounce { choice, reason } => self.bounce_chosen(&choice, &reason),
             Ask::Release { choice, reason } => self.release_chosen(now, &choice, &reason),
         };
         self.actions.push_back(Action::Control(ControlMessage::Answer { question, told }));
+    }
+
+    /// The message that a question is about is at hand, or can't be read. It may have come to its end meanwhile.
+    pub(super) fn tell_inspected(&mut self, question: u64, want_body: bool, message: Option<&Message>) {
+        let found = message.and_then(|message| self.inspected(want_body, message));
+        let told = Told::Inspected(found.map(Box::new));
+        self.actions.push_back(Action::Control(ControlMessage::Answer { question, told }));
+    }
+
+    fn inspected(&self, want_body: bool, message: &Message) -> Option<Inspected> {
+        let envelope = message.envelope().ok()?;
+        let keys: Vec<EntryKey> = self.entries_of(message.id()).collect();
+        let first = keys.iter().min_by_key(|key| self.due(**key).0)?;
+        let indices = keys.iter().flat_map(|key| self.home.entry(*key).recipients);
+        let octets = || {
+            let (prefix, body) = (message.prefix(), message.body());
+            let prefix = &prefix[..prefix.len().min(INSPECTED_OCTETS_MAX)];
+            [prefix, &body[..body.len().min(INSPECTED_OCTETS_MAX - prefix.len())]].concat()
+        };
+        Some(Inspected {
+            sender: envelope.reverse_path.as_str().to_owned(),
+            recipients: indices.map(|index| recipient_at(Some(envelope), index)).collect(),
+            tenant: envelope.tenant.as_str().to_owned(),
+            campaign: envelope.campaign.as_str().to_owned(),
+            egress_pool: envelope.egress_pool.as_str().to_owned(),
+            num_attempts: self.home.entry(*first).attempts,
+            due: self.due(*first),
+            data: want_body.then(octets),
+        })
     }
 
     fn queue_rows(&self, limit: usize) -> Told {

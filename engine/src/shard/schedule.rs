@@ -41,6 +41,7 @@ pub(super) enum PendingRead {
     Ticket(PendingTicket),
     End(Ending),
     Ask { question: u64, rows: Box<EntryRows> },
+    Inspect { question: u64, want_body: bool },
 }
 
 /// An entry that ends by our own decision.

@@ -403,6 +403,9 @@ impl Shard {
             (PendingRead::Ticket(ticket), Ok(message)) => self.send_ticket(now, ticket, message.clone()),
             (PendingRead::Ticket(ticket), Err(error)) => self.fail_ticket(now, &ticket, error),
             (PendingRead::Ask { question, rows }, result) => self.ask_read(question, rows, result),
+            (PendingRead::Inspect { question, want_body }, result) => {
+                self.tell_inspected(question, want_body, result.ok())
+            }
             (PendingRead::End(ending), result) => self.end_entry_of(now, &ending, result),
         }
     }

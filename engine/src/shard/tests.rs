@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 use super::{Action, Connected, Reservation, SessionKey, Shard, ShardOptions, TlsStarted};
 use crate::accept::Policy;
-use crate::admin::{Chosen, MessageFilter, MessageRow};
+use crate::admin::{Chosen, Inspected, MessageFilter, MessageRow};
 use crate::config::{
     Chunking, Config, Credentials, DeliveryProtocol, DkimIdentity, DkimKeyPem, DomainPattern, Priority, RetryInterval,
     RetryRules, Route, RouteTarget, SmtpListener, Tenant, Terms, TlsMode,
@@ -61,6 +61,7 @@ struct World {
     /// What the last question was answered.
     rows: Option<Vec<MessageRow>>,
     chosen: Option<Chosen>,
+    inspected: Option<Option<Inspected>>,
     directory: TempDir,
     // Holds the lock of the spool's directory.
     _spool: Spool,
@@ -103,6 +104,7 @@ impl World {
             events: Vec::new(),
             rows: None,
             chosen: None,
+            inspected: None,
             directory,
             _spool: spool,
         }
@@ -165,6 +167,9 @@ impl World {
             }
             Action::Control(ControlMessage::Answer { told: Told::Messages(rows), .. }) => self.rows = Some(rows),
             Action::Control(ControlMessage::Answer { told: Told::Chosen(chosen), .. }) => self.chosen = Some(chosen),
+            Action::Control(ControlMessage::Answer { told: Told::Inspected(found), .. }) => {
+                self.inspected = Some(found.map(|found| *found));
+            }
             Action::Control(ControlMessage::Suspend(suspension)) => self.suspensions.push(suspension),
             Action::Reserve(Reservation { limit, units, .. }) => {
                 self.shard.handle_message(ShardMessage::Reserved { limit, units });

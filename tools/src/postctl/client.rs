@@ -53,6 +53,16 @@ impl Client {
         self.read(request.send(body.to_string()))
     }
 
+    /// DELETEs what JSON names.
+    pub(crate) fn delete(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        let request = self.agent.delete(format!("{}{path}", self.url)).header("Content-Type", "application/json");
+        let mut request = request.force_send_body();
+        if let Some(token) = &self.token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        self.read(request.send(body.to_string()))
+    }
+
     fn read(&self, response: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Value, Failure> {
         let unreachable = |cause| Failure::Unreachable { url: self.url.clone(), cause };
         let mut response = response.map_err(unreachable)?;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::render::{Cell, Table, bytes, count, duration, printable, write_pairs};
-use crate::row::{Message, Messages, Queue, Queues, Status};
+use crate::row::{Message, Messages, Queue, Queues, Status, Suspended};
 use crate::spool::{self, SpoolCommand};
 
 /// Operates a running Postrider engine over its HTTP service, and reads a spool at rest
@@ -65,6 +65,30 @@ enum QueueCommand {
         /// Its name, as `queue list` shows it
         queue: String,
     },
+    /// What is suspended
+    Suspended,
+    /// Suspends mail for a while: a tenant's, a campaign's, to a domain; or a source, at a site or everywhere
+    Suspend {
+        #[command(flatten)]
+        choice: QueueChoice,
+        /// An egress source
+        #[arg(long, conflicts_with_all = ["tenant", "campaign", "domain"])]
+        source: Option<String>,
+        /// A site's or a provider's name, as `queue list` shows it
+        #[arg(long, requires = "source")]
+        site: Option<String>,
+        /// How long, as in "1h 30m" [default: 5m]
+        #[arg(long = "for", value_name = "DURATION")]
+        duration: Option<String>,
+        /// Stands in `blocked by` of what waits
+        #[arg(long)]
+        reason: String,
+    },
+    /// Ends a suspension before its time
+    Resume {
+        /// As `queue suspended` shows it
+        id: String,
+    },
     /// Ends what is queued now, as AdminBounce: all that every given option fits
     Bounce {
         #[command(flatten)]
@@ -106,6 +130,11 @@ enum MessageCommand {
         /// At most so many rows
         #[arg(long, conflicts_with = "id")]
         limit: Option<u32>,
+    },
+    /// Prints one as it is sent; octets that are not UTF-8 are replaced
+    Cat {
+        /// The id that the 250 reply named
+        id: String,
     },
     /// Ends one, as AdminBounce
     Bounce {
@@ -165,6 +194,21 @@ pub(crate) fn execute(
     match command {
         Command::Queue(QueueCommand::List { limit }) => session.queue_list(limit, out),
         Command::Queue(QueueCommand::Show { queue }) => session.queue_show(&queue, out),
+        Command::Queue(QueueCommand::Suspended) => session.suspended(out),
+        Command::Queue(QueueCommand::Suspend { choice, source, site, duration, reason }) => {
+            let (path, mut request) = match source {
+                None => (SUSPEND, choice.narrow(json!({ "reason": reason }))),
+                Some(source) => {
+                    let name = format!("{source}->{}@smtp_client", site.as_deref().unwrap_or("*"));
+                    (SUSPEND_READY, json!({ "name": name, "reason": reason }))
+                }
+            };
+            if let Some(duration) = duration {
+                request["duration"] = json!(duration);
+            }
+            session.suspend(path, &request, out)
+        }
+        Command::Queue(QueueCommand::Resume { id }) => session.resume(&id, out),
         Command::Queue(QueueCommand::Bounce { choice, held, reason }) => {
             session.bounce(json!({ "held": held, "reason": reason }), &choice, out)
         }
@@ -172,6 +216,7 @@ pub(crate) fn execute(
             session.release(json!({ "reason": reason }), &choice, out)
         }
         Command::Message(MessageCommand::Show { choice, limit }) => session.message_show(&choice, limit, out),
+        Command::Message(MessageCommand::Cat { id }) => session.message_cat(&id, out),
         Command::Message(MessageCommand::Bounce { id, reason }) => {
             session.bounce(json!({ "message": id, "reason": reason }), &QueueChoice::default(), out)
         }
@@ -272,6 +317,59 @@ impl Session {
         if answer.truncated {
             writeln!(out, "there are more; see --limit")?;
         }
+        Ok(())
+    }
+
+    fn message_cat(&self, id: &str, out: &mut impl Write) -> Result<(), Failure> {
+        let answer = self.client.get(INSPECT, &[("id", id), ("want_body", "true")])?;
+        if self.json {
+            return write_json(&answer, out);
+        }
+        let data = answer["message"]["data"].as_str().ok_or_else(|| self.client.strange())?;
+        out.write_all(data.as_bytes())?;
+        Ok(())
+    }
+
+    /// Sources at sites, and whose mail; the two calls list different ones.
+    fn suspended(&self, out: &mut impl Write) -> Result<(), Failure> {
+        let (ready, whose) = (self.client.get(SUSPEND_READY, &[])?, self.client.get(SUSPEND, &[])?);
+        if self.json {
+            return write_json(&json!({ "ready_queues": ready, "mail": whose }), out);
+        }
+        let (ready, whose): (Vec<Suspended>, Vec<Suspended>) = (self.read(ready)?, self.read(whose)?);
+        if ready.is_empty() && whose.is_empty() {
+            writeln!(out, "nothing is suspended")?;
+            return Ok(());
+        }
+        let mut table = Table::new(&["ID", "WHAT", "LEFT", "REASON"]);
+        for row in ready.iter().chain(&whose) {
+            table.push(vec![
+                Cell::text(&row.id),
+                Cell::text(&row.what()),
+                Cell::text(&row.duration),
+                Cell::text(&row.reason),
+            ]);
+        }
+        table.write(out)?;
+        Ok(())
+    }
+
+    fn suspend(&self, path: &str, request: &Value, out: &mut impl Write) -> Result<(), Failure> {
+        let answer = self.client.post(path, request)?;
+        self.show_id(answer, "suspended", out)
+    }
+
+    fn resume(&self, id: &str, out: &mut impl Write) -> Result<(), Failure> {
+        let answer = self.client.delete(SUSPEND, &json!({ "id": id }))?;
+        self.show_id(answer, "ended", out)
+    }
+
+    fn show_id(&self, answer: Value, what: &str, out: &mut impl Write) -> Result<(), Failure> {
+        if self.json {
+            return write_json(&answer, out);
+        }
+        let id = answer["id"].as_str().ok_or_else(|| self.client.strange())?;
+        writeln!(out, "{what}: {}", printable(id))?;
         Ok(())
     }
 
@@ -463,5 +561,8 @@ const DEFAULT_URL: &str = "http://127.0.0.1:8025";
 const QUEUES: &str = "/api/admin/queues/v1";
 const MESSAGES: &str = "/api/admin/messages/v1";
 const STATUS: &str = "/api/admin/status/v1";
+const INSPECT: &str = "/api/admin/inspect-message/v1";
+const SUSPEND: &str = "/api/admin/suspend/v1";
+const SUSPEND_READY: &str = "/api/admin/suspend-ready-q/v1";
 const BOUNCE: &str = "/api/admin/bounce/v1";
 const RELEASE: &str = "/api/admin/release/v1";

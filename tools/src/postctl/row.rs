@@ -90,3 +90,39 @@ pub(crate) struct Events {
     pub(crate) path: String,
     pub(crate) blocked: Option<String>,
 }
+
+/// An entry of either list.
+#[derive(Deserialize)]
+pub(crate) struct Suspended {
+    pub(crate) id: String,
+    pub(crate) name: Option<String>,
+    pub(crate) tenant: Option<String>,
+    pub(crate) campaign: Option<String>,
+    pub(crate) domain: Option<String>,
+    pub(crate) egress_source: Option<String>,
+    pub(crate) site: Option<String>,
+    pub(crate) reason: String,
+    /// What is left of it.
+    pub(crate) duration: String,
+    /// It is not suspended, but has these limits.
+    pub(crate) limits: Option<serde_json::Value>,
+}
+
+impl Suspended {
+    pub(crate) fn what(&self) -> String {
+        let parts = [
+            ("", &self.name),
+            ("tenant ", &self.tenant),
+            ("campaign ", &self.campaign),
+            ("domain ", &self.domain),
+            ("by ", &self.egress_source),
+            ("at ", &self.site),
+        ];
+        let parts = parts.into_iter().filter_map(|(word, part)| Some(format!("{word}{}", part.as_ref()?)));
+        let what = parts.collect::<Vec<_>>().join(", ");
+        match &self.limits {
+            Some(limits) => format!("{what}: not suspended, limited to {limits}"),
+            None => what,
+        }
+    }
+}

@@ -360,3 +360,48 @@ example.org                1
     // Without a reason nothing is asked.
     assert_eq!(postctl(&["queue", "bounce", "--tenant", "acme"], &[]).code, 2);
 }
+
+#[test]
+fn mail_is_suspended_and_resumed() {
+    let id = json!({ "id": "9511a32e" });
+    let line = |method: &str, call: &str| format!("{method} /api/admin/{call}/v1 HTTP/1.1");
+    let suspended = "suspended: 9511a32e\n".to_owned();
+    let arguments = ["queue", "suspend", "--tenant", "acme", "--domain", "x.test", "--for", "1h", "--reason", "why"];
+    let asked = json!({ "tenant": "acme", "domain": "x.test", "duration": "1h", "reason": "why" });
+    assert_eq!(ordered(&id, &arguments), (line("POST", "suspend"), asked, suspended.clone()));
+    for (site, name) in [(None, "ip-a->*@smtp_client"), (Some("google"), "ip-a->google@smtp_client")] {
+        let mut arguments = vec!["queue", "suspend", "--source", "ip-a", "--reason", "why"];
+        arguments.extend(site.into_iter().flat_map(|site| ["--site", site]));
+        let asked = json!({ "name": name, "reason": "why" });
+        assert_eq!(ordered(&id, &arguments), (line("POST", "suspend-ready-q"), asked, suspended.clone()));
+    }
+    let ended = (line("DELETE", "suspend"), id.clone(), "ended: 9511a32e\n".to_owned());
+    assert_eq!(ordered(&id, &["queue", "resume", "9511a32e"]), ended);
+    // A source is suspended for everybody.
+    let both = ["queue", "suspend", "--source", "ip-a", "--tenant", "acme", "--reason", "why"];
+    assert_eq!(postctl(&both, &[]).code, 2);
+}
+
+#[test]
+fn what_is_suspended_says_what_where_and_why() {
+    let row = |row: Value| serde_json::from_value::<crate::row::Suspended>(row).unwrap().what();
+    let ready =
+        json!({ "id": "1", "name": "ip-a->google@smtp_client", "reason": "x", "duration": "5m", "expires": "" });
+    assert_eq!(row(ready.clone()), "ip-a->google@smtp_client");
+    let mut limited = ready;
+    limited["limits"] = json!({ "connection_limit": 1 });
+    assert_eq!(row(limited), "ip-a->google@smtp_client: not suspended, limited to {\"connection_limit\":1}");
+    let whose = json!({ "id": "2", "campaign": null, "tenant": "acme", "domain": "x.test", "reason": "x", "duration": "5m",
+        "expires": "", "egress_source": "ip-a", "site": null });
+    assert_eq!(row(whose), "tenant acme, domain x.test, by ip-a");
+}
+
+#[test]
+fn a_queued_message_is_printed_as_it_is_sent() {
+    let answer = json!({ "id": "000100000000002a", "message": { "sender": "", "recipient": "a@x", "meta": {},
+        "data": "Subject: \u{fffd}\r\n\r\nHello\r\n", "due": "", "num_attempts": 0 } });
+    let (ended, request) = with_engine("200 OK", &answer.to_string(), &["message", "cat", "000100000000002a"]);
+    assert_eq!((ended.code, ended.out.as_str()), (0, "Subject: \u{fffd}\r\n\r\nHello\r\n"));
+    let asked = "GET /api/admin/inspect-message/v1?id=000100000000002a&want_body=true HTTP/1.1\n";
+    assert!(request.starts_with(asked), "{request}");
+}

@@ -14,7 +14,9 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::admin::metrics::ShardMetrics;
-use crate::admin::{Chosen, MailChoice, MessageState, QueueRow, SuspensionEnd, SuspensionRow, TlsReportRow, WallTime};
+use crate::admin::{
+    Chosen, Inspected, MailChoice, MessageState, QueueRow, SuspensionEnd, SuspensionRow, TlsReportRow, WallTime,
+};
 use crate::runtime::event_file::EventLogStatistics;
 
 #[derive(Default)]
@@ -116,6 +118,19 @@ impl Backend for Engine {
         suspended.retain(|row| row.id != id);
         let removed = suspended.len() < before;
         Box::pin(async move { Ok(removed) })
+    }
+
+    fn inspect(&self, id: MessageId, want_body: bool) -> Reply<'_, Option<Inspected>> {
+        let inspected = Inspected {
+            sender: "n@acme.example".into(),
+            recipients: (0..id.sequence().0).map(|number| format!("r{number}@example.net")).collect(),
+            tenant: "acme".into(),
+            due: WallTime(1_795_000_000_123),
+            num_attempts: 2,
+            data: want_body.then(|| b"Subject: \xe9\r\n\r\n".to_vec()),
+            ..Inspected::default()
+        };
+        Box::pin(async move { Ok(Some(inspected).filter(|inspected| !inspected.recipients.is_empty())) })
     }
 
     fn bounce(&self, choice: MailChoice, reason: String) -> Reply<'_, (String, Chosen)> {
@@ -389,6 +404,7 @@ fn openapi_describes_what_exists() {
     for ((request, answer), path) in requests.iter().zip(&answers).zip(&paths) {
         let expected = match request {
             _ if described["paths"][path]["get"].is_null() => 405,
+            _ if request.ends_with("/inspect-message/v1") => 400,
             // The engine of these tests has no status to tell.
             _ if request.ends_with("/status/v1") => 503,
             _ => 200,
@@ -442,4 +458,27 @@ fn mail_is_bounced_and_released() {
         (MailChoice { message: id, ..all }, "asked"),
     ];
     assert_eq!(*engine.chosen.lock().unwrap(), expected.map(|(choice, reason)| (choice, reason.to_owned())));
+}
+
+/// KumoMTA's answer: one recipient stands by itself, several in a list.
+#[test]
+fn a_message_is_inspected() {
+    let requests = [
+        "GET /api/admin/inspect-message/v1?id=0000000000000001",
+        "GET /api/admin/inspect-message/v1?id=0000000000000002&want_body=true",
+        "GET /api/admin/inspect-message/v1?id=0000000000000000",
+        "GET /api/admin/inspect-message/v1?id=1",
+        "GET /api/admin/inspect-message/v1",
+    ];
+    let (answers, _) = ask(Engine::default(), &[], &requests);
+    let statuses: Vec<u16> = answers.iter().map(|answer| answer.0).collect();
+    assert_eq!(statuses, [200, 200, 404, 400, 400]);
+    let json = |place: usize| serde_json::from_str::<Value>(&answers[place].2).unwrap();
+    let mut message = json!({ "sender": "n@acme.example", "recipient": "r0@example.net",
+        "meta": { "tenant": "acme", "campaign": "", "egress_pool": "" },
+        "due": "2026-11-18T11:06:40.123Z", "num_attempts": 2 });
+    assert_eq!(json(0), json!({ "id": "0000000000000001", "message": message }));
+    message["recipient"] = json!(["r0@example.net", "r1@example.net"]);
+    message["data"] = json!("Subject: \u{fffd}\r\n\r\n");
+    assert_eq!(json(1), json!({ "id": "0000000000000002", "message": message }));
 }

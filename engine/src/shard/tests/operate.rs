@@ -173,3 +173,28 @@ fn queued_mail_is_bounced() {
     assert_eq!(world.fates().len(), 5);
     assert_eq!(restart(world).shard.home.len(), 0);
 }
+
+/// Read from the disk where it has to be; without what is finished.
+#[test]
+fn a_queued_message_is_looked_at() {
+    let mut world = world();
+    accepted(&mut world);
+    let id = world.shard.home.entries().next().unwrap().1.message;
+    let inspect = |world: &mut World, id, want_body| {
+        world.shard.handle_message(ShardMessage::Ask { question: 9, ask: Ask::Inspect { id, want_body } });
+        world.sync();
+        world.inspected.take().expect("it is answered")
+    };
+    let found = inspect(&mut world, id, true).expect("it is queued");
+    assert_eq!((found.sender.as_str(), found.num_attempts, found.due.0), ("a@client.example", 0, START.wall_ms));
+    assert_eq!(found.recipients, ["b@peer.example"]);
+    let data = String::from_utf8(found.data.unwrap()).unwrap();
+    assert!(data.starts_with("Received: ") && data.ends_with("Subject: x\r\n\r\nHello\r\n"), "{data}");
+    let mut world = restart(world);
+    assert_eq!(inspect(&mut world, id, false).map(|found| found.data), Some(None));
+    let other = postrider_spool::MessageId::new(LogId(7), Sequence(1));
+    assert_eq!(inspect(&mut world, other, true), None);
+    world.bounce(MailChoice { message: Some(id), ..MailChoice::default() });
+    world.pass(Duration::from_secs(1));
+    assert_eq!(inspect(&mut world, id, true), None);
+}
