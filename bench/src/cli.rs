@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use postrider_bench::campaign::CampaignOptions;
+use postrider_bench::compare::{CompareOptions, Mta};
 use postrider_bench::deliver::{Chunking, DeliverOptions};
 use postrider_bench::inject::InjectOptions;
 use postrider_bench::kill::KillOptions;
@@ -52,6 +53,8 @@ pub(crate) enum Command {
     Wan(WanArgs),
     /// Measure what a delivery costs an engine, beside bare loops with one and two round trips.
     Client(ClientArgs),
+    /// Relay the same load through the engine and other mail systems, in turns.
+    Compare(CompareArgs),
     /// Measure what signatures and outbound TLS cost an engine, beside bare signatures and handshakes.
     Sign(SignArgs),
     /// kill -9 an engine with a full spool and start it again: how soon does mail move, and is all still there?
@@ -176,7 +179,8 @@ pub(crate) struct LoadArgs {
     /// Open loop: messages a second, over all sessions.
     #[arg(long, value_name = "PER_SECOND")]
     rate: Option<f64>,
-    /// MAIL, RCPT and DATA in one write; off: each waits for its answer, as with smtp-source.
+    /// MAIL, RCPT and DATA in one write, where the server offers PIPELINING; off: each waits for its answer, as with
+    /// smtp-source.
     #[arg(long, value_enum, default_value = "on", default_missing_value = "on", num_args = 0..=1)]
     pipelined: Switch,
     /// As smtp-source does without -d.
@@ -386,6 +390,69 @@ impl RelayArgs {
             tls_resumption: true,
             verify_percent: self.verify,
         })
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompareArgs {
+    #[command(flatten)]
+    relay: RelayArgs,
+    /// Default: postrider, and of the others those whose programs are found.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "SYSTEMS")]
+    systems: Vec<SystemName>,
+    /// A tree of unpacked packages with usr/sbin/postfix, to run it in by chroot; default: the system's own.
+    #[arg(long, value_name = "DIR")]
+    postfix_root: Option<PathBuf>,
+    /// A tree of unpacked packages with usr/sbin/exim4; default: what .ci/run made.
+    #[arg(long, value_name = "DIR")]
+    exim_root: Option<PathBuf>,
+    /// A tree of unpacked packages with usr/sbin/smtpd; default: what .ci/run made.
+    #[arg(long, value_name = "DIR")]
+    opensmtpd_root: Option<PathBuf>,
+    /// KumoMTA's kumod.
+    #[arg(long, value_name = "PATH")]
+    kumomta: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "lowercase")]
+enum SystemName {
+    Postrider,
+    Postfix,
+    Exim,
+    OpenSmtpd,
+    KumoMta,
+}
+
+impl CompareArgs {
+    pub(crate) fn output(&self) -> &OutputArgs {
+        &self.relay.output
+    }
+
+    pub(crate) fn options(&self) -> Result<CompareOptions> {
+        let relay = self.relay.options()?;
+        ensure!(relay.engine.tls.is_none() && relay.engine.dkim == Dkim::None, "the others neither sign nor encrypt");
+        // Beside the folder that postbench was built into.
+        let made = std::env::current_exe()?.parent().and_then(Path::parent).map(|target| target.join("interop/root"));
+        let tree = |given: &Option<PathBuf>, program: &str| {
+            let root = given.clone().or_else(|| made.clone())?;
+            (given.is_some() || root.join(program).is_file()).then_some(root)
+        };
+        let own_postfix = || Path::new("/usr/sbin/postfix").is_file().then_some(None);
+        let found = [
+            (SystemName::Postfix, self.postfix_root.clone().map(Some).or_else(own_postfix).map(Mta::Postfix)),
+            (SystemName::Exim, tree(&self.exim_root, "usr/sbin/exim4").map(Mta::Exim)),
+            (SystemName::OpenSmtpd, tree(&self.opensmtpd_root, "usr/sbin/smtpd").map(Mta::OpenSmtpd)),
+            (SystemName::KumoMta, self.kumomta.clone().map(Mta::KumoMta)),
+        ];
+        let mut rivals = Vec::new();
+        for (name, mta) in found {
+            let asked = self.systems.contains(&name);
+            ensure!(mta.is_some() || !asked, "{name:?} was not found; README.md says how to get it");
+            rivals.extend(mta.filter(|_| asked || self.systems.is_empty()));
+        }
+        let without_engine = !self.systems.is_empty() && !self.systems.contains(&SystemName::Postrider);
+        Ok(CompareOptions { relay, rivals, without_engine })
     }
 }
 

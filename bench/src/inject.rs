@@ -47,7 +47,8 @@ pub struct InjectOptions {
     pub messages: Option<u64>,
     /// Messages a second; `None`: closed loop.
     pub rate: Option<f64>,
-    /// MAIL, RCPT and DATA in one write; else each waits for its answer, as smtp-source does.
+    /// MAIL, RCPT and DATA in one write, where the server offers PIPELINING; else each waits for its answer, as
+    /// smtp-source does.
     pub pipelined: bool,
     pub one_connection_per_message: bool,
     /// Goes on after refusals and lost connections until every message was accepted.
@@ -446,7 +447,8 @@ impl Session {
         self.draft.write(sequence, self.shared.clock.unix_ns(begun), wire.offers_size);
         self.shared.tally().first_sent.get_or_insert(begun);
         self.shared.under_way.fetch_add(1, Ordering::Relaxed);
-        let outcome = if self.shared.options.pipelined {
+        // RFC 2920 §3.1: only where it is offered.
+        let outcome = if self.shared.options.pipelined && wire.offers_pipelining {
             pipelined_transaction(&mut wire, &mut self.draft).await
         } else {
             stepwise_transaction(&mut wire, &self.draft).await

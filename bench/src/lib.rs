@@ -5,6 +5,7 @@
 
 pub mod bare;
 pub mod campaign;
+pub mod compare;
 pub mod deliver;
 pub mod inject;
 pub mod interrupt;

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use postrider_bench::bare::serve;
 use postrider_bench::campaign::campaign;
+use postrider_bench::compare::compare;
 use postrider_bench::deliver::{DeliverOptions, deliver};
 use postrider_bench::inject::{InjectSummary, Injector};
 use postrider_bench::interrupt::Interrupt;
@@ -25,7 +26,8 @@ use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{
-    CampaignArgs, Cli, Command, InjectArgs, KillArgs, OutputArgs, RelayArgs, RestartArgs, SignArgs, SinkArgs, SpoolArgs,
+    CampaignArgs, Cli, Command, CompareArgs, InjectArgs, KillArgs, OutputArgs, RelayArgs, RestartArgs, SignArgs,
+    SinkArgs, SpoolArgs,
 };
 
 mod cli;
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Command::Restart(args) => run_restart(&args),
         Command::Sign(args) => run_sign(&args),
         Command::Campaign(args) => run_campaign(&args),
+        Command::Compare(args) => run_compare(&args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -219,6 +222,13 @@ fn run_restart(args: &RestartArgs) -> Result<bool> {
     let interrupt = Interrupt::watch()?;
     let report = restart(&args.options().context(Usage)?, &interrupt)?;
     show(&args.output, &report.to_json(), &report.to_table())?;
+    Ok(report.holds())
+}
+
+fn run_compare(args: &CompareArgs) -> Result<bool> {
+    let interrupt = Interrupt::watch()?;
+    let report = compare(&args.options().context(Usage)?, &interrupt)?;
+    show(args.output(), &report.to_json(), &report.to_text())?;
     Ok(report.holds())
 }
 

@@ -122,35 +122,26 @@ struct Round {
     dkim: Option<Arc<DkimCheck>>,
 }
 
-enum SinkSide {
+pub(crate) enum SinkSide {
     Own(Sink),
     Postfix(SmtpSink),
 }
 
 /// What an injector did, whichever it was.
-struct InjectedSide {
-    first_sent: Instant,
-    last_accepted: Instant,
-    accepted: u64,
-    refused: u64,
-    latencies: Option<Latencies>,
-    cpu: Duration,
+pub(crate) struct InjectedSide {
+    pub(crate) first_sent: Instant,
+    pub(crate) last_accepted: Instant,
+    pub(crate) accepted: u64,
+    pub(crate) refused: u64,
+    pub(crate) latencies: Option<Latencies>,
+    pub(crate) cpu: Duration,
 }
 
 impl Round {
     fn begin(options: &RelayOptions, interrupt: &Interrupt, setup: &mut Value) -> Result<Self> {
         let verifies = options.smtp_sink.is_none() && options.engine.dkim != Dkim::None && options.verify_percent > 0.0;
         let dkim = if verifies { Some(Arc::new(DkimCheck::start(options.verify_percent)?)) } else { None };
-        let sink = match &options.smtp_sink {
-            Some(program) => SinkSide::Postfix(SmtpSink::start(program, interrupt)?),
-            None => {
-                let (delay, threads) = (options.sink_delay, options.sink_threads);
-                let secure = options.engine.tls == Some(OutboundTls::Required);
-                let tls = if secure { Some(TlsIdentity::generate(options.tls_resumption)?) } else { None };
-                let dkim = dkim.clone();
-                SinkSide::Own(Sink::start(SinkOptions { delay, threads, tls, dkim, ..SinkOptions::on_loopback() })?)
-            }
-        };
+        let sink = SinkSide::start(options, dkim.clone(), interrupt)?;
         let site = EngineSite::prepare(options.engine.clone(), sink.address())?;
         for (name, record) in dkim.iter().flat_map(|_| &site.dkim_records) {
             dkim.as_ref().map(|dkim| dkim.publish(name, record)).transpose()?;
@@ -169,8 +160,8 @@ impl Round {
             ensure!(arrived, "the warm-up's messages did not all arrive:\n{}", self.site.log_tail());
             interrupt.pause(SETTLE)?;
         }
-        if let SinkSide::Own(sink) = &self.sink {
-            sink.ledger().forget_messages();
+        self.sink.forget_messages();
+        if let SinkSide::Own(_) = &self.sink {
             self.dkim.iter().for_each(|dkim| dkim.forget());
         }
         let pid = self.engine.pid();
@@ -261,7 +252,32 @@ impl Round {
 }
 
 impl SinkSide {
-    fn address(&self) -> std::net::SocketAddr {
+    pub(crate) fn start(options: &RelayOptions, dkim: Option<Arc<DkimCheck>>, interrupt: &Interrupt) -> Result<Self> {
+        if let Some(program) = &options.smtp_sink {
+            return Ok(Self::Postfix(SmtpSink::start(program, interrupt)?));
+        }
+        let (delay, threads) = (options.sink_delay, options.sink_threads);
+        let secure = options.engine.tls == Some(OutboundTls::Required);
+        let tls = if secure { Some(TlsIdentity::generate(options.tls_resumption)?) } else { None };
+        Ok(Self::Own(Sink::start(SinkOptions { delay, threads, tls, dkim, ..SinkOptions::on_loopback() })?))
+    }
+
+    /// Counts anew from here, where it can.
+    pub(crate) fn forget_messages(&self) {
+        if let Self::Own(sink) = self {
+            sink.ledger().forget_messages();
+        }
+    }
+
+    /// Where they are looked for.
+    pub(crate) fn duplicates(&self) -> Option<u64> {
+        match self {
+            Self::Own(sink) => Some(sink.ledger().totals().duplicates),
+            Self::Postfix(_) => None,
+        }
+    }
+
+    pub(crate) fn address(&self) -> std::net::SocketAddr {
         match self {
             Self::Own(sink) => sink.addresses()[0],
             Self::Postfix(sink) => sink.address,
@@ -269,14 +285,14 @@ impl SinkSide {
     }
 
     /// Different messages where that is known.
-    fn messages(&self) -> u64 {
+    pub(crate) fn messages(&self) -> u64 {
         match self {
             Self::Own(sink) => sink.ledger().totals().distinct(),
             Self::Postfix(sink) => sink.count().messages,
         }
     }
 
-    fn last(&self) -> Option<Instant> {
+    pub(crate) fn last(&self) -> Option<Instant> {
         match self {
             Self::Own(sink) => sink.ledger().totals().last,
             Self::Postfix(sink) => sink.count().last,
@@ -291,7 +307,7 @@ impl SinkSide {
     }
 }
 
-fn inject_side(
+pub(crate) fn inject_side(
     options: &RelayOptions,
     messages: u64,
     to: std::net::SocketAddr,

@@ -137,7 +137,7 @@ pub fn table(rounds: &[Figures]) -> String {
 }
 
 /// The first two columns to the left, the others to the right.
-fn align(rows: &[Vec<String>]) -> String {
+pub(crate) fn align(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
@@ -158,7 +158,7 @@ fn align(rows: &[Vec<String>]) -> String {
     text
 }
 
-fn show_number(value: f64) -> String {
+pub(crate) fn show_number(value: f64) -> String {
     let magnitude = value.abs();
     let decimals = match magnitude {
         _ if value.fract() == 0.0 => 0,

@@ -28,6 +28,7 @@ pub(crate) struct Wire {
     input: Vec<u8>,
     taken: usize,
     pub(crate) offers_size: bool,
+    pub(crate) offers_pipelining: bool,
 }
 
 impl Wire {
@@ -35,16 +36,17 @@ impl Wire {
     pub(crate) async fn open(to: SocketAddr, ehlo: &str) -> io::Result<Self> {
         let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(to)).await??;
         stream.set_nodelay(true)?;
-        let mut wire = Self { stream, input: Vec::with_capacity(INPUT_BYTES), taken: 0, offers_size: false };
+        let input = Vec::with_capacity(INPUT_BYTES);
+        let mut wire = Self { stream, input, taken: 0, offers_size: false, offers_pipelining: false };
         wire.expect(220).await?;
         wire.send(format!("EHLO {ehlo}\r\n").as_bytes()).await?;
         loop {
-            let (code, last) = wire.line(|line| (code_of(line), line.get(3) != Some(&b'-'), is_size(line))).await.map(
-                |(code, last, size)| {
-                    wire.offers_size |= size;
-                    (code, last)
-                },
-            )?;
+            let read = |line: &[u8]| {
+                (code_of(line), line.get(3) != Some(&b'-'), offers(line, b"SIZE"), offers(line, b"PIPELINING"))
+            };
+            let (code, last, size, pipelining) = wire.line(read).await?;
+            wire.offers_size |= size;
+            wire.offers_pipelining |= pipelining;
             match (code, last) {
                 (Some(250), true) => return Ok(wire),
                 (Some(250), false) => {}
@@ -131,8 +133,8 @@ fn code_of(line: &[u8]) -> Option<u16> {
     matches!(line.get(3), Some(b' ' | b'-' | b'\r' | b'\n')).then_some(code)
 }
 
-fn is_size(line: &[u8]) -> bool {
-    line.get(4..8).is_some_and(|word| word.eq_ignore_ascii_case(b"SIZE"))
+fn offers(line: &[u8], keyword: &[u8]) -> bool {
+    line.get(4..4 + keyword.len()).is_some_and(|word| word.eq_ignore_ascii_case(keyword))
 }
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
