@@ -12,7 +12,7 @@
 //!
 //! Over 500 lines: every field of every event, and where it comes from.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 
 use postrider_spool::record::{Answer, Envelope, Fate, LogId, MessageId, Outcome, RecipientResult, Sequence};
@@ -107,7 +107,7 @@ impl fmt::Display for WallTime {
 
 impl Serialize for WallTime {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        as_text(self, serializer)
     }
 }
 
@@ -465,14 +465,42 @@ fn if_any(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
 
+/// Formats first, since the serializer would look for what must be escaped in each piece by itself.
 fn as_text<T: fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(value)
+    let mut text = ShortText::default();
+    match write!(text, "{value}") {
+        Ok(()) => serializer.serialize_str(text.as_str()),
+        Err(fmt::Error) => serializer.collect_str(value),
+    }
 }
 
 fn as_text_if_any<T: fmt::Display, S: Serializer>(value: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
     match value {
-        Some(value) => serializer.collect_str(value),
+        Some(value) => as_text(value, serializer),
         None => serializer.serialize_none(),
+    }
+}
+
+/// Text of at most 64 octets; more does not fit and is an error.
+#[derive(Default)]
+struct ShortText {
+    octets: [[u8; 32]; 2],
+    length: usize,
+}
+
+impl ShortText {
+    fn as_str(&self) -> &str {
+        let octets = self.octets.as_flattened();
+        std::str::from_utf8(&octets[..self.length]).expect("it was written as text")
+    }
+}
+
+impl fmt::Write for ShortText {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let rest = &mut self.octets.as_flattened_mut()[self.length..];
+        rest.get_mut(..text.len()).ok_or(fmt::Error)?.copy_from_slice(text.as_bytes());
+        self.length += text.len();
+        Ok(())
     }
 }
 
@@ -637,11 +665,13 @@ pub(crate) mod tests {
         outcome.results[0].answer.text = "a\r\n\u{0}\"\\{}\u{2028}b".into();
         outcome.peer_address = "not an address".into();
         outcome.at_ms = u64::MAX;
+        outcome.results[0].queue = "q".repeat(65);
         let lines = lines(&record);
         assert_eq!(lines.len(), 1);
         let value: serde_json::Value = serde_json::from_str(&lines[0]).unwrap();
         assert_eq!(value["response"]["content"], "a\r\n\u{0}\"\\{}\u{2028}b");
         assert_eq!(value["peer_address"]["addr"], "not an address");
+        assert_eq!(value["queue"], "q".repeat(65));
         assert_eq!(value["event_time"], "9999-12-30T22:00:00.999Z");
     }
 
