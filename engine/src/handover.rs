@@ -319,6 +319,10 @@ pub enum ShardMessage {
     Permit { home: usize, pair: PairKey, flow: Arc<Flow>, waited: bool, permit: Option<Permit> },
     /// Keeper ← owner: so much of a permit was used at that time, or not at all.
     Spent { limits: Arc<[LimitId]>, units: u32, at: Option<Duration> },
+    /// Keeper ← home: whether a tenant may inject so many recipients; answered by `MayInject`.
+    AskInjection { home: usize, number: u64, tenant: Arc<str>, recipients: u32 },
+    /// Home ← keeper.
+    MayInject { number: u64, may: bool },
     /// Home ← keeper: what is under this limit waits.
     LimitHolds { limit: LimitId, blocked: Blocked },
     /// Owner or keeper ← runtime: units of a limit are durably reserved, as [`crate::shard::Action::Reserve`] asked.

@@ -32,7 +32,7 @@ use std::time::Duration;
 use postrider_spool::record::{LogId, MessageId};
 use postrider_spool::{Log, Operation, Statistics};
 
-use self::accept::{Session, Signing};
+use self::accept::{Asking, Session, Signing};
 use self::ask::Asked;
 use self::automation::Bouncing;
 use self::body::HeldBodies;
@@ -174,6 +174,7 @@ pub struct Shard {
     sessions: HashMap<SessionKey, Session>,
     next_session: u64,
     signing: VecDeque<Signing>,
+    asking: Asking,
     events_blocked: bool,
 
     // spool; the first log is the one that takes mail
@@ -204,6 +205,7 @@ pub struct Shard {
     pools: Pools,
     /// Of use at one shard only.
     keeper: Keeper,
+    shared_limits: Arc<SharedLimits>,
     automation: Automation,
     deliveries: HashMap<ConnectionKey, Delivery>,
     /// Intents that were asked for so far.
@@ -237,6 +239,7 @@ impl Shard {
             sessions: HashMap::new(),
             next_session: 0,
             signing: VecDeque::new(),
+            asking: Asking::default(),
             events_blocked: false,
             logs: Vec::new(),
             batch_max: config.recipients_per_batch_max(),
@@ -255,7 +258,8 @@ impl Shard {
             asked: HashMap::new(),
             bouncing: Bouncing::default(),
             pools: Pools::new(deliver::pool_options(&config, shards, Arc::clone(&shared_limits))),
-            keeper: Keeper::new(shared_limits),
+            keeper: Keeper::new(Arc::clone(&shared_limits)),
+            shared_limits,
             automation: Automation::default(),
             deliveries: HashMap::new(),
             intents: 0,
@@ -356,6 +360,11 @@ impl Shard {
                 self.pools.handle_permit(now, home, &pair, &flow, waited, permit);
             }
             ShardMessage::Spent { limits, units, at } => self.keeper.handle_spent(now, &limits, units, at),
+            ShardMessage::AskInjection { home, number, tenant, recipients } => {
+                let may = self.keeper.may_inject(now, &tenant, recipients);
+                self.tell(home, ShardMessage::MayInject { number, may });
+            }
+            ShardMessage::MayInject { number, may } => self.may_inject(now, number, may),
             ShardMessage::LimitHolds { limit, blocked } => self.home.hold_limit(limit, blocked),
             ShardMessage::Reserved { limit, units } if self.keeper.handle_reserved(now, &limit, units) => {}
             ShardMessage::Reserved { limit, units } => {
@@ -413,6 +422,7 @@ impl Shard {
     /// Finishes what is on the wire and takes nothing new.
     fn stop(&mut self, now: Now) {
         self.stopping = true;
+        self.stop_asking(now);
         self.stop_sessions(now);
         self.home.stop();
         self.pools.stop(now, &mut |below| self.random.u64(0..below));

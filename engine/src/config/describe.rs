@@ -144,6 +144,9 @@ fn write_tenants(config: &Config, out: &mut String) -> fmt::Result {
             Priority::Bulk => "bulk",
         };
         writeln!(out, "  {:<14}{domains}; pool {}; priority {priority}", tenant.name, tenant.egress_pool)?;
+        if let Some(rate) = tenant.max_injection_rate {
+            writeln!(out, "                accepts up to {rate}")?;
+        }
         if let Some(rate) = tenant.max_message_rate {
             writeln!(out, "                up to {rate} over all sources and sites")?;
         }

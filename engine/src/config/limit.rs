@@ -32,6 +32,7 @@ pub struct SharedLimits {
     limits: Vec<SharedLimit>,
     of_tenants: HashMap<String, Vec<LimitId>>,
     of_all: Vec<LimitId>,
+    injection: HashMap<String, Rate>,
 }
 
 #[derive(Debug)]
@@ -48,6 +49,7 @@ impl SharedLimits {
     pub fn new(config: &Config) -> Self {
         let mut all = Self::default();
         for tenant in &config.tenants {
+            all.injection.extend(tenant.max_injection_rate.map(|rate| (tenant.name.clone(), rate)));
             if let Some(rate) = tenant.max_message_rate {
                 let name = format!("tenant {}", tenant.name).into();
                 let limit = SharedLimit { name, rate, campaign: None, source: None, provider: None };
@@ -81,6 +83,12 @@ impl SharedLimits {
         let of_tenant = if self.of_tenants.is_empty() { None } else { self.of_tenants.get(subject.tenant) };
         let candidates = of_tenant.into_iter().flatten().chain(&self.of_all).copied();
         candidates.filter(move |id| self.limits[id.0 as usize].covers(subject))
+    }
+
+    /// How many recipients are accepted of a tenant's mail.
+    pub fn injection(&self, tenant: &str) -> Option<Rate> {
+        // Nearly always there is none.
+        if self.injection.is_empty() { None } else { self.injection.get(tenant).copied() }
     }
 
     pub fn name(&self, id: LimitId) -> &Arc<str> {

@@ -288,6 +288,8 @@ pub struct Tenant {
     pub priority: Priority,
     /// Recipients, counted when MAIL is written, over all sources and sites.
     pub max_message_rate: Option<Rate>,
+    /// Recipients of what is accepted.
+    pub max_injection_rate: Option<Rate>,
     pub retry: RetryRules,
 }
 

@@ -56,6 +56,14 @@ impl Rate {
         Ok(Some(Self { count, period: Duration::from_secs(*seconds), max_burst }))
     }
 
+    /// The same for what others do: nobody paces them, so that a whole period's worth may come at once unless a burst is
+    /// written.
+    pub(super) fn parse_unpaced(text: &str) -> Result<Option<Self>, Wrong> {
+        let rate = Self::parse(text)?;
+        let unpaced = |rate: Self| Self { max_burst: rate.count, ..rate };
+        Ok(if text.contains("max_burst") { rate } else { rate.map(unpaced) })
+    }
+
     /// The most recipients of one transaction: with more, pacing would be uneven, and the rate not be reached, because
     /// a transaction is written as a whole.
     pub fn batch_max(&self) -> u32 {
@@ -98,6 +106,8 @@ mod tests {
         }
         assert_eq!(Rate::parse("unlimited"), Ok(None));
         assert_eq!(Rate::parse("60/min,max_burst=1").unwrap(), Rate::parse("60/min").unwrap());
+        assert_eq!(Rate::parse_unpaced("60/min").unwrap(), Rate::parse("60/min,max_burst=60").unwrap());
+        assert_eq!(Rate::parse_unpaced("60/min,max_burst=1").unwrap(), Rate::parse("60/min").unwrap());
     }
 
     #[test]

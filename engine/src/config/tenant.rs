@@ -51,7 +51,9 @@ fn read_tenant(section: Section<'_>, config: &Config, names: &mut BTreeMap<Strin
     let retry = section.table("retry", "[tenant.retry]");
     let retry = retry.map_or_else(RetryRules::default, |section| retry::read(section, &config.retry));
     let max_message_rate = section.text("max_message_rate", "\"200/s\"", Rate::parse).and_then(|found| found.value);
-    section.not_yet(&[("credentials", None), ("tokens", None), ("max_injection_rate", Some("\"unlimited\""))]);
+    let max_injection_rate = section.text("max_injection_rate", "\"500/s\"", Rate::parse_unpaced);
+    let max_injection_rate = max_injection_rate.and_then(|found| found.value);
+    section.not_yet(&[("credentials", None), ("tokens", None)]);
     section.finish();
     Some(Tenant {
         name: name?.value,
@@ -59,6 +61,7 @@ fn read_tenant(section: Section<'_>, config: &Config, names: &mut BTreeMap<Strin
         domains,
         priority,
         max_message_rate,
+        max_injection_rate,
         retry,
     })
 }

@@ -50,7 +50,6 @@ fn the_interface_example_has_known_keys_only() {
     let expected = [
         " tenant.credentials: is not available yet; leave it out",
         " tenant.tokens: is not available yet; leave it out",
-        " tenant.max_injection_rate: is not available yet; write max_injection_rate = \"unlimited\" or leave it out",
         " dsn.generate: is not available yet; write generate = \"never\" or leave it out",
         " events.webhook: is not available yet; leave it out",
     ];

@@ -6,6 +6,8 @@
 //! counts in every window until the owner tells when MAIL was written, or that it was not: so the windows hold to the
 //! unit, whatever lies between.
 //!
+//! It also counts what tenants inject, and says at once whether there is room for more.
+//!
 //! Wants that must wait stand at the limit that holds them, and go by [`Turns`] like the flows of a pair. One that has
 //! waited at one limit and finds another used up goes to the front of that one.
 //!
@@ -43,6 +45,8 @@ pub struct Keeper {
     wakes: BTreeSet<(Duration, LimitId)>,
     /// Those that have asked for a reservation, by name.
     reserving: HashMap<Arc<str>, LimitId>,
+    /// What tenants have injected, by their names.
+    injected: HashMap<Arc<str>, Limiter>,
     past: Arc<HashMap<String, Past>>,
     started: Option<Started>,
     said: VecDeque<Said>,
@@ -73,6 +77,7 @@ impl Keeper {
             kept: HashMap::new(),
             wakes: BTreeSet::new(),
             reserving: HashMap::new(),
+            injected: HashMap::new(),
             past: Arc::default(),
             started: None,
             said: VecDeque::new(),
@@ -132,6 +137,17 @@ impl Keeper {
         }
         self.serve(now, id);
         true
+    }
+
+    /// Whether a tenant may inject so many recipients now; then they count.
+    pub fn may_inject(&mut self, now: Now, tenant: &Arc<str>, recipients: u32) -> bool {
+        let Some(rate) = self.rules.injection(tenant) else { return true };
+        let limiter = self.injected.entry(Arc::clone(tenant)).or_insert_with(|| Limiter::fresh(rate));
+        let is_free = limiter.ready_at(recipients) <= now.monotonic;
+        if is_free {
+            limiter.take(now.monotonic, recipients);
+        }
+        is_free
     }
 
     /// Lets go on what has waited for its time.

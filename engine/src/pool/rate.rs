@@ -80,6 +80,11 @@ impl Limiter {
         limiter
     }
 
+    /// One that knows of nothing before, and reserves nothing.
+    pub fn fresh(rate: Rate) -> Self {
+        Self { rate, next: 0, taken: VecDeque::new(), sum: 0, lent: 0, reserve: None }
+    }
+
     pub fn rate(&self) -> Rate {
         self.rate
     }

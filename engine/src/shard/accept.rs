@@ -1,6 +1,6 @@
 //! Stage 1 at a shard: client sessions, and messages on their way to the spool.
 
-use std::collections::hash_map;
+use std::collections::{HashMap, hash_map};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use crate::accept::Refusal;
 use crate::accept::smtp_server::ServerEvent;
 use crate::accept::{Admitted, Received, SessionOptions, SmtpServer};
 use crate::config::SmtpListener;
-use crate::handover::AcceptAnswer;
-use crate::limits::{RSA_SIGNATURES_PER_TURN, SESSION_CLOSE_MAX, SIGNING_QUEUE_MAX};
+use crate::handover::{AcceptAnswer, ShardMessage};
+use crate::limits::{LIMIT_KEEPER, RSA_SIGNATURES_PER_TURN, SESSION_CLOSE_MAX, SIGNING_QUEUE_MAX};
 use crate::mail::time::Now;
 
 /// A client's session.
@@ -31,6 +31,13 @@ pub(super) struct Session {
 pub(super) struct Signing {
     admitted: Box<Admitted>,
     answer_to: AnswerTo,
+}
+
+/// Admitted messages of tenants whose injection is limited, which wait for the limits' keeper.
+#[derive(Debug, Default)]
+pub(super) struct Asking {
+    waiting: HashMap<u64, (Box<Admitted>, AnswerTo)>,
+    asked: u64,
 }
 
 impl Shard {
@@ -117,7 +124,7 @@ impl Shard {
 
     pub(super) fn inject(&mut self, now: Now, injection: u64, admitted: Admitted) {
         match self.admission() {
-            Ok(()) => self.append(now, Box::new(admitted), AnswerTo::Injection(injection)),
+            Ok(()) => self.take(now, Box::new(admitted), AnswerTo::Injection(injection)),
             Err(refusal) => self.answer_sender(now, AnswerTo::Injection(injection), Err(refusal)),
         }
     }
@@ -246,19 +253,63 @@ impl Shard {
     fn admit(&mut self, now: Now, received: Received, key: SessionKey) {
         let answer_to = AnswerTo::Session(key);
         let random = [self.random.u64(..), self.random.u64(..)];
-        let queue_full = self.signing.len() >= SIGNING_QUEUE_MAX;
         let admitted = self.admission().and_then(|()| self.policy.admit(now, received, random));
         match admitted {
             Err(refusal) => self.answer_sender(now, answer_to, Err(refusal)),
-            Ok(_) if queue_full => {
-                let refusal = Refusal::new(452, (4, 3, 1), "Too many messages wait to be signed, try again");
-                self.answer_sender(now, answer_to, Err(refusal));
+            Ok(admitted) => self.take(now, Box::new(admitted), answer_to),
+        }
+    }
+
+    /// A tenant whose injection is limited has to ask first. Exactly one shard counts, so the answer takes a moment.
+    fn take(&mut self, now: Now, admitted: Box<Admitted>, answer_to: AnswerTo) {
+        let tenant = &admitted.envelope.tenant;
+        let Some(rate) = self.shared_limits.injection(tenant) else {
+            return self.take_permitted(now, admitted, answer_to);
+        };
+        let recipients = admitted.envelope.recipients.len() as u32;
+        if recipients > rate.count {
+            // RFC 3463 §3.6, X.5.3.
+            let text = format!("Tenant {tenant} may inject {} recipients at most; divide the message", rate.count);
+            return self.answer_sender(now, answer_to, Err(Refusal::new(554, (5, 5, 3), text)));
+        }
+        self.asking.asked += 1;
+        let (home, number, tenant) = (self.id, self.asking.asked, Arc::from(tenant.as_str()));
+        self.asking.waiting.insert(number, (admitted, answer_to));
+        self.tell(LIMIT_KEEPER, ShardMessage::AskInjection { home, number, tenant, recipients });
+    }
+
+    /// What the keeper says to a message that asked.
+    pub(super) fn may_inject(&mut self, now: Now, number: u64, may: bool) {
+        let Some((admitted, answer_to)) = self.asking.waiting.remove(&number) else { return };
+        if may {
+            return self.take_permitted(now, admitted, answer_to);
+        }
+        // RFC 3463 §3.8, X.7.0: a policy in force that no other code says better.
+        let text = format!("Tenant {} injects more than it may; try again later", admitted.envelope.tenant);
+        self.answer_sender(now, answer_to, Err(Refusal::new(450, (4, 7, 0), text)));
+    }
+
+    /// The keeper may be gone before it answers.
+    pub(super) fn stop_asking(&mut self, now: Now) {
+        let mut waiting: Vec<_> = self.asking.waiting.drain().collect();
+        waiting.sort_unstable_by_key(|(number, _)| *number);
+        for (_, (_, answer_to)) in waiting {
+            let refusal = Refusal::new(451, (4, 3, 2), "System is shutting down");
+            self.answer_sender(now, answer_to, Err(refusal));
+        }
+    }
+
+    fn take_permitted(&mut self, now: Now, mut admitted: Box<Admitted>, answer_to: AnswerTo) {
+        if admitted.rsa_signatures() > 0 {
+            if self.signing.len() < SIGNING_QUEUE_MAX {
+                return self.signing.push_back(Signing { admitted, answer_to });
             }
-            Ok(mut admitted) if admitted.rsa_signatures() == 0 => match self.policy.sign(&mut admitted, now) {
-                Ok(()) => self.append(now, Box::new(admitted), answer_to),
-                Err(refusal) => self.answer_sender(now, answer_to, Err(refusal)),
-            },
-            Ok(admitted) => self.signing.push_back(Signing { admitted: Box::new(admitted), answer_to }),
+            let refusal = Refusal::new(452, (4, 3, 1), "Too many messages wait to be signed, try again");
+            return self.answer_sender(now, answer_to, Err(refusal));
+        }
+        match self.policy.sign(&mut admitted, now) {
+            Ok(()) => self.append(now, admitted, answer_to),
+            Err(refusal) => self.answer_sender(now, answer_to, Err(refusal)),
         }
     }
 

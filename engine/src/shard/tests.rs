@@ -6,6 +6,7 @@ mod body;
 mod expiry;
 mod families;
 mod in_doubt;
+mod injection;
 mod limits;
 mod moving;
 mod operate;
@@ -783,6 +784,7 @@ fn a_tenants_message_is_retried_after_its_own_interval() {
         domains: vec!["client.example".to_owned()],
         priority: Priority::High,
         max_message_rate: None,
+        max_injection_rate: None,
         retry,
     }];
     let mut world = World::open(TempDir::new().unwrap(), START, config);

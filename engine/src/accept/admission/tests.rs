@@ -143,6 +143,7 @@ fn fields_that_must_not_travel_are_taken_out() {
         domains: Vec::new(),
         priority: Priority::High,
         max_message_rate: None,
+        max_injection_rate: None,
         retry: RetryRules::default(),
     }];
     let admitted = Policy::new(&config).unwrap().admit(NOW, received(content), [1, 2]).unwrap();

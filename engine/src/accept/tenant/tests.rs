@@ -18,6 +18,7 @@ fn tenant(name: &str, domains: &[&str]) -> crate::config::Tenant {
         domains: domains.iter().map(|&domain| domain.to_owned()).collect(),
         priority: Priority::Normal,
         max_message_rate: None,
+        max_injection_rate: None,
         retry: RetryRules::default(),
     }
 }

@@ -62,6 +62,8 @@ struct Engine {
     /// Recipients by each source at each address.
     sources: BTreeMap<(usize, Endpoint), u32>,
     reserved: HashMap<String, Past>,
+    /// Messages above their tenant's injection rate.
+    put_off: usize,
     _spool: Spool,
 }
 
@@ -124,6 +126,7 @@ impl Engine {
             senders: BTreeMap::new(),
             sources: BTreeMap::new(),
             reserved,
+            put_off: 0,
             config,
             _spool: spool,
         }
@@ -268,6 +271,7 @@ impl Engine {
                 }
             }
             Action::Reserve(reservation) => self.soon(Duration::from_millis(3), Event::Reserved(shard, reservation)),
+            Action::Injected { answer: Err(refusal), .. } if refusal.code() == 450 => self.put_off += 1,
             Action::Injected { answer, .. } => _ = answer.unwrap(),
             Action::Events(_) => {}
             action => unreachable!("{action:?}"),

@@ -191,3 +191,20 @@ fn what_waits_for_a_limit_says_so() {
     let blocked = home.entries().find_map(|(key, _)| home.blocked_by(key)).expect("one of them tells");
     assert_eq!(&*blocked.reason, "rate limit of 1/min of tenant a");
 }
+
+/// One shard counts what all take.
+#[test]
+fn an_injection_rate_is_over_all_shards() {
+    for shards in [1, 2, 4] {
+        let tenant = "[[tenant]]\nname = \"a\"\nmax_injection_rate = \"10/s\"\n";
+        let mut engine = Engine::start(tenant, shards);
+        for tenth in 0..100 {
+            engine.run_until(Duration::from_millis(100 * tenth));
+            engine.queue_of("a", 3, &["fast.test"]);
+        }
+        engine.run_until(seconds(12));
+        let accepted = engine.sent_by("a").len();
+        assert_eq!(accepted + engine.put_off, 300);
+        assert!((96..=110).contains(&accepted), "{accepted} with {shards} shards");
+    }
+}
