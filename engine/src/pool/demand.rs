@@ -144,8 +144,8 @@ impl Demand {
         permit
     }
 
-    /// Whose turn it is, and at which home.
-    pub(super) fn next(&mut self) -> Option<Turn> {
+    /// Whose turn it is, and at which home. A transaction of the pair has so many recipients at most.
+    pub(super) fn next(&mut self, batch_max: usize) -> Option<Turn> {
         let flow = self.turns.take()?;
         let offered = self.flows.get_mut(&flow).expect("a flow that wants turns is kept");
         let hungry = offered.shares.iter_mut().enumerate().filter(|(_, share)| share.is_hungry());
@@ -156,8 +156,8 @@ impl Demand {
             (Some(limits), Some(limited)) => {
                 limited.asked += 1;
                 // The home divides what is too large in the same way.
-                let batch_max = self.shared_limits.batch_max(limits.iter().copied());
-                let units = share.backlog.next_recipients.clamp(1, batch_max);
+                let limited = self.shared_limits.batch_max(limits.iter().copied());
+                let units = share.backlog.next_recipients.min(batch_max as u32).clamp(1, limited);
                 Turn::Want { home, flow: Arc::clone(&flow), limits: Arc::clone(limits), units }
             }
             _ => {
@@ -344,7 +344,7 @@ mod tests {
             Turn::Credit { home, flow } => (home, Arc::clone(&flow.tenant)),
             turn @ Turn::Want { .. } => unreachable!("{turn:?}"),
         };
-        (0..count).filter_map(|_| demand.next()).map(credit).collect()
+        (0..count).filter_map(|_| demand.next(100)).map(credit).collect()
     }
 
     /// A tenant whose mail is at one home gets as much as one whose mail is at all of them.

@@ -246,13 +246,13 @@ impl Pools {
         credit: Credit,
     ) {
         let (place, permit) = self.take_ticket(&attempt, left, credit);
+        self.shape(place, &attempt.shaping);
         if !self.permit(place, &mut attempt, permit) {
             self.orders.push_back(Order::Return { attempt });
             return self.grant(now, place);
         }
         let pair = &mut self.pairs[place as usize];
         pair.terms = Arc::clone(&attempt.route.terms);
-        self.shape(place, &attempt.shaping);
         // Credits go by the classes' weights, so a lower class waits behind what is here and not for ever. What has a
         // permit has waited for it, and nobody else can use it meanwhile.
         let rank = |attempt: &Attempt| (attempt.flow.priority, attempt.permit.is_none());
@@ -725,6 +725,7 @@ impl Pools {
             return;
         }
         let limit = pair.shaping.connection_limit as usize;
+        let batch_max = pair.batch_max();
         let in_hand = pair.in_hand();
         let mut room = match ahead {
             None => (in_hand * limit).saturating_sub(pair.busy as usize + pair.tickets.len() + pair.demand.granted()),
@@ -732,7 +733,7 @@ impl Pools {
         };
         let mut last: Option<(usize, Arc<Flow>, u32)> = None;
         while room > 0
-            && let Some(turn) = pair.demand.next()
+            && let Some(turn) = pair.demand.next(batch_max)
         {
             room -= 1;
             let (home, flow) = match turn {
@@ -812,6 +813,11 @@ impl Pair {
             pace: Pace::default(),
             suspended: false,
         }
+    }
+
+    /// The most recipients of one transaction.
+    fn batch_max(&self) -> usize {
+        self.configured.batch_max().min(self.stricter.batch_max())
     }
 
     /// Tickets that a connection can use at a time.

@@ -184,7 +184,7 @@ impl Pools {
         pair.stricter = stricter;
         pair.shaping = stricter.applied_to(shaping);
         // What is too large for these limits is divided at home.
-        let batch_max = shaping.batch_max().min(stricter.batch_max());
+        let batch_max = pair.batch_max();
         let (fitting, large): (VecDeque<_>, VecDeque<_>) =
             pair.tickets.drain(..).partition(|attempt| attempt.recipients.len() <= batch_max);
         pair.tickets = fitting;
