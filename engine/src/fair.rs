@@ -22,6 +22,12 @@ pub struct Flow {
     pub campaign: Arc<str>,
 }
 
+/// How many turns a higher class has for one of a lower.
+pub fn class_ratio(higher: u8, lower: u8) -> u32 {
+    let weight = |class: u8| CLASS_WEIGHTS[usize::from(class).min(CLASS_WEIGHTS.len() - 1)];
+    (weight(higher) / weight(lower)) as u32
+}
+
 /// The flows that want turns, and what each has had.
 #[derive(Debug, Default)]
 pub struct Turns {
@@ -70,6 +76,11 @@ impl Turns {
         self.class_of(flow).charge(flow, recipients);
     }
 
+    /// A flow's turn, which was charged with one recipient, was of no use to it.
+    pub fn refund(&mut self, flow: &Arc<Flow>) {
+        self.class_of(flow).charge_signed(flow, -1);
+    }
+
     pub fn is_empty(&self) -> bool {
         self.classes.iter().all(|class| class.tenants.is_empty())
     }
@@ -94,7 +105,11 @@ impl Turns {
 
 impl Class {
     fn charge(&mut self, flow: &Arc<Flow>, recipients: u32) {
-        self.credit -= i64::from(recipients);
+        self.charge_signed(flow, recipients.into());
+    }
+
+    fn charge_signed(&mut self, flow: &Arc<Flow>, recipients: i64) {
+        self.credit -= recipients;
         self.tenants.charge(&flow.tenant, recipients);
         if let Some(campaigns) = self.campaigns.get_mut(&flow.tenant) {
             campaigns.charge(flow, recipients);
@@ -176,11 +191,12 @@ impl<K: Clone + Eq + Hash> Ring<K> {
         }
     }
 
-    fn charge(&mut self, key: &K, recipients: u32) {
+    fn charge(&mut self, key: &K, recipients: i64) {
         if let Some(member) = self.members.get_mut(key) {
-            member.credit -= i64::from(recipients);
-        } else if !self.turns.is_empty() && self.members.len() < self.turns.len() + FAIR_DEBTORS_KEPT {
-            self.members.insert(key.clone(), Member { credit: -i64::from(recipients), waits: false });
+            member.credit -= recipients;
+        } else if recipients > 0 && !self.turns.is_empty() && self.members.len() < self.turns.len() + FAIR_DEBTORS_KEPT
+        {
+            self.members.insert(key.clone(), Member { credit: -recipients, waits: false });
         }
     }
 }

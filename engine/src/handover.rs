@@ -164,6 +164,8 @@ pub struct Attempt {
     pub smtputf8: bool,
     pub dot_lines: bool,
     pub dsn: DsnParameters,
+    /// Its MAIL was written, and its recipients count.
+    pub is_counted: bool,
     /// The owner has it where the flow is under limits over many pairs.
     pub permit: Option<Permit>,
 }

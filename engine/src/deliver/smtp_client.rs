@@ -59,6 +59,8 @@ pub struct SmtpClient<C: Content> {
     written: u64,
     mails_begun: u32,
     mails_answered: u32,
+    /// The tickets of transactions whose MAIL was put into `out`, since somebody asked.
+    mails: Vec<u64>,
     deadline: Option<Duration>,
     parting: Option<Parting>,
     events: VecDeque<ClientEvent>,
@@ -156,6 +158,7 @@ impl<C: Content> SmtpClient<C> {
             emitted: 0,
             written: 0,
             mails_begun: 0,
+            mails: Vec::new(),
             mails_answered: 0,
             deadline: None,
             parting: None,
@@ -186,6 +189,13 @@ impl<C: Content> SmtpClient<C> {
     /// Transactions for which MAIL was put into `out` on this connection.
     pub fn deliveries(&self) -> u32 {
         self.mails_begun
+    }
+
+    /// Tickets of transactions whose MAIL was put into `out` since the last call. Rates count then: without PIPELINING, it
+    /// waits for the reply to RSET.
+    pub fn poll_mail(&mut self) -> Option<u64> {
+        // Never more than those of one call, which are few.
+        if self.mails.is_empty() { None } else { Some(self.mails.remove(0)) }
     }
 
     pub fn in_flight(&self) -> usize {

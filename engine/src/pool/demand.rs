@@ -214,8 +214,20 @@ impl Demand {
             }
             None => Err(permit),
         };
+        if result.is_err() {
+            self.turns.refund(flow);
+        }
         self.follow(flow);
         result
+    }
+
+    /// The pair has no use for a permit now: whose turn it was keeps it, and nothing is asked for.
+    pub(super) fn decline(&mut self, home: usize, flow: &Arc<Flow>) {
+        let Some(limited) = self.limited(home, flow) else { return };
+        limited.asked -= 1;
+        self.granted -= 1;
+        self.turns.refund(flow);
+        self.follow(flow);
     }
 
     /// The pair has moved: flows whose permits were of no use to it want turns again.

@@ -11,7 +11,8 @@ mod pacing;
 mod permit;
 mod quota;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use super::suspension::StricterLimits;
 use super::trust::Trust;
 use super::warmup::DayQuota;
 use crate::config::{Chunking, EgressSource, LimitId, LimitSettings, Shaping, SharedLimits, Terms, Warmup};
-use crate::fair::Flow;
+use crate::fair::{Flow, class_ratio};
 use crate::handover::{
     Attempt, Backlog, Blocked, Credit, Elsewhere, Need, PairKey, Permit, Route, TlsPolicyKey, TlsRequirement,
 };
@@ -170,6 +171,9 @@ pub struct Pools {
     stopping: bool,
 }
 
+/// Tickets of a lower one go first.
+type Rank = (u8, bool);
+
 #[derive(Debug)]
 struct Pair {
     key: PairKey,
@@ -182,6 +186,8 @@ struct Pair {
     hosts: Hosts,
     /// By class, and as they came.
     tickets: VecDeque<Box<Attempt>>,
+    /// How often tickets of a rank were passed since one of it was begun.
+    passes: BTreeMap<Rank, u32>,
     pace: Pace,
     demand: Demand,
     /// Connections in any state: what `connection_limit` counts.
@@ -253,12 +259,7 @@ impl Pools {
         }
         let pair = &mut self.pairs[place as usize];
         pair.terms = Arc::clone(&attempt.route.terms);
-        // Credits go by the classes' weights, so a lower class waits behind what is here and not for ever. What has a
-        // permit has waited for it, and nobody else can use it meanwhile.
-        let rank = |attempt: &Attempt| (attempt.flow.priority, attempt.permit.is_none());
-        let tickets = &mut self.pairs[place as usize].tickets;
-        let behind = tickets.partition_point(|other| rank(other) <= rank(&attempt));
-        tickets.insert(behind, attempt);
+        self.pairs[place as usize].insert(attempt);
         self.advance(now, place, random);
     }
 
@@ -384,8 +385,8 @@ impl Pools {
         self.take_units(now, place, units);
         let pair = &mut self.pairs[place as usize];
         pair.moved_at = Some(now.monotonic);
-        let mut attempt = pair.tickets.pop_front()?;
-        self.spend(now, &mut attempt);
+        let attempt = pair.tickets.pop_front()?;
+        pair.passes.remove(&rank(&attempt));
         self.slots.count_delivery(connection);
         self.grant(now, place);
         Some(attempt)
@@ -550,7 +551,7 @@ impl Pools {
     fn start(&mut self, now: Now, place: u32) -> bool {
         let mut is_held = false;
         let mut waiting = VecDeque::new();
-        while let Some(mut attempt) = self.pairs[place as usize].tickets.pop_front() {
+        while let Some(attempt) = self.pairs[place as usize].tickets.pop_front() {
             let Some(connection) = self.idle_connection(now, place, &attempt) else {
                 waiting.push_back(attempt);
                 // Nearly always all tickets of a pair are alike in this: then the rest has no connection either.
@@ -568,9 +569,9 @@ impl Pools {
                 break;
             }
             self.take_units(now, place, units);
-            self.spend(now, &mut attempt);
             self.slots.set_state(connection, SlotState::Busy);
             let pair = &mut self.pairs[place as usize];
+            pair.passes.remove(&rank(&attempt));
             pair.busy += 1;
             pair.moved_at = Some(now.monotonic);
             self.orders.push_back(Order::Start { connection, attempt });
@@ -733,16 +734,25 @@ impl Pools {
         };
         let mut last: Option<(usize, Arc<Flow>, u32)> = None;
         while room > 0
-            && let Some(turn) = pair.demand.next(batch_max)
+            && let Some(turn) = self.pairs[place as usize].demand.next(batch_max)
         {
-            room -= 1;
             let (home, flow) = match turn {
                 Turn::Credit { home, flow } => (home, flow),
                 Turn::Want { home, flow, limits, units } => {
-                    self.orders.push_back(Order::Want { home, pair: pair.key.clone(), flow, limits, units });
+                    if !self.may_soon_write(now, place, units, 1) {
+                        // Nobody passes it: what could be written soon would be its own.
+                        self.pairs[place as usize].demand.decline(home, &flow);
+                        room = 0;
+                        break;
+                    }
+                    room -= 1;
+                    let pair = self.pairs[place as usize].key.clone();
+                    self.orders.push_back(Order::Want { home, pair, flow, limits, units });
                     continue;
                 }
             };
+            room -= 1;
+            let pair = &self.pairs[place as usize];
             match &mut last {
                 Some((same_home, same_flow, credits)) if *same_home == home && *same_flow == flow => *credits += 1,
                 _ => {
@@ -753,6 +763,7 @@ impl Pools {
                 }
             }
         }
+        let pair = &mut self.pairs[place as usize];
         if let Some((home, flow, credits)) = last {
             self.orders.push_back(Order::Credits { home, pair: pair.key.clone(), flow: Some(flow), credits });
         }
@@ -804,6 +815,7 @@ impl Pair {
             terms: Arc::default(),
             hosts: Hosts::default(),
             tickets: VecDeque::new(),
+            passes: BTreeMap::new(),
             demand: Demand::new(options.homes, Arc::clone(&options.shared_limits)),
             open: Vec::new(),
             opening: 0,
@@ -813,6 +825,26 @@ impl Pair {
             pace: Pace::default(),
             suspended: false,
         }
+    }
+
+    /// Puts a ticket in front of those that it may pass.
+    fn insert(&mut self, attempt: Box<Attempt>) {
+        let own = rank(&attempt);
+        let may_pass = |passes: &BTreeMap<Rank, u32>, other: Rank| {
+            passes.get(&other).copied().unwrap_or_default() < passes_max(own, other)
+        };
+        let mut place = self.tickets.len();
+        let mut passed = BTreeSet::new();
+        while let Some(other) = place.checked_sub(1).map(|before| rank(&self.tickets[before]))
+            && may_pass(&self.passes, other)
+        {
+            passed.insert(other);
+            place -= 1;
+        }
+        for other in passed {
+            *self.passes.entry(other).or_default() += 1;
+        }
+        self.tickets.insert(place, attempt);
     }
 
     /// The most recipients of one transaction.
@@ -836,6 +868,21 @@ impl Pair {
             && slot.terms == route.terms
             && route.is_met_by(&slot.host_name, &slot.proof)
             && self.hosts.may_take(now.monotonic, slot.address, route.site.addresses(), &|need| attempt.needs(need))
+    }
+}
+
+/// A ticket's class, and whether it has no permit: what has one has waited for it, and passes one of its own class.
+fn rank(attempt: &Attempt) -> Rank {
+    (attempt.flow.priority, attempt.permit.is_none())
+}
+
+/// How many tickets may pass those of another rank before one of these is begun. A higher class passes by the classes'
+/// weights, so that a lower one waits, but not for ever.
+fn passes_max(ahead: Rank, behind: Rank) -> u32 {
+    match ahead.cmp(&behind) {
+        Ordering::Less if ahead.0 == behind.0 => 1,
+        Ordering::Less => class_ratio(ahead.0, behind.0),
+        Ordering::Equal | Ordering::Greater => 0,
     }
 }
 

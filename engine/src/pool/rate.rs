@@ -95,7 +95,7 @@ impl Limiter {
             return;
         }
         if rate.period != self.rate.period {
-            *self = Self::new(rate, started, past);
+            *self = Self { lent: self.lent, ..Self::new(rate, started, past) };
             return;
         }
         if let Some(reserve) = &mut self.reserve {
@@ -178,20 +178,20 @@ impl Limiter {
         let due = if is_late { now.as_nanos() * count } else { self.next };
         self.next = due + u128::from(units) * self.rate.period.as_nanos();
         self.lent += units;
-    }
-
-    /// What was lent was used then.
-    pub fn settle(&mut self, at: Duration, units: u32) {
-        assert!(self.lent >= units, "only what was lent is used");
-        self.lent -= units;
-        self.count(at, at + self.rate.period, units);
         let counted = self.sum + u64::from(self.lent);
         assert!(counted <= self.rate.count.into(), "LIMITS-HOLD: no window has more than the limit");
     }
 
+    /// What was lent was used then. What an earlier limiter had lent is none of this one's.
+    pub fn settle(&mut self, at: Duration, units: u32) {
+        let units = units.min(self.lent);
+        self.lent -= units;
+        self.count(at, at + self.rate.period, units);
+    }
+
     /// What was lent is not used.
     pub fn give_back(&mut self, units: u32) {
-        assert!(self.lent >= units, "only what was lent comes back");
+        let units = units.min(self.lent);
         self.lent -= units;
         self.next = self.next.saturating_sub(u128::from(units) * self.rate.period.as_nanos());
         if let Some(reserve) = &mut self.reserve {

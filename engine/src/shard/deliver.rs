@@ -105,7 +105,10 @@ impl Shard {
                     self.start(now, connection, *attempt);
                 }
                 // It was idle when the order was given, and has ended before this turn.
-                Order::Start { attempt, .. } => self.tell(attempt.ticket.home, ShardMessage::Unstarted(attempt)),
+                Order::Start { mut attempt, .. } => {
+                    self.pools.mail_not_written(&mut attempt);
+                    self.tell(attempt.ticket.home, ShardMessage::Unstarted(attempt));
+                }
                 Order::Quit { connection } => self.quit(now, connection),
                 Order::Credits { home, pair, flow, credits } => {
                     self.tell(home, ShardMessage::Credits { pair, flow, credits });
@@ -361,6 +364,12 @@ impl Shard {
             client.ride(transaction(&attempt), &mut chunks);
             delivery.attempts.push_back((now.monotonic, *attempt));
         }
+        while let Some(ticket) = client.poll_mail() {
+            let begun = delivery.attempts.iter_mut().map(|(_, attempt)| attempt);
+            let mut begun = begun.filter(|attempt| !attempt.is_counted && u64::from(attempt.ticket.entry.0) == ticket);
+            let attempt = begun.next().expect("MAIL is written for what was given");
+            self.pools.mail_written(now, connection, attempt);
+        }
         let mut events = Vec::new();
         while let Some(event) = client.poll_event() {
             events.push(event);
@@ -405,10 +414,13 @@ impl Shard {
             }
             ClientEvent::Finished(mut result) => {
                 let delivery = self.deliveries.get_mut(&connection).expect("its client just spoke");
-                let (began, attempt) = delivery.attempts.pop_front().expect("a client finishes what it was given");
+                let (began, mut attempt) = delivery.attempts.pop_front().expect("a client finishes what it was given");
                 self.metrics.transaction_duration_s.observe(now.monotonic.saturating_sub(began).as_secs_f64());
                 assert_eq!(u64::from(attempt.ticket.entry.0), result.ticket, "in the order in which it was given");
                 delivery.intent = None;
+                if !attempt.is_counted {
+                    self.pools.mail_not_written(&mut attempt);
+                }
                 if let Some(irregularity) = result.irregularity {
                     let (id, peer) = (attempt.message.id(), &delivery.host_name);
                     let confusion = irregularity.is_confusion();

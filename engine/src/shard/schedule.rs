@@ -456,6 +456,7 @@ fn attempt(
         dsn: envelope.dsn(),
         recipients,
         message: message.clone(),
+        is_counted: false,
         permit: None,
     })
 }

@@ -66,6 +66,7 @@ impl<C: Content> SmtpClient<C> {
 
     pub(super) fn write_mail(&mut self, place: usize, out: &mut Vec<Chunk<C::Piece>>) {
         self.mails_begun += 1;
+        self.mails.push(self.transactions[place].ticket());
         self.transactions[place].mail_begin = Some(self.emitted);
         let command = self.transactions[place].mail_command.clone();
         self.write_command(&command, Expected::Mail, out);

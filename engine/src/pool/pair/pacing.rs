@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::{Order, Pair, Pools};
 use crate::config::{LimitSettings, Rate, Shaping};
-use crate::handover::{Blocked, PairKey};
+use crate::handover::{Attempt, Blocked, PairKey};
 use crate::limits::{PACED_AHEAD, PACED_NOTICE_INTERVAL};
 use crate::mail::time::Now;
 use crate::pool::connection::{ConnectionKey, SlotState};
@@ -301,19 +301,47 @@ impl Pools {
         false
     }
 
-    /// MAIL is written.
+    /// MAIL is about to be written; [`Self::mail_written`] or [`Self::mail_not_written`] tells.
     pub(super) fn take_units(&mut self, now: Now, place: u32, units: u32) {
-        let rollup = self.pairs[place as usize].pace.rollup.map(LimitOf::Rollup);
-        let own = [LimitOf::Messages(place), LimitOf::Stricter(place)];
-        for of in own.into_iter().chain(rollup) {
+        for of in self.message_limits(place) {
             if let Some(limiter) = self.limiter(of) {
-                limiter.take(now.monotonic, units);
+                limiter.lend(now.monotonic, units);
             }
         }
         self.take_quota(place, units);
         if self.serving == Some(place) {
             self.serving = None;
         }
+    }
+
+    /// MAIL was written for an attempt on this connection; behind a RSET that is later than the attempt began.
+    pub fn mail_written(&mut self, now: Now, connection: ConnectionKey, attempt: &mut Attempt) {
+        for of in self.message_limits(self.slots.get(connection).pair) {
+            if let Some(limiter) = self.limiter(of) {
+                limiter.settle(now.monotonic, attempt.recipients.len() as u32);
+            }
+        }
+        attempt.is_counted = true;
+        self.spend(now, attempt);
+    }
+
+    /// An attempt that was given to a connection has come to nothing before its MAIL.
+    pub fn mail_not_written(&mut self, attempt: &mut Attempt) {
+        if let Some(&place) = self.keys.get(&attempt.pair) {
+            for of in self.message_limits(place) {
+                if let Some(limiter) = self.limiter(of) {
+                    limiter.give_back(attempt.recipients.len() as u32);
+                }
+            }
+        }
+        if let Some(permit) = attempt.permit.take() {
+            self.give_back(permit);
+        }
+    }
+
+    fn message_limits(&self, place: u32) -> impl Iterator<Item = LimitOf> + use<> {
+        let rollup = self.pairs[place as usize].pace.rollup.map(LimitOf::Rollup);
+        [LimitOf::Messages(place), LimitOf::Stricter(place)].into_iter().chain(rollup)
     }
 
     /// Whether the pair may open one more connection now, as far as rates and its provider go.
@@ -443,6 +471,16 @@ impl Pools {
             self.orders.extend(reservations.into_iter().map(reserve));
         }
         ready
+    }
+
+    /// How long the pair's rates make one recipient follow another.
+    pub(super) fn pace_of(&self, now: Now, place: u32) -> Duration {
+        let pace = &self.pairs[place as usize].pace;
+        let shared = pace.rollup.and_then(|rollup| self.rollups[rollup as usize].messages.as_ref());
+        let limiters = pace.messages.iter().chain(&pace.stricter).chain(shared);
+        // While a burst lasts, it does not.
+        let pacing = limiters.filter(|limiter| limiter.rate().max_burst == 1 || limiter.ready_at(1) > now.monotonic);
+        pacing.map(|limiter| limiter.rate().period / limiter.rate().count).max().unwrap_or_default()
     }
 
     /// When so many units may be taken, as far as the pair's rates and its provider's go.

@@ -33,7 +33,7 @@ impl Pools {
             }
             (None, permit) => return permit.into_iter().for_each(|permit| self.give_back(permit)),
         };
-        let is_usable = self.may_soon_write(now, place, permit.units);
+        let is_usable = self.may_soon_write(now, place, permit.units, usize::from(!waited));
         match self.pairs[place as usize].demand.permit(home, flow, waited, permit, is_usable) {
             Ok(()) => {
                 let flow = Some(Arc::clone(flow));
@@ -66,7 +66,7 @@ impl Pools {
         }
     }
 
-    /// MAIL is written under a permit.
+    /// MAIL was written under a permit.
     pub(super) fn spend(&mut self, now: Now, attempt: &mut Attempt) {
         if let Some(Permit { limits, units, given }) = attempt.permit.take() {
             // The keeper's clock may be a turn ahead.
@@ -90,14 +90,17 @@ impl Pools {
         }
     }
 
-    /// Whether what is permitted now would be written soon, as far as the pair's rates, back-off and connections go. If
-    /// not, the pair advances once it may.
-    fn may_soon_write(&mut self, now: Now, place: u32, units: u32) -> bool {
+    /// Whether what is permitted now would be written soon, as far as the pair's rates, back-off, connections and what
+    /// it has in hand go; `own` of what is given out and not answered is the one in question. If not, the pair advances
+    /// once it may.
+    pub(super) fn may_soon_write(&mut self, now: Now, place: u32, units: u32, own: usize) -> bool {
         let pair = &self.pairs[place as usize];
         if self.stopping || pair.suspended || pair.blocked_until.is_some_and(|until| until > now.monotonic) {
             return false;
         }
-        let ready = self.own_ready_at(place, units);
+        let before = (pair.tickets.len() + pair.demand.granted()).saturating_sub(own);
+        let paced = self.pace_of(now, place) * u32::try_from(before).unwrap_or(u32::MAX);
+        let ready = self.own_ready_at(place, units).max(now.monotonic).saturating_add(paced);
         if ready > now.monotonic + PACED_AHEAD {
             // One that is never ready waits for a reservation, whose coming lets the pair advance.
             let at = if ready == Duration::MAX { ready } else { ready - PACED_AHEAD };

@@ -65,6 +65,8 @@ struct Engine {
     reserved: HashMap<String, Past>,
     /// Messages above their tenant's injection rate.
     put_off: usize,
+    /// The sinks have no PIPELINING, and refuse the recipient of every second MAIL.
+    are_sinks_odd: bool,
     _spool: Spool,
 }
 
@@ -128,6 +130,7 @@ impl Engine {
             sources: BTreeMap::new(),
             reserved,
             put_off: 0,
+            are_sinks_odd: false,
             config,
             _spool: spool,
         }
@@ -296,7 +299,12 @@ impl Engine {
             }
             let mails = &mut self.sinks.get_mut(&peer.to.unwrap()).unwrap().mails;
             match &line[..4] {
+                "EHLO" if self.are_sinks_odd => replies += "250-peer.example\r\n250 8BITMIME\r\n",
                 "EHLO" => replies += "250-peer.example\r\n250-PIPELINING\r\n250 8BITMIME\r\n",
+                "RCPT" if self.are_sinks_odd && mails.len().is_multiple_of(2) => {
+                    replies += "550 5.1.1 nobody\r\n";
+                    continue;
+                }
                 "MAIL" => {
                     mails.push((self.now, 0));
                     let domain = line.split(['@', '.']).nth(1).unwrap_or_default();
@@ -587,6 +595,35 @@ fn high_passes_bulk_and_bulk_does_not_starve() {
         assert!(bulk >= all / 21 - 1, "{bulk} of {all} with {shards} shards");
         assert!(bulk <= all / 17 + 4, "{bulk} of {all} with {shards} shards: nothing normal waits");
     }
+}
+
+/// FAIR: higher classes pass a lower one's only message some times, not for as long as they last.
+#[test]
+fn a_lone_bulk_message_is_not_passed_for_ever() {
+    for shards in [1, 2, 4] {
+        let mut engine = Engine::start(&tenants("20/s"), shards);
+        for number in 0..3_000 {
+            engine.inject_of(number % shards, "high", 0);
+        }
+        engine.run_until(seconds(5));
+        engine.inject_of(shards - 1, "bulk", 0);
+        engine.run_until(seconds(7));
+        assert_eq!(engine.senders["bulk"].len(), 1, "with {shards} shards");
+    }
+}
+
+/// Without PIPELINING a MAIL behind a refused transaction waits for the reply to RSET: it counts when it is written.
+#[test]
+fn what_waits_behind_a_reset_counts_when_it_is_written() {
+    let rules = "[shaping.\"slow.test\"]\nconnection_limit = 1\nmax_message_rate = \"2/s\"\n";
+    let mut engine = Engine::start(rules, 1);
+    engine.are_sinks_odd = true;
+    queue(&mut engine, 60, 0);
+    engine.run_until(seconds(20));
+    let sink = engine.sink(SLOW);
+    assert!(sink.mails.len() >= 36, "{}", sink.mails.len());
+    let times: Vec<Duration> = sink.mails.iter().map(|(at, _)| *at).collect();
+    assert!(times.windows(3).all(|three| three[2] - three[0] >= seconds(1)), "{times:?}");
 }
 
 /// A site that takes nothing holds up none of another's mail.

@@ -194,6 +194,24 @@ fn a_slow_site_keeps_no_permits() {
     }
 }
 
+/// FAIR: at a pair so slow that a permit would be given back before its time, a lower class has its part.
+#[test]
+fn a_slow_pair_under_a_limit_shares_by_turns() {
+    for shards in [1, 2, 4] {
+        let tenants = "[[tenant]]\nname = \"b\"\npriority = \"bulk\"\n[[tenant]]\nname = \"c\"\npriority = \"high\"\n";
+        let limit = "[[limit]]\nname = \"all\"\nmax_message_rate = \"20/s\"\n";
+        let pair = "[shaping.\"slow.test\"]\nmax_message_rate = \"30/min\"\n";
+        let mut engine = Engine::start(&format!("{tenants}{limit}{pair}"), shards);
+        engine.queue_of("c", 400, &["slow.test"]);
+        engine.run_until(seconds(10));
+        engine.queue_of("b", 6, &["slow.test"]);
+        engine.run_until(seconds(300));
+        let bulk = engine.sent_by("b").len();
+        assert_eq!(bulk, 6, "with {shards} shards");
+        assert!(engine.sink(SLOW).mails.len() >= 147, "{}", engine.sink(SLOW).mails.len());
+    }
+}
+
 /// `blocked_by` names the limit.
 #[test]
 fn what_waits_for_a_limit_says_so() {
