@@ -59,6 +59,10 @@ impl Turns {
             class.campaigns.remove(&flow.tenant);
             class.tenants.leave(&flow.tenant);
         }
+        // Debts are to those that wait.
+        if self.is_empty() {
+            self.classes.iter_mut().for_each(|class| class.credit = 0);
+        }
     }
 
     /// The flow that goes next, charged with one recipient.
@@ -71,9 +75,11 @@ impl Turns {
         Some(flow)
     }
 
-    /// What a flow took has turned out to be so many more recipients.
+    /// What a flow took has turned out to be so many more recipients. Where nobody wants a turn, nobody is owed one.
     pub fn charge(&mut self, flow: &Arc<Flow>, recipients: u32) {
-        self.class_of(flow).charge(flow, recipients);
+        if !self.is_empty() {
+            self.class_of(flow).charge(flow, recipients);
+        }
     }
 
     /// A flow's turn, which was charged with one recipient, was of no use to it.
@@ -310,6 +316,22 @@ mod tests {
         assert!(recipients[1].abs_diff(recipients[0] / 16) <= 1_000, "{recipients:?}");
         turns.leave(&high);
         assert_eq!(turns.take(), Some(bulk), "nobody waits for a debt to be paid to nobody");
+    }
+
+    /// What a class took while nobody waited, or from those that have gone, is owed to nobody.
+    #[test]
+    fn a_class_owes_nothing_where_nobody_waits() {
+        let mut turns = Turns::default();
+        let (high, bulk) = (flow(0, "a", ""), flow(2, "b", ""));
+        turns.charge(&bulk, 1_000);
+        turns.enter(&high);
+        turns.enter(&bulk);
+        turns.charge(&bulk, 1_000);
+        turns.leave(&high);
+        turns.leave(&bulk);
+        turns.enter(&high);
+        turns.enter(&bulk);
+        assert_eq!(shares(&mut turns, 34, &[&high, &bulk]), [32, 2]);
     }
 
     #[test]

@@ -150,7 +150,7 @@ pub enum Need {
     /// The owner is to know how much of a flow is ready, and gets credits back.
     Tell { owner: usize, pair: PairKey, flow: Arc<Flow>, backlog: Backlog, unused: u32 },
     /// A ticket for this entry is to be made and sent.
-    Ticket { owner: usize, pair: PairKey, entry: EntryKey, left: Backlog, credit: Credit },
+    Ticket { owner: usize, pair: PairKey, entry: EntryKey, credit: Credit },
 }
 
 /// A home's scheduled and ready mail.
@@ -331,6 +331,13 @@ impl Home {
         let flow = self.push_ready(key, pair);
         self.serve(pair);
         self.tell_if_news(pair, &flow, Some(key));
+    }
+
+    /// What is ready of a flow behind a ticket that is just sent; its owner learns it with that.
+    pub fn left_behind(&mut self, pair_key: &PairKey, flow: &Arc<Flow>) -> Backlog {
+        let place = self.pair(pair_key);
+        self.pair_mut(place).ready.tell(flow);
+        self.backlog(place, flow)
     }
 
     pub fn set_owner(&mut self, pair_key: &PairKey, owner: usize) {
@@ -914,12 +921,11 @@ impl Home {
 
     fn send_out(&mut self, place: u32, owner: usize, flow: &Arc<Flow>, entry: EntryKey, credit: Credit) {
         self.entries[entry].set_state(State::Out { pair: place });
-        let left = self.backlog(place, flow);
         let pair = self.pair_mut(place);
         pair.out += 1;
         pair.ready.tell(flow);
         let pair = pair.key.clone();
-        self.needs.push_back(Need::Ticket { owner, pair, entry, left, credit });
+        self.needs.push_back(Need::Ticket { owner, pair, entry, credit });
     }
 
     /// Tells the owner of a flow that has grown from nothing or doubled.

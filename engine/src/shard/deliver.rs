@@ -106,7 +106,7 @@ impl Shard {
                 }
                 // It was idle when the order was given, and has ended before this turn.
                 Order::Start { mut attempt, .. } => {
-                    self.pools.mail_not_written(&mut attempt);
+                    self.pools.mail_not_written(now, &mut attempt);
                     self.tell(attempt.ticket.home, ShardMessage::Unstarted(attempt));
                 }
                 Order::Quit { connection } => self.quit(now, connection),
@@ -419,7 +419,7 @@ impl Shard {
                 assert_eq!(u64::from(attempt.ticket.entry.0), result.ticket, "in the order in which it was given");
                 delivery.intent = None;
                 if !attempt.is_counted {
-                    self.pools.mail_not_written(&mut attempt);
+                    self.pools.mail_not_written(now, &mut attempt);
                 }
                 if let Some(irregularity) = result.irregularity {
                     let (id, peer) = (attempt.message.id(), &delivery.host_name);

@@ -13,9 +13,7 @@ use crate::config::{self, EgressPool, MatchedRoute, RouteTarget, Shaping};
 use crate::deliver::dane::HostDane;
 use crate::deliver::route::{Host, RouteFailure, RouteFailureKind, Site};
 use crate::fair::Flow;
-use crate::handover::{
-    Attempt, Backlog, Blocked, ControlMessage, Credit, PairKey, Route, RouteKey, ShardMessage, Ticket,
-};
+use crate::handover::{Attempt, Blocked, ControlMessage, Credit, PairKey, Route, RouteKey, ShardMessage, Ticket};
 use crate::limits::{DUE_ENTRIES_PER_TURN, ROUTES_CACHED_MAX, SOURCE_RETRY, UNREADABLE_RETRY};
 use crate::mail::address::domain_of;
 use crate::mail::endpoint::Endpoint;
@@ -31,7 +29,6 @@ pub(super) struct PendingTicket {
     owner: usize,
     pair: PairKey,
     pub(super) entry: EntryKey,
-    left: Backlog,
     credit: Credit,
 }
 
@@ -194,8 +191,8 @@ impl Shard {
                     let home = self.id;
                     self.tell(owner, ShardMessage::Ready { home, pair, flow, backlog, unused });
                 }
-                Need::Ticket { owner, pair, entry, left, credit } => {
-                    self.make_ticket(now, PendingTicket { owner, pair, entry, left, credit });
+                Need::Ticket { owner, pair, entry, credit } => {
+                    self.make_ticket(now, PendingTicket { owner, pair, entry, credit });
                 }
             }
         }
@@ -218,7 +215,7 @@ impl Shard {
 
     /// The message is at hand: its ticket goes to the pair's owner.
     pub(super) fn send_ticket(&mut self, now: Now, pending: PendingTicket, message: Message) {
-        let PendingTicket { owner, pair, entry, left, credit } = pending;
+        let PendingTicket { owner, pair, entry, credit } = pending;
         let queue = self.home.queue_of(entry);
         let (key, flow) = (queue.route.clone(), Arc::clone(&queue.flow));
         let route = self.routes.get(now, &self.config.routes, &key);
@@ -239,7 +236,11 @@ impl Shard {
         let ticket = Ticket { home: self.id, entry };
         let recipients = self.home.entry(entry).recipients;
         match attempt(&message, ticket, pair.clone(), (flow, key.domain), route, shaping, recipients) {
-            Ok(attempt) => self.tell(owner, ShardMessage::Ticket { attempt: Box::new(attempt), left, credit }),
+            Ok(attempt) => {
+                // As it is now: the message may have been read meanwhile, and the owner been told of more.
+                let left = self.home.left_behind(&attempt.pair, &attempt.flow);
+                self.tell(owner, ShardMessage::Ticket { attempt: Box::new(attempt), left, credit });
+            }
             Err(error) => self.hold_unreadable(now, entry, &pair, credit, &error),
         }
     }

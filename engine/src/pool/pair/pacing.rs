@@ -316,21 +316,37 @@ impl Pools {
 
     /// MAIL was written for an attempt on this connection; behind a RSET that is later than the attempt began.
     pub fn mail_written(&mut self, now: Now, connection: ConnectionKey, attempt: &mut Attempt) {
-        for of in self.message_limits(self.slots.get(connection).pair) {
+        let place = self.slots.get(connection).pair;
+        for of in self.message_limits(place) {
             if let Some(limiter) = self.limiter(of) {
                 limiter.settle(now.monotonic, attempt.recipients.len() as u32);
+                self.wake_next(now, place, of);
             }
         }
         attempt.is_counted = true;
         self.spend(now, attempt);
     }
 
+    /// Only now is it known when the limit lets the next pass.
+    fn wake_next(&mut self, now: Now, place: u32, of: LimitOf) {
+        let ready = self.ready_at(of, 1);
+        match of {
+            LimitOf::Rollup(rollup) if !self.rollups[rollup as usize].turns.is_empty() => {
+                self.wake_rollup(rollup, ready);
+            }
+            LimitOf::Rollup(_) => {}
+            _ if self.pairs[place as usize].tickets.is_empty() => {}
+            _ => self.wake_pair(now, place, ready),
+        }
+    }
+
     /// An attempt that was given to a connection has come to nothing before its MAIL.
-    pub fn mail_not_written(&mut self, attempt: &mut Attempt) {
+    pub fn mail_not_written(&mut self, now: Now, attempt: &mut Attempt) {
         if let Some(&place) = self.keys.get(&attempt.pair) {
             for of in self.message_limits(place) {
                 if let Some(limiter) = self.limiter(of) {
                     limiter.give_back(attempt.recipients.len() as u32);
+                    self.wake_next(now, place, of);
                 }
             }
         }
