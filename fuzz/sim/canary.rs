@@ -21,6 +21,10 @@ pub(crate) enum Canary {
     OtherSource,
     /// The engine is given a higher limit than the operator wants.
     HigherLimit,
+    /// The engine is given twice the rates that the operator wants.
+    HigherRate,
+    /// A tenant's mail comes under another's name, and so takes the other's turns.
+    SharedFlow,
     /// Nobody tells a shard that the event log is behind.
     EndlessEvents,
     /// A crash loses one of the spool's segments.

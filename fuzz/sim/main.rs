@@ -17,6 +17,8 @@ mod mix;
 mod net;
 mod peer;
 mod random;
+mod rates;
+mod shares;
 #[cfg(test)]
 mod tests;
 mod workload;

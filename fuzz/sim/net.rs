@@ -40,6 +40,8 @@ pub(crate) struct Link {
     /// Octets that the network takes before it fails, to the peer and from it.
     cut: Option<Cut>,
     emitted: u64,
+    /// So many by then.
+    written: VecDeque<(u64, Micros)>,
     reported: u64,
     /// When the last of what was sent leaves, and when the last of what was said arrives.
     leaves_at: Micros,
@@ -98,6 +100,7 @@ impl World {
             octets_per_second: if slow { 200 + self.random.below(2_000) } else { 10_000_000 },
             cut: self.draw_cut(),
             emitted: 0,
+            written: VecDeque::new(),
             reported: 0,
             leaves_at: 0,
             arrives_at: 0,
@@ -147,6 +150,7 @@ impl World {
             return;
         }
         link.emitted += octets.len() as u64;
+        link.written.push_back((link.emitted, self.clock.micros()));
         let mut rest = self.without_resets(octets);
         let (mut broken, mut leaves_at) = (false, self.links[&id].leaves_at.max(self.clock.micros()));
         while !rest.is_empty() {
@@ -296,6 +300,8 @@ impl World {
             random: &mut self.random,
             mix: &mut self.mix,
             ledger: &mut self.ledger,
+            rates: &mut self.rates,
+            written: &link.written,
             limits: self.peer_limits,
             is_heard: link.is_heard,
             canary: self.canary,

@@ -11,6 +11,7 @@ use crate::checker::{Delivered, Lack, Ledger, Marker};
 use crate::clock::{MINUTE, Micros, SECOND};
 use crate::mix::{Fault, Mix};
 use crate::random::Random;
+use crate::rates::Rates;
 
 /// A host, for as long as the run lasts.
 #[derive(Debug)]
@@ -81,6 +82,9 @@ pub(crate) struct Around<'a> {
     pub(crate) random: &'a mut Random,
     pub(crate) mix: &'a mut Mix,
     pub(crate) ledger: &'a mut Ledger,
+    pub(crate) rates: &'a mut Rates,
+    /// Of the octets that the engine sent to this connection: how many it had sent by then.
+    pub(crate) written: &'a VecDeque<(u64, Micros)>,
     pub(crate) limits: PeerLimits,
     /// The engine listens to this connection.
     pub(crate) is_heard: bool,
@@ -90,6 +94,12 @@ pub(crate) struct Around<'a> {
 impl Around<'_> {
     fn strikes(&mut self, fault: Fault) -> bool {
         self.mix.strikes(fault, self.random)
+    }
+
+    /// When the engine sent the last of so many octets.
+    fn written_at(&self, octets: u64) -> Micros {
+        let place = self.written.partition_point(|&(until, _)| until < octets);
+        self.written.get(place).expect("what was read was written").1
     }
 }
 
@@ -112,6 +122,10 @@ pub(crate) struct Peer {
     is_handshaking: bool,
     is_encrypted: bool,
     deliveries: u64,
+    /// Octets that it has looked at.
+    read: u64,
+    /// The last MAIL, whatever was said to it: its reverse path, and when it was written.
+    mail: Option<(String, Micros)>,
     transaction: Transaction,
 }
 
@@ -249,6 +263,8 @@ impl Peer {
             is_handshaking: false,
             is_encrypted: false,
             deliveries: 0,
+            read: 0,
+            mail: None,
             transaction: Transaction::default(),
         }
     }
@@ -280,6 +296,7 @@ impl Peer {
     pub(crate) fn tls_started(&mut self) {
         self.is_handshaking = false;
         self.is_encrypted = true;
+        self.read += self.input.len() as u64;
         self.input.clear();
         self.transaction = Transaction::default();
     }
@@ -295,6 +312,7 @@ impl Peer {
                 Phase::Commands => {
                     let Some(end) = find(&self.input, b"\r\n") else { return };
                     let line: Vec<u8> = self.input.drain(..end + 2).collect();
+                    self.read += line.len() as u64;
                     let line = String::from_utf8(line).expect("commands are UTF-8");
                     self.obey(line.trim_end(), host, around);
                 }
@@ -303,6 +321,7 @@ impl Peer {
                         return;
                     }
                     let content: Vec<u8> = self.input.drain(..octets).collect();
+                    self.read += content.len() as u64;
                     self.finish_chunk(&content, around);
                 }
                 phase => {
@@ -312,6 +331,7 @@ impl Peer {
                     }
                     let Some((end, behind)) = content_end(&self.input) else { return };
                     let content: Vec<u8> = self.input.drain(..behind).collect();
+                    self.read += content.len() as u64;
                     self.finish(phase, &unstuffed(&content[..end]), around);
                 }
             }
@@ -319,6 +339,7 @@ impl Peer {
     }
 
     fn obey(&mut self, command: &str, host: &mut Host, around: &mut Around<'_>) {
+        self.watch(command, host, around);
         if host.busy_until > around.now || around.strikes(Fault::Busy) {
             return self.close_with("421 4.3.2 too busy");
         }
@@ -342,6 +363,16 @@ impl Peer {
             "DATA" => self.data(host, around),
             "BDAT" => self.bdat(rest),
             _ => self.say("500 5.5.1 what?"),
+        }
+    }
+
+    /// Rates count recipients of what was written, whatever is said to it.
+    fn watch(&mut self, command: &str, host: &Host, around: &mut Around<'_>) {
+        if let Some(rest) = command.strip_prefix("MAIL ") {
+            self.mail = Some((path(rest), around.written_at(self.read)));
+        }
+        if let Some((reverse_path, at)) = self.mail.as_ref().filter(|_| command.starts_with("RCPT ")) {
+            around.rates.see(*at, self.source, host.site, reverse_path);
         }
     }
 

@@ -14,6 +14,7 @@ use crate::clock::{HOUR, MINUTE, MS, Micros, SECOND};
 use crate::dns::Dns;
 use crate::mix::Fault;
 use crate::random::Random;
+use crate::rates;
 use crate::world::{Event, OTHER_POOL, World};
 
 impl World {
@@ -43,7 +44,9 @@ impl World {
 
     fn inject(&mut self, shard: usize) {
         let now_ms = self.clock.now().wall_ms;
-        let marker = self.ledger.send(|marker| message(marker, true, now_ms, &self.dns, &mut self.random));
+        let tenants = self.has_rates.then_some(&mut self.own);
+        let write = |marker| message(marker, true, now_ms, &self.dns, &mut self.random, tenants);
+        let marker = self.ledger.send(write);
         let sent = self.ledger.sent(marker);
         let received = Received {
             reverse_path: sent.reverse_path.clone(),
@@ -91,7 +94,14 @@ impl World {
 }
 
 /// One to six recipients at a few domains, seldom many, and content of many lengths.
-pub(crate) fn message(marker: Marker, is_injected: bool, now_ms: u64, dns: &Dns, random: &mut Random) -> Sent {
+pub(crate) fn message(
+    marker: Marker,
+    is_injected: bool,
+    now_ms: u64,
+    dns: &Dns,
+    random: &mut Random,
+    tenants: Option<&mut Random>,
+) -> Sent {
     let domains: Vec<&str> = dns.domains().collect();
     let count = if random.one_in(12) { 6 + random.below(30) } else { 1 + random.below(5) };
     let utf8 = random.one_in(60);
@@ -126,6 +136,12 @@ pub(crate) fn message(marker: Marker, is_injected: bool, now_ms: u64, dns: &Dns,
         first_attempt_ms: None,
     };
     steer(&mut sent, now_ms, random);
+    // Their pool is the default one.
+    if sent.sources == [0, 1]
+        && let Some(tenant) = tenants.and_then(rates::tenant)
+    {
+        sent.steering.push_str(&format!("X-Tenant: {tenant}\r\n"));
+    }
     if malformed && random.one_in(4) {
         sent.reverse_path = format!("m{marker}@client .example");
     }

@@ -5,7 +5,7 @@
 //! hold at every moment. Then all heals and no mail comes any more: within bounded time every message must have come to
 //! its end.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use postrider::config::{
 use postrider::handover::{Ask, ControlMessage, PairKey, ShardMessage, Told};
 use postrider::outcome::event::{Logged, LoggedRecord};
 use postrider::pool::connection::ConnectionKey;
+use postrider::pool::rate::Past;
 use postrider::pool::suspension::Suspension;
 use postrider::shard::{Action, Reservation, SessionKey, Shard, ShardOptions};
 use postrider_spool::record::LogId;
@@ -38,6 +39,7 @@ use crate::mix::{Fault, Mix, spread};
 use crate::net::{Link, LinkId, NetEvent};
 use crate::peer::{Host, PeerLimits};
 use crate::random::Random;
+use crate::rates::{self, Rates};
 use crate::workload;
 
 /// What happens next, and to whom.
@@ -60,6 +62,11 @@ pub(crate) enum Event {
     Answer {
         to: usize,
         message: Box<ShardMessage>,
+    },
+    /// It is durable.
+    Reserved {
+        to: usize,
+        reservation: Reservation,
     },
     Net(LinkId, NetEvent),
     Client {
@@ -99,9 +106,14 @@ impl Report {
 pub(crate) struct World {
     pub(crate) clock: Clock<Event>,
     pub(crate) random: Random,
+    /// For what only some runs have, so that the others stay as they were.
+    pub(crate) own: Random,
     pub(crate) mix: Mix,
     pub(crate) canary: Option<Canary>,
     pub(crate) ledger: Ledger,
+    /// There are tenants, rates and limits.
+    pub(crate) has_rates: bool,
+    pub(crate) rates: Rates,
     events: EventLog,
     /// New messages that may still wait for it.
     waiting_messages: usize,
@@ -126,6 +138,11 @@ pub(crate) struct World {
     pub(crate) weather: Weather,
     pub(crate) operations: BTreeMap<u64, (usize, LogId, Operation)>,
     pub(crate) next_operation: u64,
+
+    /// As the operator has written it; a canary may have the engine read another.
+    pub(crate) wanted: Arc<Config>,
+    /// What was reserved of limits, over all lives.
+    reserved: HashMap<String, Past>,
 
     // the engine's present life
     config: Arc<Config>,
@@ -169,10 +186,17 @@ impl World {
         }
         world.clock.at(world.heal_at, Event::Heal);
         while !world.is_over() {
-            let event = world.clock.next().expect("shards always want another turn");
-            world.happen(event);
+            world.step();
+        }
+        if world.has_rates {
+            world.compare_shares();
         }
         world.finish()
+    }
+
+    pub(crate) fn step(&mut self) {
+        let event = self.clock.next().expect("shards always want another turn");
+        self.happen(event);
     }
 
     /// What the seed's mix is, for those who look for the cause of something.
@@ -187,6 +211,10 @@ impl World {
         let holds = seed.is_multiple_of(3);
         if seed % 4 == 1 {
             config.shaping.automation = rules(&mut Random::new(seed));
+        }
+        let (has_rates, mut own) = (seed % 5 == 2, Random::new(!seed));
+        if has_rates {
+            rates::draw(&mut config, &mut own);
         }
         config.shaping.in_doubt = if holds { InDoubt::Hold } else { InDoubt::Retry };
         let config = Arc::new(config);
@@ -209,12 +237,18 @@ impl World {
         };
         let mut given = Config::clone(&config);
         given.shaping.connection_limit += u32::from(canary == Some(Canary::HigherLimit));
+        if canary == Some(Canary::HigherRate) {
+            rates::double(&mut given);
+        }
         let policy = Arc::new(Policy::new(&given).expect("it has no keys"));
         Self {
             clock: Clock::new(),
+            own,
             mix,
             canary,
             ledger,
+            has_rates,
+            rates: Rates::default(),
             events: EventLog::default(),
             waiting_messages: 0,
             events_fail_until: 0,
@@ -238,6 +272,8 @@ impl World {
                 recipients_max: config.shaping.max_recipients_per_batch as usize,
             },
             connection_limit: config.shaping.connection_limit as usize,
+            wanted: config,
+            reserved: HashMap::new(),
             config: Arc::new(given),
             spool_options,
             policy,
@@ -282,6 +318,7 @@ impl World {
                 sessions_max: SESSIONS_MAX,
             });
             self.active.push(logs[0].id());
+            shard.recall_limits(Arc::new(self.reserved.clone()));
             for log in logs {
                 let cursor = self.events.cursor(log.id());
                 shard.recover(log, cursor, self.random.below(u64::MAX)).expect("the log recovers");
@@ -350,6 +387,11 @@ impl World {
                 self.shards[to].handle_message(*message);
                 self.turn(to);
             }
+            Event::Reserved { to, reservation: Reservation { limit, at_ms, units } } => {
+                self.reserved.entry(limit.to_string()).or_default().push((at_ms, units));
+                self.shards[to].handle_message(ShardMessage::Reserved { limit, units });
+                self.turn(to);
+            }
             Event::Net(link, event) => self.net(link, event),
             Event::Client { shard, session } => self.step_client(shard, session),
             Event::Submit => self.submit(),
@@ -365,7 +407,7 @@ impl World {
     fn shard_of(&self, event: &Event) -> Option<usize> {
         match event {
             Event::Turn { shard } | Event::Completed { shard, .. } | Event::Client { shard, .. } => Some(*shard),
-            Event::Mail { to } | Event::Answer { to, .. } => Some(*to),
+            Event::Mail { to } | Event::Answer { to, .. } | Event::Reserved { to, .. } => Some(*to),
             _ => None,
         }
     }
@@ -411,7 +453,11 @@ impl World {
                 Action::SessionSend { session, bytes } => {
                     let (log, now_ms) = (self.active[shard], self.clock.now().wall_ms);
                     if let Some(client) = self.clients.get_mut(&(shard, session)) {
-                        let mut write = |marker| workload::message(marker, false, now_ms, &self.dns, &mut self.random);
+                        let (random, own, has_rates) = (&mut self.random, &mut self.own, self.has_rates);
+                        let mut write = |marker| {
+                            let tenants = has_rates.then_some(&mut *own);
+                            workload::message(marker, false, now_ms, &self.dns, random, tenants)
+                        };
                         client.hear(&bytes, log, &mut self.ledger, &mut write);
                     }
                 }
@@ -450,11 +496,9 @@ impl World {
                     }
                 }
                 Action::Control(message) => self.control(message),
-                // Only rules set rates here.
-                Action::Reserve(Reservation { limit, units, .. }) => {
-                    let message = Box::new(ShardMessage::Reserved { limit, units });
+                Action::Reserve(reservation) => {
                     let wait = 100 + self.random.below(20 * MS);
-                    self.clock.after(wait, Event::Answer { to: shard, message });
+                    self.clock.after(wait, Event::Reserved { to: shard, reservation });
                 }
                 Action::Injected { injection, answer } => {
                     let marker = self.injections.remove(&injection).expect("it was injected");
@@ -592,6 +636,15 @@ impl World {
         }
     }
 
+    /// All that was accepted has ended, and the event log has it.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.ledger.open() == 0 && self.events.waiting() == 0 && self.shards.iter().all(Shard::is_committed)
+    }
+
+    pub(crate) fn events_waiting(&self) -> usize {
+        self.events.waiting()
+    }
+
     fn write_events(&mut self) {
         let now = self.clock.micros();
         if self.mix.strikes(Fault::EventsFail, &mut self.random) {
@@ -714,11 +767,7 @@ impl World {
             return false;
         }
         let latest = self.heal_at + self.patience();
-        let is_over = self.ledger.open() == 0
-            && self.clients.is_empty()
-            && self.injections.is_empty()
-            && self.events.waiting() == 0
-            && self.shards.iter().all(Shard::is_committed);
+        let is_over = self.is_quiet() && self.clients.is_empty() && self.injections.is_empty();
         if !is_over && self.clock.micros() > latest {
             let pending = self.ledger.pending();
             let rows = self.ask();
@@ -744,6 +793,7 @@ impl World {
         let rows = self.ask();
         assert!(rows.is_empty(), "NOTHING-LOST: {rows:#?}");
         self.ledger.check_finished();
+        self.rates.check(&self.wanted, &self.ledger, SITES);
         self.report.counts = self.ledger.counts;
         self.report.duration = self.clock.micros();
         self.report.faults = self.mix.struck().collect();
@@ -826,7 +876,7 @@ fn internet(config: &Config, random: &mut Random, mix: &mut Mix) -> (Vec<Host>, 
 }
 
 /// Sites with an MX set; the last is a domain without one.
-const SITES: usize = 6;
+pub(crate) const SITES: usize = 6;
 
 const SPOOL: &str = "/spool";
 

@@ -27,7 +27,7 @@ fn is_found(canary: &str, seed: u64) -> bool {
 }
 
 /// As `--help` lists them.
-const CANARIES: [&str; 11] = [
+const CANARIES: [&str; 13] = [
     "early-sync",
     "no-reset",
     "dropped-outcome",
@@ -37,6 +37,8 @@ const CANARIES: [&str; 11] = [
     "started-twice",
     "other-source",
     "higher-limit",
+    "higher-rate",
+    "shared-flow",
     "endless-events",
     "lost-segment",
 ];

@@ -1,0 +1,166 @@
+//! Rates, as they show outside: when the engine wrote each MAIL, and for how many recipients. The network may hold it
+//! up and bunch it together, so what counts is when it was given to the network; the peer reads what it was.
+//!
+//! All that was seen is looked at in the end, over all lives: no window of a limit's own length has more than it may.
+//! Shares of one pair are compared likewise, where nothing is wrong in the world.
+
+use std::time::Duration;
+
+use postrider::config::{Config, Limit, Priority, Rate, RetryRules, Tenant};
+
+use crate::checker::{Ledger, Marker, marker_of};
+use crate::clock::Micros;
+use crate::random::Random;
+
+/// One recipient of a transaction.
+#[derive(Debug, Clone, Copy)]
+struct Recipient {
+    at: Micros,
+    source: usize,
+    site: usize,
+    marker: Marker,
+}
+
+/// All that was seen of a run.
+#[derive(Debug, Default)]
+pub(crate) struct Rates {
+    seen: Vec<Recipient>,
+}
+
+impl Rates {
+    /// RCPT came, for the MAIL with this reverse path that was written at that time.
+    pub(crate) fn see(&mut self, at: Micros, source: usize, site: usize, reverse_path: &str) {
+        self.seen.push(Recipient { at, source, site, marker: marker_of(reverse_path) });
+    }
+
+    /// LIMITS-HOLD, for all limits that the operator has configured. The pairs of the first `sites` are known by them.
+    pub(crate) fn check(&mut self, config: &Config, ledger: &Ledger, sites: usize) {
+        self.seen.sort_by_key(|recipient| recipient.at);
+        if let Some(rate) = config.shaping.max_message_rate {
+            for source in 0..config.egress_sources.len() {
+                for site in 0..sites {
+                    let of_pair = self.seen.iter().filter(|seen| (seen.source, seen.site) == (source, site));
+                    check(&format!("source {source} at site {site}"), rate, of_pair);
+                }
+            }
+        }
+        let is_of = |seen: &Recipient, field: &str, value: &str| {
+            ledger.sent(seen.marker).steering.contains(&format!("{field}: {value}\r\n"))
+        };
+        for tenant in &config.tenants {
+            if let Some(rate) = tenant.max_message_rate {
+                check(&tenant.name, rate, self.seen.iter().filter(|seen| is_of(seen, "X-Tenant", &tenant.name)));
+            }
+        }
+        for limit in &config.limits {
+            let covered = self.seen.iter().filter(|seen| {
+                limit.tenant.as_ref().is_none_or(|tenant| is_of(seen, "X-Tenant", tenant))
+                    && limit.campaign.as_ref().is_none_or(|campaign| is_of(seen, "X-Campaign", campaign))
+                    && limit.source.is_none_or(|source| source == seen.source)
+            });
+            check(&limit.name, limit.max_message_rate, covered);
+        }
+    }
+
+    /// FAIR: at each source, of what was written to a site from `since` until the last of `small`, no more was others'
+    /// than `parts` for each of small's, beside what was under way already.
+    pub(crate) fn check_share(
+        &self,
+        what: &str,
+        site: usize,
+        since: Micros,
+        small: &[Marker],
+        parts: usize,
+        under_way: usize,
+    ) {
+        let sources = 1 + self.seen.iter().map(|seen| seen.source).max().unwrap_or_default();
+        for source in 0..sources {
+            let mut of_pair: Vec<&Recipient> = self.seen.iter().filter(|seen| seen.at >= since).collect();
+            of_pair.retain(|seen| (seen.source, seen.site) == (source, site));
+            of_pair.sort_by_key(|seen| seen.at);
+            let is_small: Vec<bool> = of_pair.iter().map(|seen| small.contains(&seen.marker)).collect();
+            let Some(last) = is_small.iter().rposition(|is_small| *is_small) else { continue };
+            let own = is_small.iter().filter(|is_small| **is_small).count();
+            let others = last + 1 - own;
+            assert!(
+                others <= parts * own + under_way,
+                "FAIR: {what}: by source {source}, {others} others went before the last of {own}"
+            );
+        }
+    }
+}
+
+/// Of recipients in the order of their times.
+fn check<'a>(whose: &str, rate: Rate, seen: impl Iterator<Item = &'a Recipient>) {
+    let times: Vec<Micros> = seen.map(|seen| seen.at).collect();
+    let period = rate.period.as_micros() as Micros;
+    for window in times.windows(rate.count as usize + 1) {
+        let [first, .., last] = window else { continue };
+        assert!(last - first >= period, "LIMITS-HOLD: more than {rate} of {whose}, from {first} to {last}");
+    }
+}
+
+/// Tenants of all classes, and rates of pairs, tenants and others, such that a run's mail can go in an hour.
+pub(crate) fn draw(config: &mut Config, random: &mut Random) {
+    config.shaping.max_message_rate = Some(rate(random, 30));
+    let classes = [("large", Priority::Normal), ("small", Priority::Normal), ("high", Priority::High)];
+    for (name, priority) in classes.into_iter().chain([("bulk", Priority::Bulk), ("limited", Priority::Normal)]) {
+        let is_limited = name == "limited" || random.one_in(4);
+        config.tenants.push(Tenant {
+            name: name.to_owned(),
+            egress_pool: "default".to_owned(),
+            domains: Vec::new(),
+            priority,
+            max_message_rate: is_limited.then(|| rate(random, 60)),
+            max_injection_rate: None,
+            retry: RetryRules::default(),
+        });
+    }
+    let any = |name: &str, rate| Limit {
+        name: name.to_owned(),
+        tenant: None,
+        campaign: None,
+        provider: None,
+        source: None,
+        max_message_rate: rate,
+    };
+    if random.one_in(2) {
+        config.limits.push(Limit { source: Some(random.below(2) as usize), ..any("a source", rate(random, 60)) });
+    }
+    if random.one_in(2) {
+        let campaign = Some("c1".to_owned());
+        let tenant = random.one_in(2).then(|| "large".to_owned());
+        config.limits.push(Limit { campaign, tenant, ..any("a campaign", rate(random, 60)) });
+    }
+    if random.one_in(3) {
+        config.limits.push(any("all", rate(random, 120)));
+    }
+}
+
+/// So many a minute or some times as many, over a second, a minute or an hour.
+fn rate(random: &mut Random, per_minute_min: u64) -> Rate {
+    let per_minute = per_minute_min + random.below(per_minute_min * 8);
+    let (count, seconds) = match random.below(5) {
+        0 => (per_minute * 60, 3_600),
+        1 | 2 => (per_minute, 60),
+        _ => (per_minute.div_ceil(60), 1),
+    };
+    // An hour's burst would leave nothing for the rest of it.
+    let burst_max = if seconds == 3_600 { count / 20 } else { count };
+    let max_burst = if random.one_in(3) { 1 + random.below(burst_max) } else { 1 };
+    Rate { count: count as u32, period: Duration::from_secs(seconds), max_burst: max_burst as u32 }
+}
+
+/// As if the operator had written twice as much.
+pub(crate) fn double(config: &mut Config) {
+    let double = |rate: &mut Rate| rate.count *= 2;
+    config.shaping.max_message_rate.iter_mut().for_each(double);
+    config.tenants.iter_mut().filter_map(|tenant| tenant.max_message_rate.as_mut()).for_each(double);
+    config.limits.iter_mut().for_each(|limit| double(&mut limit.max_message_rate));
+}
+
+/// For most mail by the default pool, whose it is.
+pub(crate) fn tenant(random: &mut Random) -> Option<&'static str> {
+    let names = [None, Some("large"), Some("large"), Some("small"), Some("high"), Some("bulk"), Some("limited")];
+    names[random.below(names.len() as u64) as usize]
+}

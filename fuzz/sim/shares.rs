@@ -1,0 +1,118 @@
+//! After a run with rates, when all is well and nothing waits: tenants of one pair share it as was promised.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use postrider::accept::Received;
+use postrider::config::ReceivedDetail;
+use postrider::handover::ShardMessage;
+use postrider_spool::record::DsnParameters;
+
+use crate::canary::Canary;
+use crate::checker::{Marker, Sent};
+use crate::clock::{MINUTE, Micros, SECOND};
+use crate::dns::IMPLICIT;
+use crate::world::{SITES, World};
+
+impl World {
+    /// One queues much, another a little behind it, in the same class or in a higher one.
+    pub(crate) fn compare_shares(&mut self) {
+        let (large, small_name, parts) = match self.own.below(3) {
+            // As much as it has had, for each of the other's.
+            0 => ("large", "small", 1),
+            // A lower class has a part of sixteen.
+            1 => ("bulk", "high", 1),
+            // And keeps it.
+            _ => ("high", "bulk", 16),
+        };
+        let campaigns = 1 + self.own.below(4);
+        let rate = self.wanted.shaping.max_message_rate.expect("a pair has a rate in such a run");
+        let (many, few) = (40 * parts + self.own.below(100) as usize, 5 + self.own.below(5) as usize);
+        let large = if self.canary == Some(Canary::SharedFlow) { small_name } else { large };
+        self.queue(large, many, campaigns);
+        let wait = self.own.below(5 * SECOND);
+        self.pass(wait);
+        let small = self.queue(small_name, few, 1);
+        let since = self.clock.micros();
+        while !self.is_quiet() {
+            assert!(self.clock.micros() < since + 600 * MINUTE, "NOTHING-LOST: what was queued last does not go");
+            self.step();
+        }
+        // What is paced for the next 0.1 s, what each home sends unasked, and what goes while the owner hears of it.
+        let per_second = rate.count as usize / rate.period.as_secs() as usize;
+        // A ticket that waits for its class's turn is passed once more as often. Limits over both sources have turns of
+        // their own, and are not shared at each source by itself.
+        let shared = if self.wanted.limits.iter().any(|limit| limit.campaign.is_none()) { 12 + 3 * parts } else { parts };
+        let under_way =
+            shared + 2 + per_second / 10 + 2 * self.shards.len() + 2 + per_second / 20 + rate.max_burst as usize;
+        // What is held back by a limit of its own has no claim.
+        let of_small = self.wanted.tenant(small_name).expect("it is there");
+        if of_small.max_message_rate.is_some() {
+            return;
+        }
+        let limits: Vec<String> =
+            self.wanted.limits.iter().map(|limit| format!("{}: {}", limit.name, limit.max_message_rate)).collect();
+        let what = format!(
+            "{small_name} behind {large} at {rate}, {} shards, {campaigns} campaigns, {limits:?}",
+            self.shards.len()
+        );
+        self.rates.check_share(&what, SITES - 1, since, &small, parts, under_way);
+    }
+
+    /// So many messages of a tenant, at all shards; returns when all are accepted.
+    fn queue(&mut self, tenant: &str, count: usize, campaigns: u64) -> Vec<Marker> {
+        let mut markers = Vec::new();
+        for number in 0..count {
+            let campaign = number as u64 % campaigns;
+            let marker = self.ledger.send(|marker| Sent {
+                reverse_path: format!("m{marker}@client.example"),
+                recipients: vec![format!("r@{IMPLICIT}")],
+                steering: format!("X-Tenant: {tenant}\r\nX-Campaign: f{campaign}\r\n"),
+                content: format!("Subject: m{marker}\r\n\r\n").into_bytes(),
+                sources: vec![0, 1],
+                first_attempt_ms: None,
+            });
+            let sent = self.ledger.sent(marker);
+            let received = Received {
+                reverse_path: sent.reverse_path.clone(),
+                recipients: sent.recipients.clone(),
+                content: [sent.steering.as_bytes(), &sent.content].concat(),
+                eight_bit_declared: true,
+                smtputf8_declared: false,
+                helo: String::new(),
+                protocol: "embedded",
+                client: None::<SocketAddr>,
+                session_id: 0,
+                trusted: true,
+                received_detail: ReceivedDetail::Full,
+                dsn: DsnParameters::default(),
+            };
+            self.ledger.finish(marker);
+            let policy = Arc::clone(&self.policy);
+            let admitted = policy.admit(self.clock.now(), received, [marker, marker]).expect("it is as it should be");
+            self.injections.insert(marker, marker);
+            let shard = self.own.below(self.shards.len() as u64) as usize;
+            self.mail(shard, ShardMessage::Inject { injection: marker, admitted: Box::new(admitted) });
+            markers.push(marker);
+            // With more behind, the event log would be.
+            if markers.len() % 10 == 0 {
+                self.wait_for_answers();
+            }
+        }
+        self.wait_for_answers();
+        markers
+    }
+
+    fn wait_for_answers(&mut self) {
+        while !self.injections.is_empty() || self.events_waiting() > 0 {
+            self.step();
+        }
+    }
+
+    fn pass(&mut self, time: Micros) {
+        let end = self.clock.micros() + time;
+        while self.clock.micros() < end {
+            self.step();
+        }
+    }
+}
