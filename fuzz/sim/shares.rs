@@ -42,7 +42,8 @@ impl World {
         let per_second = rate.count as usize / rate.period.as_secs() as usize;
         // A ticket that waits for its class's turn is passed once more as often. Limits over both sources have turns of
         // their own, and are not shared at each source by itself.
-        let shared = if self.wanted.limits.iter().any(|limit| limit.campaign.is_none()) { 12 + 3 * parts } else { parts };
+        let shared =
+            if self.wanted.limits.iter().any(|limit| limit.campaign.is_none()) { 12 + 3 * parts } else { parts };
         let under_way =
             shared + 2 + per_second / 10 + 2 * self.shards.len() + 2 + per_second / 20 + rate.max_burst as usize;
         // What is held back by a limit of its own has no claim.

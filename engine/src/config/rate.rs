@@ -56,8 +56,8 @@ impl Rate {
         Ok(Some(Self { count, period: Duration::from_secs(*seconds), max_burst }))
     }
 
-    /// The same for what others do: nobody paces them, so that a whole period's worth may come at once unless a burst is
-    /// written.
+    /// The same for what others do: nobody paces them, so that a whole period's worth may come at once unless a burst
+    /// is written.
     pub(super) fn parse_unpaced(text: &str) -> Result<Option<Self>, Wrong> {
         let rate = Self::parse(text)?;
         let unpaced = |rate: Self| Self { max_burst: rate.count, ..rate };

@@ -191,8 +191,8 @@ impl<C: Content> SmtpClient<C> {
         self.mails_begun
     }
 
-    /// Tickets of transactions whose MAIL was put into `out` since the last call. Rates count then: without PIPELINING, it
-    /// waits for the reply to RSET.
+    /// Tickets of transactions whose MAIL was put into `out` since the last call. Rates count then: without PIPELINING,
+    /// it waits for the reply to RSET.
     pub fn poll_mail(&mut self) -> Option<u64> {
         // Never more than those of one call, which are few.
         if self.mails.is_empty() { None } else { Some(self.mails.remove(0)) }

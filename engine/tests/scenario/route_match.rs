@@ -35,6 +35,7 @@ impl Sinks {
             priority: Priority::Normal,
             retry: RetryRules::default(),
             max_message_rate: None,
+            max_injection_rate: None,
         };
         config.tenants = vec![tenant("acme"), tenant("zeta")];
         let matches = [
