@@ -50,6 +50,16 @@ impl Turns {
         class.tenants.enter(&flow.tenant);
     }
 
+    /// The same of a flow whose turn was of no use to it: it is the next of its class.
+    pub fn enter_first(&mut self, flow: &Arc<Flow>) {
+        self.enter(flow);
+        let class = self.class_of(flow);
+        class.tenants.put_first(&flow.tenant);
+        if let Some(campaigns) = class.campaigns.get_mut(&flow.tenant) {
+            campaigns.put_first(flow);
+        }
+    }
+
     /// The flow wants none any more.
     pub fn leave(&mut self, flow: &Arc<Flow>) {
         let class = self.class_of(flow);
@@ -152,6 +162,12 @@ impl<K: Clone + Eq + Hash> Ring<K> {
             member.credit = (member.credit + QUANTUM).min(QUANTUM);
             self.turns.push_back(key.clone());
         }
+    }
+
+    /// It waits, and its turn comes now.
+    fn put_first(&mut self, key: &K) {
+        self.turns.retain(|other| other != key);
+        self.turns.push_front(key.clone());
     }
 
     fn leave(&mut self, key: &K) {
@@ -316,6 +332,21 @@ mod tests {
         assert!(recipients[1].abs_diff(recipients[0] / 16) <= 1_000, "{recipients:?}");
         turns.leave(&high);
         assert_eq!(turns.take(), Some(bulk), "nobody waits for a debt to be paid to nobody");
+    }
+
+    /// Who could not use its turn has lost nothing.
+    #[test]
+    fn a_turn_of_no_use_comes_again_at_once() {
+        let mut turns = Turns::default();
+        let (one, two) = (flow(1, "one", ""), flow(1, "two", ""));
+        turns.enter(&one);
+        turns.enter(&two);
+        assert_eq!(turns.take().as_ref(), Some(&one));
+        turns.leave(&one);
+        turns.refund(&one);
+        turns.enter_first(&one);
+        assert_eq!(shares(&mut turns, 1, &[&one, &two]), [1, 0]);
+        assert_eq!(shares(&mut turns, 10, &[&one, &two]), [5, 5]);
     }
 
     /// What a class took while nobody waited, or from those that have gone, is owed to nobody.

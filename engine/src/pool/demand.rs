@@ -232,10 +232,12 @@ impl Demand {
 
     /// The pair has moved: flows whose permits were of no use to it want turns again.
     pub(super) fn resume_postponed(&mut self) {
-        for (home, flow) in std::mem::take(&mut self.postponed) {
-            if let Some(limited) = self.limited(home, &flow) {
-                limited.is_postponed = false;
-                self.follow(&flow);
+        for (home, flow) in std::mem::take(&mut self.postponed).into_iter().rev() {
+            let Some(limited) = self.limited(home, &flow) else { continue };
+            limited.is_postponed = false;
+            self.follow(&flow);
+            if self.flows.get(&flow).is_some_and(|offered| offered.shares.iter().any(Share::is_hungry)) {
+                self.turns.enter_first(&flow);
             }
         }
     }

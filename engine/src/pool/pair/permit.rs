@@ -102,8 +102,8 @@ impl Pools {
         let paced = self.pace_of(now, place) * u32::try_from(before).unwrap_or(u32::MAX);
         let ready = self.own_ready_at(place, units).max(now.monotonic).saturating_add(paced);
         if ready > now.monotonic + PACED_AHEAD {
-            // One that is never ready waits for a reservation, whose coming lets the pair advance.
-            let at = if ready == Duration::MAX { ready } else { ready - PACED_AHEAD };
+            // One that is never ready waits for a reservation, or for another to tell that its MAIL is written.
+            let at = if ready == Duration::MAX { now.monotonic + PACED_AHEAD } else { ready - PACED_AHEAD };
             self.wake_pair(now, place, at);
             return false;
         }
