@@ -170,14 +170,14 @@ fn recipients_are_counted() {
 /// The pair lets fewer recipients go together than the tenant's limit does.
 #[test]
 fn a_permit_is_no_more_than_the_pair_can_use() {
-    let rules = rules("100/s") + "[shaping.\"slow.test\"]\nmax_message_rate = \"5/s\"\n";
+    let rules = rules("100/s") + "[shaping.\"slow.test\"]\nmax_message_rate = \"2/s\"\n";
     let mut engine = Engine::start(&rules, 2);
     for number in 0..20 {
         engine.inject_for(number % 2, "a", 0, (0..5).map(|place| format!("r{place}@slow.test")).collect());
     }
-    engine.run_until(seconds(12));
+    engine.run_until(seconds(28));
     let sent: u32 = engine.sink(SLOW).mails.iter().map(|(_, recipients)| recipients).sum();
-    assert_eq!(sent, 100, "by each source five a second");
+    assert_eq!(sent, 100, "by each source two a second");
 }
 
 /// A paced pair and a site that takes nothing hold none of the tenant's permits for longer than they can use them.
