@@ -35,6 +35,7 @@ faults! {
     EhloBusy "peer: EHLO put off" 200,
     MailDeferred "peer: MAIL put off" 300,
     MailRefused "peer: MAIL refused" 200,
+    SourceBlamed "peer: refuses for our address's sake" 200,
     RecipientDeferred "peer: recipient put off" 1_500,
     RecipientRefused "peer: recipient refused" 1_000,
     TooMany "peer: too many recipients" 500,

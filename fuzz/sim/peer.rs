@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use postrider::shard::TlsStarted;
 
 use crate::canary::Canary;
-use crate::checker::{Delivered, Lack, Ledger, Marker};
+use crate::checker::{BLAME, Delivered, Lack, Ledger, Marker};
 use crate::clock::{MINUTE, Micros, SECOND};
 use crate::mix::{Fault, Mix};
 use crate::random::Random;
@@ -432,6 +432,8 @@ impl Peer {
         } else if around.strikes(Fault::MailRefused) {
             around.ledger.bounce(&reverse_path, "");
             self.say("550 5.7.1 not from you");
+        } else if around.strikes(Fault::SourceBlamed) {
+            self.say(BLAME);
         } else if around.strikes(Fault::OutOfStep) {
             self.say("503 5.5.1 not now");
         } else if around.strikes(Fault::WrongCode) {
@@ -470,6 +472,8 @@ impl Peer {
         } else if around.strikes(Fault::RecipientRefused) {
             around.ledger.bounce(&reverse_path, &recipient);
             self.say("550 5.1.1 unknown");
+        } else if around.strikes(Fault::SourceBlamed) {
+            self.say(BLAME);
         } else if around.strikes(Fault::TooMany) {
             self.say(if around.random.one_in(2) { "452 4.5.3 too many" } else { "552 5.5.3 too many" });
         } else {
