@@ -346,7 +346,7 @@ impl World {
             assert_eq!(metrics.spool_held_messages.get(), 0, "NOTHING-LOST: a checkpoint was there");
         }
         self.ledger.check_recovered();
-        let rows = self.ask();
+        let rows = self.ask().expect("a life begins without reads");
         self.ledger.check_schedule(&rows, self.clock.now().wall_ms);
     }
 
@@ -580,21 +580,22 @@ impl World {
         }
     }
 
-    /// Asks all shards for their messages. What these have to read for it is read; nothing else happens meanwhile.
-    fn ask(&mut self) -> Vec<MessageRow> {
+    /// Asks all shards for their messages. What these have to read for it is read; nothing else happens meanwhile. None
+    /// where they wait for reads that the disk has done and not told of yet.
+    fn ask(&mut self) -> Option<Vec<MessageRow>> {
         let mut rows = Vec::new();
         for shard in 0..self.shards.len() {
             let pending = self.ledger.pending();
             let ids = pending.into_iter().map(|(id, ..)| id);
             let ids: Vec<_> = ids.filter(|id| usize::from(id.log().0) % self.shards.len() == shard).collect();
             if ids.len() < ASK_READS_MAX {
-                rows.extend(self.ask_shard(shard, MessageFilter::default()));
+                rows.extend(self.ask_shard(shard, MessageFilter::default())?);
                 continue;
             }
             // Of more entries one answer may not tell all, and it may be short of those that end while it is made.
             let ids: BTreeSet<_> = ids.into_iter().collect();
             for id in ids {
-                rows.extend(self.ask_shard(shard, MessageFilter { id: Some(id), ..MessageFilter::default() }));
+                rows.extend(self.ask_shard(shard, MessageFilter { id: Some(id), ..MessageFilter::default() })?);
             }
         }
         if self.canary == Some(Canary::ChangedDue)
@@ -602,10 +603,10 @@ impl World {
         {
             due.0 += 1_000;
         }
-        rows
+        Some(rows)
     }
 
-    fn ask_shard(&mut self, shard: usize, filter: MessageFilter) -> Vec<MessageRow> {
+    fn ask_shard(&mut self, shard: usize, filter: MessageFilter) -> Option<Vec<MessageRow>> {
         self.questions += 1;
         let ask = Ask::Messages { filter: MessageFilter { limit: usize::MAX, ..filter } };
         self.shards[shard].handle_message(ShardMessage::Ask { question: self.questions, ask });
@@ -613,13 +614,12 @@ impl World {
         while !self.answers.contains_key(&self.questions) {
             let is_read =
                 |(at, _, operation): &(usize, LogId, Operation)| *at == shard && operation.describe().0 == "read";
-            let read = self.operations.iter().find(|(_, operation)| is_read(operation));
-            let id = *read.expect("an answer waits for reads only").0;
+            let id = *self.operations.iter().find(|(_, operation)| is_read(operation))?.0;
             let (_, log, operation) = self.operations.remove(&id).expect("it was just there");
             self.shards[shard].spool_completed(self.clock.now(), log, postrider_spool::execute(operation));
             self.turn(shard);
         }
-        self.answers.remove(&self.questions).expect("it was just there")
+        self.answers.remove(&self.questions)
     }
 
     /// Where nothing waits for a commit, the schedule in memory must be what is durable.
@@ -630,7 +630,7 @@ impl World {
         if !is_committed(self) {
             return;
         }
-        let rows = self.ask();
+        let Some(rows) = self.ask() else { return };
         if is_committed(self) {
             self.ledger.check_schedule(&rows, self.clock.now().wall_ms);
         }
@@ -790,7 +790,7 @@ impl World {
     }
 
     fn finish(mut self) -> Report {
-        let rows = self.ask();
+        let rows = self.ask().expect("nothing is left to be read");
         assert!(rows.is_empty(), "NOTHING-LOST: {rows:#?}");
         self.ledger.check_finished();
         self.rates.check(&self.wanted, &self.ledger, SITES);
