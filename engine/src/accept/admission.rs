@@ -262,10 +262,12 @@ impl Policy {
     /// RFC 5321 §4.4. The spool gives a message its id when it is appended, so the id here is another one; it finds the
     /// message in the events by its Message-ID and session all the same.
     fn write_received(&self, received: &Received, names: &MessageNames, date: &str, out: &mut Vec<u8>) {
+        if received.received_detail == ReceivedDetail::None {
+            return;
+        }
         out.extend_from_slice(b"Received:");
-        match (received.received_detail, received.client) {
-            (ReceivedDetail::None, _) => return out.clear(),
-            (ReceivedDetail::Full, Some(client)) => {
+        match received.client.filter(|_| received.received_detail == ReceivedDetail::Full) {
+            Some(client) => {
                 let address = match client.ip().to_canonical() {
                     std::net::IpAddr::V4(address) => format!("[{address}]"),
                     std::net::IpAddr::V6(address) => format!("[IPv6:{address}]"),
@@ -273,7 +275,7 @@ impl Policy {
                 let helo = if received.helo.is_empty() { &address } else { &received.helo };
                 let _ = write!(out, " from {helo} ({address})\r\n\t");
             }
-            (ReceivedDetail::Full | ReceivedDetail::NoClient, _) => out.push(b' '),
+            None => out.push(b' '),
         }
         let _ = write!(out, "by {} with {} id {:016x}", self.hostname, received.protocol, names.public);
         // RFC 5321 §7.6: with several recipients it would tell each of the others.

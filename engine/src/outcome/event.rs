@@ -467,7 +467,7 @@ fn if_any(text: &str) -> Option<&str> {
 
 /// Formats first, since the serializer would look for what must be escaped in each piece by itself.
 fn as_text<T: fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
-    let mut text = ShortText::default();
+    let mut text = ShortText { octets: [0; 64], length: 0 };
     match write!(text, "{value}") {
         Ok(()) => serializer.serialize_str(text.as_str()),
         Err(fmt::Error) => serializer.collect_str(value),
@@ -482,22 +482,20 @@ fn as_text_if_any<T: fmt::Display, S: Serializer>(value: &Option<T>, serializer:
 }
 
 /// Text of at most 64 octets; more does not fit and is an error.
-#[derive(Default)]
 struct ShortText {
-    octets: [[u8; 32]; 2],
+    octets: [u8; 64],
     length: usize,
 }
 
 impl ShortText {
     fn as_str(&self) -> &str {
-        let octets = self.octets.as_flattened();
-        std::str::from_utf8(&octets[..self.length]).expect("it was written as text")
+        std::str::from_utf8(&self.octets[..self.length]).expect("it was written as text")
     }
 }
 
 impl fmt::Write for ShortText {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let rest = &mut self.octets.as_flattened_mut()[self.length..];
+        let rest = &mut self.octets[self.length..];
         rest.get_mut(..text.len()).ok_or(fmt::Error)?.copy_from_slice(text.as_bytes());
         self.length += text.len();
         Ok(())

@@ -282,7 +282,9 @@ impl<F: FnMut(&[(LogId, Sequence)])> WriterLoop<F> {
             if self.stopping {
                 break;
             }
-            while let Ok(batch) = self.batches.try_recv() {
+            // Those that are there now: who never finds the queue empty would see neither the deadline nor the stop.
+            for _ in 0..self.batches.len() {
+                let Ok(batch) = self.batches.try_recv() else { break };
                 self.take(&batch)?;
             }
             if self.writer.deadline().is_some_and(|deadline| deadline <= Instant::now()) {
