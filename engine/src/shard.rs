@@ -224,9 +224,9 @@ impl Shard {
         let ShardOptions { id, shards, config, policy, metrics, seed, sessions_max } = options;
         let routes = RouteCache::new(&config.routes);
         let shared_limits = Arc::new(SharedLimits::new(&config));
-        let mut shapings = Shapings::new(&config);
+        let mut shapings = Shapings::new(&config, Arc::clone(&routes.index));
         for rule in &config.shaping_rules.domains {
-            if let Some(route) = routes.fixed(&config.routes, &RouteKey::of_domain(&*rule.domain)) {
+            if let Some(route) = routes.fixed(&RouteKey::of_domain(&*rule.domain)) {
                 shapings.learn_site(&rule.domain, &route.site.name);
             }
         }

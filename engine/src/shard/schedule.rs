@@ -9,7 +9,7 @@ use postrider_spool::{Message, ReadError};
 
 use super::ask::EntryRows;
 use super::{Action, Shard};
-use crate::config::{self, EgressPool, MatchedRoute, RouteTarget, Shaping};
+use crate::config::{self, EgressPool, RouteIndex, RouteTarget, Shaping};
 use crate::deliver::dane::HostDane;
 use crate::deliver::route::{Host, RouteFailure, RouteFailureKind, Site};
 use crate::fair::Flow;
@@ -53,6 +53,7 @@ pub(super) struct Ending {
 #[derive(Debug)]
 pub(super) struct RouteCache {
     fixed: Vec<Option<Route>>,
+    pub(super) index: Arc<RouteIndex>,
     any_discards: bool,
     /// Some routes are not everybody's.
     pub(super) any_matched: bool,
@@ -63,11 +64,13 @@ impl RouteCache {
     pub(super) fn new(routes: &[config::Route]) -> Self {
         let any_discards = routes.iter().any(config::Route::discards);
         let any_matched = routes.iter().any(|route| route.matches.is_some());
-        Self { fixed: routes.iter().map(fixed_route).collect(), any_discards, any_matched, found: HashMap::new() }
+        let fixed = routes.iter().map(fixed_route).collect();
+        let index = Arc::new(RouteIndex::new(routes));
+        Self { fixed, index, any_discards, any_matched, found: HashMap::new() }
     }
 
-    fn get(&self, now: Now, routes: &[config::Route], key: &RouteKey) -> Option<Route> {
-        if let Some(route) = self.fixed(routes, key) {
+    fn get(&self, now: Now, key: &RouteKey) -> Option<Route> {
+        if let Some(route) = self.fixed(key) {
             return Some(route.clone());
         }
         let route = self.found.get(key)?;
@@ -76,12 +79,17 @@ impl RouteCache {
 
     /// Whether mail is thrown away.
     fn discards(&self, routes: &[config::Route], key: &RouteKey) -> bool {
-        self.any_discards && place_of(routes, key).is_some_and(|place| routes[place].discards())
+        self.any_discards && self.place_of(key).is_some_and(|place| routes[place].discards())
     }
 
     /// A static route to plain addresses.
-    pub(super) fn fixed(&self, routes: &[config::Route], key: &RouteKey) -> Option<&Route> {
-        self.fixed[place_of(routes, key)?].as_ref()
+    pub(super) fn fixed(&self, key: &RouteKey) -> Option<&Route> {
+        self.fixed[self.place_of(key)?].as_ref()
+    }
+
+    /// Of the static route that mail takes, if it takes one.
+    fn place_of(&self, key: &RouteKey) -> Option<usize> {
+        self.index.place_of(&key.domain, key.matched)
     }
 
     fn insert(&mut self, now: Now, key: &RouteKey, route: Route) {
@@ -92,14 +100,6 @@ impl RouteCache {
             self.found.clear();
         }
         self.found.insert(key.clone(), route);
-    }
-}
-
-/// Of the static route that mail takes, if it takes one.
-fn place_of(routes: &[config::Route], key: &RouteKey) -> Option<usize> {
-    match key.matched {
-        Some(MatchedRoute(place)) => Some(place as usize),
-        None => routes.iter().position(|route| route.matches.is_none() && route.domain.matches(&key.domain)),
     }
 }
 
@@ -127,7 +127,7 @@ impl Shard {
         if self.home.is_held(&key) {
             return self.home.wait_for_route(entry);
         }
-        let Some(route) = self.routes.get(now, &self.config.routes, &key) else {
+        let Some(route) = self.routes.get(now, &key) else {
             return self.home.wait_for_route(entry);
         };
         let place = self.shapings.place(&key, &route);
@@ -218,7 +218,7 @@ impl Shard {
         let PendingTicket { owner, pair, entry, credit } = pending;
         let queue = self.home.queue_of(entry);
         let (key, flow) = (queue.route.clone(), Arc::clone(&queue.flow));
-        let route = self.routes.get(now, &self.config.routes, &key);
+        let route = self.routes.get(now, &key);
         let placed = route.map(|route| (self.shapings.place(&key, &route), route));
         let Some((place, mut route)) = placed.filter(|(place, _)| place.is_of(&pair)) else {
             // The route expired or changed while the entry was ready.
@@ -305,7 +305,7 @@ impl Shard {
         }
         let queue = self.home.queue_of(entry);
         let (key, sources) = (queue.route.clone(), named_pool(&self.config, &queue.pool).sources);
-        let route = self.routes.get(now, &self.config.routes, &key)?;
+        let route = self.routes.get(now, &key)?;
         let place = self.shapings.place(&key, &route);
         let of_pair = sources.iter().find_map(|&(source, _)| self.home.last_block(&place.pair(source)));
         of_pair.or_else(|| self.out_of_reach(&self.home.queue_of(entry).pool, &route.site))

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use crate::config::{Config, RetryConfig, Shaping, TlsMode};
+use crate::config::{Config, RetryConfig, RouteIndex, Shaping, TlsMode};
 use crate::handover::{PairKey, Route, RouteKey};
 use crate::limits::ROUTES_CACHED_MAX;
 
@@ -49,6 +49,7 @@ impl Place {
 #[derive(Debug)]
 pub(super) struct Shapings {
     config: Arc<Config>,
+    routes: Arc<RouteIndex>,
     default: Arc<Shaping>,
     places: HashMap<RouteKey, Arc<Place>>,
     merged: HashMap<(usize, Arc<str>), Arc<Shaping>>,
@@ -58,9 +59,10 @@ pub(super) struct Shapings {
 }
 
 impl Shapings {
-    pub(super) fn new(config: &Arc<Config>) -> Self {
+    pub(super) fn new(config: &Arc<Config>, routes: Arc<RouteIndex>) -> Self {
         Self {
             config: Arc::clone(config),
+            routes,
             default: Arc::new(config.shaping.clone()),
             places: HashMap::new(),
             merged: HashMap::new(),
@@ -98,7 +100,8 @@ impl Shapings {
             None => hosts.into(),
         };
         let rollup = provider.map_or_else(|| Arc::clone(&site), |place| Arc::from(&*rules.providers[place].name));
-        let route_tls = config.route_of(domain, key.matched).map(|route| route.tls);
+        let static_route = self.routes.place_of(domain, key.matched).and_then(|place| config.routes.get(place));
+        let route_tls = static_route.map(|route| route.tls);
         Place { hosts: hosts.to_owned(), provider, rollup, site, domain_rule, route_tls }
     }
 
@@ -167,7 +170,9 @@ mod tests {
 
     fn shapings(rules: &str) -> Shapings {
         let text = format!("{rules}\n[spool]\nallow_filesystem = true\n");
-        Shapings::new(&Arc::new(Config::from_toml(&text, "t.toml", Path::new("/nonexistent")).unwrap()))
+        let config = Config::from_toml(&text, "t.toml", Path::new("/nonexistent")).unwrap();
+        let routes = Arc::new(RouteIndex::new(&config.routes));
+        Shapings::new(&Arc::new(config), routes)
     }
 
     fn route(site: &str) -> Route {
