@@ -11,8 +11,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use postrider_bench::campaign::CampaignOptions;
 use postrider_bench::compare::{CompareOptions, Mta};
 use postrider_bench::deliver::{Chunking, DeliverOptions};
+use postrider_bench::growth::{Axis, GrowthOptions};
 use postrider_bench::inject::InjectOptions;
 use postrider_bench::kill::KillOptions;
+use postrider_bench::memory::MemoryOptions;
 use postrider_bench::message::Sizes;
 use postrider_bench::peers::{Dkim, Durability, EngineOptions, OutboundTls, SENDER_DOMAIN};
 use postrider_bench::relay::{RelayOptions, is_single};
@@ -22,6 +24,8 @@ use postrider_bench::sink::SinkOptions;
 use postrider_bench::sink::dkim::DkimCheck;
 use postrider_bench::sink::faults::{FaultPlan, Stage};
 use postrider_bench::sink::tls::TlsIdentity;
+use postrider_bench::sites::SitesOptions;
+use postrider_bench::splice::SpliceOptions;
 use postrider_bench::spool::{BareWrites, Part, SpoolOptions};
 use postrider_bench::units::{parse_bytes, parse_duration};
 
@@ -42,7 +46,7 @@ pub(crate) enum Command {
     /// Send mail in a closed loop or at a rate; remember every acknowledged message.
     Inject(InjectArgs),
     /// Measure an engine between injector and sink.
-    Relay(RelayArgs),
+    Relay(PlottedRelayArgs),
     /// Be a relay without a spool, which answers when the sink has: `relay --engine postbench` gives the floor.
     Serve(ServeArgs),
     /// kill -9 an engine under load, again and again; then hold the acknowledged messages against the delivered ones.
@@ -59,6 +63,14 @@ pub(crate) enum Command {
     Sign(SignArgs),
     /// kill -9 an engine with a full spool and start it again: how soon does mail move, and is all still there?
     Restart(RestartArgs),
+    /// Measure what a long queue takes in memory, and from the mail that passes and drains.
+    Memory(MemoryArgs),
+    /// Measure many sites with a queue each, beside the same mail for one site.
+    Sites(SitesArgs),
+    /// Relay large messages, beside a bare splice of two sockets and synced writes of the same octets.
+    Splice(SpliceArgs),
+    /// Measure CPU time a message against queue, connections, sites, message size and shards.
+    Growth(GrowthArgs),
     /// Measure what a campaign's recipient costs to accept through the embedding API, in CPU and in spool.
     Campaign(CampaignArgs),
 }
@@ -155,6 +167,7 @@ impl SinkArgs {
         }
         Ok(SinkOptions {
             listen: self.listen.clone(),
+            loopback_device: false,
             threads: self.threads,
             faults: Arc::new(faults),
             delay: self.delay,
@@ -173,9 +186,9 @@ pub(crate) struct LoadArgs {
     /// Connections at a time.
     #[arg(long, default_value_t = 20)]
     sessions: usize,
-    /// Octets of a message: 2k, or sizes with weights: 1k:70,4k:25,100k:5.
-    #[arg(long, default_value = "2k")]
-    size: Sizes,
+    /// Octets of a message: 2k, which is usual, or sizes with weights: 1k:70,4k:25,100k:5.
+    #[arg(long)]
+    size: Option<Sizes>,
     /// Open loop: messages a second, over all sessions.
     #[arg(long, value_name = "PER_SECOND")]
     rate: Option<f64>,
@@ -211,7 +224,7 @@ impl LoadArgs {
             domains: self.domains,
             tenants: self.tenants,
             domain_exponent: self.zipf,
-            sizes: self.size.clone(),
+            sizes: self.size.clone().unwrap_or(Sizes::fixed(SIZE_USUAL)),
             dotted: self.dotted,
             sessions: self.sessions,
             rate: self.rate,
@@ -348,6 +361,12 @@ pub(crate) struct RelayArgs {
     warmup: u64,
     #[arg(long, default_value_t = 1)]
     rounds: usize,
+    /// Recipient domains with a site each, drawn evenly.
+    #[arg(long, conflicts_with = "domains")]
+    sites: Option<usize>,
+    /// Count system calls, ring operations and syncs; it takes the right to use the kernel's tracepoints.
+    #[arg(long, value_enum, default_value = "on", default_missing_value = "on", num_args = 0..=1)]
+    count_calls: Switch,
     /// `smtp-source:PATH` to inject with Postfix's tool.
     #[arg(long, value_name = "TOOL:PATH")]
     injector: Option<String>,
@@ -369,20 +388,42 @@ pub(crate) struct RelayArgs {
     pub(crate) output: OutputArgs,
 }
 
+/// `relay` itself, not what is made of it.
+#[derive(Debug, Args)]
+pub(crate) struct PlottedRelayArgs {
+    #[command(flatten)]
+    pub(crate) relay: RelayArgs,
+    /// Write charts of rate and latencies as SVG.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plot: Option<PathBuf>,
+}
+
 impl RelayArgs {
     pub(crate) fn options(&self) -> Result<RelayOptions> {
+        self.options_with_sites(1)
+    }
+
+    /// With so many sites, where the command line doesn't say.
+    fn options_with_sites(&self, sites: usize) -> Result<RelayOptions> {
+        let sites = self.sites.unwrap_or(sites);
+        let mut inject = self.load.options(NOWHERE);
+        if sites > 1 {
+            (inject.domains, inject.domain_exponent) = (sites, 0.0);
+        }
         let smtp_source = self.injector.as_deref().map(|tool| tool_path(tool, "smtp-source")).transpose()?;
-        ensure!(smtp_source.is_none() || is_single(&self.load.size), "smtp-source sends one size only");
+        ensure!(smtp_source.is_none() || is_single(&inject.sizes), "smtp-source sends one size only");
         Ok(RelayOptions {
             engine: EngineOptions {
                 tenants: self.load.tenants,
                 tls: self.tls.then_some(OutboundTls::Required),
                 ..self.engine.options()?
             },
-            inject: self.load.options(NOWHERE),
+            inject,
             messages: self.messages,
             warmup: self.warmup,
             rounds: self.rounds,
+            sites,
+            count_calls: self.count_calls == Switch::On,
             smtp_source,
             smtp_sink: self.sink.as_deref().map(|tool| tool_path(tool, "smtp-sink")).transpose()?,
             sink_delay: self.sink_delay,
@@ -478,6 +519,102 @@ impl SignArgs {
         ensure!(!given.tls && given.engine.dkim == Dkim::None, "sign takes all kinds by itself: no --tls, no --dkim");
         let relay = given.options()?;
         Ok(SignOptions { rounds: relay.rounds, relay, handshakes: self.handshakes, bare: self.bare })
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MemoryArgs {
+    /// Its --sites are 1,000 where not given.
+    #[command(flatten)]
+    relay: RelayArgs,
+    /// Messages that wait.
+    #[arg(long, default_value_t = 1_000_000, value_name = "MESSAGES")]
+    queued: u64,
+}
+
+impl MemoryArgs {
+    pub(crate) fn output(&self) -> &OutputArgs {
+        &self.relay.output
+    }
+
+    pub(crate) fn options(&self) -> Result<MemoryOptions> {
+        Ok(MemoryOptions { relay: self.relay.options_with_sites(1_000)?, queued: self.queued })
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SitesArgs {
+    /// Its --sites are 100,000 where not given; --messages does not count.
+    #[command(flatten)]
+    relay: RelayArgs,
+    #[arg(long, default_value_t = 5, value_name = "MESSAGES")]
+    messages_per_site: u64,
+    /// The engine's connection_limit for the many sites; default: the engine's own.
+    #[arg(long, value_name = "CONNECTIONS")]
+    connections_per_site: Option<u32>,
+}
+
+impl SitesArgs {
+    pub(crate) fn output(&self) -> &OutputArgs {
+        &self.relay.output
+    }
+
+    pub(crate) fn options(&self) -> Result<SitesOptions> {
+        let relay = self.relay.options_with_sites(100_000)?;
+        let connections_per_site = self.connections_per_site;
+        Ok(SitesOptions { relay, messages_per_site: self.messages_per_site, connections_per_site })
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SpliceArgs {
+    /// Its --size is 100k where not given.
+    #[command(flatten)]
+    relay: RelayArgs,
+}
+
+impl SpliceArgs {
+    pub(crate) fn output(&self) -> &OutputArgs {
+        &self.relay.output
+    }
+
+    pub(crate) fn options(&self) -> Result<SpliceOptions> {
+        let mut relay = self.relay.options()?;
+        if self.relay.load.size.is_none() {
+            relay.inject.sizes = Sizes::fixed(SIZE_LARGE);
+        }
+        Ok(SpliceOptions { relay })
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GrowthArgs {
+    #[command(flatten)]
+    relay: RelayArgs,
+    /// What shall grow; default: each in turn.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "WHAT")]
+    only: Vec<Axis>,
+    /// Points up to this one alone.
+    #[arg(long, value_name = "POINT")]
+    up_to: Option<usize>,
+    /// Write charts as SVG.
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+}
+
+impl GrowthArgs {
+    pub(crate) fn output(&self) -> &OutputArgs {
+        &self.relay.output
+    }
+
+    pub(crate) fn options(&self) -> Result<GrowthOptions> {
+        let axes = if self.only.is_empty() { Axis::value_variants() } else { &self.only };
+        let points = |axis: &Axis| {
+            let most = self.up_to.unwrap_or(usize::MAX);
+            (*axis, axis.usual_points().into_iter().filter(|point| *point <= most).collect())
+        };
+        let axes: Vec<(Axis, Vec<usize>)> = axes.iter().map(points).collect();
+        Ok(GrowthOptions { relay: self.relay.options()?, axes, plot: self.plot.clone() })
     }
 }
 
@@ -698,6 +835,9 @@ struct DrainArgs {
     /// The sink offers CHUNKING.
     #[arg(long, value_enum, default_value = "off", default_missing_value = "on", num_args = 0..=1)]
     sink_chunking: Switch,
+    /// By TLS 1.3, over connections that stay open; the bare loops too.
+    #[arg(long)]
+    tls: bool,
     #[arg(long, default_value_t = 1)]
     rounds: usize,
 }
@@ -760,6 +900,7 @@ impl DrainArgs {
             chunking: self.chunking,
             in_flight: self.max_in_flight,
             sink_chunking: self.sink_chunking == Switch::On,
+            tls: self.tls,
             rounds: self.rounds,
             server: None,
         })
@@ -777,6 +918,10 @@ fn tool_path(tool: &str, name: &str) -> Result<PathBuf> {
 /// Replaced by the engine's own address.
 const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
 
+/// Of a message, in octets.
+const SIZE_USUAL: usize = 2 << 10;
+const SIZE_LARGE: usize = 100 << 10;
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -786,7 +931,7 @@ mod tests {
     fn relay_options(arguments: &[&str]) -> Result<RelayOptions> {
         let cli = Cli::try_parse_from(["postbench", "relay"].iter().chain(arguments))?;
         let Command::Relay(relay) = cli.command else { bail!("not relay") };
-        relay.options()
+        relay.relay.options()
     }
 
     #[test]

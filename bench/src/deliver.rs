@@ -18,8 +18,10 @@ use crate::inject::{InjectOptions, Injector};
 use crate::interrupt::Interrupt;
 use crate::measure::{Machine, Usage};
 use crate::message::Sizes;
-use crate::peers::{EngineOptions, EngineSite, SmtpSourceRun};
+use crate::peers::{EngineOptions, EngineSite, OutboundTls, SmtpSourceRun};
 use crate::report::{Figures, note, table};
+use crate::sign::client_config;
+use crate::sink::tls::TlsIdentity;
 use crate::sink::{Sink, SinkOptions};
 
 mod bare;
@@ -39,6 +41,8 @@ pub struct DeliverOptions {
     pub in_flight: u32,
     /// Whether the sink offers CHUNKING.
     pub sink_chunking: bool,
+    /// All go by STARTTLS, the bare loops too. Not to a server of one's own.
+    pub tls: bool,
     pub rounds: usize,
     /// A server of one's own instead of the sink, and smtp-source, which finds that server's own limit.
     pub server: Option<(SocketAddr, PathBuf)>,
@@ -82,6 +86,7 @@ struct Pass {
 }
 
 pub fn deliver(options: &DeliverOptions, interrupt: &Interrupt) -> Result<DeliverReport> {
+    ensure!(!options.tls || options.server.is_none(), "a server of one's own is spoken to in the clear");
     ensure!(options.rounds > 0 && options.messages > 1, "at least one round and two messages are needed");
     let setup = json!({
         "machine": Machine::look(),
@@ -93,6 +98,7 @@ pub fn deliver(options: &DeliverOptions, interrupt: &Interrupt) -> Result<Delive
         "chunking": options.chunking,
         "max_in_flight": options.in_flight,
         "sink_offers_chunking": options.sink_chunking,
+        "tls": options.tls,
         "durability": options.engine.durability,
         "server": options.server.as_ref().map(|(address, _)| address.to_string()),
         "engine_config": options.config(),
@@ -160,7 +166,8 @@ impl DeliverOptions {
     }
 
     fn sink(&self) -> Result<Sink> {
-        Sink::start(SinkOptions { audit: false, chunking: self.sink_chunking, ..SinkOptions::on_loopback() })
+        let tls = if self.tls { Some(TlsIdentity::generate(true)?) } else { None };
+        Sink::start(SinkOptions { audit: false, chunking: self.sink_chunking, tls, ..SinkOptions::on_loopback() })
     }
 }
 
@@ -181,6 +188,7 @@ fn bare(options: &DeliverOptions, interrupt: &Interrupt, round_trips: u32) -> Re
         messages: options.messages,
         message_bytes: options.message_bytes,
         round_trips,
+        tls: if options.tls { Some(client_config(false)?) } else { None },
     };
     let cpu = bare.run()?;
     interrupt.check()?;
@@ -192,7 +200,8 @@ fn bare(options: &DeliverOptions, interrupt: &Interrupt, round_trips: u32) -> Re
 fn engine(options: &DeliverOptions, interrupt: &Interrupt, server: Option<SocketAddr>) -> Result<Pass> {
     let sink = options.sink()?;
     let proxy = Proxy::start(server.unwrap_or(sink.addresses()[0]), options.round_trip / 2)?;
-    let engine_options = EngineOptions { config_extra: options.config(), ..options.engine.clone() };
+    let tls = if options.tls { Some(OutboundTls::Required) } else { options.engine.tls };
+    let engine_options = EngineOptions { config_extra: options.config(), tls, ..options.engine.clone() };
     let site = EngineSite::prepare(engine_options, proxy.address())?;
     let mut engine = site.start(interrupt)?;
     let inject = InjectOptions {

@@ -12,22 +12,26 @@ use postrider_bench::bare::serve;
 use postrider_bench::campaign::campaign;
 use postrider_bench::compare::compare;
 use postrider_bench::deliver::{DeliverOptions, deliver};
+use postrider_bench::growth::growth;
 use postrider_bench::inject::{InjectSummary, Injector};
 use postrider_bench::interrupt::Interrupt;
 use postrider_bench::kill::kill;
+use postrider_bench::memory::memory;
 use postrider_bench::relay::relay;
 use postrider_bench::report::{Figures, note, print, table};
 use postrider_bench::restart::restart;
 use postrider_bench::sign::sign;
 use postrider_bench::sink::Sink;
 use postrider_bench::sink::ledger::{Ledger, Totals};
+use postrider_bench::sites::sites;
+use postrider_bench::splice::splice;
 use postrider_bench::spool::spool;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{
-    CampaignArgs, Cli, Command, CompareArgs, InjectArgs, KillArgs, OutputArgs, RelayArgs, RestartArgs, SignArgs,
-    SinkArgs, SpoolArgs,
+    CampaignArgs, Cli, Command, CompareArgs, GrowthArgs, InjectArgs, KillArgs, MemoryArgs, OutputArgs,
+    PlottedRelayArgs, RestartArgs, SignArgs, SinkArgs, SitesArgs, SpliceArgs, SpoolArgs,
 };
 
 mod cli;
@@ -45,6 +49,10 @@ fn main() -> ExitCode {
         Command::Client(args) => run_deliver(args.options(), &args.output),
         Command::Restart(args) => run_restart(&args),
         Command::Sign(args) => run_sign(&args),
+        Command::Memory(args) => run_memory(&args),
+        Command::Sites(args) => run_sites(&args),
+        Command::Splice(args) => run_splice(&args),
+        Command::Growth(args) => run_growth(&args),
         Command::Campaign(args) => run_campaign(&args),
         Command::Compare(args) => run_compare(&args),
     };
@@ -197,10 +205,13 @@ fn inject_figures(summary: &InjectSummary) -> Figures {
     figures
 }
 
-fn run_relay(args: &RelayArgs) -> Result<bool> {
+fn run_relay(args: &PlottedRelayArgs) -> Result<bool> {
     let interrupt = Interrupt::watch()?;
-    let report = relay(&args.options().context(Usage)?, &interrupt)?;
-    show(&args.output, &report.to_json(), &report.to_table())?;
+    let report = relay(&args.relay.options().context(Usage)?, &interrupt)?;
+    show(&args.relay.output, &report.to_json(), &report.to_table())?;
+    if let Some(path) = &args.plot {
+        report.plot(path)?;
+    }
     Ok(report.is_complete())
 }
 
@@ -237,6 +248,34 @@ fn run_sign(args: &SignArgs) -> Result<bool> {
     let report = sign(&args.options().context(Usage)?, &interrupt)?;
     show(args.output(), &report.to_json(), &report.to_table())?;
     Ok(report.is_complete())
+}
+
+fn run_memory(args: &MemoryArgs) -> Result<bool> {
+    let interrupt = Interrupt::watch()?;
+    let report = memory(&args.options().context(Usage)?, &interrupt)?;
+    show(args.output(), &report.to_json(), &report.to_table())?;
+    Ok(report.holds())
+}
+
+fn run_sites(args: &SitesArgs) -> Result<bool> {
+    let interrupt = Interrupt::watch()?;
+    let report = sites(&args.options().context(Usage)?, &interrupt)?;
+    show(args.output(), &report.to_json(), &report.to_table())?;
+    Ok(report.holds())
+}
+
+fn run_splice(args: &SpliceArgs) -> Result<bool> {
+    let interrupt = Interrupt::watch()?;
+    let report = splice(&args.options().context(Usage)?, &interrupt)?;
+    show(args.output(), &report.to_json(), &report.to_table())?;
+    Ok(report.is_complete())
+}
+
+fn run_growth(args: &GrowthArgs) -> Result<bool> {
+    let interrupt = Interrupt::watch()?;
+    let report = growth(&args.options().context(Usage)?, &interrupt)?;
+    show(args.output(), &report.to_json(), &report.to_table())?;
+    Ok(report.holds())
 }
 
 fn run_campaign(args: &CampaignArgs) -> Result<bool> {

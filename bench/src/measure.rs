@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+pub mod tracepoint;
+
 /// Counters that only grow; the difference of two is what happened between.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -95,6 +97,11 @@ impl Memory {
         Ok(Self::parse(&fs::read_to_string(format!("/proc/{pid}/status"))?))
     }
 
+    /// What mapped files take is the kernel's to give away; this is not.
+    pub fn private_bytes(&self) -> u64 {
+        self.anon_bytes + self.shmem_bytes
+    }
+
     fn parse(status: &str) -> Self {
         let bytes = |name: &str| number_after(status, name).unwrap_or(0) * 1024;
         Self {
@@ -121,7 +128,7 @@ impl MemoryWatch {
         let watch = move || {
             while !stopped.load(Ordering::Relaxed) {
                 let memory = Memory::of(pid).unwrap_or_default();
-                highest.fetch_max(memory.anon_bytes + memory.shmem_bytes, Ordering::Relaxed);
+                highest.fetch_max(memory.private_bytes(), Ordering::Relaxed);
                 std::thread::park_timeout(MEMORY_WATCH_INTERVAL);
             }
         };

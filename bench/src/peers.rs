@@ -74,6 +74,7 @@ pub struct EngineSite {
     options: EngineOptions,
     pub smtp: SocketAddr,
     pub http: SocketAddr,
+    /// For a report: without most of the routes, where there are many.
     pub config: String,
     /// The keys that it signs with: names and texts of their TXT records.
     pub dkim_records: Vec<(String, String)>,
@@ -105,6 +106,7 @@ impl EngineSite {
         let mut dkim_records = Vec::new();
         let config = Self::write_config(&options, directory.path(), (smtp, http), routes, &mut dkim_records)?;
         fs::write(directory.path().join("postrider.toml"), &config)?;
+        let config = told(&config, routes.len());
         let filesystem = measure::filesystem_of(directory.path())?;
         Ok(Self { directory, options, smtp, http, config, dkim_records, filesystem })
     }
@@ -197,13 +199,20 @@ impl EngineSite {
 
     /// Recipients in the running engine's queues, by its own account: of all, and of one domain.
     pub fn queued(&self, domain: &str) -> Result<(u64, u64)> {
-        let (code, body) = http_get(self.http, QUEUES).context("the engine's HTTP service does not answer")?;
-        ensure!(code == 200, "{QUEUES} was answered {code}: {body}");
-        let answer: Value = serde_json::from_str(&body)?;
+        let answer = self.call("GET", QUEUES, &Value::Null)?;
         let total = answer["total"].as_u64().with_context(|| format!("{QUEUES} was answered without a total"))?;
         let queues = answer["queues"].as_array().with_context(|| format!("{QUEUES} was answered without queues"))?;
         let of_domain = queues.iter().filter(|queue| queue["domain"] == domain);
         Ok((total, of_domain.filter_map(|queue| queue["depth"].as_u64()).sum()))
+    }
+
+    /// A call of the running engine's HTTP service, with this request unless it is null, and the answer.
+    pub fn call(&self, method: &str, path: &str, request: &Value) -> Result<Value> {
+        let request = if request.is_null() { String::new() } else { request.to_string() };
+        let (code, body) =
+            http(self.http, method, path, &request).context("the engine's HTTP service does not answer")?;
+        ensure!(code == 200, "{method} {path} was answered {code}: {body}");
+        if body.is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_str(&body)?) }
     }
 
     /// The engine's last words.
@@ -400,14 +409,19 @@ impl SmtpSourceRun {
 }
 
 fn is_ready(http: SocketAddr) -> bool {
-    http_get(http, READINESS).is_ok_and(|(code, _)| code == 200)
+    self::http(http, "GET", READINESS, "").is_ok_and(|(code, _)| code == 200)
 }
 
 /// Status and body.
-fn http_get(http: SocketAddr, path: &str) -> io::Result<(u16, String)> {
+fn http(http: SocketAddr, method: &str, path: &str, request: &str) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&http, HTTP_PATIENCE)?;
     stream.set_read_timeout(Some(HTTP_PATIENCE))?;
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {http}\r\nConnection: close\r\n\r\n").as_bytes())?;
+    let length = request.len();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {http}\r\nConnection: close\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\n\r\n"
+    );
+    stream.write_all([head.as_bytes(), request.as_bytes()].concat().as_slice())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
@@ -438,6 +452,17 @@ pub(crate) fn disk_directory() -> Result<PathBuf> {
     Ok(if measure::filesystem_of(&usual)? == "tmpfs" { PathBuf::from("/var/tmp") } else { usual })
 }
 
+/// A configuration with so many routes, of which a reader gets the first and the last.
+fn told(config: &str, routes: usize) -> String {
+    const ROUTE: &str = "\n[[route]]";
+    if routes <= ROUTES_TOLD_MAX {
+        return config.to_owned();
+    }
+    let begins: Vec<usize> = config.match_indices(ROUTE).map(|(place, _)| place).collect();
+    let (second, last) = (begins[1], begins[routes - 1]);
+    format!("{}\n# … and {} more like it …\n{}", &config[..second], routes - 2, &config[last..])
+}
+
 /// A TOML basic string.
 fn quoted(path: &Path) -> Result<String> {
     let text = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
@@ -453,6 +478,7 @@ const TERMINATE_PATIENCE: Duration = Duration::from_secs(60);
 const SOURCE_PATIENCE: Duration = Duration::from_secs(3600);
 const HTTP_PATIENCE: Duration = Duration::from_secs(6);
 const LOG_TAIL_LINES: usize = 30;
+const ROUTES_TOLD_MAX: usize = 10;
 const SMTP_SINK_BACKLOG: u32 = 1024;
 const PORT_MIN: u16 = 12_000;
 const PORT_TRIES: usize = 1_000;
@@ -495,6 +521,15 @@ mod tests {
         // It ends at once, unready.
         let error = site.start(&Interrupt::default()).unwrap_err().to_string();
         assert!(error.contains("before it was ready"), "{error}");
+    }
+
+    #[test]
+    fn of_many_routes_a_report_tells_two() {
+        let routes: Vec<String> = (0..20).map(|site| format!("\n[[route]]\ndomain = \"d{site}\"\n")).collect();
+        let config = format!("hostname = \"x\"\n{}\n[[tenant]]\nname = \"t\"\n", routes.concat());
+        let text = told(&config, 20);
+        assert!(text.contains("\"d0\"") && text.contains("and 18 more") && text.contains("\"d19\""), "{text}");
+        assert!(text.contains("[[tenant]]") && !text.contains("\"d1\""), "{text}");
     }
 
     #[test]

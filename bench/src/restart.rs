@@ -18,8 +18,9 @@ use serde_json::{Value, json};
 use crate::inject::{InjectOptions, Injector};
 use crate::interrupt::Interrupt;
 use crate::measure::{Machine, Memory};
-use crate::message::{Random, numbered_domain};
+use crate::message::Random;
 use crate::peers::{Engine, EngineOptions, EngineSite, free_port};
+use crate::relay::{mib, site_routes};
 use crate::report::{Figures, note, table};
 use crate::sink::{Sink, SinkOptions};
 
@@ -69,10 +70,7 @@ pub fn restart(options: &RestartOptions, interrupt: &Interrupt) -> Result<Restar
     ensure!((1..=options.sites).contains(&options.rounds), "at least one round, and a site for each, are needed");
     ensure!(options.messages > 0, "at least one message is needed");
     let port = free_port()?.port();
-    let domain = &options.inject.recipient_domain;
-    let name = |site| if options.sites == 1 { domain.clone() } else { numbered_domain(site, domain) };
-    let mut routes: Vec<(String, SocketAddr)> =
-        (0..options.sites).map(|site| (name(site), site_address(site, port))).collect();
+    let mut routes = site_routes(options.sites, &options.inject.recipient_domain, port);
     let mut spool = FullSpool::prepare(options, &routes, interrupt)?;
     let mut random = Random::new(options.seed);
     let mut rounds = Vec::new();
@@ -199,8 +197,7 @@ impl FullSpool {
 
 /// Memory that is the process's own: what mapped files take is the kernel's to give away.
 fn private_bytes(engine: &Engine) -> Result<u64> {
-    let memory = Memory::of(engine.pid()).context("the engine has ended")?;
-    Ok(memory.anon_bytes + memory.shmem_bytes)
+    Ok(Memory::of(engine.pid()).context("the engine has ended")?.private_bytes())
 }
 
 fn wait_for_accepted(
@@ -274,19 +271,10 @@ fn forget_files(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-fn site_address(site: usize, port: u16) -> SocketAddr {
-    SocketAddr::from(([127, 64, (site / SITES_PER_NET) as u8, (site % SITES_PER_NET) as u8 + 1], port))
-}
-
 fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-fn mib(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
-}
-
-const SITES_PER_NET: usize = 250;
 /// The engine lists so many queues.
 const SITES_MAX: usize = 10_000;
 const STALL_PATIENCE: Duration = Duration::from_secs(60);
@@ -297,13 +285,6 @@ const NOTES_MAX: u64 = 10;
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn each_site_has_an_address_of_its_own() {
-        assert_eq!(site_address(0, 25).to_string(), "127.64.0.1:25");
-        assert_eq!(site_address(999, 25).to_string(), "127.64.3.250:25");
-        assert_eq!(site_address(SITES_MAX - 1, 25).to_string(), "127.64.39.250:25");
-    }
 
     #[test]
     fn cached_files_are_forgotten_all_the_way_down() {

@@ -210,16 +210,21 @@ fn bare_ed25519(lasting: Duration) -> Result<f64> {
     })
 }
 
-/// The client's side of a TLS 1.3 handshake in memory, as rustls' own bench takes it: time of the client's calls alone.
-fn bare_handshake(lasting: Duration, resumed: bool) -> Result<f64> {
+/// Of a client that speaks TLS 1.3 with any certificate.
+pub(crate) fn client_config(resumes: bool) -> Result<Arc<ClientConfig>> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
         .with_no_client_auth();
-    config.resumption = if resumed { Resumption::in_memory_sessions(8) } else { Resumption::disabled() };
-    let (config, identity) = (Arc::new(config), TlsIdentity::generate(resumed)?);
+    config.resumption = if resumes { Resumption::in_memory_sessions(8) } else { Resumption::disabled() };
+    Ok(Arc::new(config))
+}
+
+/// The client's side of a TLS 1.3 handshake in memory, as rustls' own bench takes it: time of the client's calls alone.
+fn bare_handshake(lasting: Duration, resumed: bool) -> Result<f64> {
+    let (config, identity) = (client_config(resumed)?, TlsIdentity::generate(resumed)?);
     let (mut spent, mut handshakes, mut wire) = (Duration::ZERO, 0u32, Vec::new());
     let begun = Instant::now();
     // The first one is full, and warms up.

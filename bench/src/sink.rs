@@ -40,6 +40,8 @@ pub mod tls;
 pub struct SinkOptions {
     /// Port 0 is allowed.
     pub listen: Vec<SocketAddr>,
+    /// Hears the loopback device alone, so that an unspecified address means all of 127.0.0.0/8.
+    pub loopback_device: bool,
     pub threads: usize,
     pub faults: Arc<FaultPlan>,
     /// Waited before each group of replies.
@@ -60,6 +62,7 @@ impl SinkOptions {
     pub fn on_loopback() -> Self {
         Self {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+            loopback_device: false,
             threads: 1,
             faults: Arc::new(FaultPlan::none()),
             delay: Duration::ZERO,
@@ -84,7 +87,11 @@ pub struct Sink {
 
 impl Sink {
     pub fn start(options: SinkOptions) -> Result<Self> {
-        let listeners = options.listen.iter().map(|address| listen(*address)).collect::<Result<Vec<_>>>()?;
+        let listeners = options
+            .listen
+            .iter()
+            .map(|address| listen(*address, options.loopback_device))
+            .collect::<Result<Vec<_>>>()?;
         let addresses = listeners.iter().map(StdListener::local_addr).collect::<io::Result<Vec<_>>>()?;
         if let Some(dump) = &options.dump {
             fs::create_dir_all(dump).with_context(|| format!("cannot create {}", dump.display()))?;
@@ -144,10 +151,13 @@ struct Shared {
     sessions: AtomicU64,
 }
 
-fn listen(address: SocketAddr) -> Result<StdListener> {
+fn listen(address: SocketAddr, loopback_device: bool) -> Result<StdListener> {
     let bound = || -> io::Result<StdListener> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
+        if loopback_device {
+            socket.bind_device(Some(b"lo"))?;
+        }
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         socket.set_nonblocking(true)?;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::{Map, Value, json};
 
+pub(crate) use self::bare_write::BareFile;
 pub use self::bare_write::BareWrites;
 pub(crate) use self::driver::on_ring;
 use self::driver::{Setup, record_bytes};

@@ -46,6 +46,8 @@ fn other_mail_systems_are_held_against_the_engine() {
         messages: 30,
         warmup: 5,
         rounds: 2,
+        sites: 1,
+        count_calls: true,
         smtp_source: None,
         smtp_sink: None,
         sink_delay: Duration::ZERO,

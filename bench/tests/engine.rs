@@ -42,6 +42,8 @@ fn relay_options(engine: EngineOptions) -> RelayOptions {
         messages: 200,
         warmup: 20,
         rounds: 1,
+        sites: 1,
+        count_calls: true,
         smtp_source: None,
         smtp_sink: None,
         sink_delay: Duration::ZERO,

@@ -35,6 +35,8 @@ fn relay_options() -> RelayOptions {
         messages: 300,
         warmup: 20,
         rounds: 2,
+        sites: 1,
+        count_calls: true,
         smtp_source: None,
         smtp_sink: None,
         sink_delay: Duration::ZERO,
@@ -62,10 +64,21 @@ fn a_relay_is_measured_round_by_round() {
         assert!(round.get("engine_cpu_us_per_message").is_some());
     }
     let json = report.to_json();
+    // Counted, or it is said why not.
+    for round in &report.rounds {
+        let calls = round.get("system_calls_per_message");
+        assert_eq!(calls.is_some(), json["setup"]["calls_not_counted"].is_null(), "{}", report.to_table());
+        // To receive, answer and pass on, twice each, takes some.
+        assert!(calls.is_none_or(|calls| calls > 4.0), "{}", report.to_table());
+    }
     assert_eq!(json["medians"]["accepted"], 300.0);
     assert_eq!(json["setup"]["durability"], "none");
     assert!(json["setup"]["config"].as_str().unwrap().contains("[[dkim]]"));
     assert!(report.to_table().contains("engine cpu us per message"));
+    let plot = tempfile::NamedTempFile::new().unwrap();
+    report.plot(plot.path()).unwrap();
+    let charts = std::fs::read_to_string(plot.path()).unwrap();
+    assert!(charts.contains("Messages delivered a second") && charts.contains("percent"), "{charts}");
 }
 
 #[test]

@@ -25,14 +25,14 @@ pub enum BareWrites {
 
 /// A file that was written from end to end, and is written again and again.
 #[derive(Debug)]
-pub(super) struct BareFile {
+pub(crate) struct BareFile {
     file: NamedTempFile,
     file_bytes: u64,
     offset: u64,
 }
 
 impl BareFile {
-    pub(super) fn create(parent: &Path, file_bytes: u64) -> Result<Self> {
+    pub(crate) fn create(parent: &Path, file_bytes: u64) -> Result<Self> {
         let mut file = NamedTempFile::new_in(parent)?;
         let step = vec![0; FILL_STEP_BYTES];
         let mut left = file_bytes;
@@ -67,15 +67,26 @@ impl BareFile {
         let mut found = Found::default();
         let (begun, cpu) = (Instant::now(), process_cpu());
         for _ in 0..writes {
-            let offset = self.advance(buffer.len());
             let since = Instant::now();
-            let written = pwritev2(self.file.as_file(), &[IoSlice::new(buffer)], offset, ReadWriteFlags::DSYNC)?;
+            self.write(buffer)?;
             found.latencies.record(since.elapsed());
-            ensure!(written == buffer.len(), "a write ended early");
         }
         found.elapsed = begun.elapsed();
         found.cpu = process_cpu().saturating_sub(cpu);
         Ok(found)
+    }
+
+    /// Synced, and no longer than the file.
+    pub(crate) fn write(&mut self, buffer: &[u8]) -> Result<()> {
+        let offset = self.advance(buffer.len());
+        let written = pwritev2(self.file.as_file(), &[IoSlice::new(buffer)], offset, ReadWriteFlags::DSYNC)?;
+        ensure!(written == buffer.len(), "a write ended early");
+        Ok(())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn path(&self) -> &Path {
+        self.file.path()
     }
 
     async fn run_on_ring(&mut self, mut buffer: Vec<u8>, writes: u64) -> Result<Found> {
