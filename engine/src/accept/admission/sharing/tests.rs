@@ -118,8 +118,8 @@ proptest! {
     fn any_message_is_what_it_would_be_by_itself(
         own in fields(0..8),
         shared in fields(0..8),
-        // The verifier does not drop white space at the end of a body as RFC 6376 §3.4.4 wants it; `dkim_sign` has tests
-        // for such bodies.
+        // The verifier does not drop white space at the end of a body as RFC 6376 §3.4.4 wants it; `dkim_sign` has
+        // tests for such bodies.
         body in "((\r\n[ -~é]{0,20}){0,3}\r\n[!-~é])?",
     ) {
         let shared = format!("{shared}\r\n{body}\r\n");
