@@ -319,8 +319,8 @@ fn smtp_client(operations: u64) -> Result<()> {
     warm_and_measure(operations, |number| {
         let transaction = Transaction {
             ticket: number,
-            reverse_path: "bench@sender.test".to_owned(),
-            recipients: vec![(0, "r000000000042@bench.test".to_owned())],
+            reverse_path: "bench@sender.test".into(),
+            recipients: [(0, "r000000000042@bench.test".to_owned())].into(),
             size: content.len() as u64,
             eight_bit: false,
             content: Text(content.clone()),

@@ -4,7 +4,6 @@
 
 mod campaign;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -35,7 +34,7 @@ use crate::limits::{
 use crate::mail::address::Address;
 use crate::mail::dsn::{self, BadDsn, DsnRequest};
 use crate::outcome::event_log::EventStream;
-use crate::pool::rate::Past;
+use crate::pool::rate::PastLimits;
 use crate::pool::suspension::{Effect, Scope, Suspension};
 use crate::runtime::clock::Clock;
 use crate::runtime::control::{self, Addresses, Command, ControlSetup, Heartbeats, SuspensionAnswer, SuspensionCall};
@@ -378,7 +377,7 @@ struct ShardThreads<'a> {
     senders: &'a [Sender<Mail>],
     control: &'a Sender<crate::handover::ControlMessage>,
     limits: std::sync::mpsc::Sender<LimitMail>,
-    past_limits: Arc<HashMap<String, Past>>,
+    past_limits: Arc<PastLimits>,
     metrics: &'a [Arc<ShardMetrics>],
     listeners: &'a Listeners,
 }

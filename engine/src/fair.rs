@@ -6,9 +6,11 @@
 //!
 //! A home goes by it among its own entries, and a pair's owner among the flows of all homes.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::hash::Hash;
 use std::sync::Arc;
+
+use ahash::{HashMap, HashMapExt as _};
 
 use crate::limits::FAIR_DEBTORS_KEPT;
 

@@ -25,10 +25,11 @@ mod suspend;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ahash::{HashMap, HashMapExt as _};
 use postrider_spool::record::{LogId, MessageId};
 use postrider_spool::{Log, Operation, Statistics};
 
@@ -56,7 +57,7 @@ use crate::pool::connection::ConnectionKey;
 use crate::pool::egress::{AvoidedSources, EgressTurns};
 use crate::pool::keeper::Keeper;
 use crate::pool::pair::Pools;
-use crate::pool::rate::Past;
+use crate::pool::rate::PastLimits;
 use crate::pool::suspension::Suspensions;
 use crate::schedule::queue::Home;
 use crate::schedule::retry::Retries;
@@ -318,7 +319,7 @@ impl Shard {
     }
 
     /// What was reserved of limits before the engine's start, by limit; to be called before the first turn.
-    pub fn recall_limits(&mut self, past: Arc<HashMap<String, Past>>) {
+    pub fn recall_limits(&mut self, past: Arc<PastLimits>) {
         self.keeper.recall(Arc::clone(&past));
         self.pools.recall(past);
     }

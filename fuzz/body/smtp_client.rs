@@ -145,7 +145,7 @@ impl World {
         self.unfinished.insert(self.begun, recipients);
         Transaction {
             ticket: self.begun,
-            reverse_path: "from@us.example".to_owned(),
+            reverse_path: "from@us.example".into(),
             recipients: (0..recipients as u32).map(|index| (index, format!("r{index}@x.example"))).collect(),
             size: body.len() as u64,
             eight_bit: !body.is_ascii(),

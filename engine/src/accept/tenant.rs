@@ -5,7 +5,7 @@
 //! where none does, the message is the engine's own, which may say anything and go anywhere. Without any tenant in the
 //! configuration all mail is, and X-Tenant means nothing.
 
-use std::collections::{HashMap, HashSet};
+use ahash::{HashMap, HashMapExt as _, HashSet};
 
 use super::Refusal;
 use crate::config::{Config, Priority};

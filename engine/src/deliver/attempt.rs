@@ -4,7 +4,9 @@
 //! Addresses are ours: accepted once and kept in the spool. They are checked again before they go into a command,
 //! because what is written there decides whose mail goes to whom.
 
-use std::fmt;
+use std::borrow::Cow;
+use std::fmt::{self, Write as _};
+use std::sync::Arc;
 use std::time::Duration;
 
 use memchr::memmem;
@@ -22,9 +24,9 @@ pub struct Transaction<C> {
     /// Comes back in the result; means nothing here.
     pub ticket: u64,
     /// Without angle brackets; empty is the null reverse path.
-    pub reverse_path: String,
+    pub reverse_path: Arc<str>,
     /// Index in the message's envelope, and address; at least one.
-    pub recipients: Vec<(u32, String)>,
+    pub recipients: Arc<[(u32, String)]>,
     pub content: C,
     /// Octets of the content, before dot-stuffing.
     pub size: u64,
@@ -204,9 +206,13 @@ pub(crate) fn fit<C: Content>(
     let recipients = recipients.map(|path| path.map_err(refuse)).collect::<Vec<_>>();
     // RFC 6531 §3.4: the parameter is needed when an address or a header field is not ASCII.
     let utf8 = transaction.smtputf8 || !reverse_path.is_ascii() || recipients.iter().flatten().any(|p| !p.is_ascii());
-    let mut mail_command = format!("MAIL FROM:<{reverse_path}>");
+    let mut mail_command = String::with_capacity(reverse_path.len() + MAIL_OCTETS_TYPICAL);
+    for part in ["MAIL FROM:<", &reverse_path, ">"] {
+        mail_command.push_str(part);
+    }
     if offered.size {
-        mail_command.push_str(&format!(" SIZE={}", transaction.size));
+        // To a string nothing fails to be written.
+        let _ = write!(mail_command, " SIZE={}", transaction.size);
     }
     if transaction.eight_bit && offered.eight_bit_mime {
         mail_command.push_str(" BODY=8BITMIME");
@@ -231,22 +237,22 @@ fn wire_recipient(address: &str, offered: &Extensions) -> Result<String, Refusal
     if address.is_empty() || !is_writable(address) {
         return Err(Refusal::BadRecipient);
     }
-    wire_path(address, offered).ok_or(Refusal::AddressNotAscii)
+    wire_path(address, offered).map(Cow::into_owned).ok_or(Refusal::AddressNotAscii)
 }
 
 /// The address as this peer may be sent it; `None` where it would need SMTPUTF8.
 ///
 /// A domain that is not ASCII has an ASCII form (RFC 5890 §2.3.2.1), a local part has not (RFC 6531 §3.2).
-fn wire_path(address: &str, offered: &Extensions) -> Option<String> {
+fn wire_path<'a>(address: &'a str, offered: &Extensions) -> Option<Cow<'a, str>> {
     if address.is_ascii() || offered.smtp_utf8 {
-        return Some(address.to_owned());
+        return Some(Cow::Borrowed(address));
     }
     let (local_part, domain) = address.rsplit_once('@')?;
     if !local_part.is_ascii() {
         return None;
     }
     let domain = idna::domain_to_ascii(domain).ok()?;
-    Some(format!("{local_part}@{domain}"))
+    Some(Cow::Owned(format!("{local_part}@{domain}")))
 }
 
 /// Nothing in it can end the path or the command: control characters, and `<` or `>` outside a quoted local part.
@@ -274,6 +280,9 @@ fn header_is_ascii<C: Content>(content: &C) -> bool {
     prefix.as_ref().is_ascii() && body[..end].is_ascii()
 }
 
+/// What stands around the path in MAIL.
+const MAIL_OCTETS_TYPICAL: usize = 48;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -295,7 +304,7 @@ mod tests {
         let recipients = (0..).zip(recipients).map(|(index, address)| (index, (*address).to_owned())).collect();
         Transaction {
             ticket: 1,
-            reverse_path: reverse_path.to_owned(),
+            reverse_path: reverse_path.into(),
             recipients,
             content: Text("Subject: x\r\n\r\nbody"),
             size: 100,

@@ -52,7 +52,12 @@ impl<P: AsRef<[u8]>> AsRef<[u8]> for Chunk<P> {
 pub fn push_bytes<P>(out: &mut Vec<Chunk<P>>, bytes: &[u8]) {
     match out.last_mut() {
         Some(Chunk::Bytes(last)) => last.extend_from_slice(bytes),
-        _ => out.push(Chunk::Bytes(bytes.to_vec())),
+        _ => {
+            // A group of commands follows, or a number of them, each of which would make it grow.
+            let mut chunk = Vec::with_capacity(bytes.len().max(COMMANDS_OCTETS_TYPICAL));
+            chunk.extend_from_slice(bytes);
+            out.push(Chunk::Bytes(chunk));
+        }
     }
 }
 
@@ -214,6 +219,9 @@ fn stuff(prefix: &[u8], body: &[u8], window: Range<usize>, to: &mut Vec<u8>) {
         to.extend_from_slice(&part[copied..]);
     }
 }
+
+/// RSET, MAIL and some RCPT.
+const COMMANDS_OCTETS_TYPICAL: usize = 256;
 
 #[cfg(test)]
 mod tests {

@@ -117,13 +117,9 @@ impl<C: Content> InFlight<C> {
         self.slots.iter().all(|slot| matches!(slot.state, SlotState::Settled(_)))
     }
 
-    /// The first recipient that the peer has not answered for, and its path.
-    pub(crate) fn next_waiting(&self) -> Option<usize> {
-        self.slots.iter().position(|slot| matches!(slot.state, SlotState::Waiting))
-    }
-
-    pub(crate) fn waiting(&self) -> impl Iterator<Item = usize> {
-        (0..self.slots.len()).filter(|&slot| matches!(self.slots[slot].state, SlotState::Waiting))
+    /// The first recipient, from the one at `from` on, that the peer has not answered for.
+    pub(crate) fn next_waiting(&self, from: usize) -> Option<usize> {
+        (from..self.slots.len()).find(|&slot| matches!(self.slots[slot].state, SlotState::Waiting))
     }
 
     pub(crate) fn accepted(&self) -> impl Iterator<Item = usize> {
@@ -165,10 +161,12 @@ impl<C: Content> InFlight<C> {
         }
     }
 
-    pub(crate) fn settle_rest(&mut self, verdict: &RecipientVerdict) {
-        for slot in 0..self.slots.len() {
+    pub(crate) fn settle_rest(&mut self, verdict: RecipientVerdict) {
+        let last = self.slots.len() - 1;
+        for slot in 0..last {
             self.settle(slot, verdict.clone());
         }
+        self.settle(last, verdict);
     }
 
     pub(crate) fn form(&self) -> Form {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use postrider_spool::record::{LogId, Sequence};
+use uuid::Uuid;
 
 /// Names the engine that wrote an event; stable as long as its spool exists. Written as a UUID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -22,13 +23,7 @@ impl NodeId {
 
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (place, byte) in self.0.iter().enumerate() {
-            if matches!(place, 4 | 6 | 8 | 10) {
-                f.write_str("-")?;
-            }
-            write!(f, "{byte:02x}")?;
-        }
-        Ok(())
+        f.write_str(Uuid::from_bytes(self.0).hyphenated().encode_lower(&mut Uuid::encode_buffer()))
     }
 }
 
@@ -36,13 +31,9 @@ impl FromStr for NodeId {
     type Err = ParseIdError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let digits: String = text.split('-').collect();
-        let shape = text.len() == 36 && [8, 13, 18, 23].iter().all(|&place| text.as_bytes()[place] == b'-');
-        if !shape || digits.len() != 32 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(ParseIdError("a node id is a UUID"));
-        }
-        let number = u128::from_str_radix(&digits, 16).map_err(|_| ParseIdError("a node id is a UUID"))?;
-        Ok(Self(number.to_be_bytes()))
+        // Of the forms that a UUID may be written in, only the one that `Display` gives.
+        let uuid = Uuid::try_parse(text).ok().filter(|_| text.len() == 36);
+        uuid.map(|uuid| Self(*uuid.as_bytes())).ok_or(ParseIdError("a node id is a UUID"))
     }
 }
 

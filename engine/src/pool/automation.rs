@@ -8,9 +8,11 @@
 //!
 //! See also: `config/automation.rs` for the rules, `engine/rules/providers.toml` for those shipped.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
+
+use ahash::HashMap;
 
 use super::suspension::Flow;
 use crate::config::{AutomationAction, AutomationRule, HalvedLimits, LimitSettings, Rate, Threshold};

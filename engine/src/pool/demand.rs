@@ -7,8 +7,10 @@
 //! A flow under limits over many pairs gets no credit at its turn: a permit is wanted, and the credit is given when it
 //! comes. While the want waits, the flow wants no turn.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
+
+use ahash::{HashMap, HashMapExt as _};
 
 use crate::config::{LimitId, SharedLimits};
 use crate::fair::{Flow, Turns};

@@ -1,8 +1,9 @@
 //! Which source of a pool a message goes by, and which sources a domain's mail avoids.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
+
+use ahash::HashMap;
 
 use crate::config::EgressPool;
 use crate::limits::{SOURCE_AVOIDED, SOURCES_AVOIDED_MAX};

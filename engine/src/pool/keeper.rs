@@ -14,11 +14,13 @@
 //! Calling order: [`Keeper::begin`]; then any `handle_*`, and [`Keeper::wake`] at [`Keeper::next_timeout`]; after each,
 //! [`Keeper::poll`] until there is none.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::rate::{Limiter, Past, Started};
+use ahash::{HashMap, HashMapExt as _};
+
+use super::rate::{Limiter, PastLimits, Started};
 use crate::config::{LimitId, SharedLimits};
 use crate::fair::{Flow, Turns};
 use crate::handover::{Blocked, PairKey, Permit, Want};
@@ -47,7 +49,7 @@ pub struct Keeper {
     reserving: HashMap<Arc<str>, LimitId>,
     /// What tenants have injected, by their names.
     injected: HashMap<Arc<str>, Limiter>,
-    past: Arc<HashMap<String, Past>>,
+    past: Arc<PastLimits>,
     started: Option<Started>,
     said: VecDeque<Said>,
 }
@@ -90,7 +92,7 @@ impl Keeper {
     }
 
     /// What was reserved before this start, by limit; to be called before anything else.
-    pub fn recall(&mut self, past: Arc<HashMap<String, Past>>) {
+    pub fn recall(&mut self, past: Arc<PastLimits>) {
         self.past = past;
     }
 

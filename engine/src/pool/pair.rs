@@ -12,14 +12,16 @@ mod permit;
 mod quota;
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
+
+use ahash::{HashMap, HashMapExt as _};
 
 use self::pacing::{Pace, Rollup, Wake};
 use super::connection::{ConnectionKey, Slot, SlotState, Slots};
 use super::demand::{Demand, Turn};
-use super::rate::{Past, Started};
+use super::rate::{PastLimits, Started};
 use super::site::{BackOff, Choice, Hosts};
 use super::suspension::StricterLimits;
 use super::trust::Trust;
@@ -160,7 +162,7 @@ pub struct Pools {
     /// What rules have put in force, by source and roll-up.
     stricter: HashMap<(usize, Arc<str>), StricterLimits>,
     /// What was reserved before the start, by limit.
-    past: Arc<HashMap<String, Past>>,
+    past: Arc<PastLimits>,
     /// Of sources in their warm-up, by source and roll-up.
     days: HashMap<(usize, Arc<str>), DayQuota>,
     /// Limits that have asked for a reservation.

@@ -15,6 +15,7 @@
 //! stands for it: what is lent counts in every window until it is told when it was used, so no window has more than the
 //! limit by those times.
 
+use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -52,6 +53,9 @@ struct Reserve {
 
 /// What was reserved before the engine started: wall time in milliseconds and units, in the order in which it was.
 pub type Past = Vec<(u64, u32)>;
+
+/// The past of each limit that has one, by the name that it is reserved under.
+pub type PastLimits = HashMap<String, Past>;
 
 /// The moment from which a limiter knows what was taken.
 #[derive(Debug, Clone, Copy, Default)]

@@ -1,8 +1,9 @@
 //! Which host of a site is tried next, and which are left alone for a while.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
+
+use ahash::HashMap;
 
 use crate::handover::{AttemptOrder, Elsewhere, Need, TlsRequirement};
 use crate::limits::{CLEAR_MEMORY, HOST_MEMORIES_MAX, LACK_MEMORY};

@@ -7,9 +7,10 @@
 //!
 //! See also: `shard/suspend.rs` for who obeys them, `runtime/suspension_list.rs` for the file.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
+
+use ahash::{HashMap, HashMapExt as _};
 
 use super::automation::Limited;
 use crate::config::{HalvedLimits, LimitSettings};

@@ -3,9 +3,10 @@
 //! A 503 to, or a loss of, whole transactions in flight says that this peer is not up to them. A peer that confused
 //! envelopes gets one message at a time, by DATA, where every step is answered before the next.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
+
+use ahash::HashMap;
 
 use crate::config::Chunking;
 use crate::limits::{DISTRUST, DISTRUSTED_SITES_MAX};

@@ -9,7 +9,6 @@
 //!
 //! What can fail: the disk. Then nothing is answered, mail under these limits waits, and it is tried again.
 
-use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -18,7 +17,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 
 use crate::limits::{LIMIT_FILE_BYTES_MAX, LIMIT_FILE_RETRY_PAUSE, LIMIT_PERIOD_MAX};
-use crate::pool::rate::Past;
+use crate::pool::rate::PastLimits;
 use crate::shard::Reservation;
 
 pub(crate) struct LimitFile {
@@ -38,7 +37,7 @@ pub(crate) enum LimitMail {
 
 impl LimitFile {
     /// What was reserved before, by limit, and the file for what comes. `is_synced`: as the spool is.
-    pub(crate) fn open(directory: &Path, now_ms: u64, is_synced: bool) -> io::Result<(Self, HashMap<String, Past>)> {
+    pub(crate) fn open(directory: &Path, now_ms: u64, is_synced: bool) -> io::Result<(Self, PastLimits)> {
         let path = directory.join("limits");
         let text = match fs::read(&path) {
             Ok(text) => text,
@@ -122,8 +121,8 @@ fn line(reservation: &Reservation) -> String {
 }
 
 /// The reservations that may still count: a limiter takes each as used when the second after it was asked for.
-fn read(text: &str, now_ms: u64) -> HashMap<String, Past> {
-    let mut past: HashMap<String, Past> = HashMap::new();
+fn read(text: &str, now_ms: u64) -> PastLimits {
+    let mut past: PastLimits = PastLimits::new();
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
     for line in whole.lines() {
         let mut parts = line.splitn(3, ' ');
@@ -143,7 +142,7 @@ fn read(text: &str, now_ms: u64) -> HashMap<String, Past> {
 }
 
 /// Puts a file with these lines in the place of the one that is there.
-fn replace(path: &Path, past: &HashMap<String, Past>, is_synced: bool) -> io::Result<(File, u64)> {
+fn replace(path: &Path, past: &PastLimits, is_synced: bool) -> io::Result<(File, u64)> {
     let unfinished = path.with_extension("new");
     let mut lines = String::new();
     for (limit, reservations) in past {

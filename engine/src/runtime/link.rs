@@ -79,7 +79,12 @@ impl Link {
     }
 
     pub(super) fn send(&self, mut chunks: Chunks) {
-        self.out.borrow_mut().append(&mut chunks);
+        let mut out = self.out.borrow_mut();
+        if out.is_empty() {
+            *out = chunks;
+        } else {
+            out.append(&mut chunks);
+        }
         self.wake.notify_one();
     }
 
@@ -425,7 +430,14 @@ impl<'a> LinkTask<'a> {
     async fn send_plain(&self, chunks: Chunks) -> io::Result<()> {
         let socket = &self.link.socket;
         self.link.send_began.set(Some(socket.bytes_sent()));
-        let (result, _) = socket.send(chunks).await;
+        let (result, mut sent) = socket.send(chunks).await;
+        sent.clear();
+        let mut out = self.link.out.borrow_mut();
+        if out.capacity() == 0 {
+            // For what comes next.
+            *out = sent;
+        }
+        drop(out);
         self.link.report_sent(self.shard_loop);
         self.link.send_began.set(None);
         self.sent(result? as u64);

@@ -8,7 +8,7 @@
 //! Over 500 lines: everything that a shard's thread waits for meets here.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::net::TcpListener;
 use std::rc::Rc;
@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use ahash::HashMap;
 use postrider_spool::record::{LogId, Sequence};
 use postrider_spool::{LogDirectory, Operation};
 use tokio::sync::{Notify, oneshot};
@@ -40,7 +41,7 @@ use crate::limits::{
 use crate::mail::endpoint::Endpoint;
 use crate::outcome::event::LoggedRecord;
 use crate::pool::connection::ConnectionKey;
-use crate::pool::rate::Past;
+use crate::pool::rate::PastLimits;
 use crate::shard::{Action, ConnectError, SessionKey, Shard, ShardOptions};
 
 /// What other threads send to a shard's thread.
@@ -67,7 +68,7 @@ pub(crate) struct ShardSetup {
     pub(crate) control: Sender<ControlMessage>,
     pub(crate) limits: std::sync::mpsc::Sender<LimitMail>,
     /// What was reserved of limits before.
-    pub(crate) past_limits: Arc<HashMap<String, Past>>,
+    pub(crate) past_limits: Arc<PastLimits>,
     pub(crate) events: EventSender,
     pub(crate) verifiers: Verifiers,
     /// Sessions of every shard, so that each can keep to its share.

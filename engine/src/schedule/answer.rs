@@ -3,8 +3,9 @@
 //! Most of a backlog has heard one of a few answers, but an answer may also name the message and so be unlike every
 //! other. Number and octets are bounded; an entry whose answer finds no room shows its queue's last one instead.
 
-use std::collections::HashMap;
 use std::sync::Arc;
+
+use ahash::HashMap;
 
 use crate::limits::{ANSWERS_KEPT, ANSWERS_KEPT_OCTETS};
 

@@ -3,8 +3,10 @@
 //! Each flow's entries stand in the order of their due times. The pair's owner names the flow whose turn it is among
 //! all homes; what an owner takes unasked goes by the home's own turns.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
+
+use ahash::HashMap;
 
 use super::queue::EntryKey;
 use crate::fair::{Flow, Turns};

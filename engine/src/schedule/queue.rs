@@ -16,9 +16,10 @@
 //!
 //! Over 500 lines, because every place that an entry can be in, and each way between two of them, is kept true here.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use ahash::{HashMap, HashSet};
 use postrider_spool::record::MessageId;
 
 use super::answer::{AnswerId, Answers, Identity};

@@ -1,6 +1,6 @@
 //! When to try again.
 
-use std::collections::HashMap;
+use ahash::HashMap;
 
 use crate::config::{Config, RetryConfig, RetrySchedule};
 

@@ -1,9 +1,10 @@
 //! Stage 1 at a shard: client sessions, and messages on their way to the spool.
 
-use std::collections::{HashMap, hash_map};
+use std::collections::hash_map;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ahash::HashMap;
 use postrider_spool::AppendError;
 
 use super::spool::{AnswerTo, Appended, Uncommitted};
@@ -141,7 +142,7 @@ impl Shard {
             AnswerTo::Injection(injection) => self.actions.push_back(Action::Injected { injection, answer }),
             AnswerTo::Session(key) => {
                 let Some(session) = self.sessions.get_mut(&key) else { return };
-                let mut out = Vec::new();
+                let mut out = Vec::with_capacity(REPLY_BYTES_TYPICAL);
                 session.server.handle_answer(now, answer, &mut out);
                 self.actions.push_back(Action::SessionSend { session: key, bytes: out });
                 self.serve_pending(now, key);
@@ -340,3 +341,6 @@ impl Shard {
         self.answer_sender(now, answer_to, Err(refusal));
     }
 }
+
+/// One line.
+const REPLY_BYTES_TYPICAL: usize = 64;

@@ -370,14 +370,12 @@ impl Shard {
             let attempt = begun.next().expect("MAIL is written for what was given");
             self.pools.mail_written(now, connection, attempt);
         }
-        let mut events = Vec::new();
-        while let Some(event) = client.poll_event() {
-            events.push(event);
-        }
+        let first = client.poll_event();
+        let rest: Vec<ClientEvent> = std::iter::from_fn(|| client.poll_event()).collect();
         if !chunks.is_empty() {
             self.actions.push_back(Action::ConnectionSend { connection, chunks });
         }
-        for event in events {
+        for event in first.into_iter().chain(rest) {
             self.handle_client_event(now, connection, event);
         }
     }
@@ -522,8 +520,8 @@ impl Shard {
 fn transaction(attempt: &Attempt) -> Transaction<postrider_spool::Message> {
     Transaction {
         ticket: u64::from(attempt.ticket.entry.0),
-        reverse_path: attempt.reverse_path.clone(),
-        recipients: attempt.recipients.clone(),
+        reverse_path: Arc::clone(&attempt.reverse_path),
+        recipients: Arc::clone(&attempt.recipients),
         size: attempt.message.size(),
         eight_bit: attempt.eight_bit,
         smtputf8: attempt.smtputf8,

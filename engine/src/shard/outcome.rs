@@ -247,7 +247,7 @@ impl Shard {
                 // It was readable when the attempt began: what the event can't say then is only decoration.
                 tracing::error!(id = %attempt.message.id(), %error, "the envelope can not be read for its outcome");
                 let message = attempt.message.id().to_raw();
-                Outcome { message, reverse_path: attempt.reverse_path.clone(), ..Outcome::default() }
+                Outcome { message, reverse_path: attempt.reverse_path.to_string(), ..Outcome::default() }
             }
         };
         outcome.at_ms = now.wall_ms;

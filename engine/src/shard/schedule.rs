@@ -1,9 +1,9 @@
 //! Stage 3 at a shard: which entries go now, by which source, and the tickets that carry them to the pair's owner.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ahash::{HashMap, HashMapExt as _};
 use postrider_spool::record::{Answer, Fate, MessageId};
 use postrider_spool::{Message, ReadError};
 
@@ -439,7 +439,7 @@ fn attempt(
 ) -> Result<Attempt, ReadError> {
     let envelope = message.envelope()?;
     let recipient = |index: u32| Some((index, envelope.recipients.get(index as usize)?.address.as_str().to_owned()));
-    let recipients: Vec<(u32, String)> = recipients.filter_map(recipient).collect();
+    let recipients: Arc<[(u32, String)]> = recipients.filter_map(recipient).collect();
     assert!(!recipients.is_empty(), "an entry has recipients of its message");
     let one_domain = domain_of(&recipients[0].1);
     assert!(recipients.iter().all(|(_, address)| domain_of(address) == one_domain), "a transaction has one domain");
@@ -450,7 +450,7 @@ fn attempt(
         domain,
         route,
         shaping,
-        reverse_path: envelope.reverse_path.as_str().to_owned(),
+        reverse_path: envelope.reverse_path.as_str().into(),
         eight_bit: envelope.eight_bit,
         smtputf8: envelope.smtputf8,
         dot_lines: envelope.dot_lines,

@@ -4,8 +4,10 @@
 //! control thread tells which site each such domain has.
 
 use std::borrow::Cow;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
+
+use ahash::{HashMap, HashMapExt as _};
 
 use crate::config::{Config, RetryConfig, RouteIndex, Shaping, TlsMode};
 use crate::handover::{PairKey, Route, RouteKey};

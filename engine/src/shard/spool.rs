@@ -1,9 +1,10 @@
 //! Stage 2 at a shard: commits, and what waits for them.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ahash::{HashMap, HashMapExt as _, HashSet};
 use postrider_spool::record::{Envelope, LogId, MessageId, Outcome, RecipientResult, Sequence};
 use postrider_spool::{
     AppendError, CommitNumber, Completion, Fetch, Log, LogDirectory, Message, Operation, Progress, ReadError,
@@ -486,24 +487,34 @@ struct GroupedRecipient<'a> {
     last_answer: Option<Arc<str>>,
 }
 
+impl GroupedRecipient<'_> {
+    fn alone(&self) -> RecipientGroup {
+        RecipientGroup {
+            domain: Arc::from(self.domain),
+            recipients: [self.index].into(),
+            attempts: self.attempts,
+            due_ms: self.due_ms,
+            last_answer: self.last_answer.clone(),
+            matched: None,
+        }
+    }
+}
+
 /// Recipients at one domain with the same state share an entry, and so a transaction, up to `batch_max`.
-fn group<'a>(recipients: impl Iterator<Item = GroupedRecipient<'a>>, batch_max: usize) -> Vec<RecipientGroup> {
+fn group<'a>(mut recipients: impl Iterator<Item = GroupedRecipient<'a>>, batch_max: usize) -> Vec<RecipientGroup> {
+    let (first, second) = (recipients.next(), recipients.next());
+    if let (Some(only), None) = (&first, &second) {
+        return vec![only.alone()];
+    }
+    let recipients = first.into_iter().chain(second).chain(recipients);
     let mut groups: Vec<(RecipientGroup, Vec<u32>)> = Vec::new();
     let mut places = HashMap::new();
     for recipient in recipients {
         let key = (recipient.domain, recipient.attempts, recipient.due_ms);
         let place = *places.entry(key).or_insert(groups.len());
         if place == groups.len() || groups[place].1.len() == batch_max {
-            let group = RecipientGroup {
-                domain: Arc::from(recipient.domain),
-                recipients: Box::default(),
-                attempts: recipient.attempts,
-                due_ms: recipient.due_ms,
-                last_answer: recipient.last_answer,
-                matched: None,
-            };
             places.insert(key, groups.len());
-            groups.push((group, vec![recipient.index]));
+            groups.push((recipient.alone(), vec![recipient.index]));
         } else {
             groups[place].1.push(recipient.index);
         }
@@ -554,7 +565,7 @@ mod tests {
             (id, handle_of(home.insert(&spooled).expect("it has an entry")))
         });
         let mut writer = SummaryWriter::default();
-        let ahead = [messages[0].0.to_raw()].into();
+        let ahead = HashSet::from_iter([messages[0].0.to_raw()]);
         let mut summaries = Summaries { home: &home, ahead, writer: &mut writer };
         summaries.begin();
         let told = messages.map(|(id, handle)| {

@@ -114,7 +114,7 @@ impl<C: Content> SmtpClient<C> {
         self.transactions[0].mail = Mail::Refused;
         let happened = Happened::Replied(reply);
         let (verdict, connection) = self.judge_front(Expected::Mail, &happened);
-        self.transactions[0].settle_rest(&verdict);
+        self.transactions[0].settle_rest(verdict);
         self.go_on(connection, Expected::Mail, happened, out);
     }
 
@@ -159,7 +159,7 @@ impl<C: Content> SmtpClient<C> {
         }
         let happened = Happened::Replied(reply);
         let (verdict, connection) = self.judge_front(Expected::Data, &happened);
-        self.transactions[0].settle_rest(&verdict);
+        self.transactions[0].settle_rest(verdict);
         match connection {
             Connection::Stays => self.finish(false),
             _ => self.end_at(Expected::Data, happened),
@@ -184,7 +184,7 @@ impl<C: Content> SmtpClient<C> {
                 front.irregularity = Some(Irregularity::ForeignEnvelope);
                 front.overrule(&verdict);
             }
-            None => front.settle_rest(&verdict),
+            None => front.settle_rest(verdict),
         }
         if connection != Connection::Stays && !self.parts_later(connection) {
             self.end_at(expected, happened);

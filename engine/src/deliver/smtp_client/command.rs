@@ -54,10 +54,11 @@ impl<C: Content> SmtpClient<C> {
     pub(super) fn write_envelope(&mut self, out: &mut Vec<Chunk<C::Piece>>) {
         let place = self.transactions.len() - 1;
         self.write_mail(place, out);
-        let transaction = &self.transactions[place];
-        let commands = transaction.waiting().map(|slot| (transaction.recipient_command(slot), slot));
-        for (command, slot) in commands.collect::<Vec<_>>() {
+        let mut from = 0;
+        while let Some(slot) = self.transactions[place].next_waiting(from) {
+            let command = self.transactions[place].recipient_command(slot);
             self.write_command(&command, Expected::Recipient(slot), out);
+            from = slot + 1;
         }
         if self.transactions[place].form() == Form::Data {
             self.write_command("DATA", Expected::Data, out);
@@ -68,8 +69,9 @@ impl<C: Content> SmtpClient<C> {
         self.mails_begun += 1;
         self.mails.push(self.transactions[place].ticket());
         self.transactions[place].mail_begin = Some(self.emitted);
-        let command = self.transactions[place].mail_command.clone();
+        let command = std::mem::take(&mut self.transactions[place].mail_command);
         self.write_command(&command, Expected::Mail, out);
+        self.transactions[place].mail_command = command;
     }
 
     /// Without PIPELINING, the command after the one just answered; with it, all are written already, but for BDAT.
@@ -82,7 +84,7 @@ impl<C: Content> SmtpClient<C> {
             self.write_mail(0, out);
         } else if front.mail == Mail::Refused {
             self.finish(false);
-        } else if let Some(slot) = front.next_waiting() {
+        } else if let Some(slot) = front.next_waiting(0) {
             let command = front.recipient_command(slot);
             self.write_command(&command, Expected::Recipient(slot), out);
         } else if front.accepted_count() > 0 && front.form() == Form::Chunk {

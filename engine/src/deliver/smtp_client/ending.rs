@@ -100,7 +100,7 @@ impl<C: Content> SmtpClient<C> {
             if place == 0 && connection == Connection::EndsAndHostBacksOff {
                 failure = Some(SessionFailure::of_transaction(stage, &verdict));
             }
-            transaction.settle_rest(&verdict);
+            transaction.settle_rest(verdict);
             self.events.push_back(ClientEvent::Finished(transaction.into_result(self.written)));
         }
         self.close(failure);

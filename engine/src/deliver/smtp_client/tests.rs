@@ -101,8 +101,8 @@ impl World {
     fn transaction(&mut self, words: &str) -> Transaction<Text> {
         let mut transaction = Transaction {
             ticket: self.next_ticket,
-            reverse_path: "from@us.example".to_owned(),
-            recipients: Vec::new(),
+            reverse_path: "from@us.example".into(),
+            recipients: [].into(),
             content: Text { prefix: Vec::new(), body: b"Subject: x\r\n\r\nbody\r\n".to_vec() },
             size: 0,
             eight_bit: false,
@@ -111,14 +111,15 @@ impl World {
             dsn: DsnParameters::default(),
         };
         let mut size = None;
+        let mut recipients = Vec::new();
         for word in words.split_whitespace() {
             match word.split_once('=') {
-                Some(("from", path)) => transaction.reverse_path = path.to_owned(),
+                Some(("from", path)) => transaction.reverse_path = path.into(),
                 Some(("size", octets)) => size = octets.parse().ok(),
                 Some(("body", text)) => transaction.content.body = unescape(text),
                 Some(("dsn", text)) => transaction.dsn.mail = String::from_utf8(unescape(text)).unwrap(),
                 Some(("rcpt-dsn", text)) => {
-                    let index = 9 + transaction.recipients.len() as u32;
+                    let index = 9 + recipients.len() as u32;
                     transaction.dsn.recipients.push((index, String::from_utf8(unescape(text)).unwrap()));
                 }
                 Some(("prefix", text)) => transaction.content.prefix = unescape(text),
@@ -126,11 +127,12 @@ impl World {
                 None if word == "8bit" => transaction.eight_bit = true,
                 None if word == "utf8" => transaction.smtputf8 = true,
                 None if word == "dots" => transaction.dot_lines = true,
-                None => transaction.recipients.push((10 + transaction.recipients.len() as u32, word.to_owned())),
+                None => recipients.push((10 + recipients.len() as u32, word.to_owned())),
             }
         }
         let octets = transaction.content.prefix.len() + transaction.content.body.len();
         transaction.size = size.unwrap_or(octets as u64);
+        transaction.recipients = recipients.into();
         self.next_ticket += 1;
         let addresses = transaction.recipients.iter().map(|(_, address)| address.clone()).collect();
         self.addresses.insert(transaction.ticket, addresses);

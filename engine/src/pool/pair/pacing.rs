@@ -3,9 +3,11 @@
 //! A transaction needs its units of the pair's message rate and, where a provider rolls sites up, of the provider's.
 //! The pairs of a provider wait for that one in turn, and for its connections likewise.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
+
+use ahash::HashMap;
 
 use super::{Order, Pair, Pools};
 use crate::config::{LimitSettings, Rate, Shaping};
@@ -13,7 +15,7 @@ use crate::handover::{Attempt, Blocked, PairKey};
 use crate::limits::{PACED_AHEAD, PACED_NOTICE_INTERVAL};
 use crate::mail::time::Now;
 use crate::pool::connection::{ConnectionKey, SlotState};
-use crate::pool::rate::{Limiter, Past, Started};
+use crate::pool::rate::{Limiter, PastLimits, Started};
 use crate::pool::suspension::StricterLimits;
 
 /// A pair's rates, and what it waits for.
@@ -82,7 +84,7 @@ impl Pools {
     }
 
     /// What was reserved before this start, by limit; to be called before anything else.
-    pub fn recall(&mut self, past: Arc<HashMap<String, Past>>) {
+    pub fn recall(&mut self, past: Arc<PastLimits>) {
         self.past = past;
     }
 
