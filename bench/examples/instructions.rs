@@ -1,5 +1,6 @@
-//! Instructions that the engine's hot cores take for a message, counted by callgrind and held against the committed
-//! `instructions.json`: seconds are too noisy on a shared machine to see a core get slower, instructions are not.
+//! Instructions and heap allocations that the engine's hot cores take for a message, counted by callgrind and dhat and
+//! held against the committed `instructions.json`: seconds are too noisy on a shared machine to see a core get slower,
+//! these are not.
 //!
 //! ```console
 //! $ cargo run --release -p postrider-bench --example instructions              # exit code 1 outside the tolerance
@@ -8,7 +9,8 @@
 //!
 //! Each core runs in a process of its own under `valgrind --tool=callgrind`, which counts between the entry of
 //! [`measured`] and its end only. Fewer instructions than the baseline are outside the tolerance, too: a gain that is
-//! not entered could be lost again unnoticed.
+//! not entered could be lost again unnoticed. Allocations have no tolerance: they do not depend on the build. Both take
+//! the engine's buffers as they are after some messages.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -16,6 +18,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -44,8 +47,15 @@ struct Baseline {
     /// The compiler that it was made with. Another one may count otherwise with the same right.
     rustc: String,
     tolerance_percent: f64,
-    /// Instructions by operation.
-    cores: BTreeMap<String, u64>,
+    /// By operation.
+    cores: BTreeMap<String, Counts>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Counts {
+    instructions: u64,
+    /// Blocks that were taken from the heap, or moved to a larger place; two decimals.
+    allocations: f64,
 }
 
 /// One hot core: its name, how many operations are counted, and a function that prepares them and then calls
@@ -72,6 +82,10 @@ fn main() -> ExitCode {
         [] => compare(false),
         ["--update"] => compare(true),
         ["--core", name] => run_core(name).map(|()| true),
+        ["--allocations", name] => {
+            let _profiler = dhat::Profiler::builder().testing().build();
+            run_core(name).and_then(|()| Ok(print(&ALLOCATIONS.load(Ordering::Relaxed).to_string())?)).map(|()| true)
+        }
         _ => Err(anyhow::anyhow!("usage: instructions [--update]")),
     };
     match result {
@@ -114,8 +128,10 @@ fn compare(update: bool) -> Result<bool> {
         let verdict = judge(found, expected, tolerance);
         holds &= verdict.is_ok();
         let (Ok(words) | Err(words)) = verdict;
+        let Counts { instructions, allocations } = found;
         // Writing into a String cannot fail.
-        let _ = writeln!(text, "{:<30} {found:>9} instructions  {words}", core.name);
+        let _ =
+            writeln!(text, "{:<30} {instructions:>9} instructions, {allocations:>6.2} allocations  {words}", core.name);
         cores.insert(core.name.to_owned(), found);
     }
     print(&text)?;
@@ -132,15 +148,17 @@ fn compare(update: bool) -> Result<bool> {
     Ok(holds)
 }
 
-fn judge(found: u64, expected: Option<u64>, tolerance_percent: f64) -> Result<String, String> {
+fn judge(found: Counts, expected: Option<Counts>, tolerance_percent: f64) -> Result<String, String> {
     let Some(expected) = expected else { return Err("has no baseline".to_owned()) };
-    let percent = (found as f64 / expected as f64 - 1.0) * 100.0;
-    let words = format!("{percent:+.2} % of {expected}");
-    if percent.abs() <= tolerance_percent {
-        Ok(words)
-    } else {
-        Err(format!("{words}: more than {tolerance_percent} %"))
+    let percent = (found.instructions as f64 / expected.instructions as f64 - 1.0) * 100.0;
+    let words = format!("{percent:+.2} % of {}", expected.instructions);
+    if percent.abs() > tolerance_percent {
+        return Err(format!("{words}: more than {tolerance_percent} %"));
     }
+    if (found.allocations - expected.allocations).abs() > 0.005 {
+        return Err(format!("{words}; {} allocations before", expected.allocations));
+    }
+    Ok(words)
 }
 
 fn rustc() -> Result<String> {
@@ -149,8 +167,17 @@ fn rustc() -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Instructions by operation.
-fn count(core: &Core) -> Result<u64> {
+fn count(core: &Core) -> Result<Counts> {
+    let output = Command::new(std::env::current_exe()?).args(["--allocations", core.name]).output()?;
+    let words = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "{} failed:\n{}", core.name, String::from_utf8_lossy(&output.stderr));
+    let allocations: u64 = words.trim().parse().context("no allocations were told")?;
+    let allocations = (allocations * 100 / core.operations) as f64 / 100.0;
+    Ok(Counts { instructions: instructions(core)?, allocations })
+}
+
+/// By operation.
+fn instructions(core: &Core) -> Result<u64> {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=*instructions*measured*"])
         .arg(std::env::current_exe()?)
@@ -177,12 +204,22 @@ fn measured(operations: u64, operation: &mut dyn FnMut(u64)) {
     }
 }
 
+/// What [`measured`] took, where a profiler runs.
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+#[global_allocator]
+static ALLOCATOR: dhat::Alloc = dhat::Alloc;
+
 /// Some operations before, so that buffers have their sizes; then those that count.
 fn warm_and_measure(operations: u64, mut operation: impl FnMut(u64)) {
     for number in 0..WARM_UP {
         operation(number);
     }
+    let is_profiled = std::env::args().any(|argument| argument == "--allocations");
+    let taken = || if is_profiled { dhat::HeapStats::get().total_blocks } else { 0 };
+    let before = taken();
     measured(operations, &mut |number| operation(WARM_UP + number));
+    ALLOCATIONS.store(taken() - before, Ordering::Relaxed);
 }
 
 fn now() -> Now {

@@ -192,6 +192,12 @@ fn split_code(line: &[u8]) -> Option<(u16, bool, &[u8])> {
 }
 
 fn push_safe(to: &mut String, text: &[u8]) {
+    // All that most replies have.
+    if let Some(text) =
+        std::str::from_utf8(text).ok().filter(|text| text.bytes().all(|octet| matches!(octet, b' '..=b'~')))
+    {
+        return to.push_str(text);
+    }
     to.reserve(text.len());
     to.extend(String::from_utf8_lossy(text).chars().map(|c| if c.is_control() { ' ' } else { c }));
 }
