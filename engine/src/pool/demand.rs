@@ -230,6 +230,7 @@ impl Demand {
         self.granted -= 1;
         self.turns.refund(flow);
         self.follow(flow);
+        self.turns.enter_first(flow);
     }
 
     /// The pair has moved: flows whose permits were of no use to it want turns again.
