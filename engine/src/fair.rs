@@ -24,16 +24,23 @@ pub struct Flow {
     pub campaign: Arc<str>,
 }
 
+impl Flow {
+    /// An index below [`CLASSES`].
+    pub fn class(&self) -> usize {
+        usize::from(self.priority).min(CLASSES - 1)
+    }
+}
+
 /// How many turns a higher class has for one of a lower.
 pub fn class_ratio(higher: u8, lower: u8) -> u32 {
-    let weight = |class: u8| CLASS_WEIGHTS[usize::from(class).min(CLASS_WEIGHTS.len() - 1)];
+    let weight = |class: u8| CLASS_WEIGHTS[usize::from(class).min(CLASSES - 1)];
     (weight(higher) / weight(lower)) as u32
 }
 
 /// The flows that want turns, and what each has had.
 #[derive(Debug, Default)]
 pub struct Turns {
-    classes: [Class; CLASS_WEIGHTS.len()],
+    classes: [Class; CLASSES],
 }
 
 #[derive(Debug, Default)]
@@ -117,7 +124,7 @@ impl Turns {
     }
 
     fn class_of(&mut self, flow: &Flow) -> &mut Class {
-        &mut self.classes[usize::from(flow.priority).min(CLASS_WEIGHTS.len() - 1)]
+        &mut self.classes[flow.class()]
     }
 }
 
@@ -231,8 +238,11 @@ impl<K> Default for Ring<K> {
     }
 }
 
+/// Priority classes.
+pub const CLASSES: usize = 3;
+
 /// High, normal, bulk.
-const CLASS_WEIGHTS: [i64; 3] = [16, 4, 1];
+const CLASS_WEIGHTS: [i64; CLASSES] = [16, 4, 1];
 /// Recipients that a tenant, or a campaign of its, may take each time its turn comes.
 const QUANTUM: i64 = 1;
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use ahash::{HashMap, HashMapExt as _};
 
 use crate::config::{LimitId, SharedLimits};
-use crate::fair::{Flow, Turns};
+use crate::fair::{CLASSES, Flow, Turns};
 use crate::handover::{Backlog, Credit, PairKey, Permit};
 use crate::limits::STANDING_CREDITS;
 
@@ -23,6 +23,8 @@ pub(super) struct Demand {
     turns: Turns,
     /// What there is of a flow. One of which no home has anything is not kept.
     flows: HashMap<Arc<Flow>, Offered>,
+    /// How many of them each class has.
+    present: [usize; CLASSES],
     homes: Vec<Home>,
     /// Credits that were given to flows, and permits that were asked for, and are not answered yet.
     granted: usize,
@@ -80,6 +82,7 @@ impl Demand {
         Self {
             turns: Turns::default(),
             flows: HashMap::new(),
+            present: [0; CLASSES],
             homes: vec![Home::default(); homes],
             granted: 0,
             shared_limits,
@@ -223,6 +226,56 @@ impl Demand {
         result
     }
 
+    /// A permit of this flow is of more use to a class that has been passed as often as it may be: its oldest entry under
+    /// no other limits takes it, and the flow comes first with its next. Returns who has it now, and what of it is left.
+    pub(super) fn hand_over(
+        &mut self,
+        home: usize,
+        flow: &Arc<Flow>,
+        waited: bool,
+        class: usize,
+        permit: &Permit,
+    ) -> Option<(usize, Arc<Flow>, Permit)> {
+        let of_class = self.flows.iter().filter(|(flow, _)| flow.class() == class);
+        let is_served = |offered: &Offered| offered.shares.iter().any(|share| share.granted > 0);
+        if of_class.clone().any(|(_, offered)| is_served(offered)) {
+            return None;
+        }
+        let takers = of_class.flat_map(|(flow, offered)| {
+            let shares = offered.shares.iter().enumerate();
+            let limits = offered.limits.iter().filter(|limits| limits.iter().all(|id| permit.limits.contains(id)));
+            limits.flat_map(move |limits| shares.clone().map(move |(home, share)| (home, flow, limits, share)))
+        });
+        let is_taker = |share: &Share| {
+            let recipients = share.backlog.next_recipients;
+            share.backlog.ready > 0 && (1..=permit.units).contains(&recipients)
+        };
+        let (taker_home, taker, limits, _) = takers
+            .filter(|(.., share)| is_taker(share))
+            .min_by_key(|&(home, flow, _, share)| (share.backlog.oldest_due_ms, flow, home))?;
+        let (taker, limits) = (Arc::clone(taker), Arc::clone(limits));
+        let limited = self.limited(home, flow)?;
+        if waited {
+            limited.waiting -= 1;
+        } else {
+            limited.asked -= 1;
+            self.granted -= 1;
+        }
+        self.turns.refund(flow);
+        self.follow(flow);
+        if self.flows.get(flow).is_some_and(|offered| offered.shares.iter().any(Share::is_hungry)) {
+            self.turns.enter_first(flow);
+        }
+        let permit = Permit { limits, ..permit.clone() };
+        let share = &mut self.flows.get_mut(&taker)?.shares[taker_home];
+        share.limited.as_mut()?.permits.push_back(permit.clone());
+        share.granted += 1;
+        self.granted += 1;
+        self.turns.charge(&taker, 1);
+        self.follow(&taker);
+        Some((taker_home, taker, permit))
+    }
+
     /// The pair has no use for a permit now: whose turn it was keeps it, and nothing is asked for.
     pub(super) fn decline(&mut self, home: usize, flow: &Arc<Flow>) {
         let Some(limited) = self.limited(home, flow) else { return };
@@ -274,6 +327,11 @@ impl Demand {
         permits
     }
 
+    /// Whether any home has something of this class, or is about to send it.
+    pub(super) fn has_class(&self, class: usize) -> bool {
+        self.present[class] > 0
+    }
+
     /// Credits of flows, and wants, that are not answered yet.
     pub(super) fn granted(&self) -> usize {
         self.granted
@@ -305,6 +363,7 @@ impl Demand {
         self.turns.leave(flow);
         if shares.iter().all(Share::is_idle) {
             self.flows.remove(flow);
+            self.present[flow.class()] -= 1;
         }
     }
 
@@ -313,6 +372,7 @@ impl Demand {
         let offered = self.flows.entry(Arc::clone(flow)).or_insert_with(|| {
             let limits = pair.shared_limits(shared_limits, flow);
             let limited = limits.as_ref().map(|_| Box::default());
+            self.present[flow.class()] += 1;
             Offered { limits, shares: vec![Share { limited, ..Share::default() }; homes] }
         });
         &mut offered.shares[home]

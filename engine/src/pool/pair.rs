@@ -27,7 +27,7 @@ use super::suspension::StricterLimits;
 use super::trust::Trust;
 use super::warmup::DayQuota;
 use crate::config::{Chunking, EgressSource, LimitId, LimitSettings, Shaping, SharedLimits, Terms, Warmup};
-use crate::fair::{Flow, class_ratio};
+use crate::fair::{CLASSES, Flow, class_ratio};
 use crate::handover::{
     Attempt, Backlog, Blocked, Credit, Elsewhere, Need, PairKey, Permit, Route, TlsPolicyKey, TlsRequirement,
 };
@@ -190,6 +190,8 @@ struct Pair {
     tickets: VecDeque<Box<Attempt>>,
     /// How often tickets of a rank were passed since one of it was begun.
     passes: BTreeMap<Rank, u32>,
+    /// How many tickets of higher classes were begun while there was something of a class, since one of it was.
+    waits: [u32; CLASSES],
     pace: Pace,
     demand: Demand,
     /// Connections in any state: what `connection_limit` counts.
@@ -388,7 +390,7 @@ impl Pools {
         let pair = &mut self.pairs[place as usize];
         pair.moved_at = Some(now.monotonic);
         let attempt = pair.tickets.pop_front()?;
-        pair.passes.remove(&rank(&attempt));
+        pair.begin(&attempt);
         self.slots.count_delivery(connection);
         self.grant(now, place);
         Some(attempt)
@@ -573,7 +575,7 @@ impl Pools {
             self.take_units(now, place, units);
             self.slots.set_state(connection, SlotState::Busy);
             let pair = &mut self.pairs[place as usize];
-            pair.passes.remove(&rank(&attempt));
+            pair.begin(&attempt);
             pair.busy += 1;
             pair.moved_at = Some(now.monotonic);
             self.orders.push_back(Order::Start { connection, attempt });
@@ -818,6 +820,7 @@ impl Pair {
             hosts: Hosts::default(),
             tickets: VecDeque::new(),
             passes: BTreeMap::new(),
+            waits: [0; CLASSES],
             demand: Demand::new(options.homes, Arc::clone(&options.shared_limits)),
             open: Vec::new(),
             opening: 0,
@@ -832,8 +835,10 @@ impl Pair {
     /// Puts a ticket in front of those that it may pass.
     fn insert(&mut self, attempt: Box<Attempt>) {
         let own = rank(&attempt);
+        let waits = self.waits;
         let may_pass = |passes: &BTreeMap<Rank, u32>, other: Rank| {
-            passes.get(&other).copied().unwrap_or_default() < passes_max(own, other)
+            let waited = if own.0 < other.0 { waits[usize::from(other.0).min(CLASSES - 1)] } else { 0 };
+            waited.max(passes.get(&other).copied().unwrap_or_default()) < passes_max(own, other)
         };
         let mut place = self.tickets.len();
         let mut passed = BTreeSet::new();
@@ -847,6 +852,27 @@ impl Pair {
             *self.passes.entry(other).or_default() += 1;
         }
         self.tickets.insert(place, attempt);
+    }
+
+    /// A ticket is begun. That passes the mail of lower classes wherever it waits, for its turn, for a permit or with its
+    /// ticket: else it would wait for the same share at each of them.
+    fn begin(&mut self, attempt: &Attempt) {
+        self.passes.remove(&rank(attempt));
+        let class = attempt.flow.class();
+        self.waits[class] = 0;
+        for lower in class + 1..CLASSES {
+            self.waits[lower] += u32::from(self.demand.has_class(lower));
+        }
+    }
+
+    /// The lowest class that this one has passed as often as it may, and that has no ticket in hand.
+    fn owed(&self, class: usize) -> Option<usize> {
+        let is_owed = |&lower: &usize| {
+            self.waits[lower] >= class_ratio(class as u8, lower as u8)
+                && self.demand.has_class(lower)
+                && !self.tickets.iter().any(|ticket| ticket.flow.class() == lower)
+        };
+        (class + 1..CLASSES).rev().find(is_owed)
     }
 
     /// The most recipients of one transaction.

@@ -34,6 +34,9 @@ impl Pools {
             (None, permit) => return permit.into_iter().for_each(|permit| self.give_back(permit)),
         };
         let is_usable = self.may_soon_write(now, place, permit.units, usize::from(!waited));
+        if is_usable && self.hand_over(place, home, flow, waited, &permit) {
+            return self.grant(now, place);
+        }
         match self.pairs[place as usize].demand.permit(home, flow, waited, permit, is_usable) {
             Ok(()) => {
                 let flow = Some(Arc::clone(flow));
@@ -42,6 +45,21 @@ impl Pools {
             Err(permit) => self.give_back(permit),
         }
         self.grant(now, place);
+    }
+
+    /// Classes share the permits of a pair as they share its turns: what has been passed often enough takes the next.
+    fn hand_over(&mut self, place: u32, home: usize, flow: &Arc<Flow>, waited: bool, permit: &Permit) -> bool {
+        let pair = &mut self.pairs[place as usize];
+        let Some(class) = pair.owed(flow.class()) else { return false };
+        let taken = pair.demand.hand_over(home, flow, waited, class, permit);
+        let Some((home, flow, taken)) = taken else { return false };
+        let pair = pair.key.clone();
+        self.orders.push_back(Order::Credits { home, pair, flow: Some(flow), credits: 1 });
+        let left: Vec<_> = permit.limits.iter().copied().filter(|id| !taken.limits.contains(id)).collect();
+        if !left.is_empty() {
+            self.give_back(Permit { limits: left.into(), ..permit.clone() });
+        }
+        true
     }
 
     /// Puts the permit that came with its credit onto a ticket. Without one that is large enough it goes home.

@@ -65,6 +65,40 @@ fn a_limited_tenant_slows_no_other_at_the_same_pair() {
     }
 }
 
+/// FAIR: under one limit over all mail, which is a little more than the pair's own rate, less, or much more.
+fn waits_behind(ahead: &str, behind: &str, limit: &str, shards: usize) -> (usize, Duration) {
+    let limit = format!("[[limit]]\nname = \"all\"\nmax_message_rate = \"{limit}\"\n");
+    let mut engine = Engine::start(&format!("{}{limit}", tenants("10/s")), shards);
+    for number in 0..2_000 {
+        engine.inject_of(number % shards, ahead, number % 3);
+    }
+    engine.run_until(seconds(3));
+    let before = engine.sent_by(ahead).len();
+    for number in 0..4 {
+        engine.inject_of(number % shards, behind, 0);
+    }
+    engine.run_until(seconds(60));
+    let sent = engine.sent_by(behind);
+    assert_eq!(sent.len(), 4, "{behind} behind {ahead} with {shards} shards");
+    let others = engine.sent_by(ahead)[before..].iter().filter(|at| **at <= sent[3]).count();
+    (others, sent[3] - seconds(3))
+}
+
+#[test]
+fn flows_under_one_limit_share_a_pair() {
+    for shards in [1, 2, 4] {
+        for limit in ["8/s", "12/s", "30/s", "500/s"] {
+            let under_way = 4 + 2 * shards;
+            let (others, _) = waits_behind("large", "small", limit, shards);
+            assert!(others <= 4 + under_way, "{others} of the same class, {shards} shards, {limit}");
+            let (others, _) = waits_behind("high", "bulk", limit, shards);
+            assert!(others <= 16 * 5 + under_way, "{others} of a higher class, {shards} shards, {limit}");
+            let (_, wait) = waits_behind("bulk", "high", limit, shards);
+            assert!(wait < seconds(2), "{wait:?}, {shards} shards, {limit}");
+        }
+    }
+}
+
 #[test]
 fn a_tenants_limit_is_over_sources_sites_and_shards() {
     for shards in [1, 2, 4] {
