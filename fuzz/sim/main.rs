@@ -47,6 +47,9 @@ struct Options {
     /// Stop after so many minutes of real time.
     #[arg(long, default_value_t = 1.0)]
     minutes: f64,
+    /// Compare shares only, in a world without faults.
+    #[arg(long)]
+    shares: bool,
     /// Plant a bug into the world: a checker has to find it.
     #[arg(long)]
     canary: Option<Canary>,
@@ -54,9 +57,10 @@ struct Options {
 
 fn main() {
     let options = Options::parse();
+    let run = if options.shares { World::run_shares } else { World::run };
     if let Some(seed) = options.seed {
         println!("seed {seed}:{}", World::mix_of(seed));
-        let report = World::run(seed, options.canary);
+        let report = run(seed, options.canary);
         println!("{report:#?}");
         return;
     }
@@ -73,7 +77,7 @@ fn main() {
             break;
         }
         std::panic::set_hook(Box::new(move |panic| eprintln!("seed {seed}: {panic}")));
-        totals.add(&World::run(seed, options.canary));
+        totals.add(&run(seed, options.canary));
     }
     totals.print(begin.elapsed());
 }

@@ -40,13 +40,9 @@ impl World {
         }
         // What is paced for the next 0.1 s, what each home sends unasked, and what goes while the owner hears of it.
         let per_second = rate.count as usize / rate.period.as_secs() as usize;
-        // A ticket that waits for its class's turn is passed once more as often.
+        // What is left of a round goes before the next.
         let under_way =
             parts + 2 + per_second / 10 + 2 * self.shards.len() + 2 + per_second / 20 + rate.max_burst as usize;
-        // A limit over both sources has turns of its own, and is not shared at each source by itself.
-        if self.wanted.limits.iter().any(|limit| limit.campaign.is_none()) {
-            return;
-        }
         // What is held back by a limit of its own has no claim.
         let of_small = self.wanted.tenant(small_name).expect("it is there");
         if of_small.max_message_rate.is_some() {

@@ -194,6 +194,19 @@ impl World {
         world.finish()
     }
 
+    /// Nothing but comparisons of shares, in a world that is well from the beginning.
+    pub(crate) fn run_shares(seed: u64, canary: Option<Canary>) -> Report {
+        let mut world = Self::new(RATES_EVERY * seed + RATES_AT, canary);
+        world.start(1 + (seed % 3) as usize);
+        world.heal_at = 0;
+        world.heal();
+        world.clock.after(0, Event::WriteEvents);
+        for _ in 0..COMPARISONS {
+            world.compare_shares();
+        }
+        world.finish()
+    }
+
     pub(crate) fn step(&mut self) {
         let event = self.clock.next().expect("shards always want another turn");
         self.happen(event);
@@ -212,7 +225,7 @@ impl World {
         if seed % 4 == 1 {
             config.shaping.automation = rules(&mut Random::new(seed));
         }
-        let (has_rates, mut own) = (seed % 5 == 2, Random::new(!seed));
+        let (has_rates, mut own) = (seed % RATES_EVERY == RATES_AT, Random::new(!seed));
         if has_rates {
             rates::draw(&mut config, &mut own);
         }
@@ -874,6 +887,13 @@ fn internet(config: &Config, random: &mut Random, mix: &mut Mix) -> (Vec<Host>, 
     }
     (hosts, dns)
 }
+
+/// Which runs have tenants, rates and limits.
+const RATES_EVERY: u64 = 5;
+const RATES_AT: u64 = 2;
+
+/// Comparisons of shares, one after the other, in a run that does nothing else.
+const COMPARISONS: usize = 4;
 
 /// Sites with an MX set; the last is a domain without one.
 pub(crate) const SITES: usize = 6;
