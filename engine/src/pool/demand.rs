@@ -114,6 +114,10 @@ impl Demand {
         let granted = share.granted;
         let permits = share.limited.as_mut().map(|limited| limited.permits.split_off(granted));
         self.granted -= unused;
+        // Nothing went for them. Where nobody waits, nobody is owed anything.
+        if !self.turns.is_empty() {
+            (0..unused).for_each(|_| self.turns.refund(flow));
+        }
         self.follow(flow);
         permits.unwrap_or_default()
     }
