@@ -12,8 +12,8 @@ fn a_few_seeds_keep_every_promise() {
     }
 }
 
-/// Tenants of all classes share pairs, with limits over many pairs and without. By the first three, a class whose permits
-/// came behind others' had none that was of use; by the others, it waited for its share once more with its ticket.
+/// Tenants of all classes share pairs, with limits over many pairs and without. By the first three, a class whose
+/// permits came behind others' had none of use; by the others, it waited for its share once more with its ticket.
 #[test]
 fn shares_are_as_they_were_promised() {
     for seed in [25, 26, 71, 89, 321, 391, 621, 951] {
