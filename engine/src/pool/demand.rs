@@ -230,8 +230,8 @@ impl Demand {
         result
     }
 
-    /// A permit of this flow is of more use to a class that has been passed as often as it may be: its oldest entry under
-    /// no other limits takes it, and the flow comes first with its next. Returns who has it now, and what of it is left.
+    /// A permit of this flow belongs to a class that has been passed as often as it may be: its oldest entry under no
+    /// other limits takes it, and the flow comes first with its next. Returns who has it now.
     pub(super) fn hand_over(
         &mut self,
         home: usize,

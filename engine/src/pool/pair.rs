@@ -854,8 +854,8 @@ impl Pair {
         self.tickets.insert(place, attempt);
     }
 
-    /// A ticket is begun. That passes the mail of lower classes wherever it waits, for its turn, for a permit or with its
-    /// ticket: else it would wait for the same share at each of them.
+    /// A ticket is begun. That passes the mail of lower classes wherever it waits, for its turn, for a permit or with
+    /// its ticket: else it would wait for the same share at each of them.
     fn begin(&mut self, attempt: &Attempt) {
         self.passes.remove(&rank(attempt));
         let class = attempt.flow.class();
