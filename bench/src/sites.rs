@@ -75,7 +75,7 @@ pub fn sites(options: &SitesOptions, interrupt: &Interrupt) -> Result<SitesRepor
     for number in 1..=relay.rounds {
         let kept = case(relay, 1, (u64::MAX, None), messages, interrupt, &mut setup)?;
         let closed = case(relay, 1, (options.messages_per_site, None), messages, interrupt, &mut setup)?;
-        let many = case(relay, relay.sites, (options.messages_per_site, few), messages, interrupt, &mut setup)?;
+        let many = case(relay, relay.sites, (u64::MAX, few), messages, interrupt, &mut setup)?;
         let mut figures = Figures::default();
         let cases = [&kept, &closed, &many];
         figures.push("messages", "messages", messages as f64);
@@ -135,8 +135,9 @@ fn run(round: &mut Round, relay: &RelayOptions, messages: u64, interrupt: &Inter
 
 fn engine(engine: &EngineOptions, (per_connection, connections): (u64, Option<u32>)) -> EngineOptions {
     let deliveries = per_connection.min(DELIVERIES_MAX);
-    // A site's connection is of no use when its queue is empty.
-    let mut shaping = format!("[shaping.default]\nmax_deliveries_per_connection = {deliveries}\nidle_timeout = \"1s\"");
+    // A site's connection is of no use when its queue is empty, and there may be more sites than descriptors.
+    let mut shaping =
+        format!("[shaping.default]\nmax_deliveries_per_connection = {deliveries}\nidle_timeout = \"50ms\"");
     if let Some(connections) = connections {
         shaping.push_str(&format!("\nconnection_limit = {connections}"));
     }
