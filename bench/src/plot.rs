@@ -72,6 +72,7 @@ where
     let mut on = ChartBuilder::on(area)
         .caption(&chart.title, ("sans-serif", 18))
         .margin(12)
+        .margin_right(36)
         .x_label_area_size(38)
         .y_label_area_size(64)
         .build_cartesian_2d(x_range, 0.0..y_max)?;
