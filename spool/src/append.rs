@@ -19,6 +19,7 @@ use crate::limits::{
     STATES_MAX,
 };
 use crate::log::{Log, State};
+use crate::packed;
 use crate::record::{BodyId, CommitNumber, CopiedState, Envelope, MessageId, Outcome, Sequence};
 
 /// Where the next frame goes.
@@ -438,18 +439,24 @@ pub(crate) trait WriteArchive {
     fn write_to(&self, buffer: &mut Vec<u8>);
 }
 
-macro_rules! write_archive {
-    ($($type:ty),*) => {$(
-        impl WriteArchive for $type {
-            fn write_to(&self, buffer: &mut Vec<u8>) {
-                // Serialising can fail only where the writer does, and memory does not.
-                to_bytes_in::<_, Failure>(self, buffer).expect("an archive in memory");
-            }
-        }
-    )*};
+impl WriteArchive for Envelope {
+    fn write_to(&self, buffer: &mut Vec<u8>) {
+        // Serialising can fail only where the writer does, and memory does not.
+        to_bytes_in::<_, Failure>(self, buffer).expect("an archive in memory");
+    }
 }
 
-write_archive!(Envelope, Outcome, CopiedState);
+impl WriteArchive for Outcome {
+    fn write_to(&self, buffer: &mut Vec<u8>) {
+        packed::write_outcome(self, buffer);
+    }
+}
+
+impl WriteArchive for CopiedState {
+    fn write_to(&self, buffer: &mut Vec<u8>) {
+        packed::write_state(self, buffer);
+    }
+}
 
 /// An archive as it was read: its pointers are relative, so that it is the same anywhere with the same alignment.
 pub(crate) struct Verbatim<'a>(pub(crate) &'a [u8]);

@@ -14,12 +14,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::checkpoint_format::{
-    BODY_ROW_BYTES, BodyRow, CheckpointHeader, MessageRow, PendingRow, RowPlace, SEGMENT_ROW_BYTES, SegmentRow,
-    SliceKind, SliceWriter,
+    BODY_ROW_BYTES, BodyRow, CheckpointHeader, MessageRow, PendingRow, RowContext, RowPlace, SEGMENT_ROW_BYTES,
+    SegmentRow, SliceKind, SliceWriter,
 };
 use crate::commit::{Flight, Purpose};
 use crate::directory::Durability;
-use crate::format::SEGMENT_HEADER_BYTES;
+use crate::format::{FORMAT_VERSION, SEGMENT_HEADER_BYTES};
 use crate::index::{Pending, Place};
 use crate::limits::{
     BLOCK_BYTES, CHECKPOINT_FILE_BYTES_MIN, CHECKPOINT_FILE_HEADROOM_PERCENT, CHECKPOINT_FREED_RATIO,
@@ -304,6 +304,7 @@ impl Log {
         let is_kept = |file: &usize| checkpoints.kept.iter().any(|kept| kept.file == *file);
         let file = (0..CHECKPOINT_FILES).find(|file| !is_kept(file)).expect("there is one file more than are kept");
         let header = CheckpointHeader {
+            version: FORMAT_VERSION,
             log: self.id(),
             number: checkpoints.next_number,
             generation,
@@ -367,6 +368,8 @@ impl Log {
     fn gather_slice(&self, running: &mut Running, next: u64, summaries: &mut dyn Summarize) -> Phase {
         let start = running.buffer.len();
         let mut slice = SliceWriter::begin(&mut running.buffer, SliceKind::Messages);
+        let mut context = RowContext::new(&running.header);
+        let mut summary = Vec::new();
         let mut last = None;
         let mut is_full = false;
         // Messages from the begin on are replayed.
@@ -376,6 +379,9 @@ impl Log {
             if is_full {
                 break;
             }
+            let id = MessageId::new(self.id(), Sequence(entry.sequence()));
+            summary.clear();
+            summaries.summarize(id, entry.handle, &mut summary);
             let row = self.index.row(entry);
             let row = MessageRow {
                 sequence: row.sequence,
@@ -392,14 +398,9 @@ impl Log {
                 },
                 body: row.body,
                 is_held: row.is_held,
-                summary: &[],
+                summary: &summary,
             };
-            let summary_length = row.encode(&mut running.buffer);
-            let summary = running.buffer.len();
-            let id = MessageId::new(self.id(), Sequence(entry.sequence()));
-            summaries.summarize(id, entry.handle, &mut running.buffer);
-            let length = (running.buffer.len() - summary) as u32;
-            running.buffer[summary_length..summary_length + 4].copy_from_slice(&length.to_le_bytes());
+            row.encode(&mut context, &mut running.buffer);
             slice.count_row();
             last = Some(entry.sequence());
         }

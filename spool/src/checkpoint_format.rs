@@ -9,6 +9,8 @@ use crate::record::LogId;
 /// The first block of a checkpoint file; written last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CheckpointHeader {
+    /// The format that its rows have.
+    pub version: u16,
     pub log: LogId,
     /// Numbers only grow.
     pub number: u64,
@@ -41,7 +43,7 @@ impl CheckpointHeader {
     pub fn encode(&self) -> Vec<u8> {
         let mut block = vec![0; BLOCK_BYTES as usize];
         block[header::MAGIC].copy_from_slice(&CHECKPOINT_MAGIC);
-        block[header::VERSION].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        block[header::VERSION].copy_from_slice(&self.version.to_le_bytes());
         block[header::LOG].copy_from_slice(&self.log.0.to_le_bytes());
         for (range, value) in [
             (header::NUMBER, self.number),
@@ -75,6 +77,7 @@ impl CheckpointHeader {
             return CheckpointBlock::Damaged;
         }
         CheckpointBlock::Header(Self {
+            version,
             log: LogId(u16_at(block, header::LOG)),
             number: u64_at(block, header::NUMBER),
             generation: u64_at(block, header::GENERATION),
@@ -244,8 +247,11 @@ impl RowPlace {
             offset16: u32_at(bytes, place::OFFSET16),
             length16: u32_at(bytes, place::LENGTH16),
         };
-        let end = (u64::from(place.offset16) + u64::from(place.length16)) * ALIGN_BYTES;
-        (end <= SEGMENT_BYTES_MAX).then_some(place)
+        place.is_possible().then_some(place)
+    }
+
+    fn is_possible(&self) -> bool {
+        (u64::from(self.offset16) + u64::from(self.length16)) * ALIGN_BYTES <= SEGMENT_BYTES_MAX
     }
 }
 
@@ -276,6 +282,42 @@ impl BodyRow {
     }
 }
 
+/// What the rows of messages in one slice refer to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowContext {
+    version: u16,
+    begin_segment: u64,
+    /// The sequence of the row before.
+    sequence: u64,
+}
+
+impl RowContext {
+    /// At the begin of a slice.
+    pub(crate) fn new(header: &CheckpointHeader) -> Self {
+        Self { version: header.version, begin_segment: header.begin_segment, sequence: 0 }
+    }
+
+    /// By how much a segment's number is below the checkpoint's begin: most are near it. The lowest bit is the sign.
+    fn encode_place(&self, place: RowPlace, buffer: &mut Vec<u8>) {
+        let below = self.begin_segment.cast_signed() - i64::from(place.segment);
+        push_varint(buffer, (below << 1 ^ below >> 63).cast_unsigned());
+        push_varint(buffer, u64::from(place.offset16));
+        push_varint(buffer, u64::from(place.length16));
+    }
+
+    fn decode_place(&self, rows: &mut Rows<'_>) -> Option<RowPlace> {
+        let code = rows.varint()?;
+        let below = (code >> 1).cast_signed() ^ -(code & 1).cast_signed();
+        let segment = u32::try_from(self.begin_segment.checked_add_signed(below.checked_neg()?)?).ok()?;
+        let place = RowPlace {
+            segment,
+            offset16: u32::try_from(rows.varint()?).ok()?,
+            length16: u32::try_from(rows.varint()?).ok()?,
+        };
+        place.is_possible().then_some(place)
+    }
+}
+
 /// A live message.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct MessageRow<'a> {
@@ -297,45 +339,66 @@ pub(crate) enum PendingRow {
 }
 
 impl<'a> MessageRow<'a> {
-    /// Appends the row with an empty summary; returns where the summary's length stands, which follows the row.
-    pub(crate) fn encode(&self, buffer: &mut Vec<u8>) -> usize {
-        assert!(self.sequence < 1 << FLAGS_SHIFT);
-        let flag = |is_set: bool, flag: u64| if is_set { flag } else { 0 };
+    /// Appends the row. Its sequence is above that of the row before.
+    pub(crate) fn encode(&self, context: &mut RowContext, buffer: &mut Vec<u8>) {
+        let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
         let flags = flag(self.is_held, HELD)
             | flag(self.body.is_some(), SHARES)
             | flag(matches!(self.pending, PendingRow::Many(_)), MANY)
             | flag(!self.states.is_empty(), STATES);
-        // The fields in the order of `message_row`.
-        buffer.extend_from_slice(&(self.sequence | flags << FLAGS_SHIFT).to_le_bytes());
-        self.record.encode(buffer);
-        let pending = match &self.pending {
-            PendingRow::Few(bits) => *bits,
-            PendingRow::Many(words) => words.len() as u32,
-        };
-        buffer.extend_from_slice(&pending.to_le_bytes());
-        let summary_length = buffer.len();
-        buffer.extend_from_slice(&0_u32.to_le_bytes());
+        push_varint(buffer, self.sequence - context.sequence);
+        context.sequence = self.sequence;
+        buffer.push(flags);
+        context.encode_place(self.record, buffer);
+        push_varint(
+            buffer,
+            match &self.pending {
+                PendingRow::Few(bits) => u64::from(*bits),
+                PendingRow::Many(words) => words.len() as u64,
+            },
+        );
+        push_varint(buffer, self.summary.len() as u64);
         if !self.states.is_empty() {
-            buffer.extend_from_slice(&(self.states.len() as u32).to_le_bytes());
+            push_varint(buffer, self.states.len() as u64);
         }
         for state in &self.states {
-            state.encode(buffer);
+            context.encode_place(*state, buffer);
         }
         if let Some(body) = self.body {
-            buffer.extend_from_slice(&body.to_le_bytes());
+            push_varint(buffer, body);
         }
         if let PendingRow::Many(words) = &self.pending {
-            for word in words {
-                buffer.extend_from_slice(&word.to_le_bytes());
-            }
+            words.iter().for_each(|word| buffer.extend_from_slice(&word.to_le_bytes()));
         }
-        summary_length
+        buffer.extend_from_slice(self.summary);
     }
 
-    pub(crate) fn decode(rows: &mut Rows<'a>) -> Option<Self> {
+    pub(crate) fn decode(context: &mut RowContext, rows: &mut Rows<'a>) -> Option<Self> {
+        if context.version < 3 {
+            return Self::decode_v2(rows);
+        }
+        let sequence = context.sequence.checked_add(rows.varint()?)?;
+        context.sequence = sequence;
+        let flags = rows.take(1)?[0];
+        let record = context.decode_place(rows)?;
+        let bits = rows.varint()?;
+        let summary_length = usize::try_from(rows.varint()?).ok()?;
+        let states = if flags & STATES == 0 { 0 } else { rows.varint()? };
+        let states = (0..states).map(|_| context.decode_place(rows)).collect::<Option<Vec<_>>>()?;
+        let body = if flags & SHARES == 0 { None } else { Some(rows.varint()?) };
+        let pending = if flags & MANY == 0 {
+            PendingRow::Few(u32::try_from(bits).ok()?)
+        } else {
+            PendingRow::Many((0..bits).map(|_| rows.u64()).collect::<Option<_>>()?)
+        };
+        let summary = rows.take(summary_length)?;
+        Some(Self { sequence, record, states, pending, body, is_held: flags & HELD != 0, summary })
+    }
+
+    fn decode_v2(rows: &mut Rows<'a>) -> Option<Self> {
         let row = rows.take(MESSAGE_ROW_BYTES)?;
         let first = u64_at(row, message_row::SEQUENCE_AND_FLAGS);
-        let (sequence, flags) = (first & ((1 << FLAGS_SHIFT) - 1), first >> FLAGS_SHIFT);
+        let (sequence, flags) = (first & ((1 << FLAGS_SHIFT) - 1), (first >> FLAGS_SHIFT) as u8);
         let record = RowPlace::decode(&row[message_row::RECORD])?;
         let bits = u32_at(row, message_row::PENDING);
         let summary_length = u32_at(row, message_row::SUMMARY_LENGTH) as usize;
@@ -370,6 +433,32 @@ impl<'a> Rows<'a> {
     fn u64(&mut self) -> Option<u64> {
         self.take(8).map(|bytes| u64_at(bytes, 0..8))
     }
+
+    /// As [`push_varint`] wrote it; `None` where it would be above 64 bits.
+    fn varint(&mut self) -> Option<u64> {
+        let mut value = 0;
+        for shift in (0..u64::BITS).step_by(7) {
+            let octet = self.take(1)?[0];
+            let bits = u64::from(octet & 0x7f);
+            if bits.leading_zeros() < shift {
+                return None;
+            }
+            value |= bits << shift;
+            if octet < 0x80 {
+                return Some(value);
+            }
+        }
+        None
+    }
+}
+
+/// Seven bits an octet, the lowest first; all octets but the last have the highest bit.
+fn push_varint(buffer: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        buffer.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    buffer.push(value as u8);
 }
 
 pub const CHECKPOINT_MAGIC: [u8; 8] = *b"PRCHKPNT";
@@ -379,19 +468,19 @@ const SLICE_BYTES_MAX: u64 = 1 << 30;
 
 pub(crate) const SEGMENT_ROW_BYTES: usize = segment_row::LAST_EVENT.end;
 pub(crate) const BODY_ROW_BYTES: usize = body_row::BYTES.end;
-/// Without what follows as its flags tell.
+/// In version 2, without what follows as its flags tell.
 const MESSAGE_ROW_BYTES: usize = message_row::SUMMARY_LENGTH.end;
 const PLACE_BYTES: usize = place::LENGTH16.end;
 
 /// A flag of a segment's row.
 const IS_TAIL: u16 = 1;
 
-/// The upper 16 bits of a message row's first field are flags.
+/// Flags of a message's row; in version 2, the upper 16 bits of its first field.
 const FLAGS_SHIFT: u32 = 48;
-const MANY: u64 = 1;
-const SHARES: u64 = 2;
-const HELD: u64 = 4;
-const STATES: u64 = 8;
+const MANY: u8 = 1;
+const SHARES: u8 = 2;
+const HELD: u8 = 4;
+const STATES: u8 = 8;
 
 mod header {
     use std::ops::Range;
@@ -497,3 +586,91 @@ const _: () = assert!(are_adjacent(
 const _: () = assert!(are_adjacent(&[place::SEGMENT, place::OFFSET16, place::LENGTH16], 12));
 const _: () = assert!(body_row::PLACE.end - body_row::PLACE.start == PLACE_BYTES);
 const _: () = assert!(message_row::RECORD.end - message_row::RECORD.start == PLACE_BYTES);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn header(version: u16, begin_segment: u64) -> CheckpointHeader {
+        CheckpointHeader {
+            version,
+            log: LogId(0),
+            number: 1,
+            generation: 1,
+            begin_sequence: 1,
+            begin_commit: 1,
+            begin_segment,
+            discarded: 0,
+            slices: 0,
+            messages: 0,
+        }
+    }
+
+    fn place() -> impl Strategy<Value = RowPlace> {
+        let units = (SEGMENT_BYTES_MAX / ALIGN_BYTES) as u32;
+        (any::<u32>(), 0..=units, 0..=units).prop_map(move |(segment, offset16, length16)| RowPlace {
+            segment,
+            offset16,
+            length16: length16.min(units - offset16),
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn rows_come_out_as_they_went_in(
+            begin_segment in 0..1_u64 << 33,
+            steps in prop::collection::vec(1..1_u64 << 40, 1..6),
+            record in place(),
+            states in prop::collection::vec(place(), 0..4),
+            words in prop::collection::vec(any::<u64>(), 0..4),
+            (bits, body, is_held) in any::<(u32, Option<u64>, bool)>(),
+            summary in prop::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let header = header(FORMAT_VERSION, begin_segment);
+            let mut sequence = 0;
+            let rows: Vec<_> = steps.iter().map(|step| {
+                sequence += step;
+                let pending =
+                    if words.is_empty() { PendingRow::Few(bits) } else { PendingRow::Many(words.clone().into()) };
+                MessageRow { sequence, record, states: states.clone(), pending, body, is_held, summary: &summary }
+            }).collect();
+            let (mut buffer, mut context) = (Vec::new(), RowContext::new(&header));
+            rows.iter().for_each(|row| row.encode(&mut context, &mut buffer));
+            let (mut left, mut context) = (Rows(&buffer), RowContext::new(&header));
+            for row in rows {
+                prop_assert_eq!(MessageRow::decode(&mut context, &mut left), Some(row));
+            }
+            prop_assert!(left.0.is_empty());
+        }
+
+        /// A disk may say anything.
+        #[test]
+        fn bytes_are_not_trusted(bytes in prop::collection::vec(any::<u8>(), 0..80), version in 2_u16..4) {
+            let (mut left, mut context) = (Rows(&bytes), RowContext::new(&header(version, 5)));
+            while let Some(row) = MessageRow::decode(&mut context, &mut left) {
+                prop_assert!(row.record.is_possible());
+            }
+        }
+
+        #[test]
+        fn numbers_take_seven_bits_an_octet(value: u64, shift in 0..64_u32) {
+            let value = value >> shift;
+            let mut buffer = Vec::new();
+            push_varint(&mut buffer, value);
+            prop_assert_eq!(buffer.len() as u32, (u64::BITS - value.leading_zeros()).div_ceil(7).max(1));
+            prop_assert_eq!(Rows(&buffer).varint(), Some(value));
+            prop_assert_eq!(Rows(&buffer[..buffer.len() - 1]).varint(), None);
+        }
+    }
+
+    #[test]
+    fn a_number_of_more_than_64_bits_is_none() {
+        let largest = [&[0xff; 9][..], &[1]].concat();
+        assert_eq!(Rows(&largest).varint(), Some(u64::MAX));
+        for above in [[&[0xff; 9][..], &[2]].concat(), vec![0x80; 10], [&[0x80; 10][..], &[0]].concat()] {
+            assert_eq!(Rows(&above).varint(), None);
+        }
+    }
+}

@@ -36,10 +36,8 @@ use crate::limits::{
 };
 use crate::log::{Log, State};
 use crate::message::{Memory, Message};
-use crate::record::{
-    ArchivedCopiedState, ArchivedOutcome, ArchivedRecipientResult, CopiedState, LogId, MessageId, RecipientResult,
-    Sequence,
-};
+use crate::packed;
+use crate::record::{CopiedState, LogId, MessageId, RecipientResult, Sequence};
 use crate::storage::{Operation, ReadBuffer};
 
 /// Where copying stands.
@@ -788,8 +786,7 @@ impl Subject {
             unreachable!("a body has no state");
         };
         let id = MessageId::new(log, Sequence(entry.sequence()));
-        let (_, told) = read_state(id, generation, record)?;
-        told.add_to(deferred);
+        add_older(deferred, read_state(id, generation, record)?);
         Some(())
     }
 
@@ -801,9 +798,8 @@ impl Subject {
         let id = MessageId::new(log, Sequence(entry.sequence()));
         let read = checked_message(id, place, generation, memory, start).ok()?;
         if read.header().kind == RecordKind::Copy as u8 {
-            let state = read.bytes(read.header().state_range());
-            let state = rkyv::access::<ArchivedCopiedState, rkyv::rancor::Failure>(state).ok()?;
-            add_older(deferred, state.deferred.iter());
+            let state = packed::read_state(read.header().schema, read.bytes(read.header().state_range()))?;
+            add_older(deferred, state.deferred);
         }
         // It is older than all outcomes, so nothing more is to be read.
         *message = Some(read);
@@ -820,26 +816,9 @@ fn copy_state(place: Place, generation: u64, attempt: u64) -> Purpose {
     Purpose::CopyState { place, generation, attempt }
 }
 
-/// What an outcome or state record tells of recipients.
-pub(crate) enum Told<'a> {
-    Outcome(&'a ArchivedOutcome),
-    State(&'a ArchivedCopiedState),
-}
-
-impl Told<'_> {
-    /// Adds what it says of recipients that newer records did not mention.
-    pub(crate) fn add_to(&self, deferred: &mut Vec<RecipientResult>) {
-        match self {
-            Self::Outcome(outcome) => {
-                add_older(deferred, outcome.results.iter().filter(|result| !result.is_final()));
-            }
-            Self::State(state) => add_older(deferred, state.deferred.iter()),
-        }
-    }
-}
-
-/// Checks an outcome or state record that was read alone.
-pub(crate) fn read_state(id: MessageId, generation: u64, buffer: &[u8]) -> Option<(RecordHeader, Told<'_>)> {
+/// What an outcome or state record, which was read alone, tells of recipients without a final fate; `None` where it is
+/// damaged.
+pub(crate) fn read_state(id: MessageId, generation: u64, buffer: &[u8]) -> Option<Vec<RecipientResult>> {
     let header = RecordHeader::decode(buffer.get(..RECORD_HEADER_BYTES)?);
     let is_right = header.message == id.to_raw()
         && header.checked_length() == Some(buffer.len())
@@ -848,24 +827,22 @@ pub(crate) fn read_state(id: MessageId, generation: u64, buffer: &[u8]) -> Optio
         return None;
     }
     let archive = &buffer[header.archive_range()];
-    let told = if header.kind == RecordKind::Outcome as u8 {
-        Told::Outcome(rkyv::access::<ArchivedOutcome, rkyv::rancor::Failure>(archive).ok()?)
+    if header.kind == RecordKind::Outcome as u8 {
+        let mut results = packed::read_outcome(header.schema, header.message, archive)?.results;
+        results.retain(|result| !result.fate.is_final());
+        Some(results)
     } else if header.kind == RecordKind::State as u8 {
-        Told::State(rkyv::access::<ArchivedCopiedState, rkyv::rancor::Failure>(archive).ok()?)
+        packed::read_state(header.schema, archive).map(|state| state.deferred)
     } else {
-        return None;
-    };
-    Some((header, told))
+        None
+    }
 }
 
 /// Adds results of recipients that newer records did not mention.
-pub(crate) fn add_older<'a>(
-    deferred: &mut Vec<RecipientResult>,
-    older: impl Iterator<Item = &'a ArchivedRecipientResult>,
-) {
+pub(crate) fn add_older(deferred: &mut Vec<RecipientResult>, older: impl IntoIterator<Item = RecipientResult>) {
     for result in older {
-        if deferred.iter().all(|newer| newer.index != result.index.to_native()) {
-            deferred.push(result.to_result());
+        if deferred.iter().all(|newer| newer.index != result.index) {
+            deferred.push(result);
         }
     }
 }

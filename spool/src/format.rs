@@ -10,7 +10,7 @@ use crate::limits::{ALIGN_BYTES, BLOCK_BYTES};
 use crate::record::LogId;
 
 /// The format that this program writes, and the newest that it reads.
-pub const FORMAT_VERSION: u16 = 2;
+pub const FORMAT_VERSION: u16 = 3;
 
 /// Which records a segment takes. Mail and outcomes die soon, copies late, so they do not share segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -462,11 +462,11 @@ pub const META_BYTES: usize = 64;
 
 const OUTCOME_KIND: u8 = RecordKind::Outcome as u8;
 
-/// The layout of each kind's archive that this program writes.
+/// The layout of each kind's archives that this program writes; earlier ones are read.
 pub const MESSAGE_SCHEMA: u8 = 1;
-pub const OUTCOME_SCHEMA: u8 = 1;
-pub const COPY_SCHEMA: u8 = 1;
-pub const STATE_SCHEMA: u8 = 1;
+pub const OUTCOME_SCHEMA: u8 = 2;
+pub const COPY_SCHEMA: u8 = 2;
+pub const STATE_SCHEMA: u8 = 2;
 pub const BODY_SCHEMA: u8 = 1;
 
 mod segment {

@@ -54,6 +54,7 @@ pub mod limits;
 mod load;
 mod log;
 mod message;
+mod packed;
 mod read_only;
 pub mod record;
 mod recover;
@@ -77,8 +78,8 @@ pub use log::{Fetch, Log, Progress, Statistics};
 pub use message::{Message, Piece};
 pub use read_only::ReadOnlyStorage;
 pub use record::{
-    ArchivedEnvelope, ArchivedOutcome, BodyId, CommitNumber, Envelope, Fate, LogId, MessageId, Outcome, Recipient,
-    RecipientResult, Sequence,
+    ArchivedEnvelope, BodyId, CommitNumber, Envelope, Fate, LogId, MessageId, Outcome, Recipient, RecipientResult,
+    Sequence,
 };
 pub use recover::{Cut, Kept, Quarantine, Reason, RecordRef, RecoverOptions, Recovered};
 pub use storage::{Completion, LockGuard, Operation, Storage, StorageFile, execute};

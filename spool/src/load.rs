@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use crate::checkpoint::{CHECKPOINT_FILES, CheckpointFile, KeptCheckpoint};
 use crate::checkpoint_format::{
-    BodyRow, CheckpointBlock, CheckpointHeader, MessageRow, PendingRow, RowPlace, SegmentRow, Slice, SliceKind,
-    read_slice, slice_length,
+    BodyRow, CheckpointBlock, CheckpointHeader, MessageRow, PendingRow, RowContext, RowPlace, SegmentRow, Slice,
+    SliceKind, read_slice, slice_length,
 };
 use crate::directory::LogDirectory;
 use crate::error::RecoverError;
@@ -134,11 +134,14 @@ impl Checkpoint {
                 Ok(None) => return true,
                 Err(Unreadable) => return false,
             };
+            let mut context = RowContext::new(&self.header);
             for _ in 0..count {
                 let loaded = match kind {
                     SliceKind::Segments => break,
                     SliceKind::Bodies => BodyRow::decode(&mut rows).map(|row| load_body(log, row)),
-                    SliceKind::Messages => MessageRow::decode(&mut rows).map(|row| load_message(log, row)),
+                    SliceKind::Messages => {
+                        MessageRow::decode(&mut context, &mut rows).map(|row| load_message(log, row))
+                    }
                 };
                 if loaded.is_none() {
                     return false;
@@ -162,8 +165,9 @@ impl Checkpoint {
             if kind != SliceKind::Messages {
                 continue;
             }
+            let mut context = RowContext::new(&self.header);
             for _ in 0..count {
-                let Some(row) = MessageRow::decode(&mut rows) else { return };
+                let Some(row) = MessageRow::decode(&mut context, &mut rows) else { return };
                 if row.summary.is_empty() {
                     continue;
                 }

@@ -5,7 +5,8 @@
 //! *absolute* (attempts = 3, due = T), so that applying it twice changes nothing, and it is self-contained: an event
 //! can be derived from it when the message itself is no longer on disk.
 //!
-//! All are rkyv archives, read in place: [`ArchivedEnvelope`], [`ArchivedOutcome`].
+//! Envelopes are rkyv archives, read in place: [`ArchivedEnvelope`]. Outcomes, and states, are packed (`packed.rs`); they
+//! were rkyv archives once, and such are read.
 
 use std::fmt;
 use std::str::FromStr;
@@ -319,19 +320,15 @@ impl ArchivedEnvelope {
 
 impl ArchivedOutcome {
     /// An owned copy.
-    pub fn to_outcome(&self) -> Outcome {
+    pub(crate) fn to_outcome(&self) -> Outcome {
         rkyv::deserialize::<Outcome, Failure>(self).expect("strings and numbers are copied without fail")
     }
 }
 
-impl ArchivedRecipientResult {
+impl ArchivedCopiedState {
     /// An owned copy.
-    pub fn to_result(&self) -> RecipientResult {
-        rkyv::deserialize::<RecipientResult, Failure>(self).expect("strings and numbers are copied without fail")
-    }
-
-    pub fn is_final(&self) -> bool {
-        !matches!(self.fate, ArchivedFate::Deferred { .. })
+    pub(crate) fn to_state(&self) -> CopiedState {
+        rkyv::deserialize::<CopiedState, Failure>(self).expect("strings and numbers are copied without fail")
     }
 }
 

@@ -32,9 +32,8 @@ use crate::limits::{
 use crate::load::{Checkpoint, CheckpointSurvey};
 use crate::log::{Log, check_header};
 use crate::message::{Memory, Message};
-use crate::record::{
-    ArchivedCopiedState, ArchivedEnvelope, ArchivedOutcome, CommitNumber, LogId, MessageId, RecipientResult, Sequence,
-};
+use crate::packed;
+use crate::record::{ArchivedEnvelope, CommitNumber, LogId, MessageId, Outcome, RecipientResult, Sequence};
 use crate::replay::{ChainReader, Ended, Frame, SegmentBytes, Step, Unfinished};
 use crate::segment::Segment;
 use crate::storage::{ReadBuffer, StorageFile, read_exact_at};
@@ -107,7 +106,7 @@ pub enum RecordRef<'a> {
         size: u64,
     },
     Outcome {
-        outcome: &'a ArchivedOutcome,
+        outcome: &'a Outcome,
     },
 }
 
@@ -556,6 +555,7 @@ impl Recovery<'_> {
         let place = Place::new(slot, offset, record.len());
         let message = id.sequence().0;
         let archive = &record[header.archive_range()];
+        let outcome;
         let mut news = None;
         match header.kind {
             MESSAGE => {
@@ -570,32 +570,28 @@ impl Recovery<'_> {
                 news = Some(RecordRef::Message { id, envelope, size });
             }
             OUTCOME => {
-                let outcome = rkyv::access::<ArchivedOutcome, Failure>(archive).ok()?;
-                if outcome.message != header.message {
-                    return None;
-                }
+                outcome = packed::read_outcome(header.schema, header.message, archive)?;
                 if is_applied {
                     let results = outcome.results.iter();
-                    let results = results.map(|result| (result.index.to_native(), Settles::from(result.is_final())));
+                    let results = results.map(|result| (result.index, Settles::from(result.fate.is_final())));
                     if let Some((before, _)) = self.log.index.settle(message, place, results) {
                         self.log.recount(&before, CommitNumber(0));
                         self.log.index.set_flag(message, TOUCHED, true);
                     }
                 }
-                news = Some(RecordRef::Outcome { outcome });
+                news = Some(RecordRef::Outcome { outcome: &outcome });
             }
             COPY => {
                 rkyv::access::<ArchivedEnvelope, Failure>(archive).ok()?;
-                let state = rkyv::access::<ArchivedCopiedState, Failure>(&record[header.state_range()]).ok()?;
-                let finished: Vec<u32> = state.finished.iter().map(|index| index.to_native()).collect();
+                let state = packed::read_state(header.schema, &record[header.state_range()])?;
                 if is_applied && self.log.index.get(message).is_some() {
-                    self.apply_copy(header, place, &finished);
+                    self.apply_copy(header, place, &state.finished);
                 } else if is_applied {
-                    self.apply_message(header, place, state.recipients.to_native(), &finished);
+                    self.apply_message(header, place, state.recipients, &state.finished);
                 }
             }
             STATE => {
-                rkyv::access::<ArchivedCopiedState, Failure>(archive).ok()?;
+                packed::read_state(header.schema, archive)?;
                 if is_applied && let Some(before) = self.log.index.restate(message, place) {
                     self.log.recount(&before, CommitNumber(0));
                     self.log.index.set_flag(message, TOUCHED, true);
@@ -813,13 +809,13 @@ impl Recovery<'_> {
             let segment = self.log.segments.get(place.slot);
             let Ok((memory, start)) = window.get(segment, place) else { continue };
             let record = &memory[start..start + place.length() as usize];
-            let Some((_, told)) = read_state(message.id(), segment.generation, record) else { continue };
-            told.add_to(&mut results);
+            let told = read_state(message.id(), segment.generation, record);
+            add_older(&mut results, told.into_iter().flatten());
         }
         let header = message.header();
         if header.kind == COPY {
-            let state = rkyv::access::<ArchivedCopiedState, Failure>(message.bytes(header.state_range()));
-            add_older(&mut results, state.iter().flat_map(|state| state.deferred.iter()));
+            let state = packed::read_state(header.schema, message.bytes(header.state_range()));
+            add_older(&mut results, state.into_iter().flat_map(|state| state.deferred));
         }
         results.retain(|result| pending.binary_search(&result.index).is_ok());
         results.sort_unstable_by_key(|result| result.index);

@@ -110,8 +110,8 @@ fn the_bytes_are_these() {
     log.append_outcome(&outcome(id, 0, Fate::Deferred { due_ms: 1_700_000_300_000 })).unwrap();
     settle(&mut log, Duration::ZERO);
     let segment = disk.bytes(Path::new("/spool/log-0000/segment-0000"));
-    compare("segment-v2.txt", &segment);
-    compare("meta-v2.txt", &disk.bytes(Path::new("/spool/SPOOL")));
+    compare("segment-v3.txt", &segment);
+    compare("meta-v3.txt", &disk.bytes(Path::new("/spool/SPOOL")));
 
     // And they say what FORMAT.md says.
     let SegmentBlock::Header(header) = SegmentHeader::decode(&segment[..SEGMENT_HEADER_BYTES]) else { panic!() };
@@ -174,7 +174,7 @@ fn a_copy_is_this() {
     let (record, bytes): &(RecordHeader, Vec<u8>) = &copies[0];
     assert_eq!(&bytes[record.body_range()], b"Subject: Golden\r\n\r\n.dot\r\n");
     assert_eq!(record.archive_range().start, RECORD_HEADER_BYTES);
-    compare("copy-v2.txt", bytes);
+    compare("copy-v3.txt", bytes);
 }
 
 /// A message whose state is spread over many outcomes gets it told by one record.
@@ -195,7 +195,7 @@ fn a_state_is_this() {
     assert_eq!(states.len(), 1);
     let (record, bytes) = &states[0];
     assert_eq!((record.content_bytes(), record.state_length, record.shared_body), (0, 0, 0));
-    compare("state-v2.txt", bytes);
+    compare("state-v3.txt", bytes);
 }
 
 /// A body, a message that names it, and both in a checkpoint, with all kinds of rows.
@@ -237,7 +237,7 @@ fn a_shared_body_and_a_checkpoint_are_this() {
     }
     assert_eq!(log.statistics().checkpoints, 1);
     let checkpoint = disk.bytes(Path::new("/spool/log-0000/checkpoint-0"));
-    compare("checkpoint-v2.txt", &checkpoint);
+    compare("checkpoint-v3.txt", &checkpoint);
     let CheckpointBlock::Header(header) = CheckpointHeader::decode(&checkpoint[..4096]) else { panic!() };
     assert_eq!((header.log, header.number, header.slices, header.messages), (LogId(0), 1, 3, 2));
     assert_eq!((header.begin_sequence, header.begin_segment, header.discarded), (9, 2, 0));

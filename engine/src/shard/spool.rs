@@ -526,7 +526,7 @@ fn group<'a>(mut recipients: impl Iterator<Item = GroupedRecipient<'a>>, batch_m
 fn logged(log: LogId, sequence: Sequence, record: RecordRef<'_>) -> LoggedRecord {
     let record = match record {
         RecordRef::Message { envelope, size, .. } => Logged::Message { envelope: envelope.to_envelope(), size },
-        RecordRef::Outcome { outcome } => Logged::Outcome(outcome.to_outcome()),
+        RecordRef::Outcome { outcome } => Logged::Outcome(outcome.clone()),
     };
     LoggedRecord { log, sequence, record }
 }
