@@ -418,3 +418,103 @@ mod ring {
         .await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::os::fd::OwnedFd;
+    use std::ptr;
+
+    use super::*;
+    use crate::storage::{Completion, Done, Operation, Work, execute};
+
+    fn write(file: &Arc<dyn StorageFile>, sync: bool) -> Operation {
+        Operation {
+            token: 0,
+            work: Work::Write { file: Arc::clone(file), offset: 0, buffer: BLOCK.into(), start: 0, sync },
+        }
+    }
+
+    fn check(completion: &Completion) {
+        assert!(matches!(completion.done, Done::Write { result: Ok(written), .. } if written == BLOCK.len()));
+    }
+
+    /// How many pages of a file are not on the medium. `None` where the kernel (before 6.5) can't tell.
+    fn dirty_pages(file: &File) -> Option<u64> {
+        /// As in `linux/mman.h`: a range, then what is found of its pages.
+        #[derive(Default)]
+        #[repr(C)]
+        struct Range {
+            offset: u64,
+            length: u64,
+        }
+        #[derive(Default)]
+        #[repr(C)]
+        struct Found {
+            cached: u64,
+            dirty: u64,
+            in_writeback: u64,
+            evicted: u64,
+            recently_evicted: u64,
+        }
+        let (range, mut found) = (Range::default(), Found::default());
+        // SAFETY: the two pointers name what the call reads and writes, in the kernel's layout, and outlive it.
+        let result =
+            unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), ptr::from_ref(&range), ptr::from_mut(&mut found), 0) };
+        match result {
+            0 => Some(found.dirty + found.in_writeback),
+            _ => None,
+        }
+    }
+
+    /// A file that says by its pages what is on the medium; `None` where nothing says so: on tmpfs, or an old kernel.
+    fn telling_file() -> Option<(Arc<dyn StorageFile>, File)> {
+        let file = tempfile::tempfile().unwrap();
+        let plain: Arc<dyn StorageFile> = Arc::new(PlainFile { file: file.try_clone().unwrap() });
+        check(&execute(write(&plain, false)));
+        let dirty = dirty_pages(&file)?;
+        file.sync_all().unwrap();
+        (dirty > 0 && dirty_pages(&file) == Some(0)).then_some((plain, file))
+    }
+
+    #[test]
+    fn a_write_is_on_the_medium_when_it_completes() {
+        let Some((plain, file)) = telling_file() else { return };
+        check(&execute(write(&plain, false)));
+        assert!(dirty_pages(&file) > Some(0));
+        check(&execute(write(&plain, true)));
+        assert_eq!(dirty_pages(&file), Some(0));
+    }
+
+    #[cfg(feature = "uring")]
+    #[test]
+    fn a_write_on_a_ring_is_on_the_medium_when_it_completes() {
+        let Some((plain, file)) = telling_file() else { return };
+        tokio_uring::start(async {
+            check(&execute_on_ring(write(&plain, false)).await);
+            assert!(dirty_pages(&file) > Some(0));
+            check(&execute_on_ring(write(&plain, true)).await);
+            assert_eq!(dirty_pages(&file), Some(0));
+        });
+    }
+
+    /// tokio-uring may split two linked operations, and then the sync may be over before the write. A pipe tells how many
+    /// there are: it takes a write with `RWF_DSYNC`, and can't be synced.
+    #[cfg(feature = "uring")]
+    #[test]
+    fn a_durable_write_on_a_ring_is_one_operation() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let file: Arc<dyn StorageFile> = Arc::new(PlainFile { file: File::from(OwnedFd::from(writer)) });
+        assert_eq!(file.sync_and_drop_cache(0..0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        tokio_uring::start(async {
+            check(&execute_on_ring(write(&file, true)).await);
+        });
+        drop(file);
+        let mut written = Vec::new();
+        reader.read_to_end(&mut written).unwrap();
+        assert_eq!(written, BLOCK);
+    }
+
+    const BLOCK: [u8; 4_096] = [7; 4_096];
+    const CACHESTAT: libc::c_long = 451;
+}

@@ -337,6 +337,85 @@ fn segments_wait_for_the_event_cursor() {
     assert!(statistics.segments_in_use <= 5, "but for what the last checkpoints did not know: {statistics:?}");
 }
 
+/// A log with a message of 20,000 octets, alone in a segment that both checkpoints have passed: it is used again as soon
+/// as nothing holds it back.
+fn with_one_old_message(storage: Arc<dyn Storage>, path: &Path) -> (Spool, Log, MessageId, Duration) {
+    let (spool, mut log) = open(storage, path, SpoolOptions { hot_bytes: 1 << 30, ..options() });
+    let (id, _) = log.append_message(&envelope(), b"", &[7; 20_000]).unwrap();
+    let mut now = Duration::ZERO;
+    for _ in 0..30 {
+        let (filler, _) = log.append_message(&envelope(), b"", &[0; 40_000]).unwrap();
+        log.append_outcome(&outcome(filler, Fate::Delivered, 1)).unwrap();
+        settle(&mut log, now);
+        now += Duration::from_millis(10);
+    }
+    let statistics = log.statistics();
+    assert!(statistics.checkpoints >= 2 && statistics.segments_retired > 2, "{statistics:?}");
+    assert_eq!(statistics.messages_copied, 0);
+    (spool, log, id, now)
+}
+
+/// The message's only outcome is being written when the log looks for what can be used again, and then the write fails:
+/// the message is live, so its segment must still be its own.
+#[test]
+fn a_segment_waits_for_the_commit_that_made_it_dead() {
+    let disk = SimDisk::new(1);
+    let (_spool, mut log, id, now) = with_one_old_message(Arc::new(disk.clone()), Path::new("/spool"));
+    let retired = log.statistics().segments_retired;
+    log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
+    let commit = log.poll_operation(now, &mut ()).unwrap();
+    assert!(log.is_committing());
+    while let Some(operation) = log.poll_operation(now, &mut ()) {
+        log.handle_completion(now, execute(operation));
+    }
+    assert_eq!(log.statistics().segments_retired, retired);
+    disk.set_faults(Faults { operations_left: Some(0), ..Faults::default() });
+    let Progress::Failed { .. } = log.handle_completion(now, execute(commit)) else { panic!() };
+    disk.set_faults(Faults::default());
+    assert!(log.begin_reopen());
+    settle(&mut log, now);
+    assert!(log.is_live(id));
+    // The same again, and this time it is written.
+    log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
+    settle(&mut log, now);
+    assert!(log.statistics().segments_retired > retired);
+}
+
+/// A message is being read when it ends: others' mail must not be written to where it is read from.
+#[test]
+fn a_segment_waits_for_reads_from_it() {
+    let (_spool, mut log, id, now) = with_one_old_message(Arc::new(SimDisk::new(1)), Path::new("/spool"));
+    let retired = log.statistics().segments_retired;
+    let Ok(Fetch::Read(read)) = log.message(id) else { panic!() };
+    log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
+    settle(&mut log, now);
+    assert_eq!(log.statistics().segments_retired, retired);
+    let Progress::Read { result, .. } = log.handle_completion(now, execute(read)) else { panic!() };
+    assert_eq!(result.unwrap().body(), [7; 20_000]);
+    settle(&mut log, now);
+    assert!(log.statistics().segments_retired > retired);
+}
+
+/// The same for a message, and for a piece of one, that points into the map of a segment.
+#[test]
+fn a_segment_waits_for_who_holds_a_piece_of_its_map() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_spool, mut log, id, now) = with_one_old_message(Arc::new(FileStorage), directory.path());
+    let retired = log.statistics().segments_retired;
+    let Ok(Fetch::Ready(message)) = log.message(id) else { panic!() };
+    log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
+    settle(&mut log, now);
+    assert_eq!(log.statistics().segments_retired, retired);
+    let piece = message.body_piece();
+    drop(message);
+    settle(&mut log, now);
+    assert_eq!(log.statistics().segments_retired, retired);
+    assert_eq!(piece.as_ref(), [7; 20_000]);
+    drop(piece);
+    settle(&mut log, now);
+    assert!(log.statistics().segments_retired > retired);
+}
+
 /// Any message up to what a segment holds goes in, one octet more does not, and the log goes on after that.
 #[test]
 fn the_largest_message_fills_a_segment() {
