@@ -377,7 +377,8 @@ impl<'a> MessageRow<'a> {
         if context.version < 3 {
             return Self::decode_v2(rows);
         }
-        let sequence = context.sequence.checked_add(rows.varint()?)?;
+        let step = rows.varint().filter(|step| *step > 0)?;
+        let sequence = context.sequence.checked_add(step)?;
         context.sequence = sequence;
         let flags = rows.take(1)?[0];
         let record = context.decode_place(rows)?;

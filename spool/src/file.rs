@@ -498,8 +498,8 @@ mod tests {
         });
     }
 
-    /// tokio-uring may split two linked operations, and then the sync may be over before the write. A pipe tells how many
-    /// there are: it takes a write with `RWF_DSYNC`, and can't be synced.
+    /// tokio-uring may split two linked operations, and then the sync may be over before the write. A pipe tells how
+    /// many there are: it takes a write with `RWF_DSYNC`, and can't be synced.
     #[cfg(feature = "uring")]
     #[test]
     fn a_durable_write_on_a_ring_is_one_operation() {

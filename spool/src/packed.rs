@@ -278,7 +278,8 @@ mod tests {
             text in text(),
             command in text(),
         ) -> RecipientResult {
-            RecipientResult { index, recipient, queue, fate, attempts, answer: Answer { code, enhanced, text, command } }
+            let answer = Answer { code, enhanced, text, command };
+            RecipientResult { index, recipient, queue, fate, attempts, answer }
         }
     }
 

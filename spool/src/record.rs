@@ -5,8 +5,8 @@
 //! *absolute* (attempts = 3, due = T), so that applying it twice changes nothing, and it is self-contained: an event
 //! can be derived from it when the message itself is no longer on disk.
 //!
-//! Envelopes are rkyv archives, read in place: [`ArchivedEnvelope`]. Outcomes, and states, are packed (`packed.rs`); they
-//! were rkyv archives once, and such are read.
+//! Envelopes are rkyv archives, read in place: [`ArchivedEnvelope`]. Outcomes, and states, are packed (`packed.rs`);
+//! they were rkyv archives once, and such are read.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,4 +1,4 @@
-//! Spools that earlier versions wrote are read, and go on: the golden dumps of those versions are turned back into files.
+//! Spools that earlier versions wrote are read, and go on: the golden dumps of those are turned back into files.
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 

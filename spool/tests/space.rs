@@ -337,8 +337,8 @@ fn segments_wait_for_the_event_cursor() {
     assert!(statistics.segments_in_use <= 5, "but for what the last checkpoints did not know: {statistics:?}");
 }
 
-/// A log with a message of 20,000 octets, alone in a segment that both checkpoints have passed: it is used again as soon
-/// as nothing holds it back.
+/// A log with a message of 20,000 octets, alone in a segment that both checkpoints have passed: it is used again as
+/// soon as nothing holds it back.
 fn with_one_old_message(storage: Arc<dyn Storage>, path: &Path) -> (Spool, Log, MessageId, Duration) {
     let (spool, mut log) = open(storage, path, SpoolOptions { hot_bytes: 1 << 30, ..options() });
     let (id, _) = log.append_message(&envelope(), b"", &[7; 20_000]).unwrap();
