@@ -103,8 +103,8 @@ pub(crate) fn server_name(host_name: &str) -> Result<ServerName<'static>, TlsErr
     }
 }
 
-/// What rustls has on aws-lc-rs, but with TLS 1.3's SHA-256 suite before that of SHA-384: processors have instructions for
-/// SHA-256 only, and a handshake hashes much.
+/// What rustls has on aws-lc-rs, but with TLS 1.3's SHA-256 suite before that of SHA-384: processors have instructions
+/// for SHA-256 only, and a handshake hashes much.
 pub(super) fn provider() -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
     provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
