@@ -15,13 +15,17 @@ use ahash::{HashMap, HashMapExt as _};
 use crate::limits::FAIR_DEBTORS_KEPT;
 
 /// Who shares: the messages of one tenant's campaign, in one class.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Flow {
     /// 0 high, 1 normal, 2 bulk; anything above counts as bulk.
     pub priority: u8,
     /// Empty: the engine's own.
     pub tenant: Arc<str>,
     pub campaign: Arc<str>,
+    /// Its egress pool, where a limit over many pairs asks for it; else empty, so that pools share a turn.
+    pub pool: Arc<str>,
+    /// The same of the recipients' domain.
+    pub domain: Arc<str>,
 }
 
 impl Flow {
@@ -251,7 +255,7 @@ mod tests {
     use super::*;
 
     fn flow(priority: u8, tenant: &str, campaign: &str) -> Arc<Flow> {
-        Arc::new(Flow { priority, tenant: tenant.into(), campaign: campaign.into() })
+        Arc::new(Flow { priority, tenant: tenant.into(), campaign: campaign.into(), ..Flow::default() })
     }
 
     /// So many turns, and how many each of the flows had.

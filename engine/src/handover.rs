@@ -83,7 +83,8 @@ impl PairKey {
     pub fn subject<'a>(&'a self, flow: &'a Flow) -> Subject<'a> {
         // What no provider rolls up is its own roll-up.
         let provider = (self.rollup != self.site).then_some(&*self.rollup);
-        Subject { tenant: &flow.tenant, campaign: &flow.campaign, source: self.source, provider }
+        let Flow { tenant, campaign, pool, domain, .. } = flow;
+        Subject { tenant, campaign, pool, domain, source: self.source, provider, site: &self.site }
     }
 
     /// The limits over many pairs that a flow is under here.

@@ -147,6 +147,8 @@ pub const SUSPENSION_REASON_OCTETS_MAX: usize = 400;
 pub const SUSPENSION_MAX: std::time::Duration = std::time::Duration::from_secs(366 * 86_400);
 /// For how long a source gets no mail for a roll-up one of whose hosts refuses its address in the greeting.
 pub const SOURCE_REFUSED_PAUSE: std::time::Duration = std::time::Duration::from_secs(1_800);
+/// A site's name in the configuration: the hosts of a large MX set.
+pub(crate) const SITE_NAME_BYTES_MAX: usize = 4_096;
 /// For how long a domain whose peer refuses a source's address gets its mail from the pool's other sources.
 pub const SOURCE_AVOIDED: std::time::Duration = std::time::Duration::from_secs(4 * 3_600);
 /// Refused (domain, source) pairs that a home remembers.

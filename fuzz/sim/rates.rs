@@ -122,6 +122,9 @@ pub(crate) fn draw(config: &mut Config, random: &mut Random) {
         campaign: None,
         provider: None,
         source: None,
+        egress_pool: None,
+        site: None,
+        domain: None,
         max_message_rate: rate,
     };
     if random.one_in(2) {

@@ -1,13 +1,13 @@
 //! `[[limit]]`: a rate over many sources and sites at once; and which limits some mail is under.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
 use super::egress::duplicate;
 use super::error::Wrong;
 use super::reader::Section;
-use super::value::did_you_mean;
+use super::value::{did_you_mean, domain};
 use super::{Config, Limit, Rate};
 use crate::limits;
 
@@ -20,6 +20,10 @@ pub struct LimitId(pub u32);
 pub struct Subject<'a> {
     pub tenant: &'a str,
     pub campaign: &'a str,
+    /// Empty where no limit asks for it; so is the domain.
+    pub pool: &'a str,
+    pub domain: &'a str,
+    pub site: &'a str,
     /// Index into [`Config::egress_sources`].
     pub source: usize,
     /// The provider that the mail's site belongs to.
@@ -32,6 +36,9 @@ pub struct SharedLimits {
     limits: Vec<SharedLimit>,
     of_tenants: HashMap<String, Vec<LimitId>>,
     of_all: Vec<LimitId>,
+    /// What limits ask for, beside tenants and campaigns.
+    pools: BTreeSet<Arc<str>>,
+    domains: BTreeSet<Arc<str>>,
     injection: HashMap<String, Rate>,
 }
 
@@ -43,6 +50,9 @@ struct SharedLimit {
     campaign: Option<String>,
     source: Option<usize>,
     provider: Option<String>,
+    pool: Option<String>,
+    site: Option<String>,
+    domain: Option<String>,
 }
 
 impl SharedLimits {
@@ -52,14 +62,16 @@ impl SharedLimits {
             all.injection.extend(tenant.max_injection_rate.map(|rate| (tenant.name.clone(), rate)));
             if let Some(rate) = tenant.max_message_rate {
                 let name = format!("tenant {}", tenant.name).into();
-                let limit = SharedLimit { name, rate, campaign: None, source: None, provider: None };
-                all.add(limit, Some(&tenant.name));
+                all.add(SharedLimit::new(name, rate), Some(&tenant.name));
             }
         }
         for limit in &config.limits {
-            let Limit { name, tenant, campaign, provider, source, max_message_rate: rate } = limit.clone();
-            let name = format!("limit {name}").into();
-            all.add(SharedLimit { name, rate, campaign, source, provider }, tenant.as_ref());
+            let Limit { name, tenant, campaign, provider, source, egress_pool: pool, site, domain, max_message_rate } =
+                limit.clone();
+            all.pools.extend(pool.as_deref().map(Arc::from));
+            all.domains.extend(domain.as_deref().map(Arc::from));
+            let any = SharedLimit::new(format!("limit {name}").into(), max_message_rate);
+            all.add(SharedLimit { campaign, source, provider, pool, site, domain, ..any }, tenant.as_ref());
         }
         all
     }
@@ -85,6 +97,16 @@ impl SharedLimits {
         candidates.filter(move |id| self.limits[id.0 as usize].covers(subject))
     }
 
+    /// A flow's egress pool, as far as limits ask for it.
+    pub fn told_pool(&self, pool: &str) -> Arc<str> {
+        self.pools.get(pool).cloned().unwrap_or_default()
+    }
+
+    /// The same of its recipients' domain, in lower case.
+    pub fn told_domain(&self, domain: &str) -> Arc<str> {
+        self.domains.get(domain).cloned().unwrap_or_default()
+    }
+
     /// How many recipients are accepted of a tenant's mail.
     pub fn injection(&self, tenant: &str) -> Option<Rate> {
         // Nearly always there is none.
@@ -106,10 +128,18 @@ impl SharedLimits {
 }
 
 impl SharedLimit {
+    /// Of all mail.
+    fn new(name: Arc<str>, rate: Rate) -> Self {
+        Self { name, rate, campaign: None, source: None, provider: None, pool: None, site: None, domain: None }
+    }
+
     fn covers(&self, subject: Subject<'_>) -> bool {
         self.campaign.as_ref().is_none_or(|campaign| campaign == subject.campaign)
             && self.source.is_none_or(|source| source == subject.source)
             && self.provider.as_deref().is_none_or(|provider| Some(provider) == subject.provider)
+            && self.pool.as_deref().is_none_or(|pool| pool == subject.pool)
+            && self.site.as_deref().is_none_or(|site| site == subject.site)
+            && self.domain.as_deref().is_none_or(|domain| domain == subject.domain)
     }
 }
 
@@ -123,6 +153,9 @@ impl Limit {
             ("campaign", self.campaign.as_ref()),
             ("provider", self.provider.as_ref()),
             ("source", source),
+            ("pool", self.egress_pool.as_ref()),
+            ("site", self.site.as_ref()),
+            ("domain", self.domain.as_ref()),
         ];
         let selectors = selectors.into_iter().filter_map(|(kind, value)| Some(format!("{kind} {}", value?)));
         let whom: Vec<String> = selectors.collect();
@@ -167,12 +200,17 @@ fn read_limit(section: Section<'_>, name: Option<String>, config: &Config) -> Op
     let source =
         section.text("egress_source", "\"ip-a\"", |text| one_of(text, "egress source", "[[egress_source]]", sources()));
     let source = source.and_then(|found| sources().position(|name| name == found.value));
+    let pools = config.egress_pools.iter().map(|pool| pool.name.as_str());
+    let egress_pool =
+        section.text("egress_pool", "\"shared\"", |text| one_of(text, "egress pool", "[[egress_pool]]", pools));
+    let site = section.text("site", "\"mx1.example.net\"", site);
+    let domain = section.text("domain", "\"example.net\"", domain);
     let rate = section.text("max_message_rate", "\"200/s\"", Rate::parse);
     match &rate {
         None if section.place_of("max_message_rate").is_none() => section.missing("max_message_rate", "\"200/s\""),
         _ => {}
     }
-    section.not_yet(&[("egress_pool", None), ("site", None), ("domain", None), ("connection_limit", None)]);
+    section.not_yet(&[("connection_limit", None)]);
     section.finish();
     Some(Limit {
         name: name?,
@@ -180,6 +218,9 @@ fn read_limit(section: Section<'_>, name: Option<String>, config: &Config) -> Op
         campaign: campaign.map(|found| found.value),
         provider: provider.map(|found| found.value),
         source,
+        egress_pool: egress_pool.map(|found| found.value),
+        site: site.map(|found| found.value),
+        domain: domain.map(|found| found.value),
         // "unlimited" limits nothing.
         max_message_rate: rate?.value?,
     })
@@ -211,6 +252,15 @@ fn line(text: &str) -> Result<String, Wrong> {
     Ok(text.into())
 }
 
+/// As events name it: the hosts of an MX set, or a static route's.
+fn site(text: &str) -> Result<String, Wrong> {
+    if text.is_empty() || text.len() > limits::SITE_NAME_BYTES_MAX || text.chars().any(char::is_control) {
+        let wrong = Wrong::new(format!("{text:?} is no site"));
+        return Err(wrong.instead("write what events and `postctl queue list` show as \"site\""));
+    }
+    Ok(text.into())
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -229,11 +279,16 @@ mod tests {
              max_message_rate = \"9/s\"\n[[tenant]]\nname = \"zeta\"\n[[limit]]\nname = \"all of a campaign\"\n\
              campaign = \"c\"\nmax_message_rate = \"8/s\"\n[[limit]]\nname = \"acme at google\"\ntenant = \"acme\"\n\
              provider = \"google\"\nmax_message_rate = \"7/s\"\n[[limit]]\nname = \"by ip-a\"\n\
-             egress_source = \"ip-a\"\nmax_message_rate = \"6/s\"\n[[limit]]\nname = \"none\"\n\
+             egress_source = \"ip-a\"\nmax_message_rate = \"6/s\"\n[[egress_pool]]\nname = \"fast\"\n\
+             sources = [{ source = \"ip-a\" }]\n[[limit]]\nname = \"by pool\"\negress_pool = \"fast\"\n\
+             max_message_rate = \"5/s\"\n[[limit]]\nname = \"to site\"\nsite = \"mx.test\"\n\
+             max_message_rate = \"4/s\"\n[[limit]]\nname = \"to domain\"\ndomain = \"Shop.test\"\n\
+             max_message_rate = \"3/s\"\n[[limit]]\nname = \"none\"\n\
              max_message_rate = \"unlimited\"\n",
         );
         let of = |tenant, campaign, source, provider| {
-            let subject = Subject { tenant, campaign, source, provider };
+            let (pool, domain, site) = ("", "", "mx.other");
+            let subject = Subject { tenant, campaign, source, provider, pool, domain, site };
             limits.of(subject).map(|id| limits.name(id).to_string()).collect::<Vec<_>>()
         };
         let (ip_a, other) = (0, 1);
@@ -242,6 +297,18 @@ mod tests {
         assert_eq!(of("acme", "c", other, Some("yahoo")), ["tenant acme", "limit all of a campaign"]);
         assert_eq!(of("acme", "", ip_a, Some("google")), ["tenant acme", "limit acme at google", "limit by ip-a"]);
         assert_eq!(of("", "", ip_a, Some("google")), ["limit by ip-a"]);
+        let any = Subject {
+            tenant: "",
+            campaign: "",
+            source: other,
+            provider: None,
+            pool: &limits.told_pool("fast"),
+            domain: &limits.told_domain("shop.test"),
+            site: "mx.test",
+        };
+        let found: Vec<String> = limits.of(any).map(|id| limits.name(id).to_string()).collect();
+        assert_eq!(found, ["limit by pool", "limit to site", "limit to domain"]);
+        assert_eq!((&*limits.told_pool("slow"), &*limits.told_domain("test")), ("", ""), "nobody asks for them");
         assert!(!limits.is_empty() && SharedLimits::default().is_empty());
     }
 }

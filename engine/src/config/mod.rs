@@ -304,6 +304,11 @@ pub struct Limit {
     pub provider: Option<String>,
     /// Index into [`Config::egress_sources`].
     pub source: Option<usize>,
+    pub egress_pool: Option<String>,
+    /// As events name it.
+    pub site: Option<String>,
+    /// The recipients', in lower case.
+    pub domain: Option<String>,
     pub max_message_rate: Rate,
 }
 

@@ -404,7 +404,7 @@ mod tests {
     use super::*;
 
     fn flow(priority: u8, tenant: &str) -> Arc<Flow> {
-        Arc::new(Flow { priority, tenant: tenant.into(), campaign: "".into() })
+        Arc::new(Flow { priority, tenant: tenant.into(), campaign: "".into(), ..Flow::default() })
     }
 
     fn backlog(ready: usize, oldest_due_ms: u64) -> Backlog {

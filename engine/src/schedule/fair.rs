@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     fn flow(priority: u8, tenant: &str) -> Arc<Flow> {
-        Arc::new(Flow { priority, tenant: tenant.into(), campaign: "".into() })
+        Arc::new(Flow { priority, tenant: tenant.into(), campaign: "".into(), ..Flow::default() })
     }
 
     fn push(queue: &mut FairQueue, flow: &Arc<Flow>, entries: std::ops::Range<u32>, recipients: u32) {

@@ -654,7 +654,13 @@ impl Home {
             return key;
         }
         let (tenant, campaign) = (Arc::<str>::from(&*name.tenant), Arc::<str>::from(&*name.campaign));
-        let flow = Flow { priority: name.priority, tenant: Arc::clone(&tenant), campaign: Arc::clone(&campaign) };
+        let flow = Flow {
+            priority: name.priority,
+            tenant: Arc::clone(&tenant),
+            campaign: Arc::clone(&campaign),
+            pool: self.shared_limits.told_pool(&name.pool),
+            domain: self.shared_limits.told_domain(&name.domain),
+        };
         let flow = match self.flows.get(&flow) {
             Some(known) => Arc::clone(known),
             None => {

@@ -10,7 +10,7 @@ fn pair() -> PairKey {
 }
 
 fn flow() -> Arc<Flow> {
-    Arc::new(Flow { priority: 1, tenant: "".into(), campaign: "".into() })
+    Arc::new(Flow { priority: 1, tenant: "".into(), campaign: "".into(), ..Flow::default() })
 }
 
 fn home_with(messages: u64) -> Home {

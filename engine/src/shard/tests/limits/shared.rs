@@ -100,6 +100,30 @@ fn flows_under_one_limit_share_a_pair() {
 }
 
 #[test]
+fn a_limit_can_be_of_a_domain_or_a_pool() {
+    for shards in [1, 2, 4] {
+        for (selector, covers_both) in [("domain = \"slow.test\"", false), ("egress_pool = \"default\"", true)] {
+            let rules = rules("1000/s");
+            let limit = format!("[[limit]]\nname = \"some\"\n{selector}\nmax_message_rate = \"20/s\"\n");
+            let mut engine = Engine::start(&format!("{rules}{limit}"), shards);
+            engine.queue_of("a", 600, &["slow.test", "fast.test"]);
+            engine.queue_of("b", 600, &["slow.test", "fast.test"]);
+            engine.run_until(seconds(11));
+            let what = format!("{selector} with {shards} shards");
+            let [slow, fast] = [SLOW, FAST].map(|site| engine.sink(site));
+            let mut limited = Sink { mails: slow.mails.clone(), ..Sink::default() };
+            match covers_both {
+                true => limited.mails.extend(&fast.mails),
+                false => assert_eq!(fast.mails.len(), 600, "{what}: what it does not name goes at full speed"),
+            }
+            limited.mails.sort();
+            assert!(limited.most_within(seconds(1)) <= 20, "{what}: {}", limited.most_within(seconds(1)));
+            assert!(limited.mails.len() >= 19 * 10, "{what}: {}", limited.mails.len());
+        }
+    }
+}
+
+#[test]
 fn a_tenants_limit_is_over_sources_sites_and_shards() {
     for shards in [1, 2, 4] {
         let mut engine = Engine::start(&rules("20/s"), shards);
