@@ -18,6 +18,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use serde_json::{Map, Value, json};
 
+use crate::deliver::verdict::SESSION_RULES;
 use crate::runtime::event_file::EventLogStatistics;
 
 /// Only grows. One writer.
@@ -106,6 +107,8 @@ pub struct ShardMetrics {
     pub received_smtp: Counter,
     pub received_http: Counter,
     pub received_embedded: Counter,
+    /// Sessions that ended outside of any transaction, or never came up; by their place in [`SESSION_RULES`].
+    pub session_failures: [Counter; SESSION_RULES.len()],
     /// Recipients, here and below.
     pub delivered: Counter,
     pub transient_failures: Counter,
@@ -158,6 +161,7 @@ impl Default for ShardMetrics {
             received_smtp: Counter::default(),
             received_http: Counter::default(),
             received_embedded: Counter::default(),
+            session_failures: Default::default(),
             delivered: Counter::default(),
             transient_failures: Counter::default(),
             failures: Counter::default(),
@@ -243,6 +247,9 @@ impl Metrics {
         let histogram = |name, help, label, value, of: fn(&ShardMetrics) -> &Histogram| Family {
             name, help, kind: Kind::Histogram, label, samples: vec![(value, self.add_up(of))],
         };
+        let session_failures = SESSION_RULES.iter().enumerate().map(|(place, rule)| {
+            (rule.name, Sample::Number(self.sum(|shard| shard.session_failures[place].get())))
+        });
         let events = (self.event_log)();
         let event = |name, help, kind, number| Family {
             name, help, kind, label: None, samples: vec![("", Sample::Number(number))],
@@ -282,6 +289,8 @@ impl Metrics {
                 |s| s.possible_duplicates.get()),
             one("suspensions", "Suspensions in force.", G, |s| s.suspensions.get()),
             one("suspensions_made", "Suspensions made by the engine itself.", C, |s| s.suspensions_made.get()),
+            Family { name: "session_failures", help: "Sessions with hosts that came to nothing.", kind: C,
+                label: Some("verdict"), samples: session_failures.collect() },
             one("automation_fired", "Automation rules fired.", C, |s| s.automation_fired.get()),
             some("dkim_signatures", "DKIM signatures made.", C, "algorithm", &[
                 ("rsa-sha256", |s| s.signatures_rsa.get()), ("ed25519-sha256", |s| s.signatures_ed25519.get())]),

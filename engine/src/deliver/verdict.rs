@@ -420,6 +420,14 @@ pub const SESSION_RULES: &[SessionRule] = &[
 ];
 
 impl SessionFailure {
+    /// The place of the row that decided, in [`SESSION_RULES`]; none where a transaction's verdict did.
+    pub fn session_rule(&self) -> Option<usize> {
+        let of_transaction =
+            matches!(self.stage, Stage::Mail | Stage::Recipient | Stage::Data | Stage::Content | Stage::Final);
+        let place = SESSION_RULES.iter().position(|rule| rule.name == self.rule);
+        place.filter(|_| !of_transaction)
+    }
+
     /// A transaction's verdict that is the host's as well.
     pub(crate) fn of_transaction(stage: Stage, verdict: &RecipientVerdict) -> Self {
         let RecipientVerdict { fault, scope, rule, answer, is_peers, .. } = verdict.clone();

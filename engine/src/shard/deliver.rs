@@ -488,6 +488,9 @@ impl Shard {
             delivery.state = DeliveryState::Over;
         }
         if let Some(failure) = &failure {
+            if let Some(place) = failure.session_rule() {
+                self.metrics.session_failures[place].inc();
+            }
             self.react_to_failure(now, connection, failure);
         }
         if let Some(failure) = failure.as_ref().filter(|failure| failure.scope == Scope::Source) {
