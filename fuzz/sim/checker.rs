@@ -40,6 +40,8 @@ pub(crate) struct Delivered<'a> {
     pub(crate) content: &'a [u8],
     /// The engine waits for the reply. Else it has given the transaction up already, and what it sent was on its way.
     pub(crate) is_awaited: bool,
+    /// The peer refused MAIL, and takes it under the reverse path of another message.
+    pub(crate) is_foreign: bool,
 }
 
 /// What the sender knows of it.
@@ -96,6 +98,8 @@ pub(crate) struct Ledger {
     ids: BTreeMap<Marker, MessageId>,
     taken: BTreeMap<(Marker, String), Taken>,
     refused_by_peer: BTreeSet<(Marker, String)>,
+    /// Taken under another's reverse path: the engine may know it, and then does not send it again.
+    foreign: BTreeSet<(Marker, String)>,
     /// Domains of which the DNS said that they take no mail.
     undeliverable: BTreeSet<String>,
     /// What peers did not offer, by address.
@@ -148,6 +152,7 @@ impl Ledger {
             ids: BTreeMap::new(),
             taken: BTreeMap::new(),
             refused_by_peer: BTreeSet::new(),
+            foreign: BTreeSet::new(),
             undeliverable: BTreeSet::new(),
             lacks: BTreeSet::new(),
             told: BTreeMap::new(),
@@ -195,13 +200,13 @@ impl Ledger {
 
     /// A peer has taken a transaction's content, and is about to say so.
     pub(crate) fn take(&mut self, delivered: Delivered<'_>) -> Marker {
-        let Delivered { source, reverse_path, recipients, content, is_awaited } = delivered;
+        let Delivered { source, reverse_path, recipients, content, is_awaited, is_foreign } = delivered;
         let text = String::from_utf8_lossy(content);
         let marker = text.lines().find_map(|line| line.strip_prefix("Subject: m")).expect("it has a marker");
         let marker = marker.split(' ').next().expect("a first word");
         let marker: Marker = marker.parse().expect("a number");
         let sent = self.sent(marker);
-        assert_eq!(sent.reverse_path, reverse_path, "RIGHT-ENVELOPE: {marker}");
+        assert_eq!(sent.reverse_path != reverse_path, is_foreign, "RIGHT-ENVELOPE: {marker}");
         assert!(content.ends_with(&sent.content), "RIGHT-ENVELOPE: the content of {marker} is another: {text}");
         assert!(sent.sources.contains(&source), "RIGHT-ENVELOPE: {marker} left by source {source}");
         let id = *self.ids.get(&marker).unwrap_or_else(|| panic!("ACK-AFTER-SYNC: {marker} left before its commit"));
@@ -222,6 +227,9 @@ impl Ledger {
             self.counts.repeated += u64::from(taken.times > 0);
             taken.times += 1;
             taken.is_unknown = false;
+            if is_foreign {
+                self.foreign.insert((marker, recipient.clone()));
+            }
         }
         marker
     }
@@ -343,8 +351,9 @@ impl Ledger {
             let (interval_ms, spread_ms) = interval(&self.retry, *attempts);
             match *fate {
                 Fate::Deferred { due_ms } if answer.text.starts_with("in doubt: ") => {
+                    let is_wanted = self.holds || self.foreign.contains(&key);
                     assert!(
-                        self.holds && due_ms == durable.expires_ms,
+                        is_wanted && due_ms == durable.expires_ms,
                         "EXACT-RETRY-STATE: {marker} is held: {result:?}"
                     );
                     state.due_ms = due_ms;

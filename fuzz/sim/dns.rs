@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use postrider::config::TlsMode;
+use postrider::config::{Credentials, Terms, TlsMode};
 use postrider::deliver::route::{
     AddressVerdict, Addresses, MxRecord, RouteFailure, Site, choose_hosts, mail_hosts, site_name,
 };
@@ -14,6 +14,7 @@ use postrider::mail::time::Now;
 use crate::mix::{Fault, Mix, spread};
 use crate::peer::Host;
 use crate::random::Random;
+use crate::world::SITES;
 
 /// All domains that mail goes to.
 #[derive(Debug)]
@@ -27,7 +28,8 @@ struct Zone {
     kind: Kind,
     /// The site whose hosts are its MX set.
     site: usize,
-    tls: TlsMode,
+    /// What its hosts want to hear.
+    terms: Arc<Terms>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,13 +48,14 @@ impl Dns {
             domain: format!("d{place}.example"),
             kind,
             site,
-            tls: TlsMode::Opportunistic,
+            terms: Arc::default(),
         };
         let mut zones: Vec<Zone> = (0..=sites).map(|place| zone(place, place.saturating_sub(1), Kind::Mx)).collect();
         zones[sites] = Zone { domain: IMPLICIT.to_owned(), ..zone(0, sites - 1, Kind::Implicit) };
-        let strict = random.below(2 * sites as u64) as usize;
-        if let Some(zone) = zones.get_mut(strict) {
-            zone.tls = TlsMode::Required;
+        // The first site's second domain, as if a route led there.
+        if random.one_in(2) {
+            let auth = Credentials { username: "user".to_owned(), password: "secret".to_owned(), without_tls: true };
+            zones[1].terms = Arc::new(Terms { auth: Some(auth), ..Terms::default() });
         }
         zones.push(Zone { domain: "null.example".to_owned(), ..zone(0, 0, Kind::NullMx) });
         zones.push(Zone { domain: "nowhere.example".to_owned(), ..zone(0, 0, Kind::NoDomain) });
@@ -72,13 +75,12 @@ impl Dns {
         mix: &mut Mix,
     ) -> Result<Route, RouteFailure> {
         let expires = now.monotonic + Duration::from_secs(5 + spread(random, 1, 13));
-        let sites = hosts.last().map_or(0, |host| host.site) as u64 + 1;
         let zone = self.zones.iter_mut().find(|zone| zone.domain == domain).expect("mail goes to known domains");
         if mix.strikes(Fault::DnsFails, random) {
             return Err(RouteFailure::defer("no name server answered".to_owned()).until(expires));
         }
         if zone.kind == Kind::Mx && mix.strikes(Fault::MxChanged, random) {
-            zone.site = random.below(sites) as usize;
+            zone.site = random.below(SITES as u64) as usize;
         }
         let mut kind = zone.kind;
         for (fault, other) in [(Fault::NoDomain, Kind::NoDomain), (Fault::NullMx, Kind::NullMx)] {
@@ -109,7 +111,13 @@ impl Dns {
         });
         let hosts = choose_hosts(domain, looked_up.collect(), SMTP_PORT, &|_: SocketAddr| AddressVerdict::Usable)?;
         let site = Site { name, hosts, expires };
-        Ok(Route { site: Arc::new(site), tls: zone.tls, terms: Arc::default(), sts: None, dane: false })
+        Ok(Route {
+            site: Arc::new(site),
+            tls: TlsMode::Opportunistic,
+            terms: Arc::clone(&zone.terms),
+            sts: None,
+            dane: false,
+        })
     }
 }
 

@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 
 use canary::Canary;
+use postrider::deliver::verdict::{RULES, Refusal, SESSION_RULES, refuse};
 use world::{Report, World};
 
 /// Runs whole engines in virtual time, with faults, and checks what was promised.
@@ -47,6 +48,9 @@ struct Options {
     /// Stop after so many minutes of real time.
     #[arg(long, default_value_t = 1.0)]
     minutes: f64,
+    /// Fail where a verdict or a fault has been rarer than once in a hundred runs.
+    #[arg(long)]
+    covers_all: bool,
     /// Compare shares only, in a world without faults.
     #[arg(long)]
     shares: bool,
@@ -80,6 +84,10 @@ fn main() {
         totals.add(&run(seed, options.canary));
     }
     totals.print(begin.elapsed());
+    if options.covers_all {
+        let rare = totals.rare();
+        assert!(rare.is_empty(), "not seen often enough in {} runs: {rare:?}", totals.runs);
+    }
 }
 
 /// What all runs together were like.
@@ -93,6 +101,7 @@ struct Totals {
     crashes: u64,
     faults: BTreeMap<&'static str, u64>,
     verdicts: BTreeMap<&'static str, u64>,
+    sessions: BTreeMap<&'static str, u64>,
 }
 
 impl Totals {
@@ -109,10 +118,26 @@ impl Totals {
         for (name, count) in &report.verdicts {
             *self.verdicts.entry(name).or_default() += count;
         }
+        for (name, count) in &report.sessions {
+            *self.sessions.entry(name).or_default() += count;
+        }
+    }
+
+    /// What ten thousand runs would not have met a hundred times.
+    fn rare(&self) -> Vec<&'static str> {
+        let recipients = RULES.iter().map(|rule| rule.name).chain(REFUSALS.map(|refusal| refuse(refusal).rule));
+        let of = |counts: &BTreeMap<&'static str, u64>, name| counts.get(name).copied().unwrap_or_default();
+        let recipients = recipients.map(|name| (name, of(&self.verdicts, name)));
+        let sessions = SESSION_RULES.iter().map(|rule| (rule.name, of(&self.sessions, rule.name)));
+        let faults = self.faults.iter().map(|(name, count)| (*name, *count));
+        let all = recipients.chain(sessions).chain(faults);
+        all.filter(|(_, count)| count * 100 < self.runs).map(|(name, _)| name).collect()
     }
 
     fn print(&self, took: Duration) {
-        for (title, rows) in [("verdict", &self.verdicts), ("fault", &self.faults)] {
+        for (title, rows) in
+            [("verdict", &self.verdicts), ("verdict on a session", &self.sessions), ("fault", &self.faults)]
+        {
             println!("{title:-<64}");
             for (name, count) in rows {
                 println!("{count:>10}  {name}");
@@ -125,3 +150,14 @@ impl Totals {
         println!("{:.0} runs a minute", self.runs as f64 / took.as_secs_f64().max(0.001) * 60.0);
     }
 }
+
+/// What the engine refuses without asking the peer.
+const REFUSALS: [Refusal; 7] = [
+    Refusal::TooLarge,
+    Refusal::EightBit,
+    Refusal::AddressNotAscii,
+    Refusal::HeaderNotAscii,
+    Refusal::BadRecipient,
+    Refusal::BadReversePath,
+    Refusal::BeyondRecipientsMax,
+];

@@ -52,6 +52,7 @@ faults! {
     Garbage "peer: garbage" 200,
     WrongCode "peer: a code that makes no sense" 200,
     OutOfStep "peer: 503" 200,
+    Foreign "peer: refuses MAIL, and takes the content under what it kept" 300,
     Busy "peer: 421 in answer to a command" 200,
     Greylisted "peer: greylisting" 6_000,
     RateLimited "peer: punishes too many recipients" 6_000,
@@ -67,6 +68,8 @@ faults! {
     TlsBroken "TLS: handshake fails" 2_500,
     TlsInjected "TLS: octets behind STARTTLS" 1_500,
     TlsDemanded "TLS: 530 without it" 1_000,
+    AuthNotOffered "AUTH: not offered" 1_500,
+    AuthRefused "AUTH: credentials refused" 1_000,
     DnsFails "DNS: no answer" 1_500,
     DnsSlow "DNS: an answer after up to 30 s" 2_000,
     NoDomain "DNS: NXDOMAIN" 300,
@@ -116,6 +119,11 @@ impl Mix {
         }
         self.count(fault);
         true
+    }
+
+    /// Whether it may strike in this run.
+    pub(crate) fn has(&self, fault: Fault) -> bool {
+        self.rates[fault as usize] > 0
     }
 
     pub(crate) fn count(&mut self, fault: Fault) {

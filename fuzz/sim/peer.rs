@@ -7,11 +7,12 @@ use std::net::SocketAddr;
 use postrider::shard::TlsStarted;
 
 use crate::canary::Canary;
-use crate::checker::{BLAME, Delivered, Lack, Ledger, Marker};
+use crate::checker::{BLAME, Delivered, Lack, Ledger, Marker, marker_of};
 use crate::clock::{MINUTE, Micros, SECOND};
 use crate::mix::{Fault, Mix};
 use crate::random::Random;
 use crate::rates::Rates;
+use crate::world::{BY_CAMPAIGN, BY_SENDER, SITES};
 
 /// A host, for as long as the run lasts.
 #[derive(Debug)]
@@ -41,6 +42,7 @@ pub(crate) struct Habits {
     chunking: bool,
     eight_bit: bool,
     utf8: bool,
+    auth: bool,
     size_max: Option<u64>,
     recipients_max: Option<usize>,
     tls: Tls,
@@ -89,9 +91,31 @@ pub(crate) struct Around<'a> {
     /// The engine listens to this connection.
     pub(crate) is_heard: bool,
     pub(crate) canary: Option<Canary>,
+    /// Some mail has a route of its own.
+    pub(crate) has_matched_routes: bool,
 }
 
 impl Around<'_> {
+    /// RIGHT-ENVELOPE: what has a route of its own goes there, and nothing else does.
+    fn check_route(&self, reverse_path: &str, recipient: &str, site: usize, is_encrypted: bool) {
+        let marker = marker_of(reverse_path);
+        let is_at = |domain: &str| recipient.rsplit_once('@').is_some_and(|(_, of)| of == domain);
+        let wanted = if is_at(BY_SENDER) && marker % 10 == 7 {
+            Some(SITES + 2)
+        } else if is_at(BY_CAMPAIGN) && self.ledger.sent(marker).steering.contains("X-Campaign: c1\r\n") {
+            Some(SITES + 3)
+        } else {
+            None
+        };
+        assert!(site != SITES + 3 || is_encrypted, "RIGHT-ENVELOPE: {marker} to {recipient} went in the clear");
+        let own = Some(site).filter(|site| *site >= SITES + 2);
+        assert_eq!(
+            own,
+            wanted.filter(|_| self.has_matched_routes),
+            "RIGHT-ENVELOPE: the route of {marker} to {recipient}"
+        );
+    }
+
     fn strikes(&mut self, fault: Fault) -> bool {
         self.mix.strikes(fault, self.random)
     }
@@ -126,6 +150,8 @@ pub(crate) struct Peer {
     read: u64,
     /// The last MAIL, whatever was said to it: its reverse path, and when it was written.
     mail: Option<(String, Micros)>,
+    /// The last reverse path that it said yes to.
+    kept: Option<String>,
     transaction: Transaction,
 }
 
@@ -148,6 +174,8 @@ struct Transaction {
     reverse_path: Option<String>,
     recipients: Vec<String>,
     content: Phase,
+    /// Its reverse path is another's.
+    is_foreign: bool,
 }
 
 /// Whether commands come, or content.
@@ -218,6 +246,7 @@ impl Habits {
             chunking: true,
             eight_bit: true,
             utf8: true,
+            auth: true,
             size_max: None,
             recipients_max: None,
             tls: Tls::Works,
@@ -238,6 +267,7 @@ impl Habits {
         habits.chunking = !mix.strikes(Fault::NoChunking, random);
         habits.eight_bit = !mix.strikes(Fault::NoEightBit, random);
         habits.utf8 = !mix.strikes(Fault::NoUtf8, random);
+        habits.auth = !mix.strikes(Fault::AuthNotOffered, random);
         habits.size_max = mix.strikes(Fault::SizeLimited, random).then(|| 2_000 + random.below(4_000));
         let few = mix.strikes(Fault::FewRecipients, random);
         habits.recipients_max = few.then(|| 1 + random.below(4) as usize).filter(|_| habits.knows_ehlo);
@@ -265,6 +295,7 @@ impl Peer {
             deliveries: 0,
             read: 0,
             mail: None,
+            kept: None,
             transaction: Transaction::default(),
         }
     }
@@ -273,7 +304,8 @@ impl Peer {
         if host.busy_until > around.now || around.strikes(Fault::BannerBusy) {
             self.close_with("421 4.3.2 not now");
         } else if around.strikes(Fault::BannerRefuses) {
-            self.close_with("554 5.7.1 nobody is welcome");
+            let welcome = "554 5.7.1 nobody is welcome";
+            self.close_with(if around.random.one_in(2) { BLAME } else { welcome });
         } else {
             let late = around.strikes(Fault::LateBanner);
             let wait = if late { around.random.below(6 * MINUTE) } else { 0 };
@@ -352,6 +384,8 @@ impl Peer {
             "EHLO" => self.ehlo(host, around),
             "HELO" => self.say("250 peer.example"),
             "STARTTLS" => self.start_tls(host),
+            "AUTH" if around.strikes(Fault::AuthRefused) => self.say("535 5.7.8 who are you?"),
+            "AUTH" => self.say("235 2.7.0 welcome"),
             "RSET" => {
                 self.transaction = Transaction::default();
                 self.say("250 2.0.0 as you like");
@@ -377,7 +411,7 @@ impl Peer {
     }
 
     fn ehlo(&mut self, host: &Host, around: &mut Around<'_>) {
-        let Habits { knows_ehlo, pipelining, chunking, eight_bit, utf8, size_max, recipients_max, tls, .. } =
+        let Habits { knows_ehlo, pipelining, chunking, eight_bit, utf8, auth, size_max, recipients_max, tls, .. } =
             host.habits.clone();
         let lacks = [(!eight_bit, Lack::EightBit), (!utf8, Lack::Utf8), (size_max.is_some(), Lack::Size)];
         for (_, lack) in lacks.into_iter().filter(|(lacks, _)| *lacks || !knows_ehlo) {
@@ -394,6 +428,7 @@ impl Peer {
         lines.extend(chunking.then(|| "CHUNKING".to_owned()));
         lines.extend(eight_bit.then(|| "8BITMIME".to_owned()));
         lines.extend(utf8.then(|| "SMTPUTF8".to_owned()));
+        lines.extend(auth.then(|| "AUTH PLAIN LOGIN".to_owned()));
         lines.extend(size_max.map(|size| format!("SIZE {size}")));
         lines.extend(recipients_max.map(|count| format!("LIMITS RCPTMAX={count}")));
         lines.extend((tls != Tls::NotOffered && !self.is_encrypted).then(|| "STARTTLS".to_owned()));
@@ -434,21 +469,32 @@ impl Peer {
             self.say("550 5.7.1 not from you");
         } else if around.strikes(Fault::SourceBlamed) {
             self.say(BLAME);
+        } else if self.kept.as_ref().is_some_and(|kept| *kept != reverse_path)
+            && around.mix.has(Fault::Foreign)
+            && around.strikes(Fault::Foreign)
+        {
+            // As one does that does not know RSET.
+            self.transaction.reverse_path = self.kept.clone();
+            self.transaction.is_foreign = true;
+            self.say("503 5.5.1 sender already given");
         } else if around.strikes(Fault::OutOfStep) {
             self.say("503 5.5.1 not now");
         } else if around.strikes(Fault::WrongCode) {
             self.say("354 what?");
         } else {
             host.transactions += 1;
+            self.kept = Some(reverse_path.clone());
             self.transaction.reverse_path = Some(reverse_path);
             self.say("250 2.1.0 ok");
         }
     }
 
     fn rcpt(&mut self, recipient: String, host: &mut Host, around: &mut Around<'_>) {
-        let Some(reverse_path) = self.transaction.reverse_path.clone() else {
+        if self.transaction.reverse_path.is_none() {
             return self.say("503 5.5.1 MAIL first");
-        };
+        }
+        let reverse_path = self.asked_path();
+        around.check_route(&reverse_path, &recipient, host.site, self.is_encrypted);
         let accepted = self.transaction.recipients.len();
         let domain = |address: &str| address.rsplit_once('@').map(|(_, domain)| domain.to_owned());
         let other = self.transaction.recipients.iter().find(|other| domain(other) != domain(&recipient));
@@ -576,14 +622,16 @@ impl Peer {
     }
 
     fn take(&mut self, content: &[u8], around: &mut Around<'_>) {
-        let Transaction { reverse_path, recipients, .. } = mem::take(&mut self.transaction);
+        let Transaction { reverse_path, recipients, is_foreign, .. } = mem::take(&mut self.transaction);
         let reverse_path = reverse_path.expect("MAIL came before");
+        assert!(!content.is_empty(), "RIGHT-ENVELOPE: an empty message under {reverse_path}");
         let delivered = Delivered {
             source: self.source,
             reverse_path: &reverse_path,
             recipients: &recipients,
             content,
             is_awaited: around.is_heard,
+            is_foreign,
         };
         let marker = around.ledger.take(delivered);
         if around.canary == Some(Canary::StartedTwice) && around.random.one_in(50) {
@@ -598,8 +646,13 @@ impl Peer {
         self.says.push_back(Say::Text { wait, text, takes: Some((marker, recipients)) });
     }
 
+    /// What the last MAIL asked for, whatever was said to it.
+    fn asked_path(&self) -> String {
+        self.mail.as_ref().expect("MAIL came before").0.clone()
+    }
+
     fn bounce_all(&self, around: &mut Around<'_>) {
-        let reverse_path = self.transaction.reverse_path.as_deref().expect("MAIL came before");
+        let reverse_path = &self.asked_path();
         for recipient in &self.transaction.recipients {
             around.ledger.bounce(reverse_path, recipient);
         }

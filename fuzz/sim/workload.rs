@@ -1,8 +1,9 @@
 //! Those who submit mail: sessions that pipeline or don't, and the embedding API; and what they write.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use postrider::accept::Received;
+use postrider::accept::{Received, SharedContent};
 use postrider::config::{ReceivedDetail, SmtpListener};
 use postrider::handover::ShardMessage;
 use postrider::shard::SessionKey;
@@ -17,6 +18,13 @@ use crate::random::Random;
 use crate::rates;
 use crate::world::{Event, OTHER_POOL, World};
 
+/// Content that messages share, and the shard that is their home.
+#[derive(Debug)]
+pub(crate) struct Campaign {
+    content: Arc<SharedContent>,
+    shard: usize,
+}
+
 impl World {
     /// Somebody has mail, and the next will have some after a while.
     pub(crate) fn submit(&mut self) {
@@ -30,7 +38,30 @@ impl World {
             return;
         }
         let shard = self.random.below(self.shards.len() as u64) as usize;
-        if self.random.one_in(3) { self.inject(shard) } else { self.open_session(shard) }
+        match self.random.below(6) {
+            0 => self.inject(shard),
+            1 => self.inject_sharing(shard),
+            _ => self.open_session(shard),
+        }
+    }
+
+    /// The embedding API's campaigns: some are begun, some get one message more, some come to their end.
+    fn inject_sharing(&mut self, shard: usize) {
+        if self.campaigns.is_empty() || self.campaigns.len() < CAMPAIGNS_MAX && self.random.one_in(4) {
+            let lines = self.random.below(60);
+            let octets = (0..lines).flat_map(|line| format!("{line:.<60}\r\n").into_bytes());
+            let octets: Vec<u8> = b"X-Shared: yes\r\n\r\n".iter().copied().chain(octets).collect();
+            self.next_content += 1;
+            let content = self.policy.share(self.next_content, octets).expect("it is as it should be");
+            self.campaigns.push(Campaign { content: Arc::new(content), shard });
+        }
+        let place = self.random.below(self.campaigns.len() as u64) as usize;
+        let Campaign { content, shard } = &self.campaigns[place];
+        let (content, shard) = (Arc::clone(content), *shard);
+        self.inject_one(shard, Some(&content));
+        if self.random.one_in(12) {
+            self.campaigns.swap_remove(place);
+        }
     }
 
     fn open_session(&mut self, shard: usize) {
@@ -43,15 +74,27 @@ impl World {
     }
 
     fn inject(&mut self, shard: usize) {
+        self.inject_one(shard, None);
+    }
+
+    fn inject_one(&mut self, shard: usize, shared: Option<&Arc<SharedContent>>) {
         let now_ms = self.clock.now().wall_ms;
         let tenants = self.has_rates.then_some(&mut self.own);
-        let write = |marker| message(marker, true, now_ms, &self.dns, &mut self.random, tenants);
-        let marker = self.ledger.send(write);
+        let mut own = Vec::new();
+        let marker = self.ledger.send(|marker| {
+            let mut sent = message(marker, true, now_ms, &self.dns, &mut self.random, tenants);
+            own.clone_from(&sent.content);
+            if let Some(shared) = shared {
+                own = format!("Subject: m{marker}\r\n").into_bytes();
+                sent.content = [&own, shared.octets()].concat();
+            }
+            sent
+        });
         let sent = self.ledger.sent(marker);
         let received = Received {
             reverse_path: sent.reverse_path.clone(),
             recipients: sent.recipients.clone(),
-            content: [sent.steering.as_bytes(), &sent.content].concat(),
+            content: [sent.steering.as_bytes(), &own].concat(),
             eight_bit_declared: true,
             smtputf8_declared: client::is_utf8(&sent),
             helo: String::new(),
@@ -63,7 +106,12 @@ impl World {
             dsn: DsnParameters::default(),
         };
         self.ledger.finish(marker);
-        match self.policy.admit(self.clock.now(), received, [marker, marker]) {
+        let (now, random) = (self.clock.now(), [marker, marker]);
+        let admitted = match shared {
+            Some(shared) => self.policy.admit_sharing(now, received, shared, random),
+            None => self.policy.admit(now, received, random),
+        };
+        match admitted {
             Ok(admitted) => {
                 self.injections.insert(marker, marker);
                 let message = ShardMessage::Inject { injection: marker, admitted: Box::new(admitted) };
@@ -167,3 +215,6 @@ fn steer(sent: &mut Sent, now_ms: u64, random: &mut Random) {
 
 /// The longest delay that a message asks for.
 pub(crate) const FIRST_ATTEMPT_IN_MAX: Micros = 2 * HOUR;
+
+/// Campaigns at a time.
+const CAMPAIGNS_MAX: usize = 4;

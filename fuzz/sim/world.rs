@@ -16,8 +16,9 @@ use postrider::admin::metrics::ShardMetrics;
 use postrider::admin::{MessageFilter, MessageRow};
 use postrider::config::{
     AutomationRule, Chunking, Config, DomainPattern, EgressPool, EgressSource, InDoubt, RetrySchedule, Route,
-    RouteTarget, TlsMode,
+    RouteMatch, RouteTarget, TlsMode, Wildcard,
 };
+use postrider::deliver::verdict::SESSION_RULES;
 use postrider::handover::{Ask, ControlMessage, PairKey, ShardMessage, Told};
 use postrider::outcome::event::{Logged, LoggedRecord};
 use postrider::pool::connection::ConnectionKey;
@@ -40,7 +41,7 @@ use crate::net::{Link, LinkId, NetEvent};
 use crate::peer::{Host, PeerLimits};
 use crate::random::Random;
 use crate::rates::{self, Rates};
-use crate::workload;
+use crate::workload::{self, Campaign};
 
 /// What happens next, and to whom.
 #[derive(Debug)]
@@ -91,6 +92,8 @@ pub(crate) struct Report {
     pub(crate) crashes: u64,
     pub(crate) faults: Vec<(&'static str, u64)>,
     pub(crate) verdicts: BTreeMap<&'static str, u64>,
+    /// Verdicts on sessions.
+    pub(crate) sessions: BTreeMap<&'static str, u64>,
     pub(crate) events: u64,
     /// Of all that happened, and when.
     pub(crate) digest: u64,
@@ -127,6 +130,8 @@ pub(crate) struct World {
     pub(crate) next_link: LinkId,
     pub(crate) clients: BTreeMap<(usize, SessionKey), Client>,
     pub(crate) injections: BTreeMap<u64, Marker>,
+    pub(crate) campaigns: Vec<Campaign>,
+    pub(crate) next_content: u64,
     pub(crate) recipients_wanted: u64,
     pub(crate) pause_max: Micros,
     /// In bounded time after this everything must have come to its end.
@@ -245,6 +250,7 @@ impl World {
             crashes: 0,
             faults: Vec::new(),
             verdicts: BTreeMap::new(),
+            sessions: BTreeMap::new(),
             events: 0,
             digest: 0,
         };
@@ -272,6 +278,8 @@ impl World {
             next_link: 0,
             clients: BTreeMap::new(),
             injections: BTreeMap::new(),
+            campaigns: Vec::new(),
+            next_content: 0,
             recipients_wanted: 2_000 + random.below(400),
             pause_max: (heal_at / 60).max(MINUTE),
             heal_at,
@@ -306,6 +314,15 @@ impl World {
             spool: None,
             random,
             report,
+        }
+    }
+
+    /// What the shards of this life have counted.
+    fn count_sessions(&mut self) {
+        for metrics in std::mem::take(&mut self.metrics) {
+            for (rule, count) in SESSION_RULES.iter().zip(&metrics.session_failures) {
+                *self.report.sessions.entry(rule.name).or_default() += count.get();
+            }
         }
     }
 
@@ -738,8 +755,10 @@ impl World {
         });
         self.clients.clear();
         self.injections.clear();
+        self.campaigns.clear();
         self.owners.clear();
         let before = self.metrics.len();
+        self.count_sessions();
         let shards = 1 + self.random.below(3) as usize;
         if shards != before {
             self.mix.count(Fault::ShardsChanged);
@@ -799,10 +818,12 @@ impl World {
         let usual = workload::FIRST_ATTEMPT_IN_MAX + longest + longest / 8 + BACK_OFF_MAX + DNS_MEMORY_MAX + HOUR;
         // What is held ends by its age alone.
         let max_age = self.config.retry.max_age.as_micros() as Micros;
-        if self.ledger.holds { usual + max_age } else { usual }
+        let may_hold = self.ledger.holds || self.mix.has(Fault::Foreign);
+        if may_hold { usual + max_age } else { usual }
     }
 
     fn finish(mut self) -> Report {
+        self.count_sessions();
         let rows = self.ask().expect("nothing is left to be read");
         assert!(rows.is_empty(), "NOTHING-LOST: {rows:#?}");
         self.ledger.check_finished();
@@ -822,6 +843,26 @@ fn config(random: &mut Random) -> Config {
         Route { tls, ..Route::new(DomainPattern::Exact(format!("s{place}.example")), to) }
     };
     config.routes = vec![route(0, TlsMode::Disabled), route(1, TlsMode::Required)];
+    if random.one_in(2) {
+        let matched = |place, tls, domain: &str, matches| {
+            let domain = DomainPattern::Exact(domain.to_owned());
+            Route { domain, matches: Some(matches), ..route(place, tls) }
+        };
+        let sender = Some(Wildcard::new("m*7@client.example"));
+        let campaign = Some(Wildcard::new("c1"));
+        config.routes.push(matched(
+            2,
+            TlsMode::Opportunistic,
+            BY_SENDER,
+            RouteMatch { sender, ..RouteMatch::default() },
+        ));
+        config.routes.push(matched(
+            3,
+            TlsMode::Required,
+            BY_CAMPAIGN,
+            RouteMatch { campaign, ..RouteMatch::default() },
+        ));
+    }
     let source = |name: &str| EgressSource {
         name: name.to_owned(),
         source_address: None,
@@ -894,6 +935,11 @@ const RATES_AT: u64 = 2;
 
 /// Comparisons of shares, one after the other, in a run that does nothing else.
 const COMPARISONS: usize = 4;
+
+/// Domains with a route of their own for some of their mail: that whose marker ends with 7, and that
+/// of one campaign, which is to go encrypted.
+pub(crate) const BY_SENDER: &str = "d1.example";
+pub(crate) const BY_CAMPAIGN: &str = "d2.example";
 
 /// Sites with an MX set; the last is a domain without one.
 pub(crate) const SITES: usize = 6;

@@ -183,7 +183,14 @@ impl Peer {
             11..13 => self.hangs_up = true,
             draw => {
                 let (source, reverse_path) = (self.source, reverse_path.as_str());
-                let delivered = Delivered { source, reverse_path, recipients: &recipients, content, is_awaited: true };
+                let delivered = Delivered {
+                    source,
+                    reverse_path,
+                    recipients: &recipients,
+                    content,
+                    is_awaited: true,
+                    is_foreign: false,
+                };
                 let marker = ledger.take(delivered);
                 if draw < 16 {
                     // It is taken, and nobody hears of it.
