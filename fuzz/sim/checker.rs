@@ -99,7 +99,7 @@ pub(crate) struct Ledger {
     taken: BTreeMap<(Marker, String), Taken>,
     refused_by_peer: BTreeSet<(Marker, String)>,
     /// Taken under another's reverse path: the engine may know it, and then does not send it again.
-    foreign: BTreeSet<(Marker, String)>,
+    foreign: BTreeSet<Marker>,
     /// Domains of which the DNS said that they take no mail.
     undeliverable: BTreeSet<String>,
     /// What peers did not offer, by address.
@@ -228,7 +228,7 @@ impl Ledger {
             taken.times += 1;
             taken.is_unknown = false;
             if is_foreign {
-                self.foreign.insert((marker, recipient.clone()));
+                self.foreign.insert(marker);
             }
         }
         marker
@@ -351,7 +351,7 @@ impl Ledger {
             let (interval_ms, spread_ms) = interval(&self.retry, *attempts);
             match *fate {
                 Fate::Deferred { due_ms } if answer.text.starts_with("in doubt: ") => {
-                    let is_wanted = self.holds || self.foreign.contains(&key);
+                    let is_wanted = self.holds || self.foreign.contains(&marker);
                     assert!(
                         is_wanted && due_ms == durable.expires_ms,
                         "EXACT-RETRY-STATE: {marker} is held: {result:?}"
