@@ -2,7 +2,7 @@
 //!
 //! Every [`World::step`] draws one thing to happen next, so that all that may overlap does. One seed replays all.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -175,23 +175,35 @@ impl World {
     fn ask(&mut self) -> Vec<MessageRow> {
         let mut rows = Vec::new();
         for shard in 0..self.shards.len() {
-            self.questions += 1;
-            let filter = MessageFilter { limit: usize::MAX, ..MessageFilter::default() };
-            let ask = ShardMessage::Ask { question: self.questions, ask: Ask::Messages { filter } };
-            self.shards[shard].handle_message(ask);
-            self.turn(shard);
-            while !self.answers.contains_key(&self.questions) {
-                let is_read =
-                    |(at, _, operation): &(usize, LogId, Operation)| *at == shard && operation.describe().0 == "read";
-                let place = self.operations.iter().position(is_read).expect("an answer waits for reads only");
-                let (_, log, operation) = self.operations.remove(place);
-                self.shards[shard].spool_completed(self.now, log, postrider_spool::execute(operation));
-                self.turn(shard);
+            let pending = self.past.ledger.pending().into_iter().map(|(id, ..)| id);
+            let ids: Vec<_> = pending.filter(|id| usize::from(id.log().0) % self.shards.len() == shard).collect();
+            if ids.len() < ASK_READS_MAX {
+                rows.extend(self.ask_shard(shard, MessageFilter::default()));
+                continue;
             }
-            rows.extend(self.answers.remove(&self.questions).expect("it was just there"));
+            // Of more entries one answer does not tell all.
+            for id in ids.into_iter().collect::<BTreeSet<_>>() {
+                rows.extend(self.ask_shard(shard, MessageFilter { id: Some(id), ..MessageFilter::default() }));
+            }
         }
         self.past.seen.schedules_compared += 1;
         rows
+    }
+
+    fn ask_shard(&mut self, shard: usize, filter: MessageFilter) -> Vec<MessageRow> {
+        self.questions += 1;
+        let ask = Ask::Messages { filter: MessageFilter { limit: usize::MAX, ..filter } };
+        self.shards[shard].handle_message(ShardMessage::Ask { question: self.questions, ask });
+        self.turn(shard);
+        while !self.answers.contains_key(&self.questions) {
+            let is_read =
+                |(at, _, operation): &(usize, LogId, Operation)| *at == shard && operation.describe().0 == "read";
+            let place = self.operations.iter().position(is_read).expect("an answer waits for reads only");
+            let (_, log, operation) = self.operations.remove(place);
+            self.shards[shard].spool_completed(self.now, log, postrider_spool::execute(operation));
+            self.turn(shard);
+        }
+        self.answers.remove(&self.questions).expect("it was just there")
     }
 
     /// Where nothing waits for a commit, the schedule in memory must be what is durable.
@@ -678,3 +690,6 @@ const OPTIONS: SpoolOptions =
 const EVENTS_WAITING_MAX: usize = 120;
 
 const STEPS_TO_END_MAX: u64 = 400_000;
+
+/// As `engine/src/limits.rs` has it.
+const ASK_READS_MAX: usize = 1_000;
