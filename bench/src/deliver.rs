@@ -19,7 +19,7 @@ use crate::interrupt::Interrupt;
 use crate::measure::{Machine, Usage};
 use crate::message::Sizes;
 use crate::peers::{EngineOptions, EngineSite, OutboundTls, SmtpSourceRun};
-use crate::report::{Figures, note, table};
+use crate::report::{Figures, note, rounds_json, table};
 use crate::sign::client_config;
 use crate::sink::tls::TlsIdentity;
 use crate::sink::{Sink, SinkOptions};
@@ -66,11 +66,7 @@ pub struct DeliverReport {
 
 impl DeliverReport {
     pub fn to_json(&self) -> Value {
-        json!({
-            "setup": self.setup,
-            "medians": Figures::medians(&self.rounds).to_json(),
-            "rounds": self.rounds.iter().map(Figures::to_json).collect::<Vec<_>>(),
-        })
+        rounds_json(&self.setup, &self.rounds)
     }
 
     pub fn to_table(&self) -> String {

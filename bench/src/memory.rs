@@ -13,7 +13,7 @@ use crate::inject::{InjectOptions, Injector};
 use crate::interrupt::Interrupt;
 use crate::measure::{Memory, MemoryWatch};
 use crate::relay::{RelayOptions, Round, mib};
-use crate::report::{Figures, note, table};
+use crate::report::{Figures, all_arrived_once, note, rounds_json, table};
 use crate::standing::{Standing, check_sink};
 
 #[derive(Debug, Clone)]
@@ -32,15 +32,11 @@ pub struct MemoryReport {
 impl MemoryReport {
     /// Whether all that was acknowledged arrived, once.
     pub fn holds(&self) -> bool {
-        self.rounds.iter().all(|round| ["lost", "duplicates"].iter().all(|name| round.get(name) == Some(0.0)))
+        all_arrived_once(&self.rounds)
     }
 
     pub fn to_json(&self) -> Value {
-        json!({
-            "setup": self.setup,
-            "medians": Figures::medians(&self.rounds).to_json(),
-            "rounds": self.rounds.iter().map(Figures::to_json).collect::<Vec<_>>(),
-        })
+        rounds_json(&self.setup, &self.rounds)
     }
 
     pub fn to_table(&self) -> String {

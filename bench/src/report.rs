@@ -116,6 +116,20 @@ impl Figures {
     }
 }
 
+/// What most reports are: medians and rounds, and what they were taken with.
+pub fn rounds_json(setup: &Value, rounds: &[Figures]) -> Value {
+    json!({
+        "setup": setup,
+        "medians": Figures::medians(rounds).to_json(),
+        "rounds": rounds.iter().map(Figures::to_json).collect::<Vec<_>>(),
+    })
+}
+
+/// Of rounds that have the figures `lost` and `duplicates`.
+pub fn all_arrived_once(rounds: &[Figures]) -> bool {
+    rounds.iter().all(|round| ["lost", "duplicates"].iter().all(|name| round.get(name) == Some(0.0)))
+}
+
 /// Rows are figures; columns are the medians and, when there are several, the rounds.
 pub fn table(rounds: &[Figures]) -> String {
     let medians = Figures::medians(rounds);

@@ -21,7 +21,7 @@ use crate::measure::{Machine, Memory};
 use crate::message::Random;
 use crate::peers::{Engine, EngineOptions, EngineSite, free_port};
 use crate::relay::{mib, site_routes};
-use crate::report::{Figures, note, table};
+use crate::report::{Figures, note, rounds_json, table};
 use crate::sink::{Sink, SinkOptions};
 
 #[derive(Debug, Clone)]
@@ -53,11 +53,7 @@ impl RestartReport {
     }
 
     pub fn to_json(&self) -> Value {
-        json!({
-            "setup": self.setup,
-            "medians": Figures::medians(&self.rounds).to_json(),
-            "rounds": self.rounds.iter().map(Figures::to_json).collect::<Vec<_>>(),
-        })
+        rounds_json(&self.setup, &self.rounds)
     }
 
     pub fn to_table(&self) -> String {

@@ -20,13 +20,13 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
     ClientConfig, ClientConnection, DigitallySignedStruct, HandshakeKind, ServerConnection, SignatureScheme, version,
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::interrupt::Interrupt;
 use crate::measure::this_thread_cpu;
 use crate::peers::{Dkim, EngineOptions, OutboundTls};
 use crate::relay::{RelayOptions, relay};
-use crate::report::{Figures, note, table};
+use crate::report::{Figures, note, rounds_json, table};
 use crate::sink::tls::TlsIdentity;
 
 #[derive(Debug, Clone)]
@@ -54,11 +54,7 @@ impl SignReport {
     }
 
     pub fn to_json(&self) -> Value {
-        json!({
-            "setup": self.setup,
-            "medians": Figures::medians(&self.rounds).to_json(),
-            "rounds": self.rounds.iter().map(Figures::to_json).collect::<Vec<_>>(),
-        })
+        rounds_json(&self.setup, &self.rounds)
     }
 
     pub fn to_table(&self) -> String {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::interrupt::Interrupt;
 use crate::peers::EngineOptions;
 use crate::relay::{RelayOptions, Round, SinkSide};
-use crate::report::{Figures, note, table};
+use crate::report::{Figures, all_arrived_once, note, rounds_json, table};
 use crate::standing::{Passage, Standing, check_sink};
 
 #[derive(Debug, Clone)]
@@ -31,15 +31,11 @@ pub struct SitesReport {
 impl SitesReport {
     /// Whether all arrived, once.
     pub fn holds(&self) -> bool {
-        self.rounds.iter().all(|round| ["lost", "duplicates"].iter().all(|name| round.get(name) == Some(0.0)))
+        all_arrived_once(&self.rounds)
     }
 
     pub fn to_json(&self) -> Value {
-        json!({
-            "setup": self.setup,
-            "medians": Figures::medians(&self.rounds).to_json(),
-            "rounds": self.rounds.iter().map(Figures::to_json).collect::<Vec<_>>(),
-        })
+        rounds_json(&self.setup, &self.rounds)
     }
 
     pub fn to_table(&self) -> String {

@@ -14,13 +14,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice as splice_octets};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::interrupt::Interrupt;
 use crate::measure;
 use crate::peers::disk_directory;
 use crate::relay::{RelayOptions, relay};
-use crate::report::{Figures, note, table};
+use crate::report::{Figures, note, rounds_json, table};
 use crate::spool::BareFile;
 
 #[derive(Debug, Clone)]
@@ -42,11 +42,7 @@ impl SpliceReport {
     }
 
     pub fn to_json(&self) -> Value {
-        json!({
-            "setup": self.setup,
-            "medians": Figures::medians(&self.rounds).to_json(),
-            "rounds": self.rounds.iter().map(Figures::to_json).collect::<Vec<_>>(),
-        })
+        rounds_json(&self.setup, &self.rounds)
     }
 
     pub fn to_table(&self) -> String {

@@ -1,6 +1,8 @@
 //! The measurements, small, with the real engine: what only it can show.
 
-use std::path::{Path, PathBuf};
+mod support;
+
+use std::path::PathBuf;
 use std::time::Duration;
 
 use postrider_bench::inject::InjectOptions;
@@ -9,16 +11,7 @@ use postrider_bench::peers::{Dkim, Durability, EngineOptions, OutboundTls};
 use postrider_bench::relay::{RelayOptions, relay};
 use postrider_bench::sign::{SignOptions, sign};
 
-/// `cargo test --workspace` builds postrider beside postbench; `cargo test -p postrider-bench` alone does not.
-#[expect(clippy::print_stderr, reason = "a test's helper")]
-fn postrider() -> Option<PathBuf> {
-    let program = Path::new(env!("CARGO_BIN_EXE_postbench")).with_file_name("postrider");
-    assert!(program.is_file() || std::env::var_os("CI").is_none(), "no engine at {}", program.display());
-    if !program.is_file() {
-        eprintln!("skipped: postrider was not built beside postbench (cargo build --workspace)");
-    }
-    program.is_file().then_some(program)
-}
+use support::postrider;
 
 fn engine(program: PathBuf) -> EngineOptions {
     EngineOptions {

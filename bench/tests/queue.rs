@@ -1,6 +1,8 @@
 //! Measurements of mail that waits, and of what grows: small, with the real engine.
 
-use std::path::{Path, PathBuf};
+mod support;
+
+use std::path::PathBuf;
 use std::time::Duration;
 
 use postrider_bench::deliver::{Chunking, DeliverOptions, deliver};
@@ -13,16 +15,7 @@ use postrider_bench::relay::RelayOptions;
 use postrider_bench::sites::{SitesOptions, sites};
 use postrider_bench::splice::{SpliceOptions, splice};
 
-/// `cargo test --workspace` builds postrider beside postbench; `cargo test -p postrider-bench` alone does not.
-#[expect(clippy::print_stderr, reason = "a test's helper")]
-fn postrider() -> Option<PathBuf> {
-    let program = Path::new(env!("CARGO_BIN_EXE_postbench")).with_file_name("postrider");
-    assert!(program.is_file() || std::env::var_os("CI").is_none(), "no engine at {}", program.display());
-    if !program.is_file() {
-        eprintln!("skipped: postrider was not built beside postbench (cargo build --workspace)");
-    }
-    program.is_file().then_some(program)
-}
+use support::postrider;
 
 fn relay_options(program: PathBuf, sites: usize) -> RelayOptions {
     let engine = EngineOptions {

@@ -1,11 +1,15 @@
 //! `restart`, small, with a real engine.
 
-use std::path::{Path, PathBuf};
+mod support;
+
+use std::path::PathBuf;
 
 use postrider_bench::inject::InjectOptions;
 use postrider_bench::interrupt::Interrupt;
 use postrider_bench::peers::{Dkim, Durability, EngineOptions};
 use postrider_bench::restart::{RestartOptions, restart};
+
+use support::postrider;
 
 fn options(program: PathBuf) -> RestartOptions {
     let engine = EngineOptions {
@@ -24,19 +28,9 @@ fn options(program: PathBuf) -> RestartOptions {
     RestartOptions { engine, inject, messages: 200, sites: 5, rounds: 2, cold: false, seed: 1 }
 }
 
-/// `cargo test --workspace` builds postrider beside postbench; `cargo test -p postrider-bench` alone does not.
-fn postrider() -> Option<PathBuf> {
-    let program = Path::new(env!("CARGO_BIN_EXE_postbench")).with_file_name("postrider");
-    assert!(program.is_file() || std::env::var_os("CI").is_none(), "no engine at {}", program.display());
-    program.is_file().then_some(program)
-}
-
 #[test]
 fn a_full_spool_is_whole_after_each_restart() {
-    let Some(program) = postrider() else {
-        eprintln!("skipped: postrider was not built beside postbench (cargo build --workspace)");
-        return;
-    };
+    let Some(program) = postrider() else { return };
     let report = restart(&options(program), &Interrupt::default()).unwrap();
     assert!(report.holds(), "{}", report.to_table());
     assert_eq!(report.rounds.len(), 2);

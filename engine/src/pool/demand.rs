@@ -271,8 +271,10 @@ impl Demand {
             self.turns.enter_first(flow);
         }
         let permit = Permit { limits, ..permit.clone() };
-        let share = &mut self.flows.get_mut(&taker)?.shares[taker_home];
-        share.limited.as_mut()?.permits.push_back(permit.clone());
+        // From here on nothing may be left half done.
+        let offered = self.flows.get_mut(&taker).expect("it has mail, and is of another class");
+        let share = &mut offered.shares[taker_home];
+        share.limited.as_mut().expect("it is under limits").permits.push_back(permit.clone());
         share.granted += 1;
         self.granted += 1;
         self.turns.charge(&taker, 1);

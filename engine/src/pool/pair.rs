@@ -861,7 +861,7 @@ impl Pair {
         let class = attempt.flow.class();
         self.waits[class] = 0;
         for lower in class + 1..CLASSES {
-            self.waits[lower] += u32::from(self.demand.has_class(lower));
+            self.waits[lower] = self.waits[lower].saturating_add(u32::from(self.demand.has_class(lower)));
         }
     }
 
