@@ -263,7 +263,7 @@ impl EngineBuilder {
         let policy = Arc::new(Policy::new(&config).map_err(StartError)?);
         let cpus = net::allowed_cpus();
         let shards = config.shards.unwrap_or(cpus.len());
-        let sessions_max = sessions_max(fd_limit.soft, shards).map_err(StartError)?;
+        let sockets_max = sockets_max(fd_limit.soft, shards).map_err(StartError)?;
 
         let mut spool = Spool::open(&config.spool.path, spool_options(&config, shards))
             .map_err(|error| failed(&format!("spool {}", config.spool.path.display()), &error))?;
@@ -338,7 +338,7 @@ impl EngineBuilder {
             policy: &policy,
             clock,
             cpus: &cpus,
-            sessions_max,
+            sockets_max,
             shards,
             senders: &mail_senders,
             control: &control_sender,
@@ -372,7 +372,7 @@ struct ShardThreads<'a> {
     policy: &'a Arc<Policy>,
     clock: Clock,
     cpus: &'a [usize],
-    sessions_max: usize,
+    sockets_max: usize,
     shards: usize,
     senders: &'a [Sender<Mail>],
     control: &'a Sender<crate::handover::ControlMessage>,
@@ -407,7 +407,7 @@ impl ShardThreads<'_> {
                     policy: Arc::clone(self.policy),
                     metrics: Arc::clone(&self.metrics[id]),
                     seed: os_random_u64(),
-                    sessions_max: self.sessions_max,
+                    sockets_max: self.sockets_max,
                 },
                 clock: self.clock,
                 cpu: self.config.pin.then(|| self.cpus[id % self.cpus.len()]),
@@ -453,9 +453,8 @@ impl ShardThreads<'_> {
     }
 }
 
-/// Client sessions that one shard may have: of the descriptors that the engine leaves over three in four, because mail
-/// that came in must also get out.
-fn sessions_max(descriptors: u64, shards: usize) -> Result<usize, String> {
+/// Sessions and connections that one shard may have: its share of the descriptors that the engine leaves over.
+fn sockets_max(descriptors: u64, shards: usize) -> Result<usize, String> {
     let own = DESCRIPTORS_OWN + DESCRIPTORS_OWN_PER_SHARD * shards;
     let needed = own + DESCRIPTORS_PER_SHARD_MIN * shards;
     let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
@@ -465,7 +464,7 @@ fn sessions_max(descriptors: u64, shards: usize) -> Result<usize, String> {
              (`ulimit -n`, LimitNOFILE= under systemd)"
         ));
     }
-    Ok((descriptors - own) / 4 * 3 / shards)
+    Ok((descriptors - own) / shards)
 }
 
 /// Bound sockets, made before anything is started: a port in use ends the start.

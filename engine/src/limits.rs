@@ -251,7 +251,7 @@ pub(crate) const EVENT_STREAMS_MAX: usize = 64;
 /// Messages that wait for reads of others to end, and are asked for again in one turn.
 pub const UNREAD_PER_TURN: usize = 256;
 
-/// Client sessions of one shard.
+/// Client sessions of one shard, however many sockets it may have.
 pub const SESSIONS_MAX: usize = 20_000;
 /// How long a client may take to read our last words before its session is broken off.
 pub const SESSION_CLOSE_MAX: std::time::Duration = std::time::Duration::from_secs(10);
@@ -259,6 +259,12 @@ pub const SESSION_CLOSE_MAX: std::time::Duration = std::time::Duration::from_sec
 pub const RSA_SIGNATURES_PER_TURN: usize = 4;
 /// Messages that wait to be signed.
 pub const SIGNING_QUEUE_MAX: usize = 10_000;
+/// What peers may bring between two turns; a shard that has so much is behind.
+pub const TURN_INPUTS: usize = 64;
+/// Connections that a shard which is behind begins in one turn.
+pub const OPENINGS_BEHIND: usize = 16;
+/// Idle connections that are dismissed in one turn because there may be no more sockets.
+pub const DISMISSED_PER_TURN: usize = 64;
 /// Messages from other shards handled in one turn.
 pub const INBOX_MESSAGES_PER_TURN: usize = 4_096;
 /// Entries released in one turn.

@@ -47,7 +47,7 @@ use crate::admin::metrics::ShardMetrics;
 use crate::config::{Config, SharedLimits};
 use crate::deliver::content::Chunk;
 use crate::handover::{AcceptAnswer, ControlMessage, RouteKey, ShardMessage, TlsRequirement};
-use crate::limits::{INBOX_MESSAGES_PER_TURN, SESSIONS_MAX, SWEEP_INTERVAL};
+use crate::limits::{INBOX_MESSAGES_PER_TURN, SWEEP_INTERVAL};
 use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 use crate::outcome::event::LoggedRecord;
@@ -158,8 +158,8 @@ pub struct ShardOptions {
     pub metrics: Arc<ShardMetrics>,
     /// Seeds jitter, shuffles and session numbers.
     pub seed: u64,
-    /// Client sessions that the shard may have; bounded by file descriptors.
-    pub sessions_max: usize,
+    /// Sessions and connections that the shard may have together; bounded by file descriptors.
+    pub sockets_max: usize,
 }
 
 /// A shard's whole state.
@@ -170,8 +170,11 @@ pub struct Shard {
     metrics: Arc<ShardMetrics>,
     random: fastrand::Rng,
 
+    sockets_max: usize,
+    /// What peers have brought since the last turn.
+    inputs: usize,
+
     // accept
-    sessions_max: usize,
     sessions: HashMap<SessionKey, Session>,
     next_session: u64,
     signing: VecDeque<Signing>,
@@ -222,7 +225,7 @@ pub struct Shard {
 impl Shard {
     /// A shard without logs; they are added by [`Self::recover`] before the first turn.
     pub fn new(options: ShardOptions) -> Self {
-        let ShardOptions { id, shards, config, policy, metrics, seed, sessions_max } = options;
+        let ShardOptions { id, shards, config, policy, metrics, seed, sockets_max } = options;
         let routes = RouteCache::new(&config.routes);
         let shared_limits = Arc::new(SharedLimits::new(&config));
         let mut shapings = Shapings::new(&config, Arc::clone(&routes.index));
@@ -236,7 +239,8 @@ impl Shard {
             policy,
             metrics,
             random: fastrand::Rng::with_seed(seed),
-            sessions_max: sessions_max.min(SESSIONS_MAX),
+            sockets_max,
+            inputs: 0,
             sessions: HashMap::new(),
             next_session: 0,
             signing: VecDeque::new(),
@@ -279,6 +283,7 @@ impl Shard {
         self.pools.begin(now);
         self.keeper.begin(now);
         self.sweep(now);
+        self.open_waiting(now); //      pool: connections that had to wait
         self.sign_waiting(now); //      accept: signatures, at most a few
         self.release_due(now); //       schedule: entries whose time has come
         self.end_bouncing(now); //      schedule: entries of queues that bounce
@@ -329,9 +334,9 @@ impl Shard {
         self.inbox.push_back(message);
     }
 
-    /// Whether signatures, messages or entries wait for the next turn only because of a turn's bound.
+    /// Whether signatures, messages, entries or connections wait for the next turn only because of a turn's bound.
     pub fn has_more(&self) -> bool {
-        !self.signing.is_empty() || !self.inbox.is_empty() || !self.bouncing.is_empty()
+        !self.signing.is_empty() || !self.inbox.is_empty() || !self.bouncing.is_empty() || self.pools.has_more()
     }
 
     pub fn id(&self) -> usize {

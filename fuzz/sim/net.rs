@@ -446,11 +446,13 @@ impl World {
 
     /// LIMITS-HOLD: a pair's connections count from connect until the peer's FIN.
     fn watch_connections(&self, id: LinkId) {
-        let Link { source, site, .. } = self.links[&id];
+        let Link { source, site, shard, .. } = self.links[&id];
         let open = self.links.values().filter(|link| link.is_open && (link.source, link.site) == (source, site));
         let open = open.count();
         let limit = self.connection_limit;
         assert!(open <= limit, "LIMITS-HOLD: {open} connections of source {source} to site {site}, of {limit}");
+        let open = self.links.values().filter(|link| link.is_open && link.shard == shard).count();
+        assert!(open <= self.sockets_max / 4 * 3, "BOUNDED-MEMORY: shard {shard} has {open} connections");
     }
 }
 

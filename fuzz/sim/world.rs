@@ -155,6 +155,8 @@ pub(crate) struct World {
     pub(crate) policy: Arc<Policy>,
     pub(crate) peer_limits: PeerLimits,
     pub(crate) connection_limit: usize,
+    /// Of each shard, sessions and connections.
+    pub(crate) sockets_max: usize,
     pub(crate) shards: Vec<Shard>,
     metrics: Vec<Arc<ShardMetrics>>,
     /// The log of each shard that takes mail.
@@ -293,6 +295,7 @@ impl World {
                 recipients_max: config.shaping.max_recipients_per_batch as usize,
             },
             connection_limit: config.shaping.connection_limit as usize,
+            sockets_max: if seed.is_multiple_of(SOCKETS_FEW_EVERY) { SOCKETS_FEW } else { SOCKETS_MAX },
             wanted: config,
             reserved: HashMap::new(),
             config: Arc::new(given),
@@ -345,7 +348,7 @@ impl World {
                 policy: Arc::clone(&self.policy),
                 metrics: Arc::clone(&self.metrics[id]),
                 seed: self.random.below(u64::MAX),
-                sessions_max: SESSIONS_MAX,
+                sockets_max: self.sockets_max,
             });
             self.active.push(logs[0].id());
             shard.recall_limits(Arc::new(self.reserved.clone()));
@@ -684,7 +687,7 @@ impl World {
         let wait = if slow { self.random.below(10 * SECOND) } else { 100 * MS };
         self.clock.after(wait, Event::WriteEvents);
         let waiting = self.waiting_messages;
-        let bound = EVENTS_WAITING_MAX + self.shards.len() * (SESSIONS_MAX + INJECTIONS_MAX);
+        let bound = EVENTS_WAITING_MAX + self.shards.len() * (SOCKETS_MAX + INJECTIONS_MAX);
         assert!(waiting <= bound, "BOUNDED-MEMORY: {waiting} new messages wait for the event log, of {bound}");
         if self.events_fail_until > now || self.events.waiting() == 0 {
             return;
@@ -949,7 +952,10 @@ const SPOOL: &str = "/spool";
 /// A pool with one source, for those who ask for it.
 pub(crate) const OTHER_POOL: &str = "other";
 
-const SESSIONS_MAX: usize = 40;
+/// Sessions and connections of one shard; of every so manieth seed, fewer than there are pairs.
+const SOCKETS_MAX: usize = 64;
+const SOCKETS_FEW: usize = 8;
+const SOCKETS_FEW_EVERY: u64 = 7;
 
 /// With more records the event log is behind, and no mail is taken; outcomes of what is there already still come.
 const EVENTS_WAITING_MAX: usize = 20;

@@ -49,6 +49,7 @@ pub struct Slots {
     slots: Vec<Option<Slot>>,
     free: Vec<u32>,
     len: usize,
+    closing: usize,
 }
 
 impl Slots {
@@ -85,6 +86,11 @@ impl Slots {
         self.len == 0
     }
 
+    /// Those whose place will soon be free.
+    pub fn closing(&self) -> usize {
+        self.closing
+    }
+
     pub fn state(&self, key: ConnectionKey) -> SlotState {
         self.get(key).state
     }
@@ -98,10 +104,26 @@ impl Slots {
                 | (SlotState::Idle { .. }, SlotState::Busy | SlotState::Closing)
         );
         assert!(legal, "{:?} → {next:?}", slot.state);
-        if next == SlotState::Busy {
-            slot.deliveries += 1;
+        match next {
+            SlotState::Busy => slot.deliveries += 1,
+            SlotState::Closing => self.closing += 1,
+            SlotState::Opening | SlotState::Idle { .. } => {}
         }
         slot.state = next;
+    }
+
+    /// Idle connections, those first that are so longest.
+    pub fn longest_idle(&self, count: usize) -> Vec<ConnectionKey> {
+        if count == 0 {
+            return Vec::new();
+        }
+        let idle = |(place, slot): (usize, &Option<Slot>)| match slot.as_ref()?.state {
+            SlotState::Idle { since } => Some((since, ConnectionKey(place as u32))),
+            SlotState::Opening | SlotState::Busy | SlotState::Closing => None,
+        };
+        let mut idle: Vec<_> = self.slots.iter().enumerate().filter_map(idle).collect();
+        idle.sort_unstable();
+        idle.into_iter().take(count).map(|(_, key)| key).collect()
     }
 
     /// The handshake that the connection was opened for has succeeded.
@@ -122,6 +144,7 @@ impl Slots {
         assert_eq!(slot.state, SlotState::Closing, "a connection counts until it is closed");
         self.free.push(key.0);
         self.len -= 1;
+        self.closing -= 1;
         slot
     }
 }

@@ -6,6 +6,7 @@
 //! * `pair/pacing.rs`: whose turn it is by such limits.
 //! * `demand.rs`: what homes have ready for a pair, and whose turn it is.
 //! * `connection.rs`: the connection slots of a shard.
+//! * `openings.rs`: when a shard begins a connection, and who waits for that.
 //! * `automation.rs`: which rules fire on a peer's answers, and what they make of limits.
 //! * `suspension.rs`: what must not be sent for a while, or only within stricter limits.
 //! * `site.rs`: which host of a site is tried next, and which are left alone for a while.
@@ -18,6 +19,7 @@ pub mod connection;
 mod demand;
 pub mod egress;
 pub mod keeper;
+mod openings;
 pub mod pair;
 pub mod rate;
 pub mod site;

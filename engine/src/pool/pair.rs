@@ -21,6 +21,7 @@ use ahash::{HashMap, HashMapExt as _};
 use self::pacing::{Pace, Rollup, Wake};
 use super::connection::{ConnectionKey, Slot, SlotState, Slots};
 use super::demand::{Demand, Turn};
+use super::openings::Openings;
 use super::rate::{PastLimits, Started};
 use super::site::{BackOff, Choice, Hosts};
 use super::suspension::StricterLimits;
@@ -168,6 +169,7 @@ pub struct Pools {
     /// Limits that have asked for a reservation.
     reserving: HashMap<Arc<str>, pacing::LimitOf>,
     slots: Slots,
+    openings: Openings,
     trust: Trust,
     orders: VecDeque<Order>,
     stopping: bool,
@@ -198,6 +200,8 @@ struct Pair {
     open: Vec<ConnectionKey>,
     opening: u32,
     busy: u32,
+    /// It stands in line for a connection.
+    waits_to_open: bool,
     blocked_until: Option<Duration>,
     /// When a connection became idle, or a transaction was begun, last.
     moved_at: Option<Duration>,
@@ -224,6 +228,7 @@ impl Pools {
             days: HashMap::new(),
             reserving: HashMap::new(),
             slots: Slots::default(),
+            openings: Openings::default(),
             trust: Trust::default(),
             orders: VecDeque::new(),
             stopping: false,
@@ -367,6 +372,35 @@ impl Pools {
             self.grant(now, place);
         }
         self.wake(now, random);
+    }
+
+    /// A turn begins, and peers have brought so much since the last one. Pairs that waited for it open connections;
+    /// where there may be no more than there are, the longest idle ones are dismissed for those that wait.
+    pub fn open_waiting(
+        &mut self,
+        now: Now,
+        random: &mut dyn FnMut(u64) -> u64,
+        inputs: usize,
+        connections_max: usize,
+    ) {
+        self.openings.begin(inputs, connections_max.saturating_sub(self.slots.len()));
+        while let Some(place) = self.openings.next() {
+            self.pairs[place as usize].waits_to_open = false;
+            self.advance(now, place, random);
+        }
+        let wanted = self.openings.short_of_room(|place| {
+            let pair = &mut self.pairs[place as usize];
+            pair.waits_to_open = pair.wants_connection();
+            pair.waits_to_open
+        });
+        for connection in self.slots.longest_idle(wanted.saturating_sub(self.slots.closing())) {
+            self.quit(connection);
+        }
+    }
+
+    /// Whether pairs wait for a connection that the next turn may bring.
+    pub fn has_more(&self) -> bool {
+        self.openings.has_more()
     }
 
     /// A ticket that may ride behind the content that is just being sent on a connection.
@@ -614,14 +648,14 @@ impl Pools {
     fn connect(&mut self, now: Now, place: u32, random: &mut dyn FnMut(u64) -> u64) {
         loop {
             let pair = &mut self.pairs[place as usize];
-            if pair.tickets.len() <= pair.opening as usize {
+            if !pair.wants_connection() {
                 return;
             }
             if pair.open.len() >= pair.shaping.connection_limit as usize {
                 self.make_room(place);
                 return;
             }
-            if !self.may_connect(now, place) {
+            if !self.may_connect(now, place) || !self.may_open(place) {
                 return;
             }
             let pair = &mut self.pairs[place as usize];
@@ -665,6 +699,18 @@ impl Pools {
                 }
             }
         }
+    }
+
+    /// Whether the shard may begin one more connection; if not, the pair stands in line.
+    fn may_open(&mut self, place: u32) -> bool {
+        let pair = &mut self.pairs[place as usize];
+        let is_first = pair.open.is_empty();
+        let may = self.openings.take(is_first);
+        if !may && !pair.waits_to_open {
+            pair.waits_to_open = true;
+            self.openings.wait(place, is_first);
+        }
+        may
     }
 
     /// All slots are taken and a ticket fits none of the idle connections: one of them makes room.
@@ -825,6 +871,7 @@ impl Pair {
             open: Vec::new(),
             opening: 0,
             busy: 0,
+            waits_to_open: false,
             blocked_until: None,
             moved_at: None,
             pace: Pace::default(),
@@ -873,6 +920,11 @@ impl Pair {
                 && !self.tickets.iter().any(|ticket| ticket.flow.class() == lower)
         };
         (class + 1..CLASSES).rev().find(is_owed)
+    }
+
+    /// Whether more tickets wait than connections are on their way.
+    fn wants_connection(&self) -> bool {
+        self.tickets.len() > self.opening as usize
     }
 
     /// The most recipients of one transaction.

@@ -221,13 +221,18 @@ impl<'a> LinkTask<'a> {
             }
             tokio::select! {
                 biased;
-                (result, buffer) = receive.as_mut() => match self.received(result, buffer) {
-                    Ok(buffer) => idle = Some(buffer),
-                    Err(end) => {
-                        idle = Some(Vec::new());
-                        break end;
+                (result, buffer) = receive.as_mut() => {
+                    if matches!(self.link.side, Side::Connection(_)) {
+                        self.shard_loop.stand_in_line().await;
                     }
-                },
+                    match self.received(result, buffer) {
+                        Ok(buffer) => idle = Some(buffer),
+                        Err(end) => {
+                            idle = Some(Vec::new());
+                            break end;
+                        }
+                    }
+                }
                 () = self.link.wake.notified() => {}
             }
         };

@@ -19,7 +19,7 @@ use std::time::Duration;
 use ahash::HashMap;
 use postrider_spool::record::{LogId, Sequence};
 use postrider_spool::{LogDirectory, Operation};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 
 use super::clock::{self, Clock};
 use super::dane::DaneVerifiers;
@@ -36,7 +36,7 @@ use crate::config::{Config, SmtpListener};
 use crate::handover::{AcceptAnswer, ControlMessage, ShardMessage};
 use crate::limits::{
     EVENTS_WAITING_MAX, LISTENER_COMPLAINT_INTERVAL, LISTENER_PAUSE, MAILBOX_BATCH, OVERDUE_PAUSE,
-    SESSIONS_ABOVE_SHARE, SHARE_PAUSE, SHUTDOWN_COMMIT_GRACE,
+    SESSIONS_ABOVE_SHARE, SHARE_PAUSE, SHUTDOWN_COMMIT_GRACE, TURN_INPUTS,
 };
 use crate::mail::endpoint::Endpoint;
 use crate::outcome::event::LoggedRecord;
@@ -136,6 +136,7 @@ async fn start(setup: ShardSetup) {
         verifiers: setup.verifiers,
         dane: DaneVerifiers::default(),
         turn: Notify::new(),
+        inputs: Semaphore::new(TURN_INPUTS),
         links: RefCell::default(),
         injections: RefCell::default(),
         next_injection: Cell::new(0),
@@ -176,6 +177,8 @@ pub(super) struct ShardLoop {
     pub(super) verifiers: Verifiers,
     pub(super) dane: DaneVerifiers,
     turn: Notify,
+    /// What peers may still bring before the next turn.
+    inputs: Semaphore,
     pub(super) links: RefCell<HashMap<Side, Rc<Link>>>,
     injections: RefCell<HashMap<u64, oneshot::Sender<AcceptAnswer>>>,
     next_injection: Cell<u64>,
@@ -206,6 +209,12 @@ impl ShardLoop {
         value
     }
 
+    /// Lets only so many peers be served between two turns. Clients are not asked to wait: thousands of connections
+    /// that are busy would else go before each command of theirs.
+    pub(super) async fn stand_in_line(&self) {
+        self.inputs.acquire().await.expect("it is never closed").forget();
+    }
+
     async fn take_turns(self: Rc<Self>) {
         let mut timer = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
         let mut armed = Duration::ZERO;
@@ -214,6 +223,7 @@ impl ShardLoop {
             let now = self.clock.now();
             self.shard.borrow_mut().turn(now);
             self.turns.set(self.turns.get() + 1);
+            self.inputs.add_permits(TURN_INPUTS - self.inputs.available_permits());
             self.carry_out();
             self.send_waiting();
             if self.shard.borrow().has_more() {

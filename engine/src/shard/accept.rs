@@ -14,7 +14,7 @@ use crate::accept::smtp_server::ServerEvent;
 use crate::accept::{Admitted, Received, SessionOptions, SmtpServer};
 use crate::config::SmtpListener;
 use crate::handover::{AcceptAnswer, ShardMessage};
-use crate::limits::{LIMIT_KEEPER, RSA_SIGNATURES_PER_TURN, SESSION_CLOSE_MAX, SIGNING_QUEUE_MAX};
+use crate::limits::{LIMIT_KEEPER, RSA_SIGNATURES_PER_TURN, SESSION_CLOSE_MAX, SESSIONS_MAX, SIGNING_QUEUE_MAX};
 use crate::mail::time::Now;
 
 /// A client's session.
@@ -49,7 +49,7 @@ impl Shard {
         listener: &SmtpListener,
         client: std::net::SocketAddr,
     ) -> Option<SessionKey> {
-        if self.sessions.len() >= self.sessions_max || self.stopping {
+        if self.sessions.len() >= self.sessions_max() || self.stopping {
             self.metrics.connections_in_denied.inc();
             return None;
         }
@@ -64,6 +64,11 @@ impl Shard {
         self.metrics.connections_in.set(self.sessions.len() as u64);
         self.actions.push_back(Action::SessionSend { session: key, bytes: greeting });
         Some(key)
+    }
+
+    /// Three in four sockets: mail that came in must also get out.
+    fn sessions_max(&self) -> usize {
+        (self.sockets_max / 4 * 3).min(SESSIONS_MAX)
     }
 
     /// A client sent something.

@@ -89,6 +89,14 @@ pub enum ConnectError {
 }
 
 impl Shard {
+    /// Lets pairs open connections that had to wait for this turn, or for sockets. A quarter of these is for sessions.
+    pub(super) fn open_waiting(&mut self, now: Now) {
+        let for_sessions = self.sessions.len().max(self.sockets_max / 4);
+        let connections_max = self.sockets_max.saturating_sub(for_sessions);
+        let inputs = std::mem::take(&mut self.inputs);
+        self.pools.open_waiting(now, &mut |below| self.random.u64(0..below), inputs, connections_max);
+    }
+
     /// Carries out what the pools ordered.
     pub(super) fn carry_out_orders(&mut self, now: Now) {
         while let Some(order) = self.pools.poll_order() {
@@ -191,6 +199,7 @@ impl Shard {
         if !matches!(delivery.state, DeliveryState::Connecting { .. }) {
             return;
         }
+        self.inputs += 1;
         self.metrics.connections_out_made.inc();
         delivery.context.peer_address = made.peer.to_string();
         delivery.context.source_address = made.local.map(|local| local.ip().to_string()).unwrap_or_default();
@@ -237,6 +246,7 @@ impl Shard {
 
     /// The peer sent something (in the clear, once TLS is up).
     pub fn connection_received(&mut self, now: Now, connection: ConnectionKey, input: &[u8]) {
+        self.inputs += 1;
         self.with_client(now, connection, |client, out| client.handle(now, input, out));
     }
 

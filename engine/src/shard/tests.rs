@@ -9,6 +9,7 @@ mod in_doubt;
 mod injection;
 mod limits;
 mod moving;
+mod openings;
 mod operate;
 mod suspend;
 mod unplumbed;
@@ -86,7 +87,7 @@ impl World {
         let mut spool = Spool::open(directory.path(), options).unwrap();
         let logs = spool.assign(1).unwrap().remove(0);
         let metrics = Arc::default();
-        let options = ShardOptions { id: 0, shards: 1, config, policy, metrics, seed: 7, sessions_max: 10 };
+        let options = ShardOptions { id: 0, shards: 1, config, policy, metrics, seed: 7, sockets_max: 100 };
         let mut shard = Shard::new(options);
         for log in logs {
             shard.recover(log, Sequence(0), 7).unwrap();

@@ -119,7 +119,7 @@ impl World {
                 policy: Arc::clone(&policy),
                 metrics: Arc::clone(&metrics[id]),
                 seed: random.below(u64::MAX),
-                sessions_max: 10,
+                sockets_max: 16,
             });
             active.push(logs[0].id());
             for log in logs {
