@@ -279,6 +279,8 @@ pub const INSPECTED_OCTETS_MAX: usize = 16 << 20;
 pub const SWEEP_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
 /// How long an outcome waits for a message's commit to ride with; a crash repeats the deliveries of this time.
 pub const OUTCOME_COMMIT_DELAY: std::time::Duration = std::time::Duration::from_millis(2);
+/// How long after a commit that several messages shared the next may begin.
+pub const COMMIT_GATHER: std::time::Duration = std::time::Duration::from_micros(250);
 /// Turns in which a commit goes before the upkeep of its log; then both are done in one.
 pub const UPKEEP_SKIPPED_MAX: u32 = 8;
 /// When a pool without a usable source is looked at again.

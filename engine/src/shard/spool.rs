@@ -17,7 +17,7 @@ use crate::accept::Refusal;
 use crate::admin::answer_text;
 use crate::config::{Config, RoutedMail};
 use crate::handover::{IntentKey, RecipientGroup, ShardMessage, Spooled};
-use crate::limits::{OUTCOME_COMMIT_DELAY, UNREAD_PER_TURN, UPKEEP_SKIPPED_MAX};
+use crate::limits::{COMMIT_GATHER, OUTCOME_COMMIT_DELAY, UNREAD_PER_TURN, UPKEEP_SKIPPED_MAX};
 use crate::mail::address::domain_of;
 use crate::mail::time::Now;
 use crate::outcome::event::{Logged, LoggedRecord};
@@ -37,6 +37,9 @@ pub(super) struct HomeLog {
     events: Vec<LoggedRecord>,
     /// Nobody waits for an outcome's commit, so it may ride with a message's until then.
     commit_at: Duration,
+    /// Senders that shared a commit come back about together. So behind such a one the next waits until then for more
+    /// to share it: fewer syncs, and in the mean the answers come sooner.
+    gather_until: Duration,
     running_operations: usize,
     /// When the running commit began.
     committing_since: Option<Duration>,
@@ -119,7 +122,7 @@ impl HomeLog {
     }
 
     pub(super) fn appended_message(&mut self, now: Now) {
-        self.commit_at = now.monotonic;
+        self.commit_at = now.monotonic.max(self.gather_until);
     }
 
     /// Appends what waits, for as long as the log takes it.
@@ -199,6 +202,7 @@ impl Shard {
             waiting: VecDeque::new(),
             events,
             commit_at: Duration::ZERO,
+            gather_until: Duration::ZERO,
             running_operations: 0,
             committing_since: None,
             upkeep_skipped: 0,
@@ -245,7 +249,8 @@ impl Shard {
         self.logs.iter().all(HomeLog::is_quiet)
     }
 
-    /// Begins what the logs want done: for a message's sake at once, for outcomes alone a little later.
+    /// Begins what the logs want done: for a message's sake at once, or when a few have come together, for outcomes
+    /// alone a little later.
     pub(super) fn commit(&mut self, now: Now) {
         for home in &mut self.logs {
             // What still finds no room is tried again with the next turn.
@@ -324,6 +329,10 @@ impl Shard {
         let released = self.logs[place].uncommitted.iter().take_while(|(number, _)| *number <= commit).count();
         self.metrics.spool_commit_records.observe(released as f64);
         self.metrics.spool_commits.inc();
+        let is_message = |(_, uncommitted): &&(_, Uncommitted)| matches!(uncommitted, Uncommitted::Message(_));
+        if self.logs[place].uncommitted.iter().take(released).filter(is_message).count() > 1 {
+            self.logs[place].gather_until = now.monotonic + COMMIT_GATHER;
+        }
         while self.logs[place].uncommitted.front().is_some_and(|(number, _)| *number <= commit) {
             let Some((_, uncommitted)) = self.logs[place].uncommitted.pop_front() else { return };
             let log = self.logs[place].log.id();

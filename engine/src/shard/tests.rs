@@ -5,6 +5,7 @@ mod automation;
 mod body;
 mod expiry;
 mod families;
+mod gathering;
 mod in_doubt;
 mod injection;
 mod limits;
