@@ -26,7 +26,7 @@ use postrider_bench::sink::faults::{FaultPlan, Stage};
 use postrider_bench::sink::tls::TlsIdentity;
 use postrider_bench::sites::SitesOptions;
 use postrider_bench::splice::SpliceOptions;
-use postrider_bench::spool::{BareWrites, Part, SpoolOptions};
+use postrider_bench::spool::{Part, SpoolOptions};
 use postrider_bench::units::{parse_bytes, parse_duration};
 
 /// Load generator, sink and measurements for mail systems.
@@ -691,9 +691,6 @@ pub(crate) struct SpoolArgs {
     /// `amplification` accepts so many times the deferred messages.
     #[arg(long, default_value_t = 5, value_name = "TIMES")]
     live_sizes: u64,
-    /// How `append` makes the bare writes that it is held against.
-    #[arg(long, value_enum, default_value = "call")]
-    bare: BareWrites,
     /// Outcomes come apart from what `append` measures, or along with it.
     #[arg(long, value_enum, default_value = "apart")]
     outcomes: Outcomes,
@@ -727,7 +724,6 @@ impl SpoolArgs {
             deferred_share: self.deferred / 100.0,
             deferrals: self.deferrals,
             live_sizes: self.live_sizes,
-            bare: self.bare,
             outcomes_along: self.outcomes == Outcomes::Along,
             segment_bytes: self.segment as u64,
             parent: self.spool_dir.clone(),

@@ -11,7 +11,6 @@ use anyhow::{Result, ensure};
 use serde_json::{Map, Value, json};
 
 pub(crate) use self::bare_write::BareFile;
-pub use self::bare_write::BareWrites;
 pub(crate) use self::driver::on_ring;
 use self::driver::{Setup, record_bytes};
 use self::mail::Mail;
@@ -64,8 +63,6 @@ pub struct SpoolOptions {
     pub deferrals: u32,
     /// `amplification` goes on until so many times the deferred set has been accepted.
     pub live_sizes: u64,
-    /// How `append` makes the writes that it is held against.
-    pub bare: BareWrites,
     /// Whether `append` counts outcomes in: they come along, not between bursts.
     pub outcomes_along: bool,
     pub segment_bytes: u64,
@@ -158,7 +155,6 @@ pub fn spool(options: &SpoolOptions, interrupt: &Interrupt) -> Result<SpoolRepor
         "deferrals": options.deferrals,
         "rate": options.rate,
         "duration_s": options.duration.as_secs_f64(),
-        "bare": format!("{:?}", options.bare).to_lowercase(),
         "outcomes": if options.outcomes_along { "along" } else { "apart" },
     });
     Ok(SpoolReport { measurements, setup })

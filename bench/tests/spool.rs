@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use postrider_bench::interrupt::Interrupt;
 use postrider_bench::report::Figures;
-use postrider_bench::spool::{BareWrites, Part, SpoolOptions, SpoolReport, spool};
+use postrider_bench::spool::{Part, SpoolOptions, SpoolReport, spool};
 use serde_json::Value;
 
 const POSTBENCH: &str = env!("CARGO_BIN_EXE_postbench");
@@ -23,7 +23,6 @@ fn options(part: Part) -> SpoolOptions {
         deferred_share: 0.2,
         deferrals: 3,
         live_sizes: 2,
-        bare: BareWrites::Call,
         outcomes_along: false,
         segment_bytes: 256 << 10,
         parent: None,
@@ -49,7 +48,8 @@ fn appends_are_measured_beside_bare_writes() {
             // The record is longer than what it carries, and a frame is whole blocks.
             assert!(round.get("written_bytes_per_message").unwrap() > 2048.0);
             assert_positive(round, &["records_ratio", "latency_ratio", "cpu_us_per_record", "bare_cpu_us_per_record"]);
-            assert_positive(round, &["commit_p999_ms", "bare_p999_ms"]);
+            assert_positive(round, &["records_ratio_to_ring", "ring_cpu_us_per_record"]);
+            assert_positive(round, &["commit_p999_ms", "bare_p999_ms", "ring_p999_ms"]);
         }
     }
     let json = report.to_json();
@@ -59,14 +59,8 @@ fn appends_are_measured_beside_bare_writes() {
 }
 
 #[test]
-fn outcomes_may_come_along_with_appends_and_bare_writes_on_the_ring() {
-    let apart = SpoolOptions {
-        writers: vec![50],
-        messages: 1_500,
-        segment_bytes: 1 << 20,
-        bare: BareWrites::Ring,
-        ..options(Part::Append)
-    };
+fn outcomes_may_come_along_with_appends() {
+    let apart = SpoolOptions { writers: vec![50], messages: 1_500, segment_bytes: 1 << 20, ..options(Part::Append) };
     let along = SpoolOptions { outcomes_along: true, ..apart.clone() };
     let measured = |options: &SpoolOptions| spool(options, &Interrupt::default()).unwrap();
     let written = |report: &SpoolReport| {

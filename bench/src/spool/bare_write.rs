@@ -14,9 +14,9 @@ use tempfile::NamedTempFile;
 
 use super::traffic::{Found, process_cpu};
 
-/// How the bare writes are made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum BareWrites {
+/// How bare writes are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BareWrites {
     /// By pwritev2(2): nothing is quicker.
     Call,
     /// On the ring: the kernel hands each to a worker thread, as it does with the spool's.
