@@ -53,8 +53,11 @@ pub(super) struct Traffic {
     clock: u64,
     /// When messages that are not deferred are delivered, in order.
     prompt: VecDeque<(u64, MessageId)>,
-    /// When a deferred one is tried again, and how often it will be deferred yet.
-    deferred: BinaryHeap<Reverse<(u64, MessageId, u32)>>,
+    /// When a deferred one is tried again, and how often it will be deferred yet: at first, and after that, each in
+    /// order, and those that the spool was filled with. One heap of all took more time than their outcomes.
+    first_tries: VecDeque<(u64, MessageId, u32)>,
+    retries: VecDeque<(u64, MessageId, u32)>,
+    filled: BinaryHeap<Reverse<(u64, MessageId, u32)>>,
     random: Random,
     /// While the spool is filled, the share that is deferred. These come with a part of their time behind them, as
     /// after hours of the same.
@@ -67,18 +70,20 @@ impl Traffic {
             plan,
             clock: 0,
             prompt: VecDeque::new(),
-            deferred: BinaryHeap::new(),
+            first_tries: VecDeque::new(),
+            retries: VecDeque::new(),
+            filled: BinaryHeap::new(),
             random: Random::new(SEED),
             fill_share: None,
         }
     }
 
     pub(super) fn deferred(&self) -> u64 {
-        self.deferred.len() as u64
+        (self.first_tries.len() + self.retries.len() + self.filled.len()) as u64
     }
 
     fn is_empty(&self) -> bool {
-        self.prompt.is_empty() && self.deferred.is_empty()
+        self.prompt.is_empty() && self.deferred() == 0
     }
 
     /// A message is durable.
@@ -88,13 +93,18 @@ impl Traffic {
             return;
         }
         let interval = self.plan.interval();
-        let (due, left) = if self.fill_share.is_some() {
+        if self.fill_share.is_some() {
             let left = (self.random.unit() * self.plan.kept as f64) as u64;
-            (left % interval, (left / interval) as u32)
+            self.filled.push(Reverse((self.clock + left % interval, id, (left / interval) as u32)));
         } else {
-            (PROMPT_DELAY, self.plan.deferrals)
-        };
-        self.deferred.push(Reverse((self.clock + due, id, left)));
+            self.first_tries.push_back((self.clock + PROMPT_DELAY, id, self.plan.deferrals));
+        }
+    }
+
+    /// The deferred message that is tried next.
+    fn next_try(&self) -> Option<(u64, MessageId, u32)> {
+        let filled = self.filled.peek().map(|Reverse(tried)| tried);
+        self.first_tries.front().into_iter().chain(self.retries.front()).chain(filled).min().copied()
     }
 
     /// The next outcome that is due.
@@ -104,9 +114,9 @@ impl Traffic {
         {
             return Some((*id, Turnout::Delivered));
         }
-        let Reverse((due, id, left)) = self.deferred.peek()?;
-        let turnout = if *left > 0 { Turnout::Deferred } else { Turnout::Delivered };
-        (*due <= self.clock).then_some((*id, turnout))
+        let (due, id, left) = self.next_try()?;
+        let turnout = if left > 0 { Turnout::Deferred } else { Turnout::Delivered };
+        (due <= self.clock).then_some((id, turnout))
     }
 
     /// The outcome that was due has been appended.
@@ -115,16 +125,23 @@ impl Traffic {
         if self.prompt.pop_front_if(|(due, _)| *due <= clock).is_some() {
             return;
         }
-        if let Some(Reverse((due, id, left))) = self.deferred.pop()
-            && left > 0
-        {
-            self.deferred.push(Reverse((due + self.plan.interval(), id, left - 1)));
+        let Some(tried) = self.next_try() else { return };
+        let queues = [&mut self.first_tries, &mut self.retries];
+        if queues.into_iter().all(|queue| queue.pop_front_if(|front| *front == tried).is_none()) {
+            self.filled.pop();
+        }
+        let (due, id, left) = tried;
+        if left > 0 {
+            // All wait as long, so they stay in order.
+            self.retries.push_back((due + self.plan.interval(), id, left - 1));
         }
     }
 
     /// Everything is delivered at once.
     fn hasten(&mut self) {
-        self.prompt.extend(self.deferred.drain().map(|Reverse((_, id, _))| (0, id)));
+        let queues = self.first_tries.drain(..).chain(self.retries.drain(..));
+        let deferred = queues.chain(self.filled.drain().map(|Reverse(tried)| tried));
+        self.prompt.extend(deferred.map(|(_, id, _)| (0, id)));
         self.prompt.iter_mut().for_each(|(due, _)| *due = 0);
     }
 }
