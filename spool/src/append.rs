@@ -8,6 +8,7 @@ use rkyv::api::high::to_bytes_in;
 use rkyv::rancor::Failure;
 
 use crate::body::Body;
+use crate::checksum::crc32c_append;
 use crate::error::{AppendError, Closed};
 use crate::format::{
     Chain, FRAME_HEADER_BYTES, FrameHeader, MESSAGE_SCHEMA, OUTCOME_SCHEMA, RECORD_HEADER_BYTES, RecordHeader,
@@ -254,7 +255,7 @@ impl Log {
             if frame.offset + frame.padded() <= segment.capacity {
                 let record = &mut frame.buffer[start..];
                 header.seal(segment.generation, record);
-                frame.records_crc = crc32c::crc32c_append(frame.records_crc, &record[..RECORD_HEADER_BYTES]);
+                frame.records_crc = crc32c_append(frame.records_crc, &record[..RECORD_HEADER_BYTES]);
                 if frame.record_count == 0 {
                     frame.first_sequence = header.sequence;
                     if !frame.is_forced {

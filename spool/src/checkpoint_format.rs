@@ -2,6 +2,7 @@
 //!
 //! Like `format.rs`, nothing here does I/O or trusts what it decodes.
 
+use crate::checksum::{crc32c, crc32c_append};
 use crate::format::{Chain, FORMAT_VERSION, are_adjacent, seed, u16_at, u32_at, u64_at};
 use crate::limits::{ALIGN_BYTES, BLOCK_BYTES, SEGMENT_BYTES_MAX};
 use crate::record::LogId;
@@ -57,7 +58,7 @@ impl CheckpointHeader {
             block[range].copy_from_slice(&value.to_le_bytes());
         }
         block[header::SLICES].copy_from_slice(&self.slices.to_le_bytes());
-        let crc = crc32c::crc32c(&block[header::CRC.end..]);
+        let crc = crc32c(&block[header::CRC.end..]);
         block[header::CRC].copy_from_slice(&crc.to_le_bytes());
         block
     }
@@ -73,7 +74,7 @@ impl CheckpointHeader {
         if version > FORMAT_VERSION {
             return CheckpointBlock::Newer { version };
         }
-        if u32_at(block, header::CRC) != crc32c::crc32c(&block[header::CRC.end..]) {
+        if u32_at(block, header::CRC) != crc32c(&block[header::CRC.end..]) {
             return CheckpointBlock::Damaged;
         }
         CheckpointBlock::Header(Self {
@@ -136,7 +137,7 @@ impl SliceWriter {
         bytes[slice::LENGTH].copy_from_slice(&length.to_le_bytes());
         bytes[slice::KIND].copy_from_slice(&(self.kind as u32).to_le_bytes());
         bytes[slice::ROWS].copy_from_slice(&self.rows.to_le_bytes());
-        let crc = crc32c::crc32c_append(seed(generation, u64::from(number)), &bytes[slice::CRC.end..]);
+        let crc = crc32c_append(seed(generation, u64::from(number)), &bytes[slice::CRC.end..]);
         bytes[slice::CRC].copy_from_slice(&crc.to_le_bytes());
         let padded = buffer.len().next_multiple_of(BLOCK_BYTES as usize);
         buffer.resize(padded, 0);
@@ -161,7 +162,7 @@ pub(crate) struct Slice<'a> {
 pub(crate) fn read_slice(padded: &[u8], generation: u64, number: u32) -> Option<Slice<'_>> {
     let length = u32_at(padded, slice::LENGTH) as usize;
     let bytes = padded.get(..length)?;
-    let crc = crc32c::crc32c_append(seed(generation, u64::from(number)), &bytes[slice::CRC.end..]);
+    let crc = crc32c_append(seed(generation, u64::from(number)), &bytes[slice::CRC.end..]);
     if u32_at(bytes, slice::CRC) != crc {
         return None;
     }

@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use crate::checksum::{crc32c, crc32c_append};
 use crate::limits::{ALIGN_BYTES, BLOCK_BYTES};
 use crate::record::LogId;
 
@@ -100,7 +101,7 @@ impl SegmentHeader {
         block[segment::CHAIN].copy_from_slice(&(self.chain as u16).to_le_bytes());
         self.previous.encode(&mut block[segment::PREVIOUS]);
         self.other.encode(&mut block[segment::OTHER]);
-        let crc = crc32c::crc32c(&block[segment::CRC.end..]);
+        let crc = crc32c(&block[segment::CRC.end..]);
         block[segment::CRC].copy_from_slice(&crc.to_le_bytes());
     }
 
@@ -116,7 +117,7 @@ impl SegmentHeader {
                 return SegmentBlock::Newer { version };
             }
         }
-        let crc = crc32c::crc32c(&block[segment::CRC.end..]);
+        let crc = crc32c(&block[segment::CRC.end..]);
         if block[segment::MAGIC] != SEGMENT_MAGIC || u32_at(block, segment::CRC) != crc {
             return SegmentBlock::Damaged;
         }
@@ -184,7 +185,7 @@ impl FrameHeader {
         bytes[frame::FIRST_SEQUENCE].copy_from_slice(&self.first_sequence.to_le_bytes());
         bytes[frame::RECORD_COUNT].copy_from_slice(&self.record_count.to_le_bytes());
         bytes[frame::LENGTH].copy_from_slice(&self.length.to_le_bytes());
-        let crc = crc32c::crc32c_append(records_crc, &bytes[frame::CRC.end..]);
+        let crc = crc32c_append(records_crc, &bytes[frame::CRC.end..]);
         bytes[frame::CRC].copy_from_slice(&crc.to_le_bytes());
     }
 
@@ -225,11 +226,11 @@ impl FrameHeader {
         for _ in 0..self.record_count {
             let raw = frame.get(position..position.checked_add(RECORD_HEADER_BYTES)?)?;
             let header = RecordHeader::decode(raw);
-            crc = crc32c::crc32c_append(crc, raw);
+            crc = crc32c_append(crc, raw);
             records.push((position, header));
             position = position.checked_add(header.checked_length()?)?;
         }
-        let crc = crc32c::crc32c_append(crc, head);
+        let crc = crc32c_append(crc, head);
         (position == frame.len() && crc == self.crc).then_some(records)
     }
 }
@@ -377,8 +378,8 @@ impl RecordHeader {
     }
 
     fn head_crc_of(&self, generation: u64, head: &[u8]) -> u32 {
-        let crc = crc32c::crc32c_append(seed(generation, self.sequence), &head[..record::HEAD_CRC.start]);
-        crc32c::crc32c_append(crc, &head[RECORD_HEADER_BYTES..])
+        let crc = crc32c_append(seed(generation, self.sequence), &head[..record::HEAD_CRC.start]);
+        crc32c_append(crc, &head[RECORD_HEADER_BYTES..])
     }
 
     fn state_start(&self) -> usize {
@@ -406,7 +407,7 @@ impl Meta {
         bytes[meta::MAGIC].copy_from_slice(&META_MAGIC);
         bytes[meta::VERSION].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
         bytes[meta::NEXT_LOG].copy_from_slice(&self.next_log.to_le_bytes());
-        let crc = crc32c::crc32c(&bytes[meta::CRC.end..]);
+        let crc = crc32c(&bytes[meta::CRC.end..]);
         bytes[meta::CRC].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
@@ -419,7 +420,7 @@ impl Meta {
         if version > FORMAT_VERSION {
             return Err(MetaError::Newer { version });
         }
-        let crc = crc32c::crc32c(&bytes[meta::CRC.end..META_BYTES]);
+        let crc = crc32c(&bytes[meta::CRC.end..META_BYTES]);
         if u32_at(bytes, meta::CRC) != crc {
             return Err(MetaError::Damaged);
         }
@@ -432,11 +433,11 @@ pub(crate) fn seed(generation: u64, sequence: u64) -> u32 {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&generation.to_le_bytes());
     bytes[8..].copy_from_slice(&sequence.to_le_bytes());
-    crc32c::crc32c(&bytes)
+    crc32c(&bytes)
 }
 
 fn content_crc(generation: u64, sequence: u64, content: &[u8]) -> u32 {
-    crc32c::crc32c_append(seed(generation, sequence), content)
+    crc32c_append(seed(generation, sequence), content)
 }
 
 pub(crate) fn u16_at(bytes: &[u8], range: Range<usize>) -> u16 {

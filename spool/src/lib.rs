@@ -42,6 +42,7 @@ mod append;
 mod body;
 mod checkpoint;
 pub mod checkpoint_format;
+pub mod checksum;
 mod commit;
 mod copy_forward;
 mod directory;

@@ -33,6 +33,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use postrider_spool::checksum::crc32c;
 use postrider_spool::record::{LogId, Sequence};
 
 use super::event::{EventRecord, LoggedRecord, NodeId, events, write_line};
@@ -138,7 +139,7 @@ impl FrameEncoder {
             node: self.node,
             data_offset: offset,
             data_bytes: u32::try_from(self.data_bytes).expect("a frame is far below 4 GiB"),
-            data_crc: crc32c::crc32c(&self.frame),
+            data_crc: crc32c(&self.frame),
             cursors: self.cursors.clone(),
         };
         seal.write(&mut self.frame);
@@ -187,7 +188,7 @@ impl Seal {
             out.extend_from_slice(&sequence.0.to_le_bytes());
         }
         out.extend_from_slice(&length.to_le_bytes());
-        let crc = crc32c::crc32c(&out[start..]);
+        let crc = crc32c(&out[start..]);
         out.extend_from_slice(&crc.to_le_bytes());
         assert!(out.len() - start == length as usize);
     }
@@ -207,7 +208,7 @@ impl Seal {
         let logs = (version_and_logs >> 16) as usize;
         let length = SEAL_BYTES_MIN + logs * CURSOR_BYTES;
         let lengths_agree = field(4)? as usize + 8 == length && field(length - 8)? as usize == length;
-        if !lengths_agree || field(length - 4)? != crc32c::crc32c(&bytes[..length - 4]) {
+        if !lengths_agree || field(length - 4)? != crc32c(&bytes[..length - 4]) {
             return None;
         }
         let mut cursors = Cursors::default();
@@ -440,7 +441,7 @@ mod tests {
         let (seal, at, length) = Seal::find_last(&bytes, 1_000).unwrap();
         assert_eq!(at - 1_000 + length as u64, bytes.len() as u64);
         assert_eq!((seal.events, seal.node, seal.data_offset), (3, NODE, 1_000));
-        assert_eq!(seal.data_crc, crc32c::crc32c(&bytes[..seal.data_bytes as usize]));
+        assert_eq!(seal.data_crc, crc32c(&bytes[..seal.data_bytes as usize]));
         let cursors: Vec<_> = seal.cursors.iter().collect();
         assert_eq!(cursors, [(LogId(1), Sequence(7)), (LogId(0x102), Sequence(1 << 40))]);
     }

@@ -5,6 +5,8 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use postrider_spool::checksum::crc32c_append;
+
 use super::EventLogError;
 use crate::outcome::event::{NodeId, WallTime};
 use crate::outcome::event_log::{SEAL_BYTES_MAX, Seal};
@@ -117,7 +119,7 @@ fn data_is_whole(file: &File, seal: &Seal) -> io::Result<bool> {
     while at < end {
         let length = chunk.len().min((end - at) as usize);
         file.read_exact_at(&mut chunk[..length], at)?;
-        crc = crc32c::crc32c_append(crc, &chunk[..length]);
+        crc = crc32c_append(crc, &chunk[..length]);
         at += length as u64;
     }
     Ok(crc == seal.data_crc)
