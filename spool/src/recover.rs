@@ -44,7 +44,7 @@ use crate::survey::{DamagedHeader, Sorted, Survey, Used};
 pub struct RecoverOptions {
     /// Random, and another one at each start: segment generations are drawn from it.
     pub seed: u64,
-    /// Records up to this one are events already.
+    /// Records up to this one are events already, so they were durable. `u64::MAX`: nobody wants events.
     pub event_cursor: Sequence,
     /// Reads and checks all that is in segments in use, and each live message, instead of what is needed only.
     /// Summaries are not told then.
@@ -158,6 +158,8 @@ pub enum Reason {
     Missing { segment: u64 },
     /// A live message, or what is known of its recipients, was in a segment that is not there.
     Lost { message: MessageId },
+    /// The newest records, up to the last that is an event already, are not there.
+    EndMissing { from: Sequence, to: Sequence },
     /// A finished checkpoint.
     Checkpoint,
 }
@@ -174,6 +176,9 @@ impl fmt::Display for Reason {
             Self::Missing { segment } => write!(f, "segment {segment} is missing"),
             Self::Duplicate => f.write_str("a second file with the same segment number"),
             Self::Lost { message } => write!(f, "message {message} was in a segment that is missing"),
+            Self::EndMissing { from, to } => {
+                write!(f, "records {} to {} are missing; the event log has them", from.0, to.0)
+            }
             Self::Checkpoint => f.write_str("damaged checkpoint"),
         }
     }
@@ -226,6 +231,7 @@ impl Log {
         };
         let newest = recovery.take_checkpoints(checkpoints);
         let doubtful = recovery.read_segments(sorted, newest.as_ref());
+        recovery.check_end();
         recovery.find_lost();
         recovery.count_bodies();
         recovery.judge_headers(&doubtful);
@@ -379,6 +385,25 @@ impl Recovery<'_> {
             is_any_missing: !missing.is_empty(),
             has_checkpoint: checkpoint.is_some(),
         }
+    }
+
+    /// Only what was durable became an event, so a log that ends before the event cursor has lost its end: the files
+    /// themselves can't tell when the newest segment is gone. Its numbers stay used, because ids that were given out
+    /// must not name other mail, and what lies below the cursor would have no events.
+    fn check_end(&mut self) {
+        let (from, to) = (self.log.next_sequence, self.log.event_cursor);
+        if to == u64::MAX || to < from {
+            return;
+        }
+        self.log.next_sequence = to + 1;
+        self.report(Quarantine {
+            log: self.log.id(),
+            file: self.log.directory.path().to_owned(),
+            offset: 0,
+            bytes: 0,
+            reason: Reason::EndMissing { from: Sequence(from), to: Sequence(to) },
+            kept: Kept::Not { reason: "there is nothing".to_owned() },
+        });
     }
 
     /// Tells damaged first blocks from those that a use left which was never acknowledged. What counts in each segment

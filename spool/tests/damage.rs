@@ -12,8 +12,8 @@ use std::time::Duration;
 use postrider_spool::record::Answer;
 use postrider_spool::sim::SimDisk;
 use postrider_spool::{
-    Envelope, Fate, Fetch, Log, MessageId, Outcome, Progress, Recipient, RecipientResult, RecoverOptions, Recovered,
-    Sequence, Spool, SpoolOptions, Summarize, execute,
+    Envelope, Fate, Fetch, Log, MessageId, Outcome, Progress, Reason, Recipient, RecipientResult, RecoverOptions,
+    Recovered, Sequence, Spool, SpoolOptions, Summarize, execute,
 };
 
 const SEGMENT_BYTES: u64 = 32 << 10;
@@ -203,6 +203,36 @@ fn a_missing_segment_is_reported() {
     };
     assert_eq!(found.bodies.keys().copied().collect::<Vec<_>>(), commits[5]);
     assert_eq!(found.quarantines, commits[..5].iter().flatten().count(), "the checkpoint knows each of them");
+}
+
+/// Nothing in a log names its newest segment, but the event log has told of what was in it. No id is given out again.
+#[test]
+fn a_missing_end_is_reported() {
+    let (disk, commits) = prepare();
+    let last = commits[5][1].sequence();
+    for gone in [&["segment-0001"][..], &["segment-0000", "segment-0001"]] {
+        let copy = disk.restart();
+        // A checkpoint that was begun later would tell of it.
+        for name in gone.iter().chain(&["checkpoint-0", "checkpoint-1", "checkpoint-2"]) {
+            copy.set_bytes(&Path::new("/spool/log-0000").join(name), Vec::new());
+        }
+        let options = SpoolOptions { segment_bytes: SEGMENT_BYTES, ..SpoolOptions::default() };
+        let mut spool = Spool::open_on(Arc::new(copy), Path::new("/spool"), options).unwrap();
+        let directory = spool.assign(1).unwrap().remove(0).remove(0);
+        let options = RecoverOptions { seed: 3, event_cursor: last, reads_everything: true };
+        let (mut live, mut missing) = (0, Vec::new());
+        let mut log = Log::recover(directory, options, &mut |recovered| match recovered {
+            Recovered::Message { .. } => live += 1,
+            Recovered::Quarantined(quarantine) => missing.push(quarantine.reason),
+            other => panic!("{other:?}"),
+        })
+        .unwrap();
+        assert_eq!(live, 10 * usize::from(gone.len() == 1));
+        let [Reason::EndMissing { from, to }] = missing[..] else { panic!("{missing:?}") };
+        assert_eq!((from.0 <= commits[5][0].sequence().0, to), (true, last));
+        let (next, _) = log.append_message(&Envelope::default(), b"P", b"B").unwrap();
+        assert_eq!(next.sequence().0, last.0 + 1);
+    }
 }
 
 /// A start that reads only what it needs finds less damage by itself, but what it did not read is checked when it is
