@@ -267,11 +267,13 @@ impl Log {
             return Err(Closed::Backlog);
         }
         let room = self.directory.options().segment_bytes / ROOM_SHARE;
+        let spares = self.spares_ready();
         if !self.directory.budget().has_room_for_mail(self.pending_bytes + room) {
             return Err(Closed::MaxSize);
         }
-        if self.tail_room(Chain::Mail) < room && self.spares_ready() <= SPARES_RESERVED || self.is_short_of_checkpoint()
-        {
+        // Where an outcome had to begin the last spare, the rest of it is for outcomes, too.
+        let has_room = spares > SPARES_RESERVED || spares == SPARES_RESERVED && self.tail_room(Chain::Mail) >= room;
+        if !has_room || self.is_short_of_checkpoint() {
             return Err(Closed::NoSpace);
         }
         Ok(())

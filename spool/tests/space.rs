@@ -120,6 +120,28 @@ fn without_space_on_the_device_it_refuses_mail_takes_outcomes_and_recovers() {
     assert_eq!(log.is_open_for_mail(), Ok(()));
 }
 
+/// What an outcome took of the reserve stays a reserve. Once mail filled up the segment that an outcome had begun, and
+/// then nothing was left to write a delivery down in.
+#[test]
+fn mail_takes_nothing_of_what_outcomes_have_left() {
+    let disk = SimDisk::new(1);
+    let (_spool, mut log) = open(Arc::new(disk.clone()), Path::new("/spool"), options());
+    let (mut ids, mut now) = (VecDeque::new(), Duration::ZERO);
+    disk.set_faults(Faults { capacity: Some(8 * SEGMENT_BYTES), ..Faults::default() });
+    assert_eq!(fill(&mut log, now, &mut ids), Closed::NoSpace);
+    let in_use = log.statistics().segments_in_use;
+    while log.statistics().segments_in_use == in_use {
+        log.append_outcome(&outcome(ids[0], Fate::Deferred { due_ms: 1 }, 1)).unwrap();
+        settle(&mut log, now);
+    }
+    assert_eq!(fill(&mut log, now, &mut VecDeque::new()), Closed::NoSpace);
+    for id in ids.drain(..) {
+        log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
+    }
+    rest(&mut log, &mut now);
+    assert_eq!(log.is_open_for_mail(), Ok(()));
+}
+
 /// Messages that are deferred for long are copied out of the way, with their attempts and their due times; what they
 /// need on the disk stays in proportion to them.
 #[test]
