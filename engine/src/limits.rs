@@ -285,6 +285,8 @@ pub const COMMIT_GATHER: std::time::Duration = std::time::Duration::from_micros(
 pub const UPKEEP_SKIPPED_MAX: u32 = 8;
 /// When a pool without a usable source is looked at again.
 pub const SOURCE_RETRY: std::time::Duration = std::time::Duration::from_secs(5);
+/// When a message whose log takes no outcomes is looked at again.
+pub const UNRECORDED_RETRY: std::time::Duration = std::time::Duration::from_secs(5);
 /// When a message that can't be read from the spool is tried again.
 pub const UNREADABLE_RETRY: std::time::Duration = std::time::Duration::from_secs(3_600);
 

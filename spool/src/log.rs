@@ -24,7 +24,7 @@ use crate::directory::LogDirectory;
 use crate::error::{Closed, ReadError};
 use crate::format::{Chain, RECORD_HEADER_BYTES, RecordHeader, SEGMENT_HEADER_BYTES};
 use crate::index::{Entry, Index, Place};
-use crate::limits::{PENDING_MAIL_BYTES_MAX, READ_BYTES_MAX, READS_MAX, SPARES_RESERVED};
+use crate::limits::{PENDING_MAIL_BYTES_MAX, PENDING_OUTCOME_BYTES_MAX, READ_BYTES_MAX, READS_MAX, SPARES_RESERVED};
 use crate::message::{Lease, Memory, Message};
 use crate::record::{CommitNumber, LogId, MessageId, Sequence};
 use crate::recover::RecoverOptions;
@@ -274,6 +274,22 @@ impl Log {
         // Where an outcome had to begin the last spare, the rest of it is for outcomes, too.
         let has_room = spares > SPARES_RESERVED || spares == SPARES_RESERVED && self.tail_room(Chain::Mail) >= room;
         if !has_room || self.is_short_of_checkpoint() {
+            return Err(Closed::NoSpace);
+        }
+        Ok(())
+    }
+
+    /// Whether outcomes will be taken for some time to come, and if not, why not. Then nothing should be begun of which
+    /// an outcome would have to tell.
+    pub fn is_open_for_outcomes(&self) -> Result<(), Closed> {
+        if !matches!(self.state, State::Open) {
+            return Err(Closed::Failed);
+        }
+        if self.pending_bytes > PENDING_OUTCOME_BYTES_MAX {
+            return Err(Closed::Backlog);
+        }
+        let room = self.directory.options().segment_bytes / ROOM_SHARE;
+        if self.spares_ready() == 0 && self.tail_room(Chain::Mail) < room {
             return Err(Closed::NoSpace);
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ahash::{HashMap, HashMapExt as _};
 use postrider_spool::record::{Answer, Fate, MessageId};
-use postrider_spool::{Message, ReadError};
+use postrider_spool::{Closed, Message, ReadError};
 
 use super::ask::EntryRows;
 use super::{Action, Shard};
@@ -14,7 +14,7 @@ use crate::deliver::dane::HostDane;
 use crate::deliver::route::{Host, RouteFailure, RouteFailureKind, Site};
 use crate::fair::Flow;
 use crate::handover::{Attempt, Blocked, ControlMessage, Credit, PairKey, Route, RouteKey, ShardMessage, Ticket};
-use crate::limits::{DUE_ENTRIES_PER_TURN, ROUTES_CACHED_MAX, SOURCE_RETRY, UNREADABLE_RETRY};
+use crate::limits::{DUE_ENTRIES_PER_TURN, ROUTES_CACHED_MAX, SOURCE_RETRY, UNREADABLE_RETRY, UNRECORDED_RETRY};
 use crate::mail::address::domain_of;
 use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
@@ -209,8 +209,25 @@ impl Shard {
             return self.home.return_credit(&pair, &flow, credit);
         }
         let place = self.log_index(id.log());
+        if let Err(closed) = self.logs[place].takes_outcomes() {
+            return self.hold_unrecorded(now, pending, closed);
+        }
         self.logs[place].log.pin(id);
         self.fetch(now, id, PendingRead::Ticket(pending));
+    }
+
+    /// What becomes of the message could not be written down: without a record, a restart would send it again. So no
+    /// attempt is begun, and the entry waits as if it had no source.
+    fn hold_unrecorded(&mut self, now: Now, pending: PendingTicket, closed: Closed) {
+        let PendingTicket { pair, entry, credit, .. } = pending;
+        let flow = Arc::clone(&self.home.queue_of(entry).flow);
+        self.home.take_back(entry);
+        if !self.bounce_returned(entry) {
+            let until_ms = now.wall_ms + UNRECORDED_RETRY.as_millis() as u64;
+            let reason = format!("the spool takes no outcomes: {closed}").into();
+            self.home.wait_for_source(entry, Blocked { until_ms, reason });
+        }
+        self.home.return_credit(&pair, &flow, credit);
     }
 
     /// The message is at hand: its ticket goes to the pair's owner.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ahash::{HashMap, HashMapExt as _, HashSet};
 use postrider_spool::record::{Envelope, LogId, MessageId, Outcome, RecipientResult, Sequence};
 use postrider_spool::{
-    AppendError, CommitNumber, Completion, Fetch, Log, LogDirectory, Message, Operation, Progress, ReadError,
+    AppendError, Closed, CommitNumber, Completion, Fetch, Log, LogDirectory, Message, Operation, Progress, ReadError,
     RecordRef, RecoverError, RecoverOptions, Recovered, Summarize,
 };
 
@@ -144,6 +144,12 @@ impl HomeLog {
             }
         }
         Ok(())
+    }
+
+    /// Whether what becomes of its messages can be written down, and if not, why not.
+    pub(super) fn takes_outcomes(&self) -> Result<(), Closed> {
+        self.log.is_open_for_outcomes()?;
+        if self.waiting.is_empty() { Ok(()) } else { Err(Closed::Backlog) }
     }
 
     pub(super) fn next_timeout(&self) -> Duration {
@@ -310,8 +316,11 @@ impl Shard {
         let place = self.log_index(MessageId::from_raw(decided.outcome.message).log());
         let home = &mut self.logs[place];
         home.waiting.push_back(decided);
-        if let Err(error) = home.append_waiting(now) {
-            tracing::error!(%error, "an outcome waits for the spool");
+        if let Err(error) = home.append_waiting(now)
+            && home.waiting.len() == 1
+        {
+            let log = home.log.id().0;
+            tracing::error!(log, %error, "outcomes wait for the spool; no attempt is begun meanwhile");
         }
     }
 
