@@ -171,6 +171,8 @@ pub struct Shard {
     random: fastrand::Rng,
 
     sockets_max: usize,
+    /// So many there are just now, of those.
+    sockets_left: usize,
     /// What peers have brought since the last turn.
     inputs: usize,
 
@@ -240,6 +242,7 @@ impl Shard {
             metrics,
             random: fastrand::Rng::with_seed(seed),
             sockets_max,
+            sockets_left: sockets_max,
             inputs: 0,
             sessions: HashMap::new(),
             next_session: 0,
@@ -408,6 +411,7 @@ impl Shard {
             return;
         }
         self.next_sweep = now.monotonic + SWEEP_INTERVAL;
+        self.sockets_left = self.sockets_max;
         self.time_out_sessions(now);
         self.time_out_deliveries(now);
         self.home.unblock_domains(now.wall_ms);

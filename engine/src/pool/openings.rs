@@ -37,6 +37,11 @@ impl Openings {
         self.room = room;
     }
 
+    /// There is no socket left after all.
+    pub(super) fn out_of_room(&mut self) {
+        self.room = 0;
+    }
+
     /// Takes leave for one connection, if there is one.
     pub(super) fn take(&mut self, is_first: bool) -> bool {
         let left = if is_first { self.first_left } else { self.further_left };

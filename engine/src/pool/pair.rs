@@ -398,6 +398,11 @@ impl Pools {
         }
     }
 
+    /// A connection found no socket: no other is tried before the next turn.
+    pub fn out_of_sockets(&mut self) {
+        self.openings.out_of_room();
+    }
+
     /// Whether pairs wait for a connection that the next turn may bring.
     pub fn has_more(&self) -> bool {
         self.openings.has_more()

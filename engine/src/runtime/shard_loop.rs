@@ -340,7 +340,11 @@ impl ShardLoop {
             Err(error) => {
                 let unplumbed = error.raw_os_error() == Some(libc::EADDRNOTAVAIL)
                     && source_config.source_address.is_some_and(|address| !is_local_address(address));
-                let error = if unplumbed { ConnectError::Unplumbed } else { ConnectError::Failed(error) };
+                let error = match error {
+                    _ if unplumbed => ConnectError::Unplumbed,
+                    error if is_out_of_descriptors(&error) => ConnectError::NoSocket,
+                    error => ConnectError::Failed(error),
+                };
                 let this = Rc::clone(self);
                 uring::spawn(async move {
                     let now = this.clock.now();

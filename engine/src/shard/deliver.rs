@@ -85,6 +85,8 @@ pub struct TlsStarted {
 pub enum ConnectError {
     /// The source's address isn't on this machine.
     Unplumbed,
+    /// The process has no descriptor left, or the kernel no memory.
+    NoSocket,
     Failed(std::io::Error),
 }
 
@@ -92,7 +94,7 @@ impl Shard {
     /// Lets pairs open connections that had to wait for this turn, or for sockets. A quarter of these is for sessions.
     pub(super) fn open_waiting(&mut self, now: Now) {
         let for_sessions = self.sessions.len().max(self.sockets_max / 4);
-        let connections_max = self.sockets_max.saturating_sub(for_sessions);
+        let connections_max = self.sockets_left.saturating_sub(for_sessions);
         let inputs = std::mem::take(&mut self.inputs);
         self.pools.open_waiting(now, &mut |below| self.random.u64(0..below), inputs, connections_max);
     }
@@ -232,6 +234,13 @@ impl Shard {
                 self.set_plumbed(now, source, false);
                 // Whatever is left would connect again, and fail at once again.
                 self.pools.call_back(|pair| pair.source == source);
+                return self.connection_gone(now, connection);
+            }
+            ConnectError::NoSocket => {
+                // Not the host's fault: the pair waits. Until the next sweep there are no more than there are now.
+                self.sockets_left = self.sessions.len() + self.pools.connections() - 1;
+                self.pools.out_of_sockets();
+                self.pools.handle_closing(now, connection, HostFate::Fine);
                 return self.connection_gone(now, connection);
             }
             ConnectError::Unplumbed => verdict::connect_failed("the source's address is not on this machine"),

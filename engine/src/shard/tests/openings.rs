@@ -1,7 +1,8 @@
 //! When connections are begun: not while the shard is behind, and not without sockets.
 
 use super::*;
-use crate::limits::TURN_INPUTS;
+use crate::limits::{SWEEP_INTERVAL, TURN_INPUTS};
+use crate::shard::ConnectError;
 
 /// Of the hundred that the shard may have; a quarter is for sessions.
 const SOCKETS_OUT: usize = 75;
@@ -82,4 +83,22 @@ fn a_shard_that_is_behind_opens_no_further_connections_until_it_has_caught_up() 
     assert!(world.connects.is_empty() && world.shard.has_more());
     world.settle();
     assert_eq!(world.connects.len(), 1, "nothing more has come since");
+}
+
+/// The process has fewer descriptors than was thought: that is nobody's fault but its own.
+#[test]
+fn without_a_descriptor_no_host_is_blamed_and_the_mail_goes_later() {
+    let mut world = world();
+    let session = world.connect_client();
+    send(&mut world, session, "peer.example");
+    let (connection, _) = world.connects.pop().unwrap();
+    world.shard.connect_failed(world.now, connection, &ConnectError::NoSocket);
+    world.settle();
+    assert!(world.connects.is_empty(), "it is not tried again and again");
+    world.pass(SWEEP_INTERVAL);
+    let connection = world.accept_connection();
+    world.peer_says(connection, "250 peer.example\r\n");
+    world.take_message(connection);
+    world.pass(Duration::from_millis(10));
+    assert_eq!(world.fates(), [Fate::Delivered]);
 }
