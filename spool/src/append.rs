@@ -14,7 +14,7 @@ use crate::format::{
     Chain, FRAME_HEADER_BYTES, FrameHeader, MESSAGE_SCHEMA, OUTCOME_SCHEMA, RECORD_HEADER_BYTES, RecordHeader,
     RecordKind, SEGMENT_HEADER_BYTES,
 };
-use crate::index::{Before, Place, Settles};
+use crate::index::{Before, Entry, Place, Settles};
 use crate::limits::{
     ALIGN_BYTES, BLOCK_BYTES, FRAME_BYTES_TARGET, PENDING_MAIL_BYTES_MAX, PENDING_OUTCOME_BYTES_MAX, SPARES_RESERVED,
     STATES_MAX,
@@ -195,14 +195,16 @@ impl Log {
         let written = self.append_record(RoomFor::Outcome, Chain::Mail, header, Some(outcome), None, [&[], &[]])?;
         let results = outcome.results.iter().map(|result| (result.index, Settles::from(result.fate.is_final())));
         if let Some((before, is_gone)) = self.index.settle(id.sequence().0, written.place, results) {
-            self.recount(&before, written.commit);
+            // Looking for a message among a million takes longer than all else that an outcome does to the index.
+            let present = if is_gone { None } else { self.index.get(id.sequence().0).copied() };
+            self.recount_to(&before, present, written.commit);
             if let Some(body) = before.body.filter(|_| is_gone) {
                 self.bodies.unreference(&mut self.segments, body, written.commit);
             }
             self.note(Change::Replaced(before));
-        }
-        if self.index.get(id.sequence().0).is_some_and(|entry| self.index.states_len(entry) > STATES_MAX) {
-            self.copy_forward.restate_soon(id.sequence().0);
+            if present.is_some_and(|entry| self.index.states_len(&entry) > STATES_MAX) {
+                self.copy_forward.restate_soon(id.sequence().0);
+            }
         }
         self.counters.outcomes += 1;
         self.counters.bytes_outcomes += written.place.length();
@@ -213,6 +215,11 @@ impl Log {
     /// is counted apart.
     pub(crate) fn recount(&mut self, before: &Before, commit: CommitNumber) {
         let present = self.index.get(before.entry.sequence()).copied();
+        self.recount_to(before, present, commit);
+    }
+
+    /// The same where the message's entry is known, if it is still live.
+    fn recount_to(&mut self, before: &Before, present: Option<Entry>, commit: CommitNumber) {
         if let Some(entry) = &present {
             for state in self.index.states(entry) {
                 self.segments.add_live(state, commit);

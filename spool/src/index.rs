@@ -332,7 +332,8 @@ impl Index {
         }
         let previous = entry.outcome();
         if gone {
-            self.forget_beside(sequence);
+            let entry = *entry;
+            self.forget_beside(&entry);
             self.remove_at(chunk, position);
             return Some((before, true));
         }
@@ -397,7 +398,7 @@ impl Index {
     pub(crate) fn remove(&mut self, sequence: u64) -> Option<Before> {
         let (chunk, position) = self.find(sequence)?;
         let before = self.before(chunk, position);
-        self.forget_beside(sequence);
+        self.forget_beside(&before.entry);
         self.remove_at(chunk, position);
         Some(before)
     }
@@ -489,10 +490,8 @@ impl Index {
     }
 
     /// What is kept beside the entry goes with it.
-    fn forget_beside(&mut self, sequence: u64) {
-        let Some(entry) = self.get(sequence).copied() else {
-            return;
-        };
+    fn forget_beside(&mut self, entry: &Entry) {
+        let sequence = entry.sequence();
         if entry.pending == WIDE {
             self.wide.remove(&sequence);
         }
