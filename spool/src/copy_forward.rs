@@ -141,6 +141,8 @@ enum Subject {
         /// Outcomes and states that are still to be read, the newest first.
         states: VecDeque<Place>,
         deferred: Vec<RecipientResult>,
+        /// The window that the record is in. The next one may be there before all states have been read.
+        window: Option<(Arc<ReadBuffer>, usize)>,
         message: Option<Message>,
     },
     Body {
@@ -330,7 +332,7 @@ impl Log {
                 if !is_wanted || !is_settled {
                     return None;
                 }
-                Subject::Message { entry, moves, states, deferred: Vec::new(), message: None }
+                Subject::Message { entry, moves, states, deferred: Vec::new(), window: None, message: None }
             }
         };
         self.copy_forward.attempts += 1;
@@ -415,10 +417,13 @@ impl Log {
         loop {
             let (place, is_state) = match &mut current.item {
                 Subject::Body { place, .. } => (*place, false),
-                Subject::Message { entry, moves, states, deferred, message } => {
+                Subject::Message { entry, moves, states, deferred, window, message } => {
                     let present = self.index.get(entry.sequence()).filter(|present| present.is_same_state(entry));
                     // It went on, or ended: the next round finds it as it is then, if it still counts here.
                     let entry = *present?;
+                    if window.is_none() {
+                        *window = self.in_window(entry.record());
+                    }
                     deferred.retain(|result| self.index.is_pending(&entry, result.index));
                     let is_told = deferred.len() >= self.index.pending(&entry).len();
                     match states.pop_front() {
@@ -438,7 +443,11 @@ impl Log {
             };
             let generation = self.segments.get(place.slot).generation;
             let is_body = matches!(current.item, Subject::Body { .. });
-            let Some((memory, start)) = self.in_window(place).filter(|_| !is_body) else {
+            let kept = match &current.item {
+                Subject::Message { window, .. } if !is_state => window.clone(),
+                _ => None,
+            };
+            let Some((memory, start)) = kept.or_else(|| self.in_window(place)).filter(|_| !is_body) else {
                 self.charge_read(now, place.length());
                 current.reading = true;
                 self.copy_forward.running.push(current);

@@ -217,6 +217,60 @@ fn copying_comes_to_an_end_while_mail_keeps_coming() {
     assert!(statistics.segments_in_use < 16, "{statistics:?}");
 }
 
+/// What is copied of a segment is read in windows. Where a message's state stands elsewhere and is read by itself, the
+/// next window may be there before that has come.
+#[test]
+fn a_record_is_not_read_again_for_its_state() {
+    let options = SpoolOptions { segment_bytes: 1 << 20, ..options() };
+    let (_spool, mut log) = open(Arc::new(SimDisk::new(1)), Path::new("/spool"), options);
+    let mut now = Duration::ZERO;
+    // The scrub, which reads as well, finds nothing and rests.
+    settle(&mut log, now);
+    let mut ids = Vec::new();
+    for _ in 0..2_400 {
+        let (id, _) = log.append_message(&envelope(), b"", &[b'x'; 3_000]).unwrap();
+        settle(&mut log, now);
+        ids.push(id);
+    }
+    let (stay, go): (Vec<_>, Vec<_>) = ids.into_iter().enumerate().partition(|(place, _)| place % 10 == 0);
+    for (_, id) in &stay {
+        log.append_outcome(&outcome(*id, Fate::Deferred { due_ms: u64::MAX }, 1)).unwrap();
+    }
+    settle(&mut log, now);
+    for (_, id) in go {
+        log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
+    }
+    let (mut windows, mut records, mut states) = (0, 0, 0);
+    let (mut slow, mut is_slow) = (Vec::new(), false);
+    for _ in 0..20_000 {
+        now += Duration::from_millis(1);
+        // As on a ring, nothing completes before all has been begun; and of two states that are read, one is slow.
+        let begun: Vec<_> = slow.drain(..).chain(std::iter::from_fn(|| log.poll_operation(now, &mut ()))).collect();
+        for operation in begun {
+            let is_state = matches!(operation.describe(), ("read", ..1_000));
+            is_slow = is_state && !is_slow;
+            if is_slow {
+                slow.push(operation);
+                continue;
+            }
+            match operation.describe() {
+                ("read", _) if is_state => states += 1,
+                ("read", 16_000..) => windows += 1,
+                // The last record in a segment may be a window of its own.
+                ("read", _) => records += 1,
+                _ => {}
+            }
+            log.handle_completion(now, execute(operation));
+        }
+    }
+    let statistics = log.statistics();
+    assert_eq!(statistics.live_messages, stay.len() as u64);
+    assert!(statistics.messages_copied > 100, "{statistics:?}");
+    assert!(windows > 5 && states > 100, "{windows} windows, {states} states by themselves");
+    assert!(records <= 5, "{records} records were read by themselves");
+    assert_eq!(statistics.damaged, 0);
+}
+
 /// A read for a copy that was begun before the log failed comes back after it was begun anew. Once the state that it
 /// brought was taken for the newest.
 #[test]
