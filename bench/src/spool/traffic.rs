@@ -54,7 +54,7 @@ pub(super) struct Traffic {
     /// When messages that are not deferred are delivered, in order.
     prompt: VecDeque<(u64, MessageId)>,
     /// When a deferred one is tried again, and how often it will be deferred yet: at first, and after that, each in
-    /// order, and those that the spool was filled with. One heap of all took more time than their outcomes.
+    /// order, and while the spool is filled. A heap of them all took as much time as their outcomes.
     first_tries: VecDeque<(u64, MessageId, u32)>,
     retries: VecDeque<(u64, MessageId, u32)>,
     filled: BinaryHeap<Reverse<(u64, MessageId, u32)>>,
@@ -135,6 +135,13 @@ impl Traffic {
             // All wait as long, so they stay in order.
             self.retries.push_back((due + self.plan.interval(), id, left - 1));
         }
+    }
+
+    /// The spool is full of what was planned: from here on, what it was filled with waits in order with the rest.
+    fn end_fill(&mut self) {
+        self.fill_share = None;
+        self.retries.extend(self.filled.drain().map(|Reverse(tried)| tried));
+        self.retries.make_contiguous().sort_unstable();
     }
 
     /// Everything is delivered at once.
@@ -281,7 +288,7 @@ impl Bench<'_> {
         self.traffic.fill_share = Some(share);
         let until = Until { deferred: live, ..Until::NEVER };
         self.run(&Load { writers: FILL_WRITERS, rate: None, with_outcomes: true, until }).await?;
-        self.traffic.fill_share = None;
+        self.traffic.end_fill();
         Ok(())
     }
 
