@@ -39,7 +39,8 @@ fn assert_positive(figures: &Figures, names: &[&str]) {
 fn appends_are_measured_beside_bare_writes() {
     let options = SpoolOptions { rounds: 2, ..options(Part::Append) };
     let report = spool(&options, &Interrupt::default()).unwrap();
-    for (name, per_commit) in [("append_1", 1.0..=1.0), ("append_7", 6.0..=7.0)] {
+    // Upkeep may have a commit of its own.
+    for (name, per_commit) in [("append_1", 0.9..=1.0), ("append_7", 6.0..=7.0)] {
         let measurement = report.get(name).unwrap();
         assert_eq!(measurement.rounds.len(), 2);
         for round in &measurement.rounds {
