@@ -1,12 +1,31 @@
 //! Whose turn it is among flows that want to go the same way.
 //!
-//! Three priority classes share 16:4:1; within a class tenants take turns by deficit round robin, and within a tenant
-//! its campaigns do. So a tenant gets no more by having many campaigns, and a small flow is not buried by another's
-//! bulk. What is counted are recipients, because peers count them.
+//! Three priority classes share 16:4:1; within a class tenants share evenly, and within a tenant its campaigns do. So a
+//! tenant gets no more by having many campaigns, and a small flow is not buried by another's bulk. What is counted are
+//! recipients, because peers count them. Whoever has had least, by its class's part, goes next; who comes begins where
+//! the one stood that went last, and so neither waits for what was before it nor is ahead of those that waited
+//! (start-time fair queueing: Goyal, Vin and Cheng, SIGCOMM 1996).
 //!
 //! A home goes by it among its own entries, and a pair's owner among the flows of all homes.
+//!
+//! # What a pair promises (FAIR)
+//!
+//! Service is recipients whose MAIL was written. Let a flow have mail at a pair, held back by no limit of its own, and
+//! let *w* be what others may have for each recipient of its: 1 within its class, 4 or 16 where they are of a higher
+//! one. Until *n* of its recipients are served, others are served at most *wn + w + A + 2h + 2*:
+//!
+//! * *wn + w* by turns. Nobody has had more than one turn above whoever waits.
+//! * *A* are credits out and tickets in hand, which had their turns before: at a paced pair what goes in 0.1 s, and at
+//!   least 2. A ticket of a lower class is passed on the way only as often as its class has not been yet.
+//! * *2h* are the standing credits of *h* homes, which send without asking and are charged when they come.
+//! * 2 are on the way: one that rides already, and one whose permit was the first at a keeper's limit.
+//!
+//! A flow is charged when it gets a credit. What comes to nothing before its MAIL is refunded: a credit that is given
+//! back or void, a ticket that goes home. So rate waits, refusals and permits that came too late change nothing about
+//! whose turn it is. A permit of limits over many pairs goes to whose turn it is of those that it covers
+//! (`pool/demand.rs`), whoever asked for it.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::hash::Hash;
 use std::sync::Arc;
 
@@ -45,200 +64,262 @@ pub fn class_ratio(higher: u8, lower: u8) -> u32 {
 #[derive(Debug, Default)]
 pub struct Turns {
     classes: [Class; CLASSES],
+    /// What the class that went last had had before.
+    now: i64,
 }
 
 #[derive(Debug, Default)]
 struct Class {
-    tenants: Ring<Arc<str>>,
-    campaigns: HashMap<Arc<str>, Ring<Arc<Flow>>>,
-    /// What the class may still take of the present round.
-    credit: i64,
+    /// Recipients, each at the class's cost.
+    had: i64,
+    tenants: Line<Arc<str>>,
+    campaigns: HashMap<Arc<str>, Line<Arc<Flow>>>,
 }
 
 impl Turns {
     /// The flow wants turns from now on.
     pub fn enter(&mut self, flow: &Arc<Flow>) {
-        let class = self.class_of(flow);
+        let now = self.now;
+        let class = &mut self.classes[flow.class()];
+        if class.tenants.next().is_none() {
+            class.had = class.had.max(now);
+        }
         class.campaigns.entry(Arc::clone(&flow.tenant)).or_default().enter(flow);
         class.tenants.enter(&flow.tenant);
     }
 
-    /// The same of a flow whose turn was of no use to it: it is the next of its class.
-    pub fn enter_first(&mut self, flow: &Arc<Flow>) {
-        self.enter(flow);
-        let class = self.class_of(flow);
-        class.tenants.put_first(&flow.tenant);
-        if let Some(campaigns) = class.campaigns.get_mut(&flow.tenant) {
-            campaigns.put_first(flow);
+    /// The flow wants none for a while. What it has had is still counted against what others have.
+    pub fn pause(&mut self, flow: &Arc<Flow>) {
+        let class = &mut self.classes[flow.class()];
+        let Some(campaigns) = class.campaigns.get_mut(&flow.tenant) else { return };
+        campaigns.pause(flow);
+        if campaigns.next().is_none() {
+            class.tenants.pause(&flow.tenant);
         }
     }
 
     /// The flow wants none any more.
     pub fn leave(&mut self, flow: &Arc<Flow>) {
-        let class = self.class_of(flow);
+        self.pause(flow);
+        let class = &mut self.classes[flow.class()];
         let Some(campaigns) = class.campaigns.get_mut(&flow.tenant) else { return };
         campaigns.leave(flow);
         if campaigns.is_empty() {
             class.campaigns.remove(&flow.tenant);
             class.tenants.leave(&flow.tenant);
         }
-        // Debts are to those that wait.
+        // Debts are to those that are there.
         if self.is_empty() {
-            self.classes.iter_mut().for_each(|class| class.credit = 0);
+            self.now = 0;
+            self.classes.iter_mut().for_each(|class| class.had = 0);
         }
     }
 
-    /// The flow that goes next, charged with one recipient.
+    /// The flow whose turn it is.
+    pub fn next(&self) -> Option<&Arc<Flow>> {
+        let class = &self.classes[self.next_class()?];
+        class.campaigns.get(class.tenants.next()?)?.next()
+    }
+
+    /// The same; it has the turn, and is charged with one recipient.
     pub fn take(&mut self) -> Option<Arc<Flow>> {
-        let class = self.next_class()?;
-        let class = &mut self.classes[class];
-        let tenant = class.tenants.next()?;
-        let flow = class.campaigns.get_mut(&tenant)?.next()?;
-        class.charge(&flow, 1);
+        let flow = Arc::clone(self.next()?);
+        self.take_for(&flow);
         Some(flow)
     }
 
-    /// What a flow took has turned out to be so many more recipients. Where nobody wants a turn, nobody is owed one.
+    /// This flow has a turn, whosever it is by the order.
+    pub fn take_for(&mut self, flow: &Arc<Flow>) {
+        let class = &mut self.classes[flow.class()];
+        self.now = class.had;
+        class.tenants.begin_turn(&flow.tenant);
+        if let Some(campaigns) = class.campaigns.get_mut(&flow.tenant) {
+            campaigns.begin_turn(flow);
+        }
+        self.charge(flow, 1);
+    }
+
+    /// The lower, the earlier it would go, also where it pauses. Of flows that are here, no two are alike.
+    pub fn place_of(&self, flow: &Arc<Flow>) -> impl Ord + use<> {
+        let class = &self.classes[flow.class()];
+        let had = if class.tenants.next().is_some() { class.had } else { class.had.max(self.now) };
+        let campaigns = class.campaigns.get(&flow.tenant);
+        let places = (class.tenants.place_of(&flow.tenant), campaigns.map(|campaigns| campaigns.place_of(flow)));
+        (had, flow.class(), places)
+    }
+
+    /// A flow has had so many recipients, or more than it was charged with. Where nobody else is, nobody is owed
+    /// anything.
     pub fn charge(&mut self, flow: &Arc<Flow>, recipients: u32) {
-        if !self.is_empty() {
-            self.class_of(flow).charge(flow, recipients);
+        if self.is_empty() {
+            return;
+        }
+        let now = self.now;
+        let class = &mut self.classes[flow.class()];
+        if class.tenants.next().is_none() {
+            class.had = class.had.max(now);
+        }
+        class.had += i64::from(recipients) * cost(flow.class());
+        class.tenants.charge(&flow.tenant, recipients);
+        if let Some(campaigns) = class.campaigns.get_mut(&flow.tenant) {
+            campaigns.charge(flow, recipients);
         }
     }
 
-    /// A flow's turn, which was charged with one recipient, was of no use to it.
-    pub fn refund(&mut self, flow: &Arc<Flow>) {
-        self.class_of(flow).charge_signed(flow, -1);
+    /// A flow was charged for what it has not had after all: among those that have had as much it goes first.
+    pub fn refund(&mut self, flow: &Arc<Flow>, recipients: u32) {
+        if self.is_empty() {
+            return;
+        }
+        let class = &mut self.classes[flow.class()];
+        class.had -= i64::from(recipients) * cost(flow.class());
+        class.tenants.refund(&flow.tenant, recipients);
+        if let Some(campaigns) = class.campaigns.get_mut(&flow.tenant) {
+            campaigns.refund(flow, recipients);
+        }
     }
 
     pub fn is_empty(&self) -> bool {
         self.classes.iter().all(|class| class.tenants.is_empty())
     }
 
-    /// A class takes its weight's worth of recipients a round, the high one first; the round ends when none that wants
-    /// turns has credit. A class in debt sits out as many rounds as it takes.
-    fn next_class(&mut self) -> Option<usize> {
-        let rounds = self.classes.iter().zip(CLASS_WEIGHTS).filter(|(class, _)| !class.tenants.is_empty());
-        let rounds = rounds.map(|(class, weight)| (weight - class.credit).div_euclid(weight)).min()?;
-        if rounds > 0 {
-            for (class, weight) in self.classes.iter_mut().zip(CLASS_WEIGHTS) {
-                class.credit = (class.credit + rounds * weight).min(weight);
-            }
-        }
-        self.classes.iter().position(|class| !class.tenants.is_empty() && class.credit > 0)
-    }
-
-    fn class_of(&mut self, flow: &Flow) -> &mut Class {
-        &mut self.classes[flow.class()]
+    /// Of those that have had as much, the highest.
+    fn next_class(&self) -> Option<usize> {
+        let waiting = (0..CLASSES).filter(|&class| self.classes[class].tenants.next().is_some());
+        waiting.min_by_key(|&class| self.classes[class].had)
     }
 }
 
-impl Class {
-    fn charge(&mut self, flow: &Arc<Flow>, recipients: u32) {
-        self.charge_signed(flow, recipients.into());
-    }
-
-    fn charge_signed(&mut self, flow: &Arc<Flow>, recipients: i64) {
-        self.credit -= recipients;
-        self.tenants.charge(&flow.tenant, recipients);
-        if let Some(campaigns) = self.campaigns.get_mut(&flow.tenant) {
-            campaigns.charge(flow, recipients);
-        }
-    }
+/// What a recipient costs its class.
+fn cost(class: usize) -> i64 {
+    CLASS_WEIGHTS[0] / CLASS_WEIGHTS[class]
 }
 
-/// Deficit round robin, paid afterwards: whoever has taken more than its share lets the others pass until they have had
-/// as much.
+/// Those that share evenly: whoever has had least goes next. Who comes, or comes back, begins where the one stood that
+/// went last: what was saved up is not kept, what is owed is.
 #[derive(Debug)]
-struct Ring<K> {
+struct Line<K> {
     members: HashMap<K, Member>,
-    /// Those that want turns, the one whose turn it is in front.
-    turns: VecDeque<K>,
+    /// How many of them are there, the others being remembered for what they owe.
+    present: usize,
+    /// Those that want turns.
+    waiting: BTreeMap<Place, K>,
+    /// What the one that went last had had before.
+    now: i64,
+    /// The next to come among equals, and the next to go before them.
+    last: i64,
+    first: i64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Member {
-    /// What it may take before its turn is over; a debt, where negative.
-    credit: i64,
-    waits: bool,
+    place: Place,
+    is_present: bool,
 }
 
-impl<K: Clone + Eq + Hash> Ring<K> {
+/// Recipients, and an order among equals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    had: i64,
+    order: i64,
+}
+
+impl<K: Clone + Eq + Hash> Line<K> {
     fn is_empty(&self) -> bool {
-        self.turns.is_empty()
+        self.present == 0
     }
 
     fn enter(&mut self, key: &K) {
-        let member = self.members.entry(key.clone()).or_default();
-        if !member.waits {
-            member.waits = true;
-            // What was saved up is not kept, what is owed is.
-            member.credit = (member.credit + QUANTUM).min(QUANTUM);
-            self.turns.push_back(key.clone());
+        let (now, last) = (self.now, &mut self.last);
+        let member = self.members.entry(key.clone()).or_insert_with(|| {
+            *last += 1;
+            Member { place: Place { had: now, order: *last }, is_present: false }
+        });
+        self.present += usize::from(!std::mem::replace(&mut member.is_present, true));
+        let waits = self.waiting.contains_key(&member.place);
+        if !waits {
+            member.place.had = member.place.had.max(now);
+            self.waiting.insert(member.place, key.clone());
         }
     }
 
-    /// It waits, and its turn comes now.
-    fn put_first(&mut self, key: &K) {
-        self.turns.retain(|other| other != key);
-        self.turns.push_front(key.clone());
+    fn pause(&mut self, key: &K) {
+        if let Some(member) = self.members.get(key) {
+            self.waiting.remove(&member.place);
+        }
     }
 
+    /// It has paused.
     fn leave(&mut self, key: &K) {
-        let Some(member) = self.members.get_mut(key).filter(|member| member.waits) else { return };
-        member.waits = false;
-        if self.turns.front() == Some(key) {
-            self.turns.pop_front();
-        } else {
-            self.turns.retain(|other| other != key);
-        }
-        // Debts are to those that wait, and there is an end to how many are remembered.
-        if self.turns.is_empty() {
-            self.members.clear();
-        } else if self.members.len() > self.turns.len() + FAIR_DEBTORS_KEPT {
-            self.members.retain(|_, member| member.waits);
-        } else if self.members.get(key).is_some_and(|member| member.credit >= 0) {
+        let Some(member) = self.members.get_mut(key).filter(|member| member.is_present) else { return };
+        member.is_present = false;
+        self.present -= 1;
+        // There is an end to how many debts are remembered.
+        if self.present == 0 {
+            *self = Self::default();
+        } else if member.place.had <= self.now {
             self.members.remove(key);
-        }
-    }
-
-    /// The member whose turn it is.
-    fn next(&mut self) -> Option<K> {
-        loop {
-            for _ in 0..self.turns.len() {
-                let front = self.turns.front()?;
-                let member = self.members.get_mut(front)?;
-                if member.credit > 0 {
-                    return Some(front.clone());
-                }
-                member.credit += QUANTUM;
-                self.turns.rotate_left(1);
-            }
-            // All that wait are in debt: the rounds in which nobody would go are over at once.
-            let most = self.turns.iter().filter_map(|key| self.members.get(key)).map(|member| member.credit).max()?;
-            if most <= 0 {
-                let rounds = (QUANTUM - most).div_euclid(QUANTUM);
-                self.turns.iter().for_each(|key| {
-                    if let Some(member) = self.members.get_mut(key) {
-                        member.credit += rounds * QUANTUM;
-                    }
-                });
+        } else if self.members.len() > 2 * self.present + FAIR_DEBTORS_KEPT {
+            let now = self.now;
+            self.members.retain(|_, member| member.is_present || member.place.had > now);
+            if self.members.len() > self.present + FAIR_DEBTORS_KEPT {
+                self.members.retain(|_, member| member.is_present);
             }
         }
     }
 
-    fn charge(&mut self, key: &K, recipients: i64) {
-        if let Some(member) = self.members.get_mut(key) {
-            member.credit -= recipients;
-        } else if recipients > 0 && !self.turns.is_empty() && self.members.len() < self.turns.len() + FAIR_DEBTORS_KEPT
-        {
-            self.members.insert(key.clone(), Member { credit: -recipients, waits: false });
+    fn next(&self) -> Option<&K> {
+        self.waiting.first_key_value().map(|(_, key)| key)
+    }
+
+    fn place_of(&self, key: &K) -> Option<Place> {
+        let place = self.members.get(key)?.place;
+        let had = if self.waiting.contains_key(&place) { place.had } else { place.had.max(self.now) };
+        Some(Place { had, ..place })
+    }
+
+    fn begin_turn(&mut self, key: &K) {
+        if let Some(member) = self.members.get(key) {
+            self.now = member.place.had;
+        }
+    }
+
+    fn charge(&mut self, key: &K, recipients: u32) {
+        self.last += 1;
+        let (now, order, recipients) = (self.now, self.last, i64::from(recipients));
+        match self.members.get(key) {
+            Some(member) if self.waiting.contains_key(&member.place) => {
+                self.move_to(key, Place { had: member.place.had + recipients, order });
+            }
+            Some(member) => self.move_to(key, Place { had: member.place.had.max(now) + recipients, order }),
+            None if self.is_empty() || self.members.len() >= self.present + FAIR_DEBTORS_KEPT => {}
+            None => {
+                let place = Place { had: now + recipients, order };
+                self.members.insert(key.clone(), Member { place, is_present: false });
+            }
+        }
+    }
+
+    fn refund(&mut self, key: &K, recipients: u32) {
+        self.first -= 1;
+        if let Some(member) = self.members.get(key) {
+            let place = Place { had: member.place.had - i64::from(recipients), order: self.first };
+            self.move_to(key, place);
+        }
+    }
+
+    fn move_to(&mut self, key: &K, place: Place) {
+        let member = self.members.get_mut(key).expect("it was just there");
+        let before = std::mem::replace(&mut member.place, place);
+        if let Some(key) = self.waiting.remove(&before) {
+            self.waiting.insert(place, key);
         }
     }
 }
 
-impl<K> Default for Ring<K> {
+impl<K> Default for Line<K> {
     fn default() -> Self {
-        Self { members: HashMap::new(), turns: VecDeque::new() }
+        Self { members: HashMap::new(), present: 0, waiting: BTreeMap::new(), now: 0, last: 0, first: 0 }
     }
 }
 
@@ -247,8 +328,6 @@ pub const CLASSES: usize = 3;
 
 /// High, normal, bulk.
 const CLASS_WEIGHTS: [i64; CLASSES] = [16, 4, 1];
-/// Recipients that a tenant, or a campaign of its, may take each time its turn comes.
-const QUANTUM: i64 = 1;
 
 #[cfg(test)]
 mod tests {
@@ -359,8 +438,8 @@ mod tests {
         turns.enter(&two);
         assert_eq!(turns.take().as_ref(), Some(&one));
         turns.leave(&one);
-        turns.refund(&one);
-        turns.enter_first(&one);
+        turns.refund(&one, 1);
+        turns.enter(&one);
         assert_eq!(shares(&mut turns, 1, &[&one, &two]), [1, 0]);
         assert_eq!(shares(&mut turns, 10, &[&one, &two]), [5, 5]);
     }
@@ -379,6 +458,47 @@ mod tests {
         turns.enter(&high);
         turns.enter(&bulk);
         assert_eq!(shares(&mut turns, 34, &[&high, &bulk]), [32, 2]);
+    }
+
+    /// What it has had is counted on, but what others had meanwhile is not made up for.
+    #[test]
+    fn a_pause_saves_nothing_up_and_forgets_nothing() {
+        let mut turns = Turns::default();
+        let (one, two) = (flow(1, "one", ""), flow(1, "two", ""));
+        turns.enter(&one);
+        turns.enter(&two);
+        turns.charge(&one, 5);
+        turns.pause(&one);
+        turns.enter(&one);
+        assert_eq!(shares(&mut turns, 5, &[&one, &two]), [0, 5]);
+        turns.pause(&one);
+        assert_eq!(shares(&mut turns, 100, &[&one, &two]), [0, 100]);
+        turns.enter(&one);
+        assert_eq!(shares(&mut turns, 10, &[&one, &two]), [5, 5]);
+        turns.leave(&two);
+        turns.pause(&one);
+        assert_eq!((turns.next(), turns.is_empty()), (None, false));
+        turns.leave(&one);
+        assert!(turns.is_empty());
+    }
+
+    /// However often it happens.
+    #[test]
+    fn what_came_to_nothing_is_made_up_for() {
+        let mut turns = Turns::default();
+        let (high, bulk) = (flow(0, "a", ""), flow(2, "b", ""));
+        turns.enter(&high);
+        turns.enter(&bulk);
+        let (mut of_high, mut of_bulk) = (0_u32, 0_u32);
+        for attempt in 0..3_400 {
+            let flow = turns.take().expect("both want turns");
+            match flow == bulk {
+                true if attempt % 2 == 0 => turns.refund(&bulk, 1),
+                true => of_bulk += 1,
+                false => of_high += 1,
+            }
+        }
+        assert!(of_bulk.abs_diff(of_high / 16) <= 1, "{of_bulk} beside {of_high}");
     }
 
     #[test]

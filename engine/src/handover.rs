@@ -190,6 +190,23 @@ pub struct Permit {
     pub units: u32,
     /// When.
     pub given: Duration,
+    /// Who asked for it, and the limit at which that took its turn, where it had to wait.
+    pub asker: Arc<Flow>,
+    pub turn: Option<LimitId>,
+}
+
+impl Permit {
+    /// Keeps what it permits of these limits, and returns the rest.
+    pub fn leave(&mut self, limits: Arc<[LimitId]>) -> Option<Self> {
+        let others: Arc<[LimitId]> = self.limits.iter().copied().filter(|id| !limits.contains(id)).collect();
+        let part = |limits: Arc<[LimitId]>| {
+            let turn = self.turn.filter(|turn| limits.contains(turn));
+            Self { limits, turn, ..self.clone() }
+        };
+        let (left, kept) = (part(others), part(limits));
+        *self = kept;
+        (!left.limits.is_empty()).then_some(left)
+    }
 }
 
 impl Attempt {
@@ -321,7 +338,7 @@ pub enum ShardMessage {
     /// Owner ← keeper: it may be written. Without a permit: the want waits, and `waited` will be told with it.
     Permit { home: usize, pair: PairKey, flow: Arc<Flow>, waited: bool, permit: Option<Permit> },
     /// Keeper ← owner: so much of a permit was used at that time, or not at all.
-    Spent { limits: Arc<[LimitId]>, units: u32, at: Option<Duration> },
+    Spent { permit: Permit, at: Option<Duration> },
     /// Keeper ← home: whether a tenant may inject so many recipients; answered by `MayInject`.
     AskInjection { home: usize, number: u64, tenant: Arc<str>, recipients: u32 },
     /// Home ← keeper.

@@ -368,7 +368,7 @@ impl Shard {
             ShardMessage::Permit { home, pair, flow, waited, permit } => {
                 self.pools.handle_permit(now, home, &pair, &flow, waited, permit);
             }
-            ShardMessage::Spent { limits, units, at } => self.keeper.handle_spent(now, &limits, units, at),
+            ShardMessage::Spent { permit, at } => self.keeper.handle_spent(now, &permit, at),
             ShardMessage::AskInjection { home, number, tenant, recipients } => {
                 let may = self.keeper.may_inject(now, &tenant, recipients);
                 self.tell(home, ShardMessage::MayInject { number, may });

@@ -38,9 +38,9 @@ impl World {
             assert!(self.clock.micros() < since + 600 * MINUTE, "NOTHING-LOST: what was queued last does not go");
             self.step();
         }
-        // What is paced for the next 0.1 s, what each home sends unasked, and what goes while the owner hears of it.
         let per_second = rate.count as usize / rate.period.as_secs() as usize;
-        // What is left of a round goes before the next.
+        // As `fair.rs` derives it: what is left of a round goes before the next; what is in hand, paced for the next
+        // 0.1 s; what each home sends unasked; two that are on the way. The rest goes while the owner hears of it.
         let under_way =
             parts + 2 + per_second / 10 + 2 * self.shards.len() + 2 + per_second / 20 + rate.max_burst as usize;
         // What is held back by a limit of its own has no claim.
@@ -48,8 +48,9 @@ impl World {
         if of_small.max_message_rate.is_some() {
             return;
         }
-        let limits: Vec<String> =
-            self.wanted.limits.iter().map(|limit| format!("{}: {}", limit.name, limit.max_message_rate)).collect();
+        let limits = self.wanted.limits.iter().map(|limit| (&limit.name, limit.max_message_rate));
+        let tenants = self.wanted.tenants.iter().filter_map(|tenant| Some((&tenant.name, tenant.max_message_rate?)));
+        let limits: Vec<String> = limits.chain(tenants).map(|(name, rate)| format!("{name}: {rate}")).collect();
         let what = format!(
             "{small_name} behind {large} at {rate}, {} shards, {campaigns} campaigns, {limits:?}",
             self.shards.len()

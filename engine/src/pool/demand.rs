@@ -5,7 +5,11 @@
 //! and on many. A home answers each credit with a ticket or gives it back.
 //!
 //! A flow under limits over many pairs gets no credit at its turn: a permit is wanted, and the credit is given when it
-//! comes. While the want waits, the flow wants no turn.
+//! comes. While the want waits, the flow wants no turn. Flows under the same limits are a *lane*. A permit serves any
+//! flow that is under no other limits, so whose it is is decided when it comes, by turns.
+//!
+//! A flow is charged for what it holds, credits and tickets, and for what was written of it: what comes to nothing is
+//! refunded. To ask costs nothing: whose turn it is asks first.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -20,7 +24,10 @@ use crate::limits::STANDING_CREDITS;
 /// The demand for one pair.
 #[derive(Debug)]
 pub(super) struct Demand {
+    /// Of flows that may get a credit, or ask for a permit.
     turns: Turns,
+    /// Of flows under the same limits, whether or not they may ask.
+    lanes: HashMap<Arc<[LimitId]>, Turns>,
     /// What there is of a flow. One of which no home has anything is not kept.
     flows: HashMap<Arc<Flow>, Offered>,
     /// How many of them each class has.
@@ -39,6 +46,8 @@ struct Offered {
     /// Those over many pairs that it is under; nearly always none.
     limits: Option<Arc<[LimitId]>>,
     shares: Vec<Share>,
+    /// Tickets that are not begun.
+    tickets: usize,
 }
 
 /// A home's part of a flow.
@@ -62,7 +71,7 @@ struct Limited {
     is_postponed: bool,
 }
 
-/// Whose turn it was, and what is done about it.
+/// Whose turn it is, and what is to be done about it.
 #[derive(Debug)]
 pub(super) enum Turn {
     Credit { home: usize, flow: Arc<Flow> },
@@ -81,6 +90,7 @@ impl Demand {
     pub(super) fn new(homes: usize, shared_limits: Arc<SharedLimits>) -> Self {
         Self {
             turns: Turns::default(),
+            lanes: HashMap::new(),
             flows: HashMap::new(),
             present: [0; CLASSES],
             homes: vec![Home::default(); homes],
@@ -114,10 +124,7 @@ impl Demand {
         let granted = share.granted;
         let permits = share.limited.as_mut().map(|limited| limited.permits.split_off(granted));
         self.granted -= unused;
-        // Nothing went for them. Where nobody waits, nobody is owed anything.
-        if !self.turns.is_empty() {
-            (0..unused).for_each(|_| self.turns.refund(flow));
-        }
+        self.refund(flow, unused as u32);
         self.follow(flow);
         permits.unwrap_or_default()
     }
@@ -135,48 +142,80 @@ impl Demand {
         let share = self.share(home, pair, flow);
         share.backlog = left;
         let mut permit = None;
+        // One was charged with the credit.
+        let mut paid = 0;
         match credit {
-            Credit::Standing => {
-                self.homes[home].standing = self.homes[home].standing.saturating_sub(1);
-                self.turns.charge(flow, recipients);
-            }
+            Credit::Standing => self.homes[home].standing = self.homes[home].standing.saturating_sub(1),
             Credit::Turn => {
                 let answered = share.granted.min(1);
                 share.granted -= answered;
                 permit = share.limited.as_mut().and_then(|limited| limited.permits.pop_front());
                 self.granted -= answered;
-                // One was charged with the credit.
-                self.turns.charge(flow, recipients.saturating_sub(1));
+                paid = answered as u32;
             }
         }
+        self.flows.get_mut(flow).expect("it is kept for its share").tickets += 1;
+        self.charge(flow, recipients.saturating_sub(paid));
         self.follow(flow);
         permit
     }
 
-    /// Whose turn it is, and at which home. A transaction of the pair has so many recipients at most.
-    pub(super) fn next(&mut self, batch_max: usize) -> Option<Turn> {
-        let flow = self.turns.take()?;
-        let offered = self.flows.get_mut(&flow).expect("a flow that wants turns is kept");
-        let hungry = offered.shares.iter_mut().enumerate().filter(|(_, share)| share.is_hungry());
-        let (home, share) = hungry
-            .min_by_key(|(_, share)| share.backlog.oldest_due_ms)
-            .expect("a flow that wants turns is hungry at some home");
-        let turn = match (&offered.limits, &mut share.limited) {
-            (Some(limits), Some(limited)) => {
-                limited.asked += 1;
-                // The home divides what is too large in the same way.
-                let limited = self.shared_limits.batch_max(limits.iter().copied());
-                let units = share.backlog.next_recipients.min(batch_max as u32).clamp(1, limited);
-                Turn::Want { home, flow: Arc::clone(&flow), limits: Arc::clone(limits), units }
-            }
+    /// A ticket is begun.
+    pub(super) fn started(&mut self, flow: &Arc<Flow>) {
+        self.flows.get_mut(flow).expect("a flow with a ticket is kept").tickets -= 1;
+        self.follow(flow);
+    }
+
+    /// A ticket goes home without an attempt.
+    pub(super) fn send_home(&mut self, flow: &Arc<Flow>, recipients: u32) {
+        self.refund(flow, recipients);
+        self.started(flow);
+    }
+
+    /// What a flow was charged with has come to nothing before its MAIL.
+    pub(super) fn refund(&mut self, flow: &Arc<Flow>, recipients: u32) {
+        self.turns.refund(flow, recipients);
+        if let Some(lane) = self.lane(flow) {
+            lane.refund(flow, recipients);
+        }
+    }
+
+    fn charge(&mut self, flow: &Arc<Flow>, recipients: u32) {
+        self.turns.charge(flow, recipients);
+        if let Some(lane) = self.lane(flow) {
+            lane.charge(flow, recipients);
+        }
+    }
+
+    fn lane(&mut self, flow: &Arc<Flow>) -> Option<&mut Turns> {
+        self.lanes.get_mut(self.flows.get(flow)?.limits.as_ref()?)
+    }
+
+    /// Whose turn it is, and at which home; [`Self::begin`] takes it. A transaction of the pair has so many recipients
+    /// at most.
+    pub(super) fn next(&self, batch_max: usize) -> Option<Turn> {
+        let flow = self.turns.next()?;
+        let offered = self.flows.get(flow).expect("a flow that wants turns is kept");
+        let home = self.oldest(flow, Share::is_hungry).expect("a flow that wants turns is hungry at some home");
+        let flow = Arc::clone(flow);
+        let Some(limits) = &offered.limits else { return Some(Turn::Credit { home, flow }) };
+        let units = self.units(&offered.shares[home], limits, batch_max);
+        Some(Turn::Want { home, flow, limits: Arc::clone(limits), units })
+    }
+
+    /// The turn that [`Self::next`] told is taken.
+    pub(super) fn begin(&mut self, turn: &Turn) {
+        let (Turn::Credit { home, flow } | Turn::Want { home, flow, .. }) = turn;
+        let share = &mut self.flows.get_mut(flow).expect("a flow that wants turns is kept").shares[*home];
+        match (turn, &mut share.limited) {
+            (Turn::Want { .. }, Some(limited)) => limited.asked += 1,
             _ => {
                 share.granted += 1;
-                Turn::Credit { home, flow: Arc::clone(&flow) }
+                self.turns.take();
             }
-        };
+        }
         self.granted += 1;
-        self.follow(&flow);
-        Some(turn)
+        self.follow(flow);
     }
 
     /// The want of a home's flow waits.
@@ -189,16 +228,17 @@ impl Demand {
         self.follow(flow);
     }
 
-    /// A want was permitted; `waited`: it has waited. Gives a credit, or the permit back, if there is no use for it.
-    pub(super) fn permit(
+    /// A want was permitted, after it `waited` or at once. Tells whose mail is to have the permit: whose turn it is
+    /// of those that it is enough for; [`Self::give`] or [`Self::postpone`] follows.
+    pub(super) fn permitted(
         &mut self,
         home: usize,
         flow: &Arc<Flow>,
         waited: bool,
-        permit: Permit,
-        is_usable: bool,
-    ) -> Result<(), Permit> {
-        let Some(limited) = self.limited(home, flow) else { return Err(permit) };
+        permit: &Permit,
+        batch_max: usize,
+    ) -> Option<(usize, Arc<Flow>)> {
+        let limited = self.limited(home, flow)?;
         if waited {
             limited.waiting -= 1;
         } else {
@@ -206,101 +246,68 @@ impl Demand {
             limited.flowing += 1;
             self.granted -= 1;
         }
-        let share = &mut self.flows.get_mut(flow).expect("it was just there").shares[home];
-        let has_mail = share.backlog.ready > share.granted;
-        let result = match &mut share.limited {
-            Some(limited) if is_usable && has_mail => {
-                limited.permits.push_back(permit);
-                share.granted += 1;
-                self.granted += 1;
-                Ok(())
-            }
-            Some(limited) => {
-                if has_mail && !std::mem::replace(&mut limited.is_postponed, true) {
-                    self.postponed.push((home, Arc::clone(flow)));
-                }
-                Err(permit)
-            }
-            None => Err(permit),
-        };
-        if result.is_err() {
-            self.turns.refund(flow);
-        }
         self.follow(flow);
-        result
+        let covered = self.lanes.iter().filter(|(limits, _)| limits.iter().all(|id| permit.limits.contains(id)));
+        let next = covered.filter_map(|(limits, lane)| Some((limits, lane.next()?)));
+        let fitting = next.filter_map(|(limits, next)| {
+            let is_enough = |share: &Share| {
+                let units = self.units(share, limits, batch_max);
+                share.has_mail() && share.is_known(share.granted) && units <= permit.units
+            };
+            Some((self.oldest(next, is_enough)?, next))
+        });
+        let taker =
+            fitting.min_by_key(|(_, next)| self.turns.place_of(next)).map(|(home, next)| (home, Arc::clone(next)));
+        taker.or_else(|| Some((self.oldest(flow, Share::has_mail)?, Arc::clone(flow))))
     }
 
-    /// A permit of this flow belongs to a class that has been passed as often as it may be: its oldest entry under no
-    /// other limits takes it, and the flow comes first with its next. Returns who has it now.
-    pub(super) fn hand_over(
-        &mut self,
-        home: usize,
-        flow: &Arc<Flow>,
-        waited: bool,
-        class: usize,
-        permit: &Permit,
-    ) -> Option<(usize, Arc<Flow>, Permit)> {
-        let of_class = self.flows.iter().filter(|(flow, _)| flow.class() == class);
-        let is_served = |offered: &Offered| offered.shares.iter().any(|share| share.granted > 0);
-        if of_class.clone().any(|(_, offered)| is_served(offered)) {
-            return None;
+    /// The home of a flow's oldest entry, among some.
+    fn oldest(&self, flow: &Arc<Flow>, is_meant: impl Fn(&Share) -> bool) -> Option<usize> {
+        let shares = self.flows.get(flow)?.shares.iter().enumerate().filter(|(_, share)| is_meant(share));
+        shares.min_by_key(|(_, share)| share.backlog.oldest_due_ms).map(|(home, _)| home)
+    }
+
+    /// What the next entry needs of limits. The home divides what is too large in the same way.
+    fn units(&self, share: &Share, limits: &[LimitId], batch_max: usize) -> u32 {
+        let limited = self.shared_limits.batch_max(limits.iter().copied());
+        share.backlog.next_recipients.min(batch_max as u32).clamp(1, limited)
+    }
+
+    /// A permit becomes a credit of this flow. Returns what it does not need of it.
+    pub(super) fn give(&mut self, home: usize, flow: &Arc<Flow>, mut permit: Permit) -> Option<Permit> {
+        let limits = self.flows.get(flow).and_then(|offered| offered.limits.clone()).expect("it is under limits");
+        let left = permit.leave(limits);
+        self.turns.take_for(flow);
+        if let Some(lane) = self.lane(flow) {
+            lane.take_for(flow);
         }
-        let takers = of_class.flat_map(|(flow, offered)| {
-            let shares = offered.shares.iter().enumerate();
-            let limits = offered.limits.iter().filter(|limits| limits.iter().all(|id| permit.limits.contains(id)));
-            limits.flat_map(move |limits| shares.clone().map(move |(home, share)| (home, flow, limits, share)))
-        });
-        let is_taker = |share: &Share| {
-            let recipients = share.backlog.next_recipients;
-            share.backlog.ready > 0 && (1..=permit.units).contains(&recipients)
-        };
-        let (taker_home, taker, limits, _) = takers
-            .filter(|(.., share)| is_taker(share))
-            .min_by_key(|&(home, flow, _, share)| (share.backlog.oldest_due_ms, flow, home))?;
-        let (taker, limits) = (Arc::clone(taker), Arc::clone(limits));
-        let limited = self.limited(home, flow)?;
-        if waited {
-            limited.waiting -= 1;
-        } else {
-            limited.asked -= 1;
-            self.granted -= 1;
-        }
-        self.turns.refund(flow);
-        self.follow(flow);
-        if self.flows.get(flow).is_some_and(|offered| offered.shares.iter().any(Share::is_hungry)) {
-            self.turns.enter_first(flow);
-        }
-        let permit = Permit { limits, ..permit.clone() };
-        // From here on nothing may be left half done.
-        let offered = self.flows.get_mut(&taker).expect("it has mail, and is of another class");
-        let share = &mut offered.shares[taker_home];
-        share.limited.as_mut().expect("it is under limits").permits.push_back(permit.clone());
+        let share = &mut self.flows.get_mut(flow).expect("it has mail").shares[home];
+        share.limited.as_mut().expect("it is under limits").permits.push_back(permit);
         share.granted += 1;
         self.granted += 1;
-        self.turns.charge(&taker, 1);
-        self.follow(&taker);
-        Some((taker_home, taker, permit))
+        self.follow(flow);
+        left
     }
 
-    /// The pair has no use for a permit now: whose turn it was keeps it, and nothing is asked for.
-    pub(super) fn decline(&mut self, home: usize, flow: &Arc<Flow>) {
-        let Some(limited) = self.limited(home, flow) else { return };
-        limited.asked -= 1;
-        self.granted -= 1;
-        self.turns.refund(flow);
+    /// The pair has no use for what was asked for now: it asks again once it has moved.
+    pub(super) fn postpone(&mut self, home: usize, flow: &Arc<Flow>) {
+        let Some(share) = self.flows.get_mut(flow).map(|offered| &mut offered.shares[home]) else { return };
+        let has_mail = share.has_mail();
+        if let Some(limited) = &mut share.limited
+            && has_mail
+            && !std::mem::replace(&mut limited.is_postponed, true)
+        {
+            self.postponed.push((home, Arc::clone(flow)));
+        }
         self.follow(flow);
-        self.turns.enter_first(flow);
     }
 
     /// The pair has moved: flows whose permits were of no use to it want turns again.
     pub(super) fn resume_postponed(&mut self) {
-        for (home, flow) in std::mem::take(&mut self.postponed).into_iter().rev() {
+        for (home, flow) in std::mem::take(&mut self.postponed) {
             let Some(limited) = self.limited(home, &flow) else { continue };
             limited.is_postponed = false;
             self.follow(&flow);
-            if self.flows.get(&flow).is_some_and(|offered| offered.shares.iter().any(Share::is_hungry)) {
-                self.turns.enter_first(&flow);
-            }
         }
     }
 
@@ -324,16 +331,19 @@ impl Demand {
         flows.sort_unstable();
         let mut permits = Vec::new();
         for flow in flows {
+            let mut void = 0;
             for share in self.flows.get_mut(&flow).into_iter().flat_map(|offered| &mut offered.shares) {
-                self.granted -= std::mem::take(&mut share.granted);
+                void += std::mem::take(&mut share.granted);
                 permits.extend(share.limited.iter_mut().flat_map(|limited| limited.permits.drain(..)));
             }
+            self.granted -= void;
+            self.refund(&flow, void as u32);
             self.follow(&flow);
         }
         permits
     }
 
-    /// Whether any home has something of this class, or is about to send it.
+    /// Whether any home has something of this class, or is about to send it, or a ticket of it is in hand.
     pub(super) fn has_class(&self, class: usize) -> bool {
         self.present[class] > 0
     }
@@ -359,15 +369,27 @@ impl Demand {
         self.flows.is_empty()
     }
 
-    /// A flow wants turns while some home has more of it than it has credits.
+    /// A flow wants turns while some home has more of it than it has credits, and may ask for a permit where it needs
+    /// one; those of its lane also while it may not. It is there until nothing
+    /// of it is asked for, given or in hand.
     fn follow(&mut self, flow: &Arc<Flow>) {
-        let Some(Offered { shares, .. }) = self.flows.get(flow) else { return };
-        if shares.iter().any(Share::is_hungry) {
-            self.turns.enter(flow);
-            return;
+        let Some(Offered { limits, shares, tickets }) = self.flows.get(flow) else { return };
+        let follow = |turns: &mut Turns, wants: bool| if wants { turns.enter(flow) } else { turns.pause(flow) };
+        follow(&mut self.turns, shares.iter().any(Share::is_hungry));
+        if let Some(limits) = limits {
+            let lane = self.lanes.entry(Arc::clone(limits)).or_default();
+            follow(lane, shares.iter().any(Share::has_mail));
         }
-        self.turns.leave(flow);
-        if shares.iter().all(Share::is_idle) {
+        if *tickets == 0 && shares.iter().all(Share::is_idle) {
+            self.turns.leave(flow);
+            if let Some(limits) = limits
+                && let Some(lane) = self.lanes.get_mut(limits)
+            {
+                lane.leave(flow);
+                if lane.is_empty() {
+                    self.lanes.remove(limits);
+                }
+            }
             self.flows.remove(flow);
             self.present[flow.class()] -= 1;
         }
@@ -379,20 +401,29 @@ impl Demand {
             let limits = pair.shared_limits(shared_limits, flow);
             let limited = limits.as_ref().map(|_| Box::default());
             self.present[flow.class()] += 1;
-            Offered { limits, shares: vec![Share { limited, ..Share::default() }; homes] }
+            Offered { limits, shares: vec![Share { limited, ..Share::default() }; homes], tickets: 0 }
         });
         &mut offered.shares[home]
     }
 }
 
 impl Share {
+    /// More of it may be given a credit.
+    fn has_mail(&self) -> bool {
+        self.backlog.ready > self.granted
+    }
+
     fn is_hungry(&self) -> bool {
-        let Some(limited) = &self.limited else { return self.backlog.ready > self.granted };
+        let Some(limited) = &self.limited else { return self.has_mail() };
         let given = self.granted + limited.asked;
-        // Only of the next entry is it known how many recipients it has. Behind one that has one, the others mostly do.
-        let is_known = given == 0 || self.backlog.next_recipients == 1;
         let may_ask = limited.waiting == 0 && limited.asked <= limited.flowing && !limited.is_postponed;
-        may_ask && is_known && self.backlog.ready > given
+        may_ask && self.is_known(given) && self.backlog.ready > given
+    }
+
+    /// Whether it is known how many recipients the entry has that goes behind so many: only of the next one it is told.
+    /// Behind one that has one, the others mostly do.
+    fn is_known(&self, given: usize) -> bool {
+        given == 0 || self.backlog.next_recipients == 1
     }
 
     fn is_idle(&self) -> bool {
@@ -427,7 +458,12 @@ mod tests {
             Turn::Credit { home, flow } => (home, Arc::clone(&flow.tenant)),
             turn @ Turn::Want { .. } => unreachable!("{turn:?}"),
         };
-        (0..count).filter_map(|_| demand.next(100)).map(credit).collect()
+        let mut next = |_| {
+            let turn = demand.next(100)?;
+            demand.begin(&turn);
+            Some(turn)
+        };
+        (0..count).filter_map(&mut next).map(credit).collect()
     }
 
     /// A tenant whose mail is at one home gets as much as one whose mail is at all of them.
@@ -478,6 +514,7 @@ mod tests {
         assert_eq!(demand.renew_standing().count(), 0);
         for _ in 0..STANDING_CREDITS {
             demand.take(0, &pair(), &flow, Backlog::default(), Credit::Standing, 1);
+            demand.started(&flow);
         }
         assert_eq!(demand.renew_standing().collect::<Vec<_>>(), [(0, STANDING_CREDITS)]);
         assert!(demand.is_idle() && demand.homes().eq([0]));

@@ -68,8 +68,8 @@ struct Kept {
 #[derive(Debug)]
 struct Waiting {
     want: Want,
-    /// It has had its turn at one of its limits already.
-    had_turn: bool,
+    /// The limit at which it has had its turn already.
+    turn: Option<LimitId>,
 }
 
 impl Keeper {
@@ -111,22 +111,28 @@ impl Keeper {
             self.meet(limit);
         }
         let obstacle = want.limits.iter().copied().find(|&limit| !self.is_free(now, limit, want.units));
-        let Some(limit) = obstacle else { return self.permit(now, want, false) };
+        let Some(limit) = obstacle else { return self.permit(now, want, None) };
         self.answer(&want, false, None);
-        self.queue(limit, Waiting { want, had_turn: false });
+        self.queue(limit, Waiting { want, turn: None });
         self.serve(now, limit);
     }
 
     /// A permit was used at that time, or not at all.
-    pub fn handle_spent(&mut self, now: Now, limits: &[LimitId], units: u32, at: Option<Duration>) {
-        for limit in limits {
+    pub fn handle_spent(&mut self, now: Now, permit: &Permit, at: Option<Duration>) {
+        let Permit { ref limits, units, .. } = *permit;
+        if at.is_none()
+            && let Some(kept) = permit.turn.and_then(|limit| self.kept.get_mut(&limit))
+        {
+            kept.turns.refund(&permit.asker, units);
+        }
+        for limit in &**limits {
             let Some(kept) = self.kept.get_mut(limit) else { continue };
             match at {
                 Some(at) => kept.limiter.settle(at, units),
                 None => kept.limiter.give_back(units),
             }
         }
-        for &limit in limits {
+        for &limit in &**limits {
             self.serve(now, limit);
         }
     }
@@ -196,15 +202,15 @@ impl Keeper {
             }
             let others = waiting.want.limits.iter().copied().filter(|&other| other != limit);
             let others: Vec<LimitId> = others.collect();
-            let had_turn = waiting.had_turn;
-            let stands = |keeper: &mut Self, other| match had_turn {
-                true => keeper.ready_at(other, units) > now.monotonic,
-                false => !keeper.is_free(now, other, units),
+            let turn = waiting.turn.or(Some(limit));
+            let stands = |keeper: &mut Self, other| match waiting.turn {
+                Some(_) => keeper.ready_at(other, units) > now.monotonic,
+                None => !keeper.is_free(now, other, units),
             };
             match others.into_iter().find(|&other| stands(self, other)) {
-                None => self.permit(now, waiting.want, true),
+                None => self.permit(now, waiting.want, turn),
                 Some(other) => {
-                    self.queue(other, Waiting { had_turn: true, ..waiting });
+                    self.queue(other, Waiting { turn, ..waiting });
                     let ready = self.ready_at(other, units);
                     self.wake_at(now, other, ready);
                 }
@@ -212,13 +218,15 @@ impl Keeper {
         }
     }
 
-    fn permit(&mut self, now: Now, want: Want, waited: bool) {
+    /// `turn`: where it has waited and had its turn.
+    fn permit(&mut self, now: Now, want: Want, turn: Option<LimitId>) {
         for &limit in &*want.limits {
             self.kept(limit).limiter.lend(now.monotonic, want.units);
             self.reserve(limit);
         }
-        let permit = Permit { limits: Arc::clone(&want.limits), units: want.units, given: now.monotonic };
-        self.answer(&want, waited, Some(permit));
+        let (limits, asker) = (Arc::clone(&want.limits), Arc::clone(&want.flow));
+        let permit = Permit { limits, units: want.units, given: now.monotonic, asker, turn };
+        self.answer(&want, turn.is_some(), Some(permit));
     }
 
     fn answer(&mut self, want: &Want, waited: bool, permit: Option<Permit>) {
@@ -230,13 +238,13 @@ impl Keeper {
     /// Puts a want where it waits for its turn; in front, where it has had one.
     fn queue(&mut self, limit: LimitId, waiting: Waiting) {
         let kept = self.kept(limit);
-        if waiting.had_turn && kept.next.is_none() {
+        if waiting.turn.is_some() && kept.next.is_none() {
             kept.next = Some(waiting);
             return;
         }
         let flow = Arc::clone(&waiting.want.flow);
         let wants = kept.wants.entry(Arc::clone(&flow)).or_default();
-        if waiting.had_turn {
+        if waiting.turn.is_some() {
             wants.push_front(waiting)
         } else {
             wants.push_back(waiting)

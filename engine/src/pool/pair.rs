@@ -105,8 +105,7 @@ pub enum Order {
     },
     /// So much of a permit was used at that time, or not at all.
     Spent {
-        limits: Arc<[LimitId]>,
-        units: u32,
+        permit: Permit,
         at: Option<Duration>,
     },
     /// A source has sent all that its warm-up allows to a roll-up until then.
@@ -263,7 +262,8 @@ impl Pools {
         let (place, permit) = self.take_ticket(&attempt, left, credit);
         self.shape(place, &attempt.shaping);
         if !self.permit(place, &mut attempt, permit) {
-            self.orders.push_back(Order::Return { attempt });
+            let order = self.pairs[place as usize].send_home(attempt);
+            self.orders.push_back(order);
             return self.grant(now, place);
         }
         let pair = &mut self.pairs[place as usize];
@@ -274,9 +274,10 @@ impl Pools {
 
     /// A home's ticket for a pair that is suspended: it was sent before its home knew.
     pub fn refuse_ticket(&mut self, attempt: Box<Attempt>, left: Backlog, credit: Credit) {
-        let (_, permit) = self.take_ticket(&attempt, left, credit);
+        let (place, permit) = self.take_ticket(&attempt, left, credit);
         permit.into_iter().for_each(|permit| self.give_back(permit));
-        self.orders.push_back(Order::Return { attempt });
+        let order = self.pairs[place as usize].send_home(attempt);
+        self.orders.push_back(order);
     }
 
     fn take_ticket(&mut self, attempt: &Attempt, left: Backlog, credit: Credit) -> (u32, Option<Permit>) {
@@ -490,7 +491,7 @@ impl Pools {
     /// The tickets of these pairs go home, where it is decided anew how their messages go.
     pub fn call_back(&mut self, covered: impl Fn(&PairKey) -> bool) {
         for pair in self.pairs.iter_mut().filter(|pair| covered(&pair.key)) {
-            self.orders.extend(pair.tickets.drain(..).map(|attempt| Order::Return { attempt }));
+            self.orders.extend(pair.send_all_home());
         }
     }
 
@@ -500,7 +501,7 @@ impl Pools {
             let (called, rest): (VecDeque<_>, VecDeque<_>) =
                 pair.tickets.drain(..).partition(|attempt| is_meant(attempt));
             pair.tickets = rest;
-            self.orders.extend(called.into_iter().map(|attempt| Order::Return { attempt }));
+            self.orders.extend(called.into_iter().map(|attempt| pair.send_home(attempt)));
         }
     }
 
@@ -574,8 +575,7 @@ impl Pools {
     /// Puts the pair's tickets on connections, opens connections, and asks homes for more.
     fn advance(&mut self, now: Now, place: u32, random: &mut dyn FnMut(u64) -> u64) {
         if self.stopping || self.pairs[place as usize].suspended {
-            let tickets = self.pairs[place as usize].tickets.drain(..);
-            self.orders.extend(tickets.map(|attempt| Order::Return { attempt }));
+            self.orders.extend(self.pairs[place as usize].send_all_home());
             for connection in self.pairs[place as usize].open.clone() {
                 if matches!(self.slots.state(connection), SlotState::Idle { .. }) {
                     self.quit(connection);
@@ -746,7 +746,7 @@ impl Pools {
             self.blocked.remove(&(earlier, place));
         }
         self.blocked.insert((until, place));
-        self.orders.extend(pair.tickets.drain(..).map(|attempt| Order::Return { attempt }));
+        self.orders.extend(pair.send_all_home());
         let wait_ms = until.saturating_sub(now.monotonic).as_millis() as u64;
         let blocked = Blocked { until_ms: now.wall_ms + wait_ms, reason: Arc::clone(reason) };
         let permits = pair.demand.void();
@@ -763,6 +763,7 @@ impl Pools {
         let pair = &mut self.pairs[place as usize];
         for attempt in std::mem::take(&mut pair.tickets) {
             if same_route(&attempt.route, route) {
+                pair.demand.send_home(&attempt.flow, attempt.recipients.len() as u32);
                 self.orders.push_back(Order::Hold { attempt, blocked: blocked.clone() });
             } else {
                 pair.tickets.push_back(attempt);
@@ -782,32 +783,33 @@ impl Pools {
         }
         let limit = pair.shaping.connection_limit as usize;
         let batch_max = pair.batch_max();
-        let in_hand = pair.in_hand();
+        let in_hand_max = pair.in_hand_max();
         let mut room = match ahead {
-            None => (in_hand * limit).saturating_sub(pair.busy as usize + pair.tickets.len() + pair.demand.granted()),
-            Some(ahead) => ahead.min(in_hand * limit).saturating_sub(pair.tickets.len() + pair.demand.granted()),
+            None => in_hand_max.saturating_sub(pair.busy as usize + pair.tickets.len() + pair.demand.granted()),
+            Some(ahead) => ahead.min(in_hand_max).saturating_sub(pair.tickets.len() + pair.demand.granted()),
         };
         let mut last: Option<(usize, Arc<Flow>, u32)> = None;
         while room > 0
             && let Some(turn) = self.pairs[place as usize].demand.next(batch_max)
         {
+            if let Turn::Want { units, ref flow, .. } = turn
+                && !self.may_soon_write(now, place, units, (flow.priority, false))
+            {
+                // Nobody passes it: what could be written soon would be its own.
+                room = 0;
+                break;
+            }
+            self.pairs[place as usize].demand.begin(&turn);
+            room -= 1;
+            let pair = &self.pairs[place as usize];
             let (home, flow) = match turn {
                 Turn::Credit { home, flow } => (home, flow),
                 Turn::Want { home, flow, limits, units } => {
-                    if !self.may_soon_write(now, place, units, 1) {
-                        // Nobody passes it: what could be written soon would be its own.
-                        self.pairs[place as usize].demand.decline(home, &flow);
-                        room = 0;
-                        break;
-                    }
-                    room -= 1;
-                    let pair = self.pairs[place as usize].key.clone();
+                    let pair = pair.key.clone();
                     self.orders.push_back(Order::Want { home, pair, flow, limits, units });
                     continue;
                 }
             };
-            room -= 1;
-            let pair = &self.pairs[place as usize];
             match &mut last {
                 Some((same_home, same_flow, credits)) if *same_home == home && *same_flow == flow => *credits += 1,
                 _ => {
@@ -886,45 +888,58 @@ impl Pair {
 
     /// Puts a ticket in front of those that it may pass.
     fn insert(&mut self, attempt: Box<Attempt>) {
-        let own = rank(&attempt);
-        let waits = self.waits;
-        let may_pass = |passes: &BTreeMap<Rank, u32>, other: Rank| {
-            let waited = if own.0 < other.0 { waits[usize::from(other.0).min(CLASSES - 1)] } else { 0 };
-            waited.max(passes.get(&other).copied().unwrap_or_default()) < passes_max(own, other)
-        };
-        let mut place = self.tickets.len();
-        let mut passed = BTreeSet::new();
-        while let Some(other) = place.checked_sub(1).map(|before| rank(&self.tickets[before]))
-            && may_pass(&self.passes, other)
-        {
-            passed.insert(other);
-            place -= 1;
-        }
+        let place = self.place_of(rank(&attempt));
+        let passed: BTreeSet<Rank> = self.tickets.range(place..).map(|other| rank(other)).collect();
         for other in passed {
             *self.passes.entry(other).or_default() += 1;
         }
         self.tickets.insert(place, attempt);
     }
 
+    /// Where a ticket of this rank would stand.
+    fn place_of(&self, own: Rank) -> usize {
+        let behind = self.tickets.iter().rev().take_while(|other| self.may_pass(own, rank(other)));
+        self.tickets.len() - behind.count()
+    }
+
+    /// A higher class passes by the classes' weights, so that a lower one waits, but not for ever: one that has been
+    /// passed so often passes in turn, with one ticket. What has a permit has waited for it: it passes one of its
+    /// class, and nothing passes it, because whose the permit is was decided when it came.
+    fn may_pass(&self, own: Rank, other: Rank) -> bool {
+        let (has_permit, other_has_permit) = (!own.1, !other.1);
+        let class = |rank: Rank| usize::from(rank.0).min(CLASSES - 1);
+        let passes = self.passes.get(&other).copied().unwrap_or_default();
+        match own.0.cmp(&other.0) {
+            _ if other_has_permit => false,
+            Ordering::Less => passes.max(self.waits[class(other)]) < class_ratio(own.0, other.0),
+            Ordering::Equal => has_permit && passes < 1,
+            Ordering::Greater => {
+                self.waits[class(own)] >= class_ratio(other.0, own.0)
+                    && !self.tickets.iter().any(|ticket| ticket.flow.class() == class(own))
+            }
+        }
+    }
+
+    /// No attempt is made of this ticket here: its flow has not had what it was charged with.
+    fn send_home(&mut self, attempt: Box<Attempt>) -> Order {
+        self.demand.send_home(&attempt.flow, attempt.recipients.len() as u32);
+        Order::Return { attempt }
+    }
+
+    fn send_all_home(&mut self) -> Vec<Order> {
+        std::mem::take(&mut self.tickets).into_iter().map(|attempt| self.send_home(attempt)).collect()
+    }
+
     /// A ticket is begun. That passes the mail of lower classes wherever it waits, for its turn, for a permit or with
     /// its ticket: else it would wait for the same share at each of them.
     fn begin(&mut self, attempt: &Attempt) {
+        self.demand.started(&attempt.flow);
         self.passes.remove(&rank(attempt));
         let class = attempt.flow.class();
         self.waits[class] = 0;
         for lower in class + 1..CLASSES {
             self.waits[lower] = self.waits[lower].saturating_add(u32::from(self.demand.has_class(lower)));
         }
-    }
-
-    /// The lowest class that this one has passed as often as it may, and that has no ticket in hand.
-    fn owed(&self, class: usize) -> Option<usize> {
-        let is_owed = |&lower: &usize| {
-            self.waits[lower] >= class_ratio(class as u8, lower as u8)
-                && self.demand.has_class(lower)
-                && !self.tickets.iter().any(|ticket| ticket.flow.class() == lower)
-        };
-        (class + 1..CLASSES).rev().find(is_owed)
     }
 
     /// Whether more tickets wait than connections are on their way.
@@ -937,12 +952,13 @@ impl Pair {
         self.configured.batch_max().min(self.stricter.batch_max())
     }
 
-    /// Tickets that a connection can use at a time.
-    fn in_hand(&self) -> usize {
-        match self.terms.chunking.unwrap_or(self.shaping.chunking) {
+    /// Tickets that the pair's connections can use at a time.
+    fn in_hand_max(&self) -> usize {
+        let of_connection = match self.terms.chunking.unwrap_or(self.shaping.chunking) {
             Chunking::BackToBack => self.terms.max_in_flight.unwrap_or(self.shaping.max_in_flight) as usize + 2,
             Chunking::On | Chunking::Off => 3,
-        }
+        };
+        of_connection * self.shaping.connection_limit as usize
     }
 
     /// Whether a message may go by a connection: it stays with its own site, at a host that is its domain's too, with
@@ -956,19 +972,9 @@ impl Pair {
     }
 }
 
-/// A ticket's class, and whether it has no permit: what has one has waited for it, and passes one of its own class.
+/// A ticket's class, and whether it has no permit.
 fn rank(attempt: &Attempt) -> Rank {
     (attempt.flow.priority, attempt.permit.is_none())
-}
-
-/// How many tickets may pass those of another rank before one of these is begun. A higher class passes by the classes'
-/// weights, so that a lower one waits, but not for ever.
-fn passes_max(ahead: Rank, behind: Rank) -> u32 {
-    match ahead.cmp(&behind) {
-        Ordering::Less if ahead.0 == behind.0 => 1,
-        Ordering::Less => class_ratio(ahead.0, behind.0),
-        Ordering::Equal | Ordering::Greater => 0,
-    }
 }
 
 /// Whether what fits one of them fits the other.

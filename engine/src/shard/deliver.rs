@@ -14,8 +14,8 @@ use crate::deliver::dane::HostDane;
 use crate::deliver::smtp_client::{ClientEvent, ClientOptions, SmtpClient};
 use crate::deliver::verdict::{self, Fate, HostAction, Scope, SessionFailure};
 use crate::handover::{
-    Attempt, Backlog, ControlMessage, Credit, DeliveryContext, HandshakeError, Intend, IntentKey, PairKey, Permit,
-    Settled, ShardMessage, TlsFailure, TlsPolicyKey, TlsRequirement, Want,
+    Attempt, Backlog, ControlMessage, Credit, DeliveryContext, HandshakeError, Intend, IntentKey, PairKey, Settled,
+    ShardMessage, TlsFailure, TlsPolicyKey, TlsRequirement, Want,
 };
 use crate::limits::{HOST_BACK_OFF_FIRST_MAX, HOST_BACK_OFF_MAX, LIMIT_KEEPER, SOURCE_REFUSED_PAUSE};
 use crate::mail::address::domain_of;
@@ -139,8 +139,8 @@ impl Shard {
                     let want = Want { owner: self.id, home, pair, flow, limits, units };
                     self.tell(LIMIT_KEEPER, ShardMessage::Want(Box::new(want)));
                 }
-                Order::Spent { limits, units, at } => {
-                    self.tell(LIMIT_KEEPER, ShardMessage::Spent { limits, units, at });
+                Order::Spent { permit, at } => {
+                    self.tell(LIMIT_KEEPER, ShardMessage::Spent { permit, at });
                 }
                 Order::Return { mut attempt } => {
                     self.take_permit(&mut attempt);
@@ -157,8 +157,8 @@ impl Shard {
 
     /// A ticket goes home without an attempt, and its permit back.
     fn take_permit(&mut self, attempt: &mut Attempt) {
-        if let Some(Permit { limits, units, .. }) = attempt.permit.take() {
-            self.tell(LIMIT_KEEPER, ShardMessage::Spent { limits, units, at: None });
+        if let Some(permit) = attempt.permit.take() {
+            self.tell(LIMIT_KEEPER, ShardMessage::Spent { permit, at: None });
         }
     }
 

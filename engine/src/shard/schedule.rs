@@ -240,7 +240,7 @@ impl Shard {
         let Some((place, mut route)) = placed.filter(|(place, _)| place.is_of(&pair)) else {
             // The route expired or changed while the entry was ready.
             self.unpin(message.id());
-            self.home.take_back(entry);
+            self.home.take_back_expired(entry, pair.source);
             self.route(now, entry);
             return self.home.return_credit(&pair, &flow, credit);
         };
@@ -366,9 +366,11 @@ impl Shard {
         }
     }
 
-    /// The source that an entry goes by: of those of its pool that are there, reach the site and are not suspended for
-    /// it, one that its domain doesn't avoid, where there is one. With none, what holds it.
+    /// The source that an entry goes by: the one where its turn had come; else, of those of its pool that are there,
+    /// reach the site and are not suspended for it, one that its domain doesn't avoid, where there is one. With none,
+    /// what holds it.
     fn choose_source(&mut self, now: Now, entry: EntryKey, rollup: &Arc<str>, site: &Site) -> Result<usize, Blocked> {
+        let kept = self.home.take_source(entry);
         let queue = self.home.queue_of(entry);
         let flow = suspension::Flow { tenant: &queue.tenant, campaign: &queue.campaign, domain: &queue.domain };
         if !self.egress.contains_key(&*queue.pool) {
@@ -381,7 +383,11 @@ impl Shard {
         let usable = |source| {
             plumbed[source] && reaching(source) && suspensions.find(now.wall_ms, source, rollup, flow).is_none()
         };
-        let welcome = turns.next(|source| usable(source) && !avoided.avoids(now.monotonic, &queue.domain, source));
+        let is_welcome = |source| usable(source) && !avoided.avoids(now.monotonic, &queue.domain, source);
+        if let Some(source) = kept.filter(|&source| is_welcome(source)) {
+            return Ok(source);
+        }
+        let welcome = turns.next(is_welcome);
         if let Some(source) = welcome.or_else(|| turns.next(usable)) {
             return Ok(source);
         }

@@ -68,8 +68,8 @@ impl Bench {
     }
 
     fn spend(&mut self, place: usize, at: Option<Duration>) {
-        let Permit { limits, units, .. } = self.permits[place].2.clone();
-        self.keeper.handle_spent(self.now, &limits, units, at);
+        let permit = self.permits[place].2.clone();
+        self.keeper.handle_spent(self.now, &permit, at);
         self.listen();
     }
 

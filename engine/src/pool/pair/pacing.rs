@@ -190,7 +190,7 @@ impl Pools {
         let (fitting, large): (VecDeque<_>, VecDeque<_>) =
             pair.tickets.drain(..).partition(|attempt| attempt.recipients.len() <= batch_max);
         pair.tickets = fitting;
-        self.orders.extend(large.into_iter().map(|attempt| Order::Return { attempt }));
+        self.orders.extend(large.into_iter().map(|attempt| pair.send_home(attempt)));
     }
 
     fn lacks_limiter(&self, place: u32) -> bool {
@@ -351,6 +351,7 @@ impl Pools {
                     self.wake_next(now, place, of);
                 }
             }
+            self.pairs[place as usize].demand.refund(&attempt.flow, attempt.recipients.len() as u32);
         }
         if let Some(permit) = attempt.permit.take() {
             self.give_back(permit);

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Order, Pools};
+use super::{Order, Pools, Rank};
 use crate::fair::Flow;
 use crate::handover::{Attempt, PairKey, Permit};
 use crate::limits::{PACED_AHEAD, PERMIT_PATIENCE};
@@ -33,33 +33,23 @@ impl Pools {
             }
             (None, permit) => return permit.into_iter().for_each(|permit| self.give_back(permit)),
         };
-        let is_usable = self.may_soon_write(now, place, permit.units, usize::from(!waited));
-        if is_usable && self.hand_over(place, home, flow, waited, &permit) {
+        let pair = &mut self.pairs[place as usize];
+        let batch_max = pair.batch_max();
+        let Some((taker_home, taker)) = pair.demand.permitted(home, flow, waited, &permit, batch_max) else {
+            self.give_back(permit);
             return self.grant(now, place);
-        }
-        match self.pairs[place as usize].demand.permit(home, flow, waited, permit, is_usable) {
-            Ok(()) => {
-                let flow = Some(Arc::clone(flow));
-                self.orders.push_back(Order::Credits { home, pair: key.clone(), flow, credits: 1 });
-            }
-            Err(permit) => self.give_back(permit),
+        };
+        if self.may_soon_write(now, place, permit.units, (taker.priority, false)) {
+            let pair = &mut self.pairs[place as usize];
+            let left = pair.demand.give(taker_home, &taker, permit);
+            let pair = pair.key.clone();
+            self.orders.push_back(Order::Credits { home: taker_home, pair, flow: Some(taker), credits: 1 });
+            left.into_iter().for_each(|left| self.give_back(left));
+        } else {
+            self.pairs[place as usize].demand.postpone(home, flow);
+            self.give_back(permit);
         }
         self.grant(now, place);
-    }
-
-    /// Classes share the permits of a pair as they share its turns: what has been passed often enough takes the next.
-    fn hand_over(&mut self, place: u32, home: usize, flow: &Arc<Flow>, waited: bool, permit: &Permit) -> bool {
-        let pair = &mut self.pairs[place as usize];
-        let Some(class) = pair.owed(flow.class()) else { return false };
-        let taken = pair.demand.hand_over(home, flow, waited, class, permit);
-        let Some((home, flow, taken)) = taken else { return false };
-        let pair = pair.key.clone();
-        self.orders.push_back(Order::Credits { home, pair, flow: Some(flow), credits: 1 });
-        let left: Vec<_> = permit.limits.iter().copied().filter(|id| !taken.limits.contains(id)).collect();
-        if !left.is_empty() {
-            self.give_back(Permit { limits: left.into(), ..permit.clone() });
-        }
-        true
     }
 
     /// Puts the permit that came with its credit onto a ticket. Without one that is large enough it goes home.
@@ -86,14 +76,15 @@ impl Pools {
 
     /// MAIL was written under a permit.
     pub(super) fn spend(&mut self, now: Now, attempt: &mut Attempt) {
-        if let Some(Permit { limits, units, given }) = attempt.permit.take() {
+        if let Some(permit) = attempt.permit.take() {
             // The keeper's clock may be a turn ahead.
-            self.orders.push_back(Order::Spent { limits, units, at: Some(now.monotonic.max(given)) });
+            let at = Some(now.monotonic.max(permit.given));
+            self.orders.push_back(Order::Spent { permit, at });
         }
     }
 
     pub(super) fn give_back(&mut self, permit: Permit) {
-        self.orders.push_back(Order::Spent { limits: permit.limits, units: permit.units, at: None });
+        self.orders.push_back(Order::Spent { permit, at: None });
     }
 
     /// Tickets that hold a permit for too long go home, so that others can use it.
@@ -101,22 +92,24 @@ impl Pools {
         let is_stale = |attempt: &Attempt| {
             attempt.permit.as_ref().is_some_and(|permit| permit.given + PERMIT_PATIENCE <= now.monotonic)
         };
-        let tickets = &mut self.pairs[place].tickets;
-        while let Some(stale) = tickets.iter().position(|attempt| is_stale(attempt)) {
-            let attempt = tickets.remove(stale).expect("it was just found");
-            self.orders.push_back(Order::Return { attempt });
+        let pair = &mut self.pairs[place];
+        while let Some(stale) = pair.tickets.iter().position(|attempt| is_stale(attempt)) {
+            let attempt = pair.tickets.remove(stale).expect("it was just found");
+            self.orders.push_back(pair.send_home(attempt));
         }
     }
 
-    /// Whether what is permitted now would be written soon, as far as the pair's rates, back-off, connections and what
-    /// it has in hand go; `own` of what is given out and not answered is the one in question. If not, the pair advances
-    /// once it may.
-    pub(super) fn may_soon_write(&mut self, now: Now, place: u32, units: u32, own: usize) -> bool {
+    /// Whether what is permitted now would be written soon, as far as the pair's rates, back-off and connections go,
+    /// and what it has in hand that a ticket of this rank does not pass. If not, the pair advances once it may.
+    pub(super) fn may_soon_write(&mut self, now: Now, place: u32, units: u32, rank: Rank) -> bool {
         let pair = &self.pairs[place as usize];
         if self.stopping || pair.suspended || pair.blocked_until.is_some_and(|until| until > now.monotonic) {
             return false;
         }
-        let before = (pair.tickets.len() + pair.demand.granted()).saturating_sub(own);
+        let before = pair.place_of(rank) + pair.demand.granted();
+        if before >= pair.in_hand_max() {
+            return false;
+        }
         let paced = self.pace_of(now, place) * u32::try_from(before).unwrap_or(u32::MAX);
         let ready = self.own_ready_at(place, units).max(now.monotonic).saturating_add(paced);
         if ready > now.monotonic + PACED_AHEAD {

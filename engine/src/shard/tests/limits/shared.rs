@@ -270,6 +270,27 @@ fn a_slow_pair_under_a_limit_shares_by_turns() {
     }
 }
 
+/// FAIR: who asks for a permit has its part beside one that needs none and so has tickets in hand all the time.
+#[test]
+fn a_flow_under_a_limit_has_its_part_beside_one_that_is_under_none() {
+    for (behind, ahead, expected) in [("normal", "normal", 20), ("bulk", "high", 2), ("high", "bulk", 20)] {
+        for shards in [1, 2, 4] {
+            let tenants = format!(
+                "[[tenant]]\nname = \"a\"\npriority = \"{ahead}\"\n\
+                 [[tenant]]\nname = \"b\"\npriority = \"{behind}\"\nmax_message_rate = \"50/s\"\n"
+            );
+            let pair = "[shaping.\"slow.test\"]\nmax_message_rate = \"2/s\"\n";
+            let mut engine = Engine::start(&format!("{tenants}{pair}"), shards);
+            engine.queue_of("a", 400, &["slow.test"]);
+            engine.run_until(seconds(10));
+            engine.queue_of("b", 20, &["slow.test"]);
+            engine.run_until(seconds(35));
+            let sent = engine.sent_by("b").len();
+            assert!(sent >= expected, "{sent} of {behind} behind {ahead} with {shards} shards");
+        }
+    }
+}
+
 /// `blocked_by` names the limit.
 #[test]
 fn what_waits_for_a_limit_says_so() {
