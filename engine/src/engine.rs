@@ -7,7 +7,7 @@ mod campaign;
 use std::fmt;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -73,6 +73,8 @@ struct Shared {
     /// Handles that there are.
     campaigns: AtomicUsize,
     commands: mpsc::UnboundedSender<Command>,
+    /// No new mail is accepted; what is on the wire is being finished.
+    stopping: AtomicBool,
     metrics: Arc<Metrics>,
     heartbeats: Heartbeats,
     listeners: Vec<ListenerStatus>,
@@ -224,6 +226,7 @@ impl Engine {
             return Ok(());
         }
         let grace = self.shared.config.shutdown_grace;
+        self.shared.stopping.store(true, Ordering::Relaxed);
         // The control thread is there until its shards have ended.
         let _ = self.shared.commands.send(Command::Shutdown { grace });
         let mut result = Ok(());
@@ -318,6 +321,7 @@ impl EngineBuilder {
             next_campaign: AtomicU64::new(0),
             campaigns: AtomicUsize::new(0),
             commands,
+            stopping: AtomicBool::new(false),
             metrics: Arc::clone(&metrics),
             heartbeats: Heartbeats::new(shards),
             listeners: listeners.statuses(),
@@ -775,7 +779,7 @@ impl Backend for Shared {
     }
 
     fn readiness(&self) -> Result<(), String> {
-        if self.commands.is_closed() {
+        if self.stopping.load(Ordering::Relaxed) || self.commands.is_closed() {
             return Err("the engine is shutting down".to_owned());
         }
         let closed = self.metrics.sum(|metrics| metrics.spool_closed.get());

@@ -3,11 +3,13 @@
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use postrider::config::HttpListener;
 use postrider::outcome::event::EventKind;
 
 use crate::support::client::Client;
 use crate::support::embedded::{Running, to_sink};
 use crate::support::event_log;
+use crate::support::http;
 use crate::support::sink::{Answer, Sink, Verb};
 use crate::support::{PATIENCE, message, poll};
 
@@ -28,9 +30,10 @@ fn a_delivery_under_way_is_finished() {
     let mut config = to_sink(directory.path(), sink.address());
     config.shaping.connection_limit = 1;
     config.shards = Some(1);
+    config.http_listeners = vec![HttpListener { address: "127.0.0.1:0".parse().unwrap(), ..HttpListener::default() }];
     let events = config.events_path();
     let running = Running::start(config.clone());
-    let smtp = running.smtp();
+    let (smtp, admin) = (running.smtp(), running.engine.addresses().http[0]);
     let ids: Vec<String> = (0..5).map(|n| running.inject(&[&format!("{n}@sink.test")], &message("busy"))).collect();
     content.recv_timeout(PATIENCE).expect("the first message's content arrives");
 
@@ -40,6 +43,8 @@ fn a_delivery_under_way_is_finished() {
         Err(_) => Some(()),
     });
     assert!(!ending.is_finished(), "it waits for what is on the wire");
+    let (status, answer) = http::get(admin, "/api/check-readiness/v1").unwrap();
+    assert_eq!(status, 503, "who balances load sends nothing here any more: {answer}");
     release.send(()).unwrap();
     let rest = ending.join().unwrap();
     // The envelope that rode behind the first message's content was on the wire as well.
