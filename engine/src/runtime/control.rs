@@ -16,6 +16,7 @@ use super::dns::Resolver;
 use super::mailbox::{Full, Receiver, Sender};
 use super::mta_sts::PolicyStore;
 use super::net::is_local_address;
+use super::questions::Questions;
 use super::shard_loop::Mail;
 use super::suspension_list::SuspensionList;
 use crate::admin::http_admin::{self, AdminOptions};
@@ -89,19 +90,13 @@ struct Control {
     /// By egress source and roll-up: what a provider's sites have in common is kept by one owner.
     owners: HashMap<(usize, Arc<str>), usize>,
     next_owner: usize,
-    questions: HashMap<u64, Question>,
-    next_question: u64,
+    questions: Questions,
     unplumbed: Vec<bool>,
     suspensions: SuspensionList,
     saving: Option<JoinHandle<std::io::Result<()>>>,
     steps: StepWatch,
     stopped: usize,
     grace_ends: Option<Duration>,
-}
-
-struct Question {
-    answers: Vec<Told>,
-    reply: oneshot::Sender<Vec<Told>>,
 }
 
 impl Control {
@@ -135,11 +130,10 @@ impl Control {
             resolver: setup.resolver,
             policies: setup.policies,
             lookups: Arc::new(Semaphore::new(LOOKUPS_RUNNING_MAX)),
+            questions: Questions::new(setup.shards.len()),
             shards: setup.shards,
             owners: HashMap::new(),
             next_owner: 0,
-            questions: HashMap::new(),
-            next_question: 0,
             stopped: 0,
             grace_ends: None,
         };
@@ -175,7 +169,10 @@ impl Control {
                     }
                 }
                 command = commands.recv() => match command {
-                    Some(Command::Ask { ask, reply }) => self.ask(ask, reply).await,
+                    Some(Command::Ask { ask, reply }) => {
+                        self.questions.add(ask, reply);
+                        self.ask().await;
+                    }
                     Some(Command::Suspensions { call, reply }) => {
                         let answer = self.serve_suspensions(call).await;
                         // Who asked may have given up.
@@ -229,7 +226,10 @@ impl Control {
                 send(&self.shards[shard], Mail::Core(ShardMessage::Owner { pair, owner })).await;
             }
             ControlMessage::Unplumbed { source } => self.set_plumbed(source, false).await,
-            ControlMessage::Answer { question, told } => self.answer(question, told),
+            ControlMessage::Answer { question, told } => {
+                self.questions.answer(question, told);
+                self.ask().await;
+            }
             ControlMessage::Suspend(suspension) => _ = self.suspend(suspension).await,
             ControlMessage::Stopped { .. } => self.stopped += 1,
         }
@@ -365,24 +365,11 @@ impl Control {
         owner
     }
 
-    async fn ask(&mut self, ask: Ask, reply: oneshot::Sender<Vec<Told>>) {
-        self.questions.retain(|_, question| !question.reply.is_closed());
-        let question = self.next_question;
-        self.next_question += 1;
-        self.questions.insert(question, Question { answers: Vec::new(), reply });
-        for shard in &self.shards {
-            send(shard, Mail::Core(ShardMessage::Ask { question, ask: ask.clone() })).await;
-        }
-    }
-
-    fn answer(&mut self, number: u64, told: Told) {
-        let Some(question) = self.questions.get_mut(&number) else { return };
-        question.answers.push(told);
-        if question.answers.len() == self.shards.len()
-            && let Some(question) = self.questions.remove(&number)
-        {
-            // Who asked may have given up.
-            let _ = question.reply.send(question.answers);
+    async fn ask(&mut self) {
+        while let Some((question, ask)) = self.questions.poll() {
+            for shard in &self.shards {
+                send(shard, Mail::Core(ShardMessage::Ask { question, ask: ask.clone() })).await;
+            }
         }
     }
 

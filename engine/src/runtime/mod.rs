@@ -13,6 +13,7 @@ pub(crate) mod link;
 pub(crate) mod mailbox;
 pub(crate) mod mta_sts;
 pub(crate) mod net;
+pub(crate) mod questions;
 pub(crate) mod random;
 pub(crate) mod shard_loop;
 pub(crate) mod signal;
