@@ -593,7 +593,7 @@ impl Backend for Shared {
         Box::pin(async move {
             let mut report = QueueReport { total: 0, queues: Vec::new() };
             for told in self.ask(Ask::Queues { limit }).await? {
-                if let Told::Queues { total, rows } = told {
+                if let Told::Queues { total, rows, .. } = told {
                     report.total += total;
                     for row in rows {
                         merge(&mut report.queues, row);
@@ -646,7 +646,13 @@ impl Backend for Shared {
 
     fn status(&self) -> Reply<'_, Status> {
         Box::pin(async move {
-            let report = self.queues(usize::MAX).await?;
+            let (mut recipients, mut messages) = (0, 0);
+            for told in self.ask(Ask::Queues { limit: 0 }).await? {
+                if let Told::Queues { total, messages: of_shard, .. } = told {
+                    recipients += total;
+                    messages += of_shard;
+                }
+            }
             let now = self.clock.now();
             let sum = |field: fn(&ShardMetrics) -> u64| self.metrics.sum(field);
             let closed = self.readiness().err();
@@ -673,8 +679,8 @@ impl Backend for Shared {
                     path: self.config.events_path().display().to_string(),
                     blocked: self.events.blocked_reason(),
                 },
-                messages: sum(|metrics| metrics.messages.get()),
-                recipients: report.total,
+                messages,
+                recipients,
                 connections_in: sum(|metrics| metrics.connections_in.get()),
                 connections_out: sum(|metrics| metrics.connections_out.get()),
                 received: sum(|metrics| {

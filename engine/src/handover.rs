@@ -411,7 +411,12 @@ pub enum Ask {
 
 #[derive(Debug)]
 pub enum Told {
-    Queues { total: u64, rows: Vec<QueueRow> },
+    /// Recipients and messages that are not finished, and what is said of each queue.
+    Queues {
+        total: u64,
+        messages: u64,
+        rows: Vec<QueueRow>,
+    },
     TlsReport(Vec<TlsReportRow>),
     Messages(Vec<MessageRow>),
     Inspected(Option<Box<Inspected>>),

@@ -107,7 +107,8 @@ impl Shard {
             }
         }
         let rows = rows.into_iter().flatten().take(limit).collect();
-        Told::Queues { total, rows }
+        let messages = self.logs.iter().map(|home| home.log.statistics().live_messages).sum();
+        Told::Queues { total, messages, rows }
     }
 
     /// Messages that are no longer in memory are read first, up to a bound; the answer comes when all are at hand.

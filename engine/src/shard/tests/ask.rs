@@ -28,3 +28,20 @@ fn an_answer_is_of_the_moment_of_its_question() {
     assert_eq!(row.last_answer.as_deref(), Some("451 4.2.1 not now"));
     assert!((row.recipient.as_str(), row.size) > ("", 0), "and it tells what the message does: {row:?}");
 }
+
+/// Recipients and messages are counted at the same moment, and not one of them as a gauge had it a second ago.
+#[test]
+fn messages_and_recipients_are_counted_together() {
+    let mut world = World::new();
+    for count in 1..=2 {
+        accepted(&mut world);
+        world.shard.answer(world.now, 0, Ask::Queues { limit: 0 });
+        let mut answers = std::iter::from_fn(|| world.shard.poll_action()).filter_map(|action| match action {
+            Action::Control(ControlMessage::Answer { told: Told::Queues { total, messages, rows }, .. }) => {
+                Some((total, messages, rows.len()))
+            }
+            _ => None,
+        });
+        assert_eq!(answers.next(), Some((count, count, 0)));
+    }
+}
