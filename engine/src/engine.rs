@@ -457,7 +457,8 @@ impl ShardThreads<'_> {
     }
 }
 
-/// Sessions and connections that one shard may have: its share of the descriptors that the engine leaves over.
+/// Sessions and connections that one shard may have: its share of the descriptors that the engine leaves over, but for an
+/// eighth, so that the event log, lookups and HTTP still find one when all of these are taken.
 fn sockets_max(descriptors: u64, shards: usize) -> Result<usize, String> {
     let own = DESCRIPTORS_OWN + DESCRIPTORS_OWN_PER_SHARD * shards;
     let needed = own + DESCRIPTORS_PER_SHARD_MIN * shards;
@@ -468,7 +469,7 @@ fn sockets_max(descriptors: u64, shards: usize) -> Result<usize, String> {
              (`ulimit -n`, LimitNOFILE= under systemd)"
         ));
     }
-    Ok((descriptors - own) / shards)
+    Ok((descriptors - own) / 8 * 7 / shards)
 }
 
 /// Bound sockets, made before anything is started: a port in use ends the start.
