@@ -457,8 +457,8 @@ impl ShardThreads<'_> {
     }
 }
 
-/// Sessions and connections that one shard may have: its share of the descriptors that the engine leaves over, but for an
-/// eighth, so that the event log, lookups and HTTP still find one when all of these are taken.
+/// Sessions and connections that one shard may have: its share of the descriptors that the engine leaves over, but for
+/// an eighth, so that the event log, lookups and HTTP still find one when all of these are taken.
 fn sockets_max(descriptors: u64, shards: usize) -> Result<usize, String> {
     let own = DESCRIPTORS_OWN + DESCRIPTORS_OWN_PER_SHARD * shards;
     let needed = own + DESCRIPTORS_PER_SHARD_MIN * shards;
