@@ -100,13 +100,14 @@ impl Turns {
 
     /// The flow wants none any more.
     pub fn leave(&mut self, flow: &Arc<Flow>) {
-        self.pause(flow);
         let class = &mut self.classes[flow.class()];
         let Some(campaigns) = class.campaigns.get_mut(&flow.tenant) else { return };
         campaigns.leave(flow);
         if campaigns.is_empty() {
             class.campaigns.remove(&flow.tenant);
             class.tenants.leave(&flow.tenant);
+        } else if campaigns.next().is_none() {
+            class.tenants.pause(&flow.tenant);
         }
         // Debts are to those that are there.
         if self.is_empty() {
@@ -132,11 +133,11 @@ impl Turns {
     pub fn take_for(&mut self, flow: &Arc<Flow>) {
         let class = &mut self.classes[flow.class()];
         self.now = class.had;
-        class.tenants.begin_turn(&flow.tenant);
+        class.had += cost(flow.class());
+        class.tenants.take_for(&flow.tenant);
         if let Some(campaigns) = class.campaigns.get_mut(&flow.tenant) {
-            campaigns.begin_turn(flow);
+            campaigns.take_for(flow);
         }
-        self.charge(flow, 1);
     }
 
     /// The lower, the earlier it would go, also where it pauses. Of flows that are here, no two are alike.
@@ -151,7 +152,7 @@ impl Turns {
     /// A flow has had so many recipients, or more than it was charged with. Where nobody else is, nobody is owed
     /// anything.
     pub fn charge(&mut self, flow: &Arc<Flow>, recipients: u32) {
-        if self.is_empty() {
+        if recipients == 0 || self.is_empty() {
             return;
         }
         let now = self.now;
@@ -168,7 +169,7 @@ impl Turns {
 
     /// A flow was charged for what it has not had after all: among those that have had as much it goes first.
     pub fn refund(&mut self, flow: &Arc<Flow>, recipients: u32) {
-        if self.is_empty() {
+        if recipients == 0 || self.is_empty() {
             return;
         }
         let class = &mut self.classes[flow.class()];
@@ -249,14 +250,15 @@ impl<K: Clone + Eq + Hash> Line<K> {
         }
     }
 
-    /// It has paused.
     fn leave(&mut self, key: &K) {
         let Some(member) = self.members.get_mut(key).filter(|member| member.is_present) else { return };
         member.is_present = false;
+        self.waiting.remove(&member.place);
         self.present -= 1;
         // There is an end to how many debts are remembered.
         if self.present == 0 {
-            *self = Self::default();
+            self.members.clear();
+            (self.now, self.last, self.first) = (0, 0, 0);
         } else if member.place.had <= self.now {
             self.members.remove(key);
         } else if self.members.len() > 2 * self.present + FAIR_DEBTORS_KEPT {
@@ -278,9 +280,14 @@ impl<K: Clone + Eq + Hash> Line<K> {
         Some(Place { had, ..place })
     }
 
-    fn begin_turn(&mut self, key: &K) {
-        if let Some(member) = self.members.get(key) {
-            self.now = member.place.had;
+    fn take_for(&mut self, key: &K) {
+        let Some(member) = self.members.get_mut(key) else { return };
+        self.now = member.place.had;
+        self.last += 1;
+        let place = Place { had: member.place.had + 1, order: self.last };
+        let before = std::mem::replace(&mut member.place, place);
+        if let Some(key) = self.waiting.remove(&before) {
+            self.waiting.insert(place, key);
         }
     }
 
