@@ -132,6 +132,9 @@ impl Turns {
     /// This flow has a turn, whosever it is by the order.
     pub fn take_for(&mut self, flow: &Arc<Flow>) {
         let class = &mut self.classes[flow.class()];
+        if class.tenants.next().is_none() {
+            class.had = class.had.max(self.now);
+        }
         self.now = class.had;
         class.had += cost(flow.class());
         class.tenants.take_for(&flow.tenant);
@@ -282,12 +285,13 @@ impl<K: Clone + Eq + Hash> Line<K> {
 
     fn take_for(&mut self, key: &K) {
         let Some(member) = self.members.get_mut(key) else { return };
-        self.now = member.place.had;
         self.last += 1;
-        let place = Place { had: member.place.had + 1, order: self.last };
-        let before = std::mem::replace(&mut member.place, place);
-        if let Some(key) = self.waiting.remove(&before) {
-            self.waiting.insert(place, key);
+        let waiting = self.waiting.remove(&member.place);
+        let had = if waiting.is_some() { member.place.had } else { member.place.had.max(self.now) };
+        self.now = had;
+        member.place = Place { had: had + 1, order: self.last };
+        if let Some(key) = waiting {
+            self.waiting.insert(member.place, key);
         }
     }
 
