@@ -353,8 +353,8 @@ pub enum ShardMessage {
     Intended(IntentKey),
     /// Home ← owner: an attempt was made.
     Settled(Box<Settled>),
-    /// Home ← owner: no attempt was made.
-    Unstarted(Box<Attempt>),
+    /// Home ← owner: no attempt was made. It `stays` at the source, where its turn had come.
+    Unstarted { attempt: Box<Attempt>, stays: bool },
     /// Owner ← owner: something went wrong between messages at a site.
     Distrust { site: Arc<str>, confusion: bool },
     /// Home ← owner: no attempt was made, and none can be for mail to this domain: no host meets its TLS requirement.

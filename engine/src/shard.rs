@@ -382,7 +382,7 @@ impl Shard {
             ShardMessage::Intend(intend) => self.intend(now, *intend),
             ShardMessage::Intended(key) => self.intended(now, key),
             ShardMessage::Settled(settled) => self.settle(now, *settled),
-            ShardMessage::Unstarted(attempt) => self.take_back(now, *attempt),
+            ShardMessage::Unstarted { attempt, stays } => self.take_back(now, *attempt, stays),
             ShardMessage::Distrust { site, confusion } => self.pools.distrust(now, &site, confusion),
             ShardMessage::Held { attempt, blocked } => self.hold_domain(*attempt, blocked),
             ShardMessage::Routed { key, result } => self.handle_route(now, &key, result),

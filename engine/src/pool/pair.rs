@@ -114,9 +114,10 @@ pub enum Order {
         quota: u32,
         until_ms: u64,
     },
-    /// No attempt was made; the ticket goes home.
+    /// No attempt was made; the ticket goes home. `stays`: its turn had come, and nothing is wrong with its source.
     Return {
         attempt: Box<Attempt>,
+        stays: bool,
     },
     /// The same, and no host meets the TLS requirement of the ticket's domain until then.
     Hold {
@@ -923,7 +924,7 @@ impl Pair {
     /// No attempt is made of this ticket here: its flow has not had what it was charged with.
     fn send_home(&mut self, attempt: Box<Attempt>) -> Order {
         self.demand.send_home(&attempt.flow, attempt.recipients.len() as u32);
-        Order::Return { attempt }
+        Order::Return { attempt, stays: false }
     }
 
     fn send_all_home(&mut self) -> Vec<Order> {

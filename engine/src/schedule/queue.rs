@@ -175,8 +175,8 @@ pub struct Home {
     needs: VecDeque<Need>,
     /// Of entries that are out: what their records say that is about to happen.
     intents: HashMap<EntryKey, Intent>,
-    /// By which source entries were about to go when their route expired.
-    expired_at: HashMap<EntryKey, usize>,
+    /// By which source entries were about to go, and are to go yet.
+    stays_at: HashMap<EntryKey, usize>,
     /// Over many pairs, and those of them that hold something.
     shared_limits: Arc<SharedLimits>,
     limit_holds: HashMap<LimitId, Blocked>,
@@ -493,16 +493,16 @@ impl Home {
         self.entries[key].set_state(State::Unrouted);
     }
 
-    /// The same where the route expired while the entry waited for its turn: by the next one it stays at its source, if
-    /// it can, because its turn has come there.
-    pub fn take_back_expired(&mut self, key: EntryKey, source: usize) {
+    /// The same where the entry's turn had come, and its route had expired meanwhile or its permit came too early: it
+    /// stays at its source, if it can.
+    pub fn take_back_to(&mut self, key: EntryKey, source: usize) {
         self.take_back(key);
-        self.expired_at.insert(key, source);
+        self.stays_at.insert(key, source);
     }
 
     /// The source that the entry is to stay at.
     pub fn take_source(&mut self, key: EntryKey) -> Option<usize> {
-        self.expired_at.remove(&key)
+        self.stays_at.remove(&key)
     }
 
     /// The entry is out, and so much of what happens to it goes on record first. It holds until the ticket comes back.
@@ -563,7 +563,7 @@ impl Home {
     /// The entry's recipients are settled. Returns another entry of its message, if one is left.
     pub fn remove(&mut self, key: EntryKey) -> Option<EntryKey> {
         self.leave_out(key);
-        self.expired_at.remove(&key);
+        self.stays_at.remove(&key);
         let entry = &self.entries[key];
         let (queue, answer, state) = (entry.queue, entry.answer(), entry.state());
         if matches!(state, State::Due { .. }) {

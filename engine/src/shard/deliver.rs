@@ -117,7 +117,7 @@ impl Shard {
                 // It was idle when the order was given, and has ended before this turn.
                 Order::Start { mut attempt, .. } => {
                     self.pools.mail_not_written(now, &mut attempt);
-                    self.tell(attempt.ticket.home, ShardMessage::Unstarted(attempt));
+                    self.tell(attempt.ticket.home, ShardMessage::Unstarted { attempt, stays: false });
                 }
                 Order::Quit { connection } => self.quit(now, connection),
                 Order::Credits { home, pair, flow, credits } => {
@@ -142,9 +142,9 @@ impl Shard {
                 Order::Spent { permit, at } => {
                     self.tell(LIMIT_KEEPER, ShardMessage::Spent { permit, at });
                 }
-                Order::Return { mut attempt } => {
+                Order::Return { mut attempt, stays } => {
                     self.take_permit(&mut attempt);
-                    self.tell(attempt.ticket.home, ShardMessage::Unstarted(attempt));
+                    self.tell(attempt.ticket.home, ShardMessage::Unstarted { attempt, stays });
                 }
                 Order::Hold { mut attempt, blocked } => {
                     self.take_permit(&mut attempt);

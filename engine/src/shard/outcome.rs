@@ -102,11 +102,14 @@ impl Shard {
         self.logs[place].set_entry(id, other);
     }
 
-    /// A ticket came back without an attempt.
-    pub(super) fn take_back(&mut self, now: Now, attempt: Attempt) {
+    /// A ticket came back without an attempt; it `stays` at its source where its turn had come there.
+    pub(super) fn take_back(&mut self, now: Now, attempt: Attempt, stays: bool) {
         self.unpin(attempt.message.id());
         let key = attempt.ticket.entry;
-        self.home.take_back(key);
+        match stays {
+            true => self.home.take_back_to(key, attempt.pair.source),
+            false => self.home.take_back(key),
+        }
         if !self.bounce_returned(key) {
             self.route(now, key);
         }

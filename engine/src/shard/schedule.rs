@@ -240,7 +240,7 @@ impl Shard {
         let Some((place, mut route)) = placed.filter(|(place, _)| place.is_of(&pair)) else {
             // The route expired or changed while the entry was ready.
             self.unpin(message.id());
-            self.home.take_back_expired(entry, pair.source);
+            self.home.take_back_to(entry, pair.source);
             self.route(now, entry);
             return self.home.return_credit(&pair, &flow, credit);
         };

@@ -95,7 +95,8 @@ impl Pools {
         let pair = &mut self.pairs[place];
         while let Some(stale) = pair.tickets.iter().position(|attempt| is_stale(attempt)) {
             let attempt = pair.tickets.remove(stale).expect("it was just found");
-            self.orders.push_back(pair.send_home(attempt));
+            pair.demand.send_home(&attempt.flow, attempt.recipients.len() as u32);
+            self.orders.push_back(Order::Return { attempt, stays: true });
         }
     }
 
