@@ -9,8 +9,10 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::Duration;
 
 fn postrider(directory: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_postrider"));
@@ -225,6 +227,26 @@ fn serve_logs_its_addresses_and_ends_with_0_on_a_signal() {
         service.line("not available yet");
         assert_eq!(service.end(signal).code(), Some(0));
     }
+}
+
+/// A log on a full disk is no reason to end: standard error takes nothing, and systemd hears all the same that it is up.
+#[test]
+fn a_log_that_cannot_be_written_does_not_end_the_engine() {
+    let directory = tempfile::tempdir().unwrap();
+    configuration(directory.path(), "127.0.0.1:0", "127.0.0.1:0");
+    let notify = directory.path().join("notify");
+    let told = UnixDatagram::bind(&notify).unwrap();
+    // Only so that a failure ends.
+    told.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = postrider(directory.path(), &["serve", "--config", "postrider.toml"]);
+    let mut child = command.env("NOTIFY_SOCKET", &notify).stdout(Stdio::null()).stderr(full).spawn().unwrap();
+    let mut message = [0; 256];
+    let length = told.recv(&mut message).unwrap();
+    assert!(message[..length].starts_with(b"READY=1"), "{}", String::from_utf8_lossy(&message[..length]));
+    let status = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
 #[test]

@@ -34,7 +34,9 @@ fn subscriber<W>(filter: EnvFilter, journal: bool, writer: W) -> Box<dyn Subscri
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    // A line that can't be written is lost. To say so would be one more line, with a macro that panics if it fails: a
+    // log on a full disk must not end the engine.
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).log_internal_errors(false);
     if journal {
         Box::new(lines.with_ansi(false).with_level(false).without_time().finish())
     } else {
