@@ -229,7 +229,7 @@ fn serve_logs_its_addresses_and_ends_with_0_on_a_signal() {
     }
 }
 
-/// A log on a full disk is no reason to end: standard error takes nothing, and systemd hears all the same that it is up.
+/// A log on a full disk is no reason to end: standard error takes nothing, and systemd hears all the same that it runs.
 #[test]
 fn a_log_that_cannot_be_written_does_not_end_the_engine() {
     let directory = tempfile::tempdir().unwrap();
