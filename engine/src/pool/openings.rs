@@ -7,6 +7,8 @@
 
 use std::collections::VecDeque;
 
+use ahash::HashSet;
+
 use crate::limits::{DISMISSED_PER_TURN, OPENINGS_BEHIND, TURN_INPUTS};
 
 /// What may be begun, and which pairs, by their place, wait for it.
@@ -17,14 +19,40 @@ pub(super) struct Openings {
     further_left: usize,
     /// Sockets that are left.
     room: usize,
-    first: VecDeque<u32>,
-    further: VecDeque<u32>,
+    /// A pair may stand in both: its connection may end while it waits for another.
+    first: Line,
+    further: Line,
+}
+
+/// Each pair stands in it once.
+#[derive(Debug, Default)]
+struct Line {
+    order: VecDeque<u32>,
+    members: HashSet<u32>,
+}
+
+impl Line {
+    fn enter(&mut self, place: u32) {
+        if self.members.insert(place) {
+            self.order.push_back(place);
+        }
+    }
+
+    fn pop(&mut self) -> Option<u32> {
+        let place = self.order.pop_front()?;
+        self.members.remove(&place);
+        Some(place)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
 }
 
 impl Default for Openings {
     /// Without bounds until [`Self::begin`] is called.
     fn default() -> Self {
-        let (first, further) = (VecDeque::new(), VecDeque::new());
+        let (first, further) = (Line::default(), Line::default());
         Self { first_left: usize::MAX, further_left: usize::MAX, room: usize::MAX, first, further }
     }
 }
@@ -56,7 +84,7 @@ impl Openings {
 
     /// A pair that got none stands in line.
     pub(super) fn wait(&mut self, place: u32, is_first: bool) {
-        if is_first { &mut self.first } else { &mut self.further }.push_back(place);
+        if is_first { &mut self.first } else { &mut self.further }.enter(place);
     }
 
     /// Whose turn it is.
@@ -64,21 +92,25 @@ impl Openings {
         if self.room == 0 {
             return None;
         }
-        let first = if self.first_left > 0 { self.first.pop_front() } else { None };
-        first.or_else(|| if self.further_left > 0 { self.further.pop_front() } else { None })
+        let first = if self.first_left > 0 { self.first.pop() } else { None };
+        first.or_else(|| if self.further_left > 0 { self.further.pop() } else { None })
     }
 
     /// How many of those in front wait for a socket and still want it; the others leave the line.
-    pub(super) fn short_of_room(&mut self, mut wants: impl FnMut(u32) -> bool) -> usize {
+    pub(super) fn short_of_room(&mut self, wants: impl Fn(u32) -> bool) -> usize {
         let mut short = 0;
         if self.room > 0 {
             return short;
         }
         for line in [&mut self.first, &mut self.further] {
-            let front: Vec<u32> = line.drain(..line.len().min(DISMISSED_PER_TURN)).collect();
-            for place in front.into_iter().rev().filter(|place| wants(*place)) {
-                line.push_front(place);
-                short += 1;
+            let front: Vec<u32> = line.order.drain(..line.order.len().min(DISMISSED_PER_TURN)).collect();
+            for place in front.into_iter().rev() {
+                if wants(place) {
+                    line.order.push_front(place);
+                    short += 1;
+                } else {
+                    line.members.remove(&place);
+                }
             }
         }
         short.min(DISMISSED_PER_TURN)
@@ -116,6 +148,20 @@ mod tests {
         openings.begin(0, 1_000);
         assert_eq!(openings.next(), Some(1));
         assert!(!openings.has_more());
+    }
+
+    /// It had a connection, waits for another, and loses the one that it had: it need not wait until the shard has
+    /// caught up.
+    #[test]
+    fn a_pair_that_waits_for_a_further_one_may_wait_for_its_first_too() {
+        let mut openings = Openings::default();
+        openings.begin(TURN_INPUTS, 1_000);
+        openings.wait(1, false);
+        openings.wait(1, true);
+        openings.wait(1, true);
+        assert_eq!([openings.next(), openings.next()], [Some(1), None]);
+        openings.begin(0, 1_000);
+        assert_eq!([openings.next(), openings.next()], [Some(1), None]);
     }
 
     #[test]

@@ -200,8 +200,6 @@ struct Pair {
     open: Vec<ConnectionKey>,
     opening: u32,
     busy: u32,
-    /// It stands in line for a connection.
-    waits_to_open: bool,
     blocked_until: Option<Duration>,
     /// When a connection became idle, or a transaction was begun, last.
     moved_at: Option<Duration>,
@@ -387,14 +385,9 @@ impl Pools {
     ) {
         self.openings.begin(inputs, connections_max.saturating_sub(self.slots.len()));
         while let Some(place) = self.openings.next() {
-            self.pairs[place as usize].waits_to_open = false;
             self.advance(now, place, random);
         }
-        let wanted = self.openings.short_of_room(|place| {
-            let pair = &mut self.pairs[place as usize];
-            pair.waits_to_open = pair.wants_connection();
-            pair.waits_to_open
-        });
+        let wanted = self.openings.short_of_room(|place| self.pairs[place as usize].wants_connection());
         for connection in self.slots.longest_idle(wanted.saturating_sub(self.slots.closing())) {
             self.quit(connection);
         }
@@ -709,11 +702,9 @@ impl Pools {
 
     /// Whether the shard may begin one more connection; if not, the pair stands in line.
     fn may_open(&mut self, place: u32) -> bool {
-        let pair = &mut self.pairs[place as usize];
-        let is_first = pair.open.is_empty();
+        let is_first = self.pairs[place as usize].open.is_empty();
         let may = self.openings.take(is_first);
-        if !may && !pair.waits_to_open {
-            pair.waits_to_open = true;
+        if !may {
             self.openings.wait(place, is_first);
         }
         may
@@ -879,7 +870,6 @@ impl Pair {
             open: Vec::new(),
             opening: 0,
             busy: 0,
-            waits_to_open: false,
             blocked_until: None,
             moved_at: None,
             pace: Pace::default(),
