@@ -294,6 +294,9 @@ pub const UNREADABLE_RETRY: std::time::Duration = std::time::Duration::from_secs
 
 /// Messages that a shard's mailbox holds.
 pub(crate) const MAILBOX_CAPACITY: usize = 65_536;
+/// How long an outcome, and how many of them, wait at a pair's owner for their home to wake by itself.
+pub(crate) const QUIET_DELAY: std::time::Duration = std::time::Duration::from_millis(1);
+pub(crate) const QUIET_MESSAGES_MAX: usize = 32;
 /// How soon a turn follows one that left something overdue, unless something happens before.
 pub(crate) const OVERDUE_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
 /// Messages taken from a mailbox at a time.

@@ -96,12 +96,21 @@ pub(crate) struct Sender<T>(Arc<Shared<T>>);
 impl<T: Send> Sender<T> {
     /// Hands `value` over, or gives it back when the queue is full or the receiver is gone. Never blocks.
     pub(crate) fn send(&self, value: T) -> Result<(), Full<T>> {
+        self.send_quietly(value)?;
+        self.wake();
+        Ok(())
+    }
+
+    /// As [`Self::send`], but a consumer that sleeps sleeps on until someone wakes it: [`Self::wake`] must follow.
+    pub(crate) fn send_quietly(&self, value: T) -> Result<(), Full<T>> {
         if self.is_closed() {
             return Err(Full(value));
         }
-        self.0.queue.push(value).map_err(Full)?;
+        self.0.queue.push(value).map_err(Full)
+    }
+
+    pub(crate) fn wake(&self) {
         self.0.wake_if_asleep();
-        Ok(())
     }
 
     /// Whether the receiver is gone.

@@ -35,8 +35,8 @@ use crate::accept::Admitted;
 use crate::config::{Config, SmtpListener};
 use crate::handover::{AcceptAnswer, ControlMessage, ShardMessage};
 use crate::limits::{
-    EVENTS_WAITING_MAX, LISTENER_COMPLAINT_INTERVAL, LISTENER_PAUSE, MAILBOX_BATCH, OVERDUE_PAUSE,
-    SESSIONS_ABOVE_SHARE, SHARE_PAUSE, SHUTDOWN_COMMIT_GRACE, TURN_INPUTS,
+    EVENTS_WAITING_MAX, LISTENER_COMPLAINT_INTERVAL, LISTENER_PAUSE, MAILBOX_BATCH, OVERDUE_PAUSE, QUIET_DELAY,
+    QUIET_MESSAGES_MAX, SESSIONS_ABOVE_SHARE, SHARE_PAUSE, SHUTDOWN_COMMIT_GRACE, TURN_INPUTS,
 };
 use crate::mail::endpoint::Endpoint;
 use crate::outcome::event::LoggedRecord;
@@ -140,6 +140,7 @@ async fn start(setup: ShardSetup) {
         links: RefCell::default(),
         injections: RefCell::default(),
         next_injection: Cell::new(0),
+        quiet: RefCell::new(vec![Quiet::default(); setup.shards.len()]),
         shards: setup.shards,
         waiting_mail: RefCell::default(),
         control: setup.control,
@@ -185,6 +186,8 @@ pub(super) struct ShardLoop {
     shards: Vec<Sender<Mail>>,
     /// Messages that found a mailbox full. The credits bound how many there can be.
     waiting_mail: RefCell<Vec<(usize, VecDeque<ShardMessage>)>>,
+    /// By shard: what was sent to it without waking it.
+    quiet: RefCell<Vec<Quiet>>,
     control: Sender<ControlMessage>,
     limits: std::sync::mpsc::Sender<LimitMail>,
     waiting_control: RefCell<VecDeque<ControlMessage>>,
@@ -198,6 +201,14 @@ pub(super) struct ShardLoop {
     pub(super) is_stopping: Cell<bool>,
     /// An operation of the spool has ended.
     progress: Notify,
+}
+
+/// Messages to a shard that may sleep on for a while.
+#[derive(Debug, Clone, Copy, Default)]
+struct Quiet {
+    messages: usize,
+    /// When it is to be woken; of no meaning without messages.
+    until: Duration,
 }
 
 impl ShardLoop {
@@ -226,6 +237,7 @@ impl ShardLoop {
             self.inputs.add_permits(TURN_INPUTS - self.inputs.available_permits());
             self.carry_out();
             self.send_waiting();
+            self.wake_quiet(now.monotonic);
             if self.shard.borrow().has_more() {
                 // The ring submits only when the thread parks: a trip through it lets commits and replies go out.
                 uring::breathe().await;
@@ -262,7 +274,9 @@ impl ShardLoop {
         let waits = !self.waiting_mail.borrow().is_empty()
             || !self.waiting_control.borrow().is_empty()
             || !self.waiting_events.borrow().is_empty();
-        if waits { next.min(monotonic + Duration::from_millis(1)) } else { next }
+        let next = if waits { next.min(monotonic + Duration::from_millis(1)) } else { next };
+        let quiet = self.quiet.borrow();
+        quiet.iter().filter(|quiet| quiet.messages > 0).map(|quiet| quiet.until).fold(next, Duration::min)
     }
 
     fn carry_out(self: &Rc<Self>) {
@@ -468,8 +482,32 @@ impl ShardLoop {
         let mut waiting = self.waiting_mail.borrow_mut();
         if let Some((_, queue)) = waiting.iter_mut().find(|(shard, _)| *shard == to) {
             queue.push_back(message);
-        } else if let Err(Full(Mail::Core(message))) = self.shards[to].send(Mail::Core(message)) {
+            return;
+        }
+        // An outcome waits for others at its home anyway.
+        let may_wait = matches!(message, ShardMessage::Settled(_));
+        if let Err(Full(Mail::Core(message))) = self.shards[to].send_quietly(Mail::Core(message)) {
             waiting.push((to, VecDeque::from([message])));
+        }
+        let mut quiet = self.quiet.borrow_mut();
+        if !may_wait || quiet[to].messages >= QUIET_MESSAGES_MAX {
+            quiet[to].messages = 0;
+            self.shards[to].wake();
+        } else {
+            if quiet[to].messages == 0 {
+                quiet[to].until = self.clock.now().monotonic + QUIET_DELAY;
+            }
+            quiet[to].messages += 1;
+        }
+    }
+
+    /// Wakes those that have slept on long enough.
+    fn wake_quiet(&self, monotonic: Duration) {
+        for (shard, quiet) in self.shards.iter().zip(self.quiet.borrow_mut().iter_mut()) {
+            if quiet.messages > 0 && quiet.until <= monotonic {
+                quiet.messages = 0;
+                shard.wake();
+            }
         }
     }
 
