@@ -376,6 +376,27 @@ mod tests {
         assert!(!shared.falls_asleep(), "nobody is left to wake it");
     }
 
+    /// What is sent quietly wakes nobody, whoever is awake finds it, and one wake-up serves all of it.
+    #[test]
+    fn who_sleeps_sleeps_on_until_it_is_woken() {
+        let (sender, receiver) = mailbox::<u8>(4).unwrap();
+        uring::run_shard("test", async move {
+            let mut receiver = receiver.on_shard().unwrap();
+            let mut values = Vec::new();
+            timeout(Duration::ZERO, receiver.recv_batch(&mut values, 4)).await.expect_err("it sleeps now");
+            sender.send_quietly(1).unwrap();
+            sender.send_quietly(2).unwrap();
+            assert!(sender.0.asleep.load(Ordering::Relaxed), "nobody woke it");
+            sender.wake();
+            assert!(!sender.0.asleep.load(Ordering::Relaxed));
+            assert_eq!(timeout(STUCK, receiver.recv_batch(&mut values, 4)).await, Ok(2));
+            sender.send_quietly(3).unwrap();
+            assert_eq!(timeout(STUCK, receiver.recv_batch(&mut values, 4)).await, Ok(1), "it looks before it sleeps");
+            assert_eq!(values, [1, 2, 3]);
+        })
+        .unwrap();
+    }
+
     #[test]
     fn an_idle_consumer_sleeps_instead_of_spinning() {
         let (sender, receiver) = mailbox::<u8>(4).unwrap();
