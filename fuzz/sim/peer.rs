@@ -405,8 +405,8 @@ impl Peer {
         if let Some(rest) = command.strip_prefix("MAIL ") {
             self.mail = Some((path(rest), around.written_at(self.read)));
         }
-        if let Some((reverse_path, at)) = self.mail.as_ref().filter(|_| command.starts_with("RCPT ")) {
-            around.rates.see(*at, self.source, host.site, reverse_path);
+        if let (Some(rest), Some((reverse_path, at))) = (command.strip_prefix("RCPT "), &self.mail) {
+            around.rates.see(*at, self.source, host.site, reverse_path, &path(rest));
         }
     }
 

@@ -7,10 +7,13 @@
 use std::time::Duration;
 
 use postrider::config::{Config, Limit, Priority, Rate, RetryRules, Tenant};
+use postrider::deliver::route::site_name;
 
 use crate::checker::{Ledger, Marker, marker_of};
 use crate::clock::Micros;
+use crate::peer::Host;
 use crate::random::Random;
+use crate::world::{OTHER_POOL, SITES};
 
 /// One recipient of a transaction.
 #[derive(Debug, Clone, Copy)]
@@ -18,6 +21,8 @@ struct Recipient {
     at: Micros,
     source: usize,
     site: usize,
+    /// Place in [`Rates::domains`].
+    domain: usize,
     marker: Marker,
 }
 
@@ -25,16 +30,22 @@ struct Recipient {
 #[derive(Debug, Default)]
 pub(crate) struct Rates {
     seen: Vec<Recipient>,
+    domains: Vec<String>,
 }
 
 impl Rates {
     /// RCPT came, for the MAIL with this reverse path that was written at that time.
-    pub(crate) fn see(&mut self, at: Micros, source: usize, site: usize, reverse_path: &str) {
-        self.seen.push(Recipient { at, source, site, marker: marker_of(reverse_path) });
+    pub(crate) fn see(&mut self, at: Micros, source: usize, site: usize, reverse_path: &str, recipient: &str) {
+        let domain = recipient.rsplit_once('@').map_or("", |(_, domain)| domain);
+        let domain = self.domains.iter().position(|known| known == domain).unwrap_or_else(|| {
+            self.domains.push(domain.to_owned());
+            self.domains.len() - 1
+        });
+        self.seen.push(Recipient { at, source, site, domain, marker: marker_of(reverse_path) });
     }
 
     /// LIMITS-HOLD, for all limits that the operator has configured. The pairs of the first `sites` are known by them.
-    pub(crate) fn check(&mut self, config: &Config, ledger: &Ledger, sites: usize) {
+    pub(crate) fn check(&mut self, config: &Config, ledger: &Ledger, hosts: &[Host], sites: usize) {
         self.seen.sort_by_key(|recipient| recipient.at);
         if let Some(rate) = config.shaping.max_message_rate {
             for source in 0..config.egress_sources.len() {
@@ -57,6 +68,14 @@ impl Rates {
                 limit.tenant.as_ref().is_none_or(|tenant| is_of(seen, "X-Tenant", tenant))
                     && limit.campaign.as_ref().is_none_or(|campaign| is_of(seen, "X-Campaign", campaign))
                     && limit.source.is_none_or(|source| source == seen.source)
+                    && limit.egress_pool.as_ref().is_none_or(|pool| {
+                        let sources =
+                            config.egress_pools.iter().find(|other| other.name == *pool).map(|pool| &pool.sources);
+                        // No source belongs to two pools.
+                        sources.is_some_and(|sources| sources.iter().any(|(source, _)| *source == seen.source))
+                    })
+                    && limit.site.as_ref().is_none_or(|name| *name == name_of(hosts, seen.site))
+                    && limit.domain.as_ref().is_none_or(|domain| *domain == self.domains[seen.domain])
             });
             check(&limit.name, limit.max_message_rate, covered);
         }
@@ -116,7 +135,45 @@ pub(crate) fn draw(config: &mut Config, random: &mut Random) {
             retry: RetryRules::default(),
         });
     }
-    let any = |name: &str, rate| Limit {
+    if random.one_in(2) {
+        config.limits.push(Limit {
+            source: Some(random.below(2) as usize),
+            max_message_rate: rate(random, 60),
+            ..any("a source")
+        });
+    }
+    if random.one_in(2) {
+        let campaign = Some("c1".to_owned());
+        let tenant = random.one_in(2).then(|| "large".to_owned());
+        config.limits.push(Limit { campaign, tenant, max_message_rate: rate(random, 60), ..any("a campaign") });
+    }
+    if random.one_in(3) {
+        config.limits.push(Limit { max_message_rate: rate(random, 120), ..any("all") });
+    }
+}
+
+/// Limits of a pool, a domain and a site, beside those; no share is compared there.
+pub(crate) fn draw_narrow(config: &mut Config, hosts: &[Host], random: &mut Random) {
+    let mut add = |random: &mut Random, limit: Limit| {
+        if random.one_in(2) {
+            config.limits.push(Limit { max_message_rate: rate(random, 60), ..limit });
+        }
+    };
+    add(random, Limit { egress_pool: Some(OTHER_POOL.to_owned()), ..any("a pool") });
+    let domain = format!("d{}.example", random.below(SITES as u64));
+    add(random, Limit { domain: Some(domain), ..any("a domain") });
+    let site = name_of(hosts, random.below(SITES as u64 - 1) as usize);
+    add(random, Limit { site: Some(site), ..any("a site") });
+}
+
+/// The name of a site with an MX set.
+fn name_of(hosts: &[Host], site: usize) -> String {
+    site_name(hosts.iter().filter(|host| host.site == site).map(|host| host.name.as_str()))
+}
+
+/// Of all mail.
+fn any(name: &str) -> Limit {
+    Limit {
         name: name.to_owned(),
         tenant: None,
         campaign: None,
@@ -125,18 +182,7 @@ pub(crate) fn draw(config: &mut Config, random: &mut Random) {
         egress_pool: None,
         site: None,
         domain: None,
-        max_message_rate: rate,
-    };
-    if random.one_in(2) {
-        config.limits.push(Limit { source: Some(random.below(2) as usize), ..any("a source", rate(random, 60)) });
-    }
-    if random.one_in(2) {
-        let campaign = Some("c1".to_owned());
-        let tenant = random.one_in(2).then(|| "large".to_owned());
-        config.limits.push(Limit { campaign, tenant, ..any("a campaign", rate(random, 60)) });
-    }
-    if random.one_in(3) {
-        config.limits.push(any("all", rate(random, 120)));
+        max_message_rate: Rate { count: 1, period: Duration::from_secs(1), max_burst: 1 },
     }
 }
 

@@ -237,8 +237,11 @@ impl World {
             rates::draw(&mut config, &mut own);
         }
         config.shaping.in_doubt = if holds { InDoubt::Hold } else { InDoubt::Retry };
-        let config = Arc::new(config);
         let (hosts, dns) = internet(&config, &mut random, &mut mix);
+        if has_rates {
+            rates::draw_narrow(&mut config, &hosts, &mut Random::new(seed.rotate_left(32)));
+        }
+        let config = Arc::new(config);
         let small = random.one_in(6);
         let (segment_bytes, max_bytes) = if small { (48 << 10, 3 << 20) } else { (128 << 10, 16 << 20) };
         let spool_options =
@@ -830,7 +833,7 @@ impl World {
         let rows = self.ask().expect("nothing is left to be read");
         assert!(rows.is_empty(), "NOTHING-LOST: {rows:#?}");
         self.ledger.check_finished();
-        self.rates.check(&self.wanted, &self.ledger, SITES);
+        self.rates.check(&self.wanted, &self.ledger, &self.hosts, SITES);
         self.report.counts = self.ledger.counts;
         self.report.duration = self.clock.micros();
         self.report.faults = self.mix.struck().collect();
