@@ -38,6 +38,7 @@ use crate::pool::rate::PastLimits;
 use crate::pool::suspension::{Effect, Scope, Suspension};
 use crate::runtime::clock::Clock;
 use crate::runtime::control::{self, Addresses, Command, ControlSetup, Heartbeats, SuspensionAnswer, SuspensionCall};
+use crate::runtime::directory::ThreadTimes;
 use crate::runtime::dns::Resolver;
 use crate::runtime::event_file::{EventLog, EventLogHandle, EventLogOptions, EventSender, node_id};
 use crate::runtime::limit_file::{LimitFile, LimitMail};
@@ -337,6 +338,7 @@ impl EngineBuilder {
             spool: Some(spool),
         };
 
+        let thread_times = Arc::new(ThreadTimes::new(shards));
         let setup = ShardThreads {
             config: &config,
             policy: &policy,
@@ -350,6 +352,7 @@ impl EngineBuilder {
             past_limits: Arc::new(past_limits),
             metrics: &shard_metrics,
             listeners: &listeners,
+            thread_times: &thread_times,
         };
         setup.start(&mut engine, logs, mail_receivers, |log| cursors.get(log))?;
         let control = ControlSetup {
@@ -360,6 +363,7 @@ impl EngineBuilder {
             mailbox: control_receiver,
             commands: command_receiver,
             shards: mail_senders,
+            thread_times,
             http: listeners.http,
             backend: shared,
             metrics,
@@ -384,6 +388,7 @@ struct ShardThreads<'a> {
     past_limits: Arc<PastLimits>,
     metrics: &'a [Arc<ShardMetrics>],
     listeners: &'a Listeners,
+    thread_times: &'a Arc<ThreadTimes>,
 }
 
 impl ShardThreads<'_> {
@@ -426,6 +431,7 @@ impl ShardThreads<'_> {
                 verifiers: verifiers.clone(),
                 session_counts: Arc::clone(&session_counts),
                 heartbeat: Arc::clone(&engine.shared.heartbeats.beats[id]),
+                thread_times: Arc::clone(self.thread_times),
                 started: started.clone(),
             };
             let thread = std::thread::Builder::new().name(format!("shard-{id}"));

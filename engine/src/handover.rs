@@ -27,6 +27,7 @@ pub use crate::deliver::tls_policy::{HandshakeError, PolicyKind, TlsFailure, Tls
 use crate::fair::Flow;
 use crate::mail::endpoint::Endpoint;
 use crate::pool::connection::ConnectionKey;
+use crate::pool::pair::OwnerState;
 use crate::pool::suspension::Suspension;
 use crate::schedule::queue::EntryKey;
 
@@ -78,7 +79,26 @@ pub struct PairKey {
     pub site: Arc<str>,
 }
 
+/// An egress source and a roll-up: its pairs have one owner, and move to another together.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RollupKey {
+    /// Index into the configuration's egress sources.
+    pub source: usize,
+    pub rollup: Arc<str>,
+}
+
+impl RollupKey {
+    pub fn covers(&self, pair: &PairKey) -> bool {
+        self.source == pair.source && self.rollup == pair.rollup
+    }
+}
+
 impl PairKey {
+    /// What its owner is looked up by.
+    pub fn rollup_key(&self) -> RollupKey {
+        RollupKey { source: self.source, rollup: Arc::clone(&self.rollup) }
+    }
+
     /// What a limit over many pairs may ask about a flow here.
     pub fn subject<'a>(&'a self, flow: &'a Flow) -> Subject<'a> {
         // What no provider rolls up is its own roll-up.
@@ -365,6 +385,23 @@ pub enum ShardMessage {
     RuleSite { domain: Arc<str>, site: Arc<str> },
     /// Home ← control: a pair's owner.
     Owner { pair: PairKey, owner: usize },
+    /// Owner ← control: what it has at a roll-up is to go to another shard; answered by [`ControlMessage::Released`].
+    /// `pool/pair/moving.rs` has the steps of a move.
+    Release { rollup: RollupKey },
+    /// Home ← owner: all credits are void, and nothing more is sent to it for a while; answered by `Withdrawn`.
+    Withdraw { rollup: RollupKey, owner: usize, number: u64 },
+    /// Owner ← home.
+    Withdrawn { home: usize, number: u64 },
+    /// Keeper ← owner: what it wants at the roll-up and waits is not wanted any more; answered by `Unwanted`.
+    Unwant { owner: usize, rollup: RollupKey, number: u64 },
+    /// Owner ← keeper.
+    Unwanted { rollup: RollupKey, number: u64 },
+    /// Owner ← control: it has what another has let go; answered by [`ControlMessage::TookOver`].
+    TakeOver(Box<OwnerState>),
+    /// Home ← control, or owner where it stays what it is: who has the roll-up's pairs from now on.
+    Moved { rollup: RollupKey, owner: usize },
+    /// Owner ← control: how much it has carried lately is asked; answered by [`ControlMessage::Carried`].
+    AskCarried,
     /// Any ← control: whether a source's address is on this machine.
     SourcePlumbed { source: usize, plumbed: bool },
     /// Any ← control: a suspension is in force, or goes on to another end.
@@ -444,6 +481,21 @@ pub enum ControlMessage {
     },
     /// A suspension is in force at this shard; all others are to know, and a restart is.
     Suspend(Suspension),
+    /// The shard has let go what it had at a roll-up; or not, because that would have taken too long.
+    Released {
+        shard: usize,
+        rollup: RollupKey,
+        state: Option<Box<OwnerState>>,
+    },
+    TookOver {
+        shard: usize,
+        rollup: RollupKey,
+    },
+    /// Transactions lately, by source and roll-up; those with the most.
+    Carried {
+        shard: usize,
+        carried: Vec<(RollupKey, f64)>,
+    },
     /// The shard has stopped: nothing is out, nothing waits for a commit.
     Stopped {
         shard: usize,

@@ -163,6 +163,15 @@ pub(crate) const RESERVED_PERIOD_MIN: std::time::Duration = std::time::Duration:
 pub(crate) const PACED_AHEAD: std::time::Duration = std::time::Duration::from_millis(100);
 /// The shard that keeps the limits over many pairs. There is one in every engine.
 pub(crate) const LIMIT_KEEPER: usize = 0;
+/// For how long an owner tries to let a roll-up go to another shard. Its mail waits meanwhile.
+pub(crate) const MOVE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
+/// How often it is looked how busy shards are, and at how many looks one must have been so before something moves.
+pub(crate) const MOVE_LOOK_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
+pub(crate) const MOVE_LOOKS: u32 = 4;
+/// For how long what has moved, or could not, stays where it is. It bounds how many such there are.
+pub(crate) const MOVE_STAY: std::time::Duration = std::time::Duration::from_secs(300);
+/// Roll-ups of a shard, those that carry most, of which it is looked whether one should move.
+pub(crate) const ROLLUPS_TOLD_MAX: usize = 64;
 /// How long a permit of a limit over many pairs may lie with a ticket that isn't begun.
 pub(crate) const PERMIT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
 /// How often homes are told when a paced pair goes on.

@@ -16,6 +16,7 @@ mod ask;
 mod automation;
 mod body;
 mod deliver;
+mod moving;
 mod operate;
 mod outcome;
 mod schedule;
@@ -297,6 +298,7 @@ impl Shard {
             let Some(message) = self.inbox.pop_front() else { break };
             self.receive(now, message); // deliver → outcome, and all else that shards tell each other
         }
+        self.finish_release(now); //    pool: pairs that move to another shard
         self.fetch_waiting(now); //     schedule: messages that could not be read yet
         self.commit(now); //            spool: one write for everything that waits
         self.publish(); //              outcome: events of what is durable
@@ -388,6 +390,14 @@ impl Shard {
             ShardMessage::Routed { key, result } => self.handle_route(now, &key, result),
             ShardMessage::RuleSite { domain, site } => self.shapings.learn_site(&domain, &site),
             ShardMessage::Owner { pair, owner } => self.home.set_owner(&pair, owner),
+            ShardMessage::Release { rollup } => self.release(now, rollup),
+            ShardMessage::Withdraw { rollup, owner, number } => self.withdraw(rollup, owner, number),
+            ShardMessage::Withdrawn { home, number } => self.pools.handle_withdrawn(home, number),
+            ShardMessage::Unwant { owner, rollup, number } => self.keeper.handle_unwant(now, owner, rollup, number),
+            ShardMessage::Unwanted { rollup, number } => self.pools.handle_unwanted(now, &rollup, number),
+            ShardMessage::TakeOver(state) => self.take_over(now, *state),
+            ShardMessage::Moved { rollup, owner } => self.home.follow_owner(&rollup, owner),
+            ShardMessage::AskCarried => self.tell_carried(),
             ShardMessage::SourcePlumbed { source, plumbed } => self.set_plumbed(now, source, plumbed),
             ShardMessage::Suspend(suspension) => self.suspend(now, suspension),
             ShardMessage::Resume { id } => self.resume(now, id),

@@ -120,6 +120,10 @@ pub struct ShardMetrics {
     pub suspensions_made: Counter,
     /// Automation rules that have fired here.
     pub automation_fired: Counter,
+    /// Roll-ups that this shard was to let go to another, those that it kept after all, and those that it took over.
+    pub moves_begun: Counter,
+    pub moves_given_up: Counter,
+    pub moves_done: Counter,
     /// Suspensions in force everywhere; told by one shard, because all have the same.
     pub suspensions: Gauge,
     /// Not due yet.
@@ -168,6 +172,9 @@ impl Default for ShardMetrics {
             possible_duplicates: Counter::default(),
             suspensions_made: Counter::default(),
             automation_fired: Counter::default(),
+            moves_begun: Counter::default(),
+            moves_given_up: Counter::default(),
+            moves_done: Counter::default(),
             suspensions: Gauge::default(),
             scheduled: Gauge::default(),
             ready: Gauge::default(),
@@ -292,6 +299,9 @@ impl Metrics {
             Family { name: "session_failures", help: "Sessions with hosts that came to nothing.", kind: C,
                 label: Some("verdict"), samples: session_failures.collect() },
             one("automation_fired", "Automation rules fired.", C, |s| s.automation_fired.get()),
+            one("pair_moves_begun", "Moves of pairs to another shard that began.", C, |s| s.moves_begun.get()),
+            one("pair_moves_done", "Moves that came to their end.", C, |s| s.moves_done.get()),
+            one("pair_moves_given_up", "Moves that would have held up mail.", C, |s| s.moves_given_up.get()),
             some("dkim_signatures", "DKIM signatures made.", C, "algorithm", &[
                 ("rsa-sha256", |s| s.signatures_rsa.get()), ("ed25519-sha256", |s| s.signatures_ed25519.get())]),
             one("shard_turns", "Loop turns of all shards.", C, |s| s.turns.get()),

@@ -16,13 +16,20 @@ use ahash::HashMap;
 
 use super::suspension::Flow;
 use crate::config::{AutomationAction, AutomationRule, HalvedLimits, LimitSettings, Rate, Threshold};
-use crate::handover::{CountsAs, PairKey};
+use crate::handover::{CountsAs, PairKey, RollupKey};
 use crate::limits::{AUTOMATION_WINDOWS_MAX, HALVE_PAUSE};
 
 /// The answers that rules with a threshold have seen lately.
 #[derive(Debug, Default)]
 pub struct Automation {
     windows: HashMap<WindowKey, Window>,
+}
+
+/// What one rule has seen somewhere.
+#[derive(Debug)]
+pub(crate) struct Counted {
+    key: WindowKey,
+    window: Window,
 }
 
 /// A rule counts for each source and roll-up; one about a tenant, a campaign or a queue for each of those.
@@ -69,15 +76,34 @@ impl Automation {
         fired
     }
 
-    /// Whether the answer fills the window.
-    fn count(&mut self, now: Duration, key: WindowKey, threshold: Threshold) -> bool {
-        if self.windows.len() >= AUTOMATION_WINDOWS_MAX && !self.windows.contains_key(&key) {
+    /// Forgets what rules have seen at a roll-up, and returns it.
+    pub(crate) fn take_out(&mut self, rollup: &RollupKey) -> Vec<Counted> {
+        let is_of = |key: &WindowKey| key.source == rollup.source && key.rollup == rollup.rollup;
+        let taken = self.windows.extract_if(|key, _| is_of(key));
+        taken.map(|(key, window)| Counted { key, window }).collect()
+    }
+
+    /// What rules have seen at another shard.
+    pub(crate) fn put(&mut self, now: Duration, counted: Vec<Counted>) {
+        for Counted { key, window } in counted {
+            self.make_room(now, &key);
+            self.windows.insert(key, window);
+        }
+    }
+
+    fn make_room(&mut self, now: Duration, key: &WindowKey) {
+        if self.windows.len() >= AUTOMATION_WINDOWS_MAX && !self.windows.contains_key(key) {
             self.windows.retain(|_, window| window.seen.back().is_some_and(|last| now < *last + window.length));
             if self.windows.len() >= AUTOMATION_WINDOWS_MAX {
                 // So many at once tell of trouble that no single one of them will end.
                 self.windows.clear();
             }
         }
+    }
+
+    /// Whether the answer fills the window.
+    fn count(&mut self, now: Duration, key: WindowKey, threshold: Threshold) -> bool {
+        self.make_room(now, &key);
         let window = self.windows.entry(key).or_default();
         window.length = threshold.window;
         while window.seen.front().is_some_and(|first| now >= *first + threshold.window) {

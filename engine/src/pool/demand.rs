@@ -343,6 +343,49 @@ impl Demand {
         permits
     }
 
+    /// A home has heard that the pair may get another owner: what each has told the other is void.
+    /// Returns the permits of its credits.
+    pub(super) fn leave(&mut self, home: usize) -> Vec<Permit> {
+        self.homes[home] = Home::default();
+        let mut flows: Vec<Arc<Flow>> = self.flows.keys().cloned().collect();
+        flows.sort_unstable();
+        let mut permits = Vec::new();
+        for flow in flows {
+            let share = &mut self.flows.get_mut(&flow).expect("it was just there").shares[home];
+            share.backlog = Backlog::default();
+            let void = std::mem::take(&mut share.granted);
+            permits.extend(share.limited.iter_mut().flat_map(|limited| limited.permits.drain(..)));
+            self.granted -= void;
+            self.refund(&flow, void as u32);
+            self.follow(&flow);
+        }
+        permits
+    }
+
+    /// None of the wants that were answered to wait waits any more.
+    pub(super) fn unwanted(&mut self) {
+        let mut flows: Vec<Arc<Flow>> = self.flows.keys().cloned().collect();
+        flows.sort_unstable();
+        for flow in flows {
+            let shares = &mut self.flows.get_mut(&flow).expect("it was just there").shares;
+            shares.iter_mut().filter_map(|share| share.limited.as_mut()).for_each(|limited| limited.waiting = 0);
+            self.follow(&flow);
+        }
+    }
+
+    /// A want was permitted, and nobody is to have the permit.
+    pub(super) fn decline(&mut self, home: usize, flow: &Arc<Flow>, waited: bool) {
+        if let Some(limited) = self.limited(home, flow) {
+            if waited {
+                limited.waiting -= 1;
+            } else {
+                limited.asked -= 1;
+                self.granted -= 1;
+            }
+            self.follow(flow);
+        }
+    }
+
     /// Whether any home has something of this class, or is about to send it, or a ticket of it is in hand.
     pub(super) fn has_class(&self, class: usize) -> bool {
         self.present[class] > 0

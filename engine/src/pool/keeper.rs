@@ -23,7 +23,7 @@ use ahash::{HashMap, HashMapExt as _};
 use super::rate::{Limiter, PastLimits, Started};
 use crate::config::{LimitId, SharedLimits};
 use crate::fair::{Flow, Turns};
-use crate::handover::{Blocked, PairKey, Permit, Want};
+use crate::handover::{Blocked, PairKey, Permit, RollupKey, Want};
 use crate::limits::PACED_NOTICE_INTERVAL;
 use crate::mail::time::Now;
 
@@ -32,6 +32,8 @@ use crate::mail::time::Now;
 pub enum Said {
     /// To an owner, for a home's flow at a pair. Without a permit: it waits, and another answer will come.
     Answer { owner: usize, home: usize, pair: PairKey, flow: Arc<Flow>, waited: bool, permit: Option<Permit> },
+    /// To an owner: none of its wants at the roll-up's pairs waits any more.
+    Unwanted { owner: usize, rollup: RollupKey, number: u64 },
     /// Units of a limit are to be reserved durably; [`Keeper::handle_reserved`] is the answer.
     Reserve { limit: Arc<str>, units: u32 },
     /// To all homes: what is under this limit waits.
@@ -135,6 +137,27 @@ impl Keeper {
         for &limit in &**limits {
             self.serve(now, limit);
         }
+    }
+
+    /// What an owner wants for a roll-up's pairs, and waits, is not wanted any more.
+    pub fn handle_unwant(&mut self, now: Now, owner: usize, rollup: RollupKey, number: u64) {
+        let is_meant = |waiting: &Waiting| waiting.want.owner == owner && rollup.covers(&waiting.want.pair);
+        // A map has no order, but what comes next must not depend on chance.
+        let mut limits: Vec<LimitId> = self.kept.keys().copied().collect();
+        limits.sort_unstable();
+        let mut changed = Vec::new();
+        for limit in limits {
+            let forgotten = self.kept(limit).forget(limit, is_meant);
+            changed.extend((!forgotten.is_empty()).then_some(limit));
+            for Waiting { want, turn } in forgotten {
+                // It had its turn there, and used none of it.
+                if let Some(kept) = turn.and_then(|turn| self.kept.get_mut(&turn)) {
+                    kept.turns.refund(&want.flow, want.units);
+                }
+            }
+        }
+        self.said.push_back(Said::Unwanted { owner, rollup, number });
+        changed.into_iter().for_each(|limit| self.serve(now, limit));
     }
 
     /// Units that [`Said::Reserve`] asked for are durably reserved. False: it is none of these limits.
@@ -296,6 +319,26 @@ impl Keeper {
 }
 
 impl Kept {
+    /// Forgets some of those that wait, and returns them.
+    fn forget(&mut self, limit: LimitId, is_meant: impl Fn(&Waiting) -> bool) -> Vec<Waiting> {
+        let next = self.next.take_if(|next| is_meant(next));
+        let mut forgotten: Vec<Waiting> =
+            next.map(|next| Waiting { turn: next.turn.or(Some(limit)), ..next }).into_iter().collect();
+        let mut flows: Vec<Arc<Flow>> = self.wants.keys().cloned().collect();
+        flows.sort_unstable();
+        for flow in flows {
+            let wants = self.wants.get_mut(&flow).expect("it was just there");
+            let (meant, rest): (VecDeque<_>, VecDeque<_>) = std::mem::take(wants).into_iter().partition(&is_meant);
+            forgotten.extend(meant);
+            *wants = rest;
+            if wants.is_empty() {
+                self.wants.remove(&flow);
+                self.turns.leave(&flow);
+            }
+        }
+        forgotten
+    }
+
     /// The want whose turn it is.
     fn take_next(&mut self) -> Option<Waiting> {
         if let Some(next) = self.next.take() {

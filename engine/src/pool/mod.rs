@@ -4,6 +4,7 @@
 //! * `pair.rs`: a pair's tickets, credits, connections and back-off; all its limits have this one owner.
 //! * `rate.rs`: a limit that holds in every window of its own length.
 //! * `pair/pacing.rs`: whose turn it is by such limits.
+//! * `pair/moving.rs`: how pairs move to another shard.
 //! * `demand.rs`: what homes have ready for a pair, and whose turn it is.
 //! * `connection.rs`: the connection slots of a shard.
 //! * `openings.rs`: when a shard begins a connection, and who waits for that.
@@ -12,9 +13,11 @@
 //! * `site.rs`: which host of a site is tried next, and which are left alone for a while.
 //! * `warmup.rs`: what a source in its warm-up has sent today.
 //! * `keeper.rs`: limits over many pairs, for which owners ask.
+//! * `balance.rs`: what moves from a busy shard to another.
 //! * `trust.rs`: how much is put in flight with a site's hosts.
 
 pub mod automation;
+pub mod balance;
 pub mod connection;
 mod demand;
 pub mod egress;

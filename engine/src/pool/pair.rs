@@ -7,6 +7,7 @@
 //! A pair none of whose hosts can be tried now is *blocked*: it holds no ticket and no credit, and each home knows why
 //! and until when.
 
+mod moving;
 mod pacing;
 mod permit;
 mod quota;
@@ -18,6 +19,8 @@ use std::time::Duration;
 
 use ahash::{HashMap, HashMapExt as _};
 
+use self::moving::Leaving;
+pub use self::moving::OwnerState;
 use self::pacing::{Pace, Rollup, Wake};
 use super::connection::{ConnectionKey, Slot, SlotState, Slots};
 use super::demand::{Demand, Turn};
@@ -30,7 +33,7 @@ use super::warmup::DayQuota;
 use crate::config::{Chunking, EgressSource, LimitId, LimitSettings, Shaping, SharedLimits, Terms, Warmup};
 use crate::fair::{CLASSES, Flow, class_ratio};
 use crate::handover::{
-    Attempt, Backlog, Blocked, Credit, Elsewhere, Need, PairKey, Permit, Route, TlsPolicyKey, TlsRequirement,
+    Attempt, Backlog, Blocked, Credit, Elsewhere, Need, PairKey, Permit, RollupKey, Route, TlsPolicyKey, TlsRequirement,
 };
 use crate::limits::PAIRS_KEPT;
 use crate::mail::address::domain_of;
@@ -119,7 +122,23 @@ pub enum Order {
         attempt: Box<Attempt>,
         stays: bool,
     },
-    /// The same, and no host meets the TLS requirement of the ticket's domain until then.
+    /// A home is to send nothing more to the roll-up's pairs; [`Pools::handle_withdrawn`] is the answer.
+    Withdraw {
+        home: usize,
+        rollup: RollupKey,
+        number: u64,
+    },
+    /// A home may send to them again.
+    Keep {
+        home: usize,
+        rollup: RollupKey,
+    },
+    /// The keeper is to forget what waits there; [`Pools::handle_unwanted`] is the answer.
+    Unwant {
+        rollup: RollupKey,
+        number: u64,
+    },
+    /// The ticket goes home likewise, and no host meets the TLS requirement of its domain until then.
     Hold {
         attempt: Box<Attempt>,
         blocked: Blocked,
@@ -171,6 +190,9 @@ pub struct Pools {
     slots: Slots,
     openings: Openings,
     trust: Trust,
+    /// What is about to move to another shard, and how often anything was.
+    leaving: Option<Leaving>,
+    releases: u64,
     orders: VecDeque<Order>,
     stopping: bool,
 }
@@ -205,6 +227,14 @@ struct Pair {
     moved_at: Option<Duration>,
     /// Blocked by a suspension: also what is connected takes nothing more.
     suspended: bool,
+    carried: Carried,
+}
+
+/// Transactions that were begun: since the last tick, and in a second lately.
+#[derive(Debug, Default)]
+struct Carried {
+    now: u32,
+    lately: f64,
 }
 
 impl Pools {
@@ -228,6 +258,8 @@ impl Pools {
             slots: Slots::default(),
             openings: Openings::default(),
             trust: Trust::default(),
+            leaving: None,
+            releases: 0,
             orders: VecDeque::new(),
             stopping: false,
         }
@@ -260,6 +292,10 @@ impl Pools {
     ) {
         let (place, permit) = self.take_ticket(&attempt, left, credit);
         self.shape(place, &attempt.shaping);
+        if self.is_leaving(place) {
+            permit.into_iter().for_each(|permit| self.give_back(permit));
+            return self.send_back(place, attempt);
+        }
         if !self.permit(place, &mut attempt, permit) {
             let order = self.pairs[place as usize].send_home(attempt);
             self.orders.push_back(order);
@@ -356,6 +392,7 @@ impl Pools {
             if !self.options.shared_limits.is_empty() {
                 self.release_permits(now, place);
             }
+            self.pairs[place].carried.tick();
         }
         self.forget_idle_pairs(now);
     }
@@ -408,7 +445,7 @@ impl Pools {
         let slot = self.slots.get(connection);
         let place = slot.pair;
         let deliveries_max = self.pairs[place as usize].shaping.max_deliveries_per_connection;
-        if self.stopping || slot.deliveries >= deliveries_max {
+        if self.stopping || slot.deliveries >= deliveries_max || self.is_leaving(place) {
             return None;
         }
         let pair = &self.pairs[place as usize];
@@ -457,7 +494,7 @@ impl Pools {
     pub fn next_timeout(&self) -> Option<Duration> {
         let blocked = self.blocked.first().map(|&(until, _)| until);
         let paced = self.wakes.first().map(|&(at, _)| at);
-        blocked.into_iter().chain(paced).min()
+        blocked.into_iter().chain(paced).chain(self.leaving_until()).min()
     }
 
     /// What an attempt at a connection's host is to be told of it.
@@ -545,18 +582,7 @@ impl Pools {
         let place = match self.keys.get(key) {
             Some(&place) => place,
             None => {
-                let pair = Pair::new(key.clone(), &self.options);
-                let place = match self.free.pop() {
-                    Some(place) => {
-                        self.pairs[place as usize] = pair;
-                        place
-                    }
-                    None => {
-                        self.pairs.push(pair);
-                        self.pairs.len() as u32 - 1
-                    }
-                };
-                self.keys.insert(key.clone(), place);
+                let place = self.put(Pair::new(key.clone(), &self.options));
                 let shaping = Arc::clone(&self.options.default);
                 self.shape(place, &shaping);
                 place
@@ -566,8 +592,35 @@ impl Pools {
         place
     }
 
+    /// Gives a pair a place.
+    fn put(&mut self, pair: Pair) -> u32 {
+        let key = pair.key.clone();
+        let place = match self.free.pop() {
+            Some(place) => {
+                self.pairs[place as usize] = pair;
+                place
+            }
+            None => {
+                self.pairs.push(pair);
+                self.pairs.len() as u32 - 1
+            }
+        };
+        self.keys.insert(key, place);
+        place
+    }
+
+    /// Takes a pair from its place, which keeps its name.
+    fn vacate(&mut self, place: u32, key: PairKey) -> Pair {
+        let nothing = Pair::new(key, &PoolOptions { homes: 0, ..self.options.clone() });
+        self.free.push(place);
+        std::mem::replace(&mut self.pairs[place as usize], nothing)
+    }
+
     /// Puts the pair's tickets on connections, opens connections, and asks homes for more.
     fn advance(&mut self, now: Now, place: u32, random: &mut dyn FnMut(u64) -> u64) {
+        if self.is_leaving(place) {
+            return self.wind_down(place);
+        }
         if self.stopping || self.pairs[place as usize].suspended {
             self.orders.extend(self.pairs[place as usize].send_all_home());
             for connection in self.pairs[place as usize].open.clone() {
@@ -742,7 +795,9 @@ impl Pools {
         let wait_ms = until.saturating_sub(now.monotonic).as_millis() as u64;
         let blocked = Blocked { until_ms: now.wall_ms + wait_ms, reason: Arc::clone(reason) };
         let permits = pair.demand.void();
-        for home in pair.demand.homes() {
+        let is_leaving = self.is_leaving(place);
+        let pair = &self.pairs[place as usize];
+        for home in pair.demand.homes().filter(|_| !is_leaving) {
             self.orders.push_back(Order::Block { home, pair: pair.key.clone(), blocked: blocked.clone() });
         }
         permits.into_iter().for_each(|permit| self.give_back(permit));
@@ -770,9 +825,11 @@ impl Pools {
     fn grant(&mut self, now: Now, place: u32) {
         let ahead = self.paced_ahead(place);
         let pair = &mut self.pairs[place as usize];
-        if self.stopping || pair.blocked_until.is_some_and(|until| until > now.monotonic) {
+        let is_blocked = pair.blocked_until.is_some_and(|until| until > now.monotonic);
+        if self.stopping || is_blocked || self.is_leaving(place) {
             return;
         }
+        let pair = &mut self.pairs[place as usize];
         let limit = pair.shaping.connection_limit as usize;
         let batch_max = pair.batch_max();
         let in_hand_max = pair.in_hand_max();
@@ -874,6 +931,7 @@ impl Pair {
             moved_at: None,
             pace: Pace::default(),
             suspended: false,
+            carried: Carried::default(),
         }
     }
 
@@ -924,6 +982,7 @@ impl Pair {
     /// A ticket is begun. That passes the mail of lower classes wherever it waits, for its turn, for a permit or with
     /// its ticket: else it would wait for the same share at each of them.
     fn begin(&mut self, attempt: &Attempt) {
+        self.carried.now += 1;
         self.demand.started(&attempt.flow);
         self.passes.remove(&rank(attempt));
         let class = attempt.flow.class();

@@ -155,6 +155,11 @@ impl Limiter {
         }
     }
 
+    /// Whether something was asked for and is not reserved yet.
+    pub fn is_reserving(&self) -> bool {
+        self.reserve.as_ref().is_some_and(|reserve| reserve.asked > 0)
+    }
+
     /// Takes `units`, whose time has come.
     pub fn take(&mut self, now: Duration, units: u32) {
         self.lend(now, units);

@@ -64,6 +64,11 @@ impl DayQuota {
         self.reserved += units;
     }
 
+    /// Whether something was asked for and is not reserved yet.
+    pub fn is_reserving(&self) -> bool {
+        self.asked > 0
+    }
+
     pub fn take(&mut self, units: u32) {
         assert!(self.allowance(units) == Allowance::Now, "LIMITS-HOLD: no day has more than its quota");
         self.used += units;

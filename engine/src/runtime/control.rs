@@ -2,7 +2,6 @@
 //!
 //! Ordinary tokio. A shard waits for it only where it has no route for a domain or no owner for a pair yet.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,8 +9,10 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
 
 use super::clock::{self, Clock, StepWatch};
+use super::directory::{self, Directory, ThreadTimes};
 use super::dns::Resolver;
 use super::mailbox::{Full, Receiver, Sender};
 use super::mta_sts::PolicyStore;
@@ -23,10 +24,10 @@ use crate::admin::http_admin::{self, AdminOptions};
 use crate::admin::metrics::Metrics;
 use crate::config::{self, Config, HttpListener};
 use crate::deliver::route::{RouteFailure, Site};
-use crate::handover::{Ask, ControlMessage, PairKey, Route, RouteKey, ShardMessage, Told};
+use crate::handover::{Ask, ControlMessage, Route, RouteKey, ShardMessage, Told};
 use crate::limits::{
-    LOOKUPS_RUNNING_MAX, MAILBOX_BATCH, PAIRS_MAX, PLUMBING_INTERVAL, RULE_SITE_INTERVAL_MAX, RULE_SITE_INTERVAL_MIN,
-    RULE_SITES_PATIENCE,
+    LOOKUPS_RUNNING_MAX, MAILBOX_BATCH, MOVE_LOOK_INTERVAL, PLUMBING_INTERVAL, RULE_SITE_INTERVAL_MAX,
+    RULE_SITE_INTERVAL_MIN, RULE_SITES_PATIENCE,
 };
 use crate::pool::suspension::Suspension;
 
@@ -39,6 +40,7 @@ pub(crate) struct ControlSetup {
     pub(crate) mailbox: Receiver<ControlMessage>,
     pub(crate) commands: mpsc::UnboundedReceiver<Command>,
     pub(crate) shards: Vec<Sender<Mail>>,
+    pub(crate) thread_times: Arc<ThreadTimes>,
     pub(crate) http: Vec<(std::net::TcpListener, HttpListener)>,
     pub(crate) backend: Arc<dyn crate::admin::Backend>,
     pub(crate) metrics: Arc<Metrics>,
@@ -87,9 +89,8 @@ struct Control {
     /// Domains with a shaping table of their own whose site was not asked for yet.
     unknown_rule_sites: watch::Receiver<usize>,
     shards: Vec<Sender<Mail>>,
-    /// By egress source and roll-up: what a provider's sites have in common is kept by one owner.
-    owners: HashMap<(usize, Arc<str>), usize>,
-    next_owner: usize,
+    directory: Directory,
+    thread_times: Arc<ThreadTimes>,
     questions: Questions,
     unplumbed: Vec<bool>,
     suspensions: SuspensionList,
@@ -131,9 +132,9 @@ impl Control {
             policies: setup.policies,
             lookups: Arc::new(Semaphore::new(LOOKUPS_RUNNING_MAX)),
             questions: Questions::new(setup.shards.len()),
+            directory: Directory::new(setup.shards.len()),
+            thread_times: setup.thread_times,
             shards: setup.shards,
-            owners: HashMap::new(),
-            next_owner: 0,
             stopped: 0,
             grace_ends: None,
         };
@@ -154,6 +155,8 @@ impl Control {
         let mut mailbox = mailbox.on_control()?;
         let mut batch = Vec::with_capacity(MAILBOX_BATCH);
         let mut plumbing = tokio::time::interval(PLUMBING_INTERVAL);
+        let mut loads = tokio::time::interval(MOVE_LOOK_INTERVAL);
+        loads.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Before any owner is told, and so before anything can be sent.
         let suspensions: Vec<Suspension> = self.suspensions.iter().cloned().collect();
         for suspension in suspensions {
@@ -189,6 +192,7 @@ impl Control {
                     self.suspensions.expire(self.clock.now().wall_ms);
                     self.save_suspensions();
                 }
+                _ = loads.tick(), if self.shards.len() > 1 => self.look_at_loads().await,
                 result = saved(&mut self.saving) => {
                     self.saving = None;
                     match result {
@@ -222,7 +226,7 @@ impl Control {
         match message {
             ControlMessage::FindRoute { shard, key } => self.find_route(shard, key),
             ControlMessage::FindOwner { shard, pair } => {
-                let owner = self.owner(&pair);
+                let owner = self.directory.owner(&pair);
                 send(&self.shards[shard], Mail::Core(ShardMessage::Owner { pair, owner })).await;
             }
             ControlMessage::Unplumbed { source } => self.set_plumbed(source, false).await,
@@ -231,6 +235,18 @@ impl Control {
                 self.ask().await;
             }
             ControlMessage::Suspend(suspension) => _ = self.suspend(suspension).await,
+            ControlMessage::Carried { carried, .. } => {
+                let told = self.directory.handle_carried(self.clock.now().monotonic, &carried);
+                self.tell(told).await;
+            }
+            ControlMessage::Released { rollup, state, .. } => {
+                let told = self.directory.handle_released(self.clock.now().monotonic, rollup, state);
+                self.tell(told).await;
+            }
+            ControlMessage::TookOver { rollup, .. } => {
+                let (rollup, owner) = self.directory.handle_took_over(self.clock.now().monotonic, rollup);
+                self.tell_all(|| ShardMessage::Moved { rollup: rollup.clone(), owner }).await;
+            }
             ControlMessage::Stopped { .. } => self.stopped += 1,
         }
     }
@@ -348,21 +364,18 @@ impl Control {
         }
     }
 
-    /// One owner a source and roll-up for as long as the engine runs; new ones are dealt out in turn.
-    fn owner(&mut self, pair: &PairKey) -> usize {
-        let key = (pair.source, Arc::clone(&pair.rollup));
-        if let Some(&owner) = self.owners.get(&key) {
-            return owner;
+    /// Looks whether something should move from a busy shard to another.
+    async fn look_at_loads(&mut self) {
+        if self.grace_ends.is_none() {
+            let told = self.directory.look(self.clock.now().monotonic, &self.thread_times);
+            self.tell(told).await;
         }
-        if self.owners.len() >= PAIRS_MAX {
-            // Still one owner a pair, whoever asks: the name alone decides.
-            let sum = pair.rollup.bytes().fold(pair.source, |sum, byte| sum.wrapping_mul(31) + usize::from(byte));
-            return sum % self.shards.len();
+    }
+
+    async fn tell(&self, told: Option<directory::Told>) {
+        if let Some((shard, message)) = told {
+            send(&self.shards[shard], Mail::Core(message)).await;
         }
-        let owner = self.next_owner;
-        self.next_owner = (owner + 1) % self.shards.len();
-        self.owners.insert(key, owner);
-        owner
     }
 
     async fn ask(&mut self) {

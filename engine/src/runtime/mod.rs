@@ -6,6 +6,7 @@
 pub(crate) mod clock;
 pub(crate) mod control;
 pub(crate) mod dane;
+pub(crate) mod directory;
 pub(crate) mod dns;
 pub(crate) mod event_file;
 pub(crate) mod limit_file;

@@ -23,6 +23,7 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 
 use super::clock::{self, Clock};
 use super::dane::DaneVerifiers;
+use super::directory::ThreadTimes;
 use super::event_file::EventSender;
 use super::limit_file::LimitMail;
 use super::link::{Link, Side};
@@ -75,6 +76,7 @@ pub(crate) struct ShardSetup {
     pub(crate) session_counts: Arc<Vec<AtomicUsize>>,
     /// Bumped every second while the shard takes turns and its ring completes operations.
     pub(crate) heartbeat: Arc<AtomicU64>,
+    pub(crate) thread_times: Arc<ThreadTimes>,
     pub(crate) started: std::sync::mpsc::Sender<Result<usize, String>>,
 }
 
@@ -99,6 +101,7 @@ pub(crate) fn run(setup: ShardSetup) -> io::Result<()> {
     {
         tracing::warn!(%error, cpu, "the shard's thread can not be pinned");
     }
+    setup.thread_times.register(setup.options.id);
     uring::run_shard(&name, start(setup))
 }
 

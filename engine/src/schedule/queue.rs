@@ -30,7 +30,7 @@ use super::fair::FairQueue;
 pub use super::recipients::Recipients;
 use crate::config::{LimitId, MatchedRoute, SharedLimits};
 use crate::fair::Flow;
-use crate::handover::{Backlog, Blocked, Credit, PairKey, RouteKey, Spooled};
+use crate::handover::{Backlog, Blocked, Credit, PairKey, RollupKey, RouteKey, Spooled};
 use crate::limits::{EXPIRY_SWEEP_ENTRIES, PACED_NOTICE_INTERVAL, PAIRS_KEPT, QUEUES_KEPT, STANDING_CREDITS};
 use crate::mail::queue_name::QueueName;
 
@@ -175,6 +175,8 @@ pub struct Home {
     needs: VecDeque<Need>,
     /// Of entries that are out: what their records say that is about to happen.
     intents: HashMap<EntryKey, Intent>,
+    /// Pairs that are about to get another owner.
+    moving: HashSet<RollupKey>,
     /// By which source entries were about to go, and are to go yet.
     stays_at: HashMap<EntryKey, usize>,
     /// Over many pairs, and those of them that hold something.
@@ -343,7 +345,11 @@ impl Home {
         self.backlog(place, flow)
     }
 
+    /// The pair's owner, as the directory had it; while the pair moves, [`Self::follow_owner`] tells.
     pub fn set_owner(&mut self, pair_key: &PairKey, owner: usize) {
+        if self.moving.contains(&pair_key.rollup_key()) {
+            return;
+        }
         let pair = self.pair(pair_key);
         let known = self.pair_mut(pair);
         known.owner = Owner::Shard(owner);
@@ -352,6 +358,38 @@ impl Home {
         for flow in self.known_pair(pair).ready.flows() {
             self.tell_if_news(pair, &flow, None);
         }
+    }
+
+    /// The pairs may get another owner: nothing goes to the one that they have until [`Self::follow_owner`].
+    pub fn withdraw_from(&mut self, rollup: RollupKey) {
+        for pair in self.pairs.iter_mut().flatten().filter(|pair| rollup.covers(&pair.key)) {
+            if let Owner::Shard(_) = pair.owner {
+                pair.owner = Owner::Asked;
+                pair.credits = 0;
+            }
+        }
+        self.moving.insert(rollup);
+    }
+
+    /// The pairs have this owner from now on, which knows nothing of this home.
+    pub fn follow_owner(&mut self, rollup: &RollupKey, owner: usize) {
+        self.moving.remove(rollup);
+        for place in 0..self.pairs.len() as u32 {
+            let pair = self.pairs[place as usize].as_mut().filter(|pair| rollup.covers(&pair.key));
+            let Some(pair) = pair.filter(|pair| pair.owner != Owner::Unknown) else { continue };
+            pair.owner = Owner::Shard(owner);
+            pair.credits = STANDING_CREDITS;
+            self.serve(place);
+            for flow in self.known_pair(place).ready.flows() {
+                self.tell(place, owner, &flow, 0);
+            }
+        }
+    }
+
+    /// Whether the pair's tickets go to this shard.
+    pub fn is_owned_by(&self, pair: &PairKey, owner: usize) -> bool {
+        let place = self.pair_keys.get(pair);
+        place.is_some_and(|&place| self.known_pair(place).owner == Owner::Shard(owner))
     }
 
     /// The owner takes `credits` more tickets of the flow, or of any, and is not blocked.
@@ -373,16 +411,17 @@ impl Home {
         }
     }
 
-    /// A ticket could not be made after all: the owner takes another in its place.
-    pub fn return_credit(&mut self, pair_key: &PairKey, flow: &Arc<Flow>, credit: Credit) {
+    /// A ticket could not be made after all: the owner that gave the credit takes another in its place. Another owner
+    /// knows nothing of it.
+    pub fn return_credit(&mut self, owner: usize, pair_key: &PairKey, flow: &Arc<Flow>, credit: Credit) {
         let place = self.pair(pair_key);
-        match (credit, self.known_pair(place).owner) {
-            (Credit::Standing, _) => {
+        match credit {
+            _ if self.known_pair(place).owner != Owner::Shard(owner) => {}
+            Credit::Standing => {
                 self.pair_mut(place).credits += 1;
                 self.serve(place);
             }
-            (Credit::Turn, Owner::Shard(owner)) => self.tell(place, owner, flow, 1),
-            (Credit::Turn, Owner::Unknown | Owner::Asked) => {}
+            Credit::Turn => self.tell(place, owner, flow, 1),
         }
     }
 

@@ -146,6 +146,13 @@ impl Shard {
                     self.take_permit(&mut attempt);
                     self.tell(attempt.ticket.home, ShardMessage::Unstarted { attempt, stays });
                 }
+                Order::Withdraw { home, rollup, number } => {
+                    self.tell(home, ShardMessage::Withdraw { rollup, owner: self.id, number });
+                }
+                Order::Keep { home, rollup } => self.tell(home, ShardMessage::Moved { rollup, owner: self.id }),
+                Order::Unwant { rollup, number } => {
+                    self.tell(LIMIT_KEEPER, ShardMessage::Unwant { owner: self.id, rollup, number });
+                }
                 Order::Hold { mut attempt, blocked } => {
                     self.take_permit(&mut attempt);
                     self.count_unknown_tlsa(&attempt);
@@ -168,6 +175,9 @@ impl Shard {
             match said {
                 Said::Answer { owner, home, pair, flow, waited, permit } => {
                     self.tell(owner, ShardMessage::Permit { home, pair, flow, waited, permit });
+                }
+                Said::Unwanted { owner, rollup, number } => {
+                    self.tell(owner, ShardMessage::Unwanted { rollup, number });
                 }
                 Said::Reserve { limit, units } => {
                     self.actions.push_back(Action::Reserve(Reservation { limit, at_ms: now.wall_ms, units }));

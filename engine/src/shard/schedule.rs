@@ -202,11 +202,11 @@ impl Shard {
     fn make_ticket(&mut self, now: Now, pending: PendingTicket) {
         let Entry { message: id, expires_ms, .. } = self.home.entry(pending.entry);
         if expires_ms <= now.wall_ms {
-            let PendingTicket { pair, entry, credit, .. } = pending;
+            let PendingTicket { owner, pair, entry, credit } = pending;
             let flow = Arc::clone(&self.home.queue_of(entry).flow);
             self.home.take_back(entry);
             self.route(now, entry);
-            return self.home.return_credit(&pair, &flow, credit);
+            return self.home.return_credit(owner, &pair, &flow, credit);
         }
         let place = self.log_index(id.log());
         if let Err(closed) = self.logs[place].takes_outcomes() {
@@ -219,7 +219,7 @@ impl Shard {
     /// What becomes of the message could not be written down: without a record, a restart would send it again. So no
     /// attempt is begun, and the entry waits as if it had no source.
     fn hold_unrecorded(&mut self, now: Now, pending: PendingTicket, closed: Closed) {
-        let PendingTicket { pair, entry, credit, .. } = pending;
+        let PendingTicket { owner, pair, entry, credit } = pending;
         let flow = Arc::clone(&self.home.queue_of(entry).flow);
         self.home.take_back(entry);
         if !self.bounce_returned(entry) {
@@ -227,12 +227,18 @@ impl Shard {
             let reason = format!("the spool takes no outcomes: {closed}").into();
             self.home.wait_for_source(entry, Blocked { until_ms, reason });
         }
-        self.home.return_credit(&pair, &flow, credit);
+        self.home.return_credit(owner, &pair, &flow, credit);
     }
 
     /// The message is at hand: its ticket goes to the pair's owner.
     pub(super) fn send_ticket(&mut self, now: Now, pending: PendingTicket, message: Message) {
         let PendingTicket { owner, pair, entry, credit } = pending;
+        if !self.home.is_owned_by(&pair, owner) {
+            // The pair has moved while the message was read, and with it all credits are void.
+            self.unpin(message.id());
+            self.home.take_back_to(entry, pair.source);
+            return self.route(now, entry);
+        }
         let queue = self.home.queue_of(entry);
         let (key, flow) = (queue.route.clone(), Arc::clone(&queue.flow));
         let route = self.routes.get(now, &key);
@@ -242,7 +248,7 @@ impl Shard {
             self.unpin(message.id());
             self.home.take_back_to(entry, pair.source);
             self.route(now, entry);
-            return self.home.return_credit(&pair, &flow, credit);
+            return self.home.return_credit(owner, &pair, &flow, credit);
         };
         let shaping = self.shapings.shaping(pair.source, &place);
         route.tls = place.tls(&shaping);
@@ -258,7 +264,7 @@ impl Shard {
                 let left = self.home.left_behind(&attempt.pair, &attempt.flow);
                 self.tell(owner, ShardMessage::Ticket { attempt: Box::new(attempt), left, credit });
             }
-            Err(error) => self.hold_unreadable(now, entry, &pair, credit, &error),
+            Err(error) => self.hold_unreadable(now, &PendingTicket { owner, pair, entry, credit }, &error),
         }
     }
 
@@ -283,7 +289,8 @@ impl Shard {
     }
 
     /// The message can't be read from the spool: it is kept, and tried again later; its expiry ends it.
-    fn hold_unreadable(&mut self, now: Now, entry: EntryKey, pair: &PairKey, credit: Credit, error: &ReadError) {
+    fn hold_unreadable(&mut self, now: Now, ticket: &PendingTicket, error: &ReadError) {
+        let &PendingTicket { owner, ref pair, entry, credit } = ticket;
         let Entry { message: id, recipients, attempts, expires_ms, .. } = self.home.entry(entry);
         // What is due when it expires counts as held in doubt.
         let due_ms = (now.wall_ms + UNREADABLE_RETRY.as_millis() as u64).min(expires_ms.saturating_sub(1));
@@ -292,12 +299,12 @@ impl Shard {
         self.unpin(id);
         self.home.defer(entry, &recipients, attempts, due_ms, &format!("the spool can not read it: {error}"));
         let flow = Arc::clone(&self.home.queue_of(entry).flow);
-        self.home.return_credit(pair, &flow, credit);
+        self.home.return_credit(owner, pair, &flow, credit);
     }
 
     /// A ticket's message could not be read.
     pub(super) fn fail_ticket(&mut self, now: Now, ticket: &PendingTicket, error: &ReadError) {
-        self.hold_unreadable(now, ticket.entry, &ticket.pair, ticket.credit, error);
+        self.hold_unreadable(now, ticket, error);
     }
 
     pub(super) fn unpin(&mut self, id: MessageId) {

@@ -23,7 +23,7 @@ use postrider_spool::record::{Fate, LogId, Sequence};
 use postrider_spool::{Operation, Spool, SpoolOptions};
 use tempfile::TempDir;
 
-use super::{Action, Connected, Reservation, SessionKey, Shard, ShardOptions, TlsStarted};
+use super::{Action, ConnectError, Connected, Reservation, SessionKey, Shard, ShardOptions, TlsStarted};
 use crate::accept::Policy;
 use crate::admin::{Chosen, Inspected, MessageFilter, MessageRow};
 use crate::config::{
@@ -563,7 +563,7 @@ fn a_host_that_backs_off_may_have_what_another_lacks() {
     let refuse = |world: &mut World, to: &str| {
         let (connection, address) = world.connects.pop().expect("a connection is wanted");
         assert_eq!(address.to_string(), to);
-        let refused = super::ConnectError::Failed(std::io::ErrorKind::ConnectionRefused.into());
+        let refused = ConnectError::Failed(std::io::ErrorKind::ConnectionRefused.into());
         world.shard.connect_failed(world.now, connection, &refused);
         world.settle();
     };
@@ -962,7 +962,7 @@ fn a_refused_connection_counts_no_attempt() {
     let mut world = World::new();
     accepted(&mut world);
     let (connection, _) = world.connects.pop().expect("a connection is wanted");
-    let refused = super::ConnectError::Failed(std::io::ErrorKind::ConnectionRefused.into());
+    let refused = ConnectError::Failed(std::io::ErrorKind::ConnectionRefused.into());
     world.shard.connect_failed(world.now, connection, &refused);
     world.settle();
     let (key, entry) = world.shard.home.entries().next().expect("it waits");

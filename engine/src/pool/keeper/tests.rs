@@ -47,7 +47,7 @@ impl Bench {
                     self.permits.push((self.now.monotonic, Arc::clone(&flow.tenant), permit));
                 }
                 Said::Reserve { limit, units } => self.reserved.push((limit, units)),
-                Said::Holds { .. } => {}
+                Said::Holds { .. } | Said::Unwanted { .. } => {}
             }
         }
     }
@@ -176,4 +176,27 @@ fn who_has_had_a_turn_stands_in_front() {
     }
     let order = bench.tenants();
     assert!((1..=4).contains(&order.rfind('a').unwrap()), "{order}");
+}
+
+/// Its owner lets a roll-up go: what it asked for there takes nobody's place, and the others go on.
+#[test]
+fn what_is_not_wanted_any_more_gives_way() {
+    let mut bench = Bench::new(&tenant("a", "1/s"));
+    for provider in ["p", "p", "q", "p", "q"] {
+        bench.want(1, "a", provider, 1);
+    }
+    assert_eq!((bench.permits.len(), bench.waits), (1, 4));
+    bench.spend(0, Some(bench.now.monotonic));
+    let rollup = RollupKey { source: 0, rollup: "p".into() };
+    bench.keeper.handle_unwant(bench.now, 1, rollup.clone(), 6);
+    assert!(matches!(bench.keeper.poll(), Some(Said::Unwanted { owner: 1, number: 6, .. })), "another's stay");
+    bench.keeper.handle_unwant(bench.now, 0, rollup, 7);
+    bench.listen();
+    for place in 1..3 {
+        bench.pass(SECOND);
+        assert_eq!(bench.permits.len(), place + 1, "one a second goes on");
+        bench.spend(place, Some(bench.now.monotonic));
+    }
+    bench.pass(60 * SECOND);
+    assert_eq!(bench.permits.len(), 3, "and no more is wanted");
 }

@@ -35,11 +35,21 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) fn is_idle(&self, now: Duration) -> bool {
-        let limiters = [&self.messages, &self.connections, &self.stricter];
         self.wakes_at.is_none()
             && !self.waits_for_turn
             && !self.waits_for_slot
-            && limiters.into_iter().flatten().all(|limiter| limiter.is_idle(now))
+            && self.limiters().all(|limiter| limiter.is_idle(now))
+    }
+
+    pub(super) fn limiters(&self) -> impl Iterator<Item = &Limiter> {
+        [&self.messages, &self.connections, &self.stricter].into_iter().flatten()
+    }
+
+    /// Stands and waits nowhere any more, and keeps what it has counted. Returns when it would have been woken.
+    pub(super) fn leave(&mut self) -> Option<Duration> {
+        (self.rollup, self.waits_for_turn, self.waits_for_slot) = (None, false, false);
+        self.told_at = None;
+        self.wakes_at.take()
     }
 }
 
@@ -48,14 +58,14 @@ impl Pace {
 pub(super) struct Rollup {
     source: usize,
     name: Arc<str>,
-    connection_limit: Option<u32>,
-    messages: Option<Limiter>,
+    pub(super) connection_limit: Option<u32>,
+    pub(super) messages: Option<Limiter>,
     /// Of all its pairs, in any state.
-    open: Vec<ConnectionKey>,
+    pub(super) open: Vec<ConnectionKey>,
     /// Pairs that wait for the rate, and for a connection.
-    turns: VecDeque<u32>,
-    slots_wanted: VecDeque<u32>,
-    wakes_at: Option<Duration>,
+    pub(super) turns: VecDeque<u32>,
+    pub(super) slots_wanted: VecDeque<u32>,
+    pub(super) wakes_at: Option<Duration>,
 }
 
 /// Who is woken: the place of a pair or of a roll-up.
@@ -255,28 +265,30 @@ impl Pools {
     fn enter_rollup(&mut self, place: u32) {
         let key = &self.pairs[place as usize].key;
         let (source, name) = (key.source, Arc::clone(&key.rollup));
-        let rollup = match self.rollup_keys.get(&(source, Arc::clone(&name))) {
-            Some(&rollup) => rollup,
-            None => {
-                let key = (source, Arc::clone(&name));
-                self.rollups.push(Rollup {
-                    source,
-                    name,
-                    connection_limit: None,
-                    messages: None,
-                    open: Vec::new(),
-                    turns: VecDeque::new(),
-                    slots_wanted: VecDeque::new(),
-                    wakes_at: None,
-                });
-                let rollup = self.rollups.len() as u32 - 1;
-                self.rollup_keys.insert(key, rollup);
-                rollup
-            }
-        };
+        let rollup = self.rollup_at(source, &name);
         let pair = &mut self.pairs[place as usize];
         pair.pace.rollup = Some(rollup);
         self.rollups[rollup as usize].open.extend(&pair.open);
+    }
+
+    /// The place of what a provider's sites have in common.
+    pub(super) fn rollup_at(&mut self, source: usize, name: &Arc<str>) -> u32 {
+        if let Some(&rollup) = self.rollup_keys.get(&(source, Arc::clone(name))) {
+            return rollup;
+        }
+        self.rollups.push(Rollup {
+            source,
+            name: Arc::clone(name),
+            connection_limit: None,
+            messages: None,
+            open: Vec::new(),
+            turns: VecDeque::new(),
+            slots_wanted: VecDeque::new(),
+            wakes_at: None,
+        });
+        let rollup = self.rollups.len() as u32 - 1;
+        self.rollup_keys.insert((source, Arc::clone(name)), rollup);
+        rollup
     }
 
     /// Whether a transaction of so many recipients may be written now. If not, the pair is woken once it may.

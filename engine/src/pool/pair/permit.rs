@@ -33,6 +33,10 @@ impl Pools {
             }
             (None, permit) => return permit.into_iter().for_each(|permit| self.give_back(permit)),
         };
+        if self.is_leaving(place) {
+            self.pairs[place as usize].demand.decline(home, flow, waited);
+            return self.give_back(permit);
+        }
         let pair = &mut self.pairs[place as usize];
         let batch_max = pair.batch_max();
         let Some((taker_home, taker)) = pair.demand.permitted(home, flow, waited, &permit, batch_max) else {

@@ -3,6 +3,7 @@
 //! `ENGINE_LIMITS_QUEUED` sets how many messages are queued for the limited site, and by the large tenant; else it is
 //! what can go and some more.
 
+mod moves;
 mod shared;
 mod warmup;
 
@@ -15,7 +16,7 @@ use postrider_spool::{Durability, Log};
 use super::*;
 use crate::accept::Received;
 use crate::config::ReceivedDetail;
-use crate::handover::PairKey;
+use crate::handover::{PairKey, RollupKey};
 use crate::mail::endpoint::Endpoint;
 use crate::pool::rate::Past;
 
@@ -65,6 +66,13 @@ struct Engine {
     reserved: HashMap<String, Past>,
     /// Messages above their tenant's injection rate.
     put_off: usize,
+    /// Where pairs that move are to go, and what came of those that did.
+    moving: HashMap<RollupKey, usize>,
+    moves: Vec<(RollupKey, bool)>,
+    /// How long the sinks take to answer content; and whether they refuse connections, and what was tried meanwhile.
+    content_takes: Duration,
+    are_sinks_down: bool,
+    refused: Vec<Duration>,
     /// The sinks have no PIPELINING, and refuse the recipient of every second MAIL.
     are_sinks_odd: bool,
     _spool: Spool,
@@ -130,6 +138,11 @@ impl Engine {
             sources: BTreeMap::new(),
             reserved,
             put_off: 0,
+            moving: HashMap::new(),
+            moves: Vec::new(),
+            content_takes: Duration::ZERO,
+            are_sinks_down: false,
+            refused: Vec::new(),
             are_sinks_odd: false,
             config,
             _spool: spool,
@@ -258,7 +271,8 @@ impl Engine {
                 self.shards[shard].connection_sent(now, connection, octets.len());
                 let replies = self.read(shard, connection, &octets);
                 if !replies.is_empty() {
-                    self.soon(ROUND_TRIP, Event::Replies(shard, connection, replies));
+                    let takes = if replies.contains("taken") { self.content_takes } else { Duration::ZERO };
+                    self.soon(ROUND_TRIP + takes, Event::Replies(shard, connection, replies));
                 }
             }
             Action::ConnectionClose { connection } => self.soon(ROUND_TRIP, Event::Gone(shard, connection)),
@@ -273,6 +287,17 @@ impl Engine {
                 for mail in &mut self.mail {
                     mail.push_back(ShardMessage::Suspend(suspension.clone()));
                 }
+            }
+            Action::Control(ControlMessage::Released { rollup, state, .. }) => match state {
+                Some(state) => self.mail[self.moving[&rollup]].push_back(ShardMessage::TakeOver(state)),
+                None => self.moves.push((rollup, false)),
+            },
+            Action::Control(ControlMessage::TookOver { shard, rollup }) => {
+                self.owners.insert((rollup.source, Arc::clone(&rollup.rollup)), shard);
+                for mail in &mut self.mail {
+                    mail.push_back(ShardMessage::Moved { rollup: rollup.clone(), owner: shard });
+                }
+                self.moves.push((rollup, true));
             }
             Action::Reserve(reservation) => self.soon(Duration::from_millis(3), Event::Reserved(shard, reservation)),
             Action::Injected { answer: Err(refusal), .. } if refusal.code() == 450 => self.put_off += 1,
@@ -334,6 +359,13 @@ impl Engine {
         match event {
             Event::Connected(shard, connection) => {
                 let Some(peer) = self.peers.get(&(shard, connection)) else { return };
+                if self.are_sinks_down {
+                    self.refused.push(self.now);
+                    let peer = self.peers.remove(&(shard, connection)).unwrap();
+                    self.sinks.get_mut(&peer.to.unwrap()).unwrap().open -= 1;
+                    let error = ConnectError::Failed(std::io::ErrorKind::ConnectionRefused.into());
+                    return self.shards[shard].connect_failed(now, connection, &error);
+                }
                 let made = Connected { local: "127.0.0.1:5000".parse().ok(), peer: peer.to.unwrap() };
                 self.shards[shard].connected(now, connection, made);
                 self.shards[shard].connection_received(now, connection, b"220 peer.example\r\n");

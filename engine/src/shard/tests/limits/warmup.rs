@@ -101,3 +101,16 @@ fn before_its_first_day_a_source_sends_nothing() {
     engine.run_until(seconds(20));
     assert_eq!(engine.by_source(SLOW), [0, 40]);
 }
+
+/// A day's quota is one, whichever shard counts it.
+#[test]
+fn a_days_quota_goes_with_its_pairs() {
+    let mut engine = Engine::start(&format!("{RULES}{BOTH}"), 2);
+    for round in 1..=10 {
+        queue(&mut engine, 10, 0);
+        engine.run_until(seconds(5 * round));
+        engine.move_on("slow");
+    }
+    assert_eq!(engine.done(), 20, "those of both sources");
+    assert_eq!(engine.by_source(SLOW), [30, 70]);
+}
