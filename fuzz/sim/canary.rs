@@ -27,6 +27,10 @@ pub(crate) enum Canary {
     SharedFlow,
     /// Nobody tells a shard that the event log is behind.
     EndlessEvents,
+    /// Who takes over pairs from another shard begins with nothing counted.
+    ForgottenLimits,
+    /// A home never hears who has taken over pairs.
+    UntoldHome,
     /// A crash loses one of the spool's segments.
     LostSegment,
 }

@@ -14,6 +14,7 @@ mod disk;
 mod dns;
 mod event_log;
 mod mix;
+mod moves;
 mod net;
 mod peer;
 mod random;

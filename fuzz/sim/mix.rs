@@ -90,6 +90,7 @@ faults! {
     Killed "engine: killed" 10_000,
     Stopped "engine: stopped and started" 10_000,
     ShardsChanged "engine: another number of shards" 10_000,
+    PairMoved "control: pairs move to another shard" 10_000,
 }
 
 /// A run's rates, and how often each fault struck.
@@ -101,12 +102,16 @@ pub(crate) struct Mix {
 }
 
 impl Mix {
-    pub(crate) fn draw(random: &mut Random) -> Self {
-        let rate = |&(_, _, often): &(Fault, &str, u64)| match random.below(4) {
-            0 => 0,
-            1 => often,
-            // Most runs are mostly well.
-            _ => often / (1 << random.below(6)),
+    /// `own`: for what came later, so that seeds draw what they always did.
+    pub(crate) fn draw(random: &mut Random, own: &mut Random) -> Self {
+        let rate = |&(fault, _, often): &(Fault, &str, u64)| {
+            let random = if fault == Fault::PairMoved { &mut *own } else { &mut *random };
+            match random.below(4) {
+                0 => 0,
+                1 => often,
+                // Most runs are mostly well.
+                _ => often / (1 << random.below(6)),
+            }
         };
         Self { rates: FAULTS.iter().map(rate).collect(), struck: vec![0; FAULTS.len()], is_healed: false }
     }

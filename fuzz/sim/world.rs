@@ -37,6 +37,7 @@ use crate::disk::Weather;
 use crate::dns::{Dns, IMPLICIT, SMTP_PORT};
 use crate::event_log::EventLog;
 use crate::mix::{Fault, Mix, spread};
+use crate::moves::Moves;
 use crate::net::{Link, LinkId, NetEvent};
 use crate::peer::{Host, PeerLimits};
 use crate::random::Random;
@@ -79,6 +80,8 @@ pub(crate) enum Event {
     Compare,
     /// Hosts go down, and come back.
     Hosts,
+    /// Pairs are to move to another shard.
+    Move,
     EndLife,
     Heal,
 }
@@ -167,7 +170,8 @@ pub(crate) struct World {
     stalled_until: Vec<Micros>,
     waiting_mail: Vec<VecDeque<ShardMessage>>,
     mail_at: Vec<Micros>,
-    owners: BTreeMap<(usize, Arc<str>), usize>,
+    pub(crate) owners: BTreeMap<(usize, Arc<str>), usize>,
+    pub(crate) moves: Moves,
     /// What rules have made, as the control thread keeps it over lives.
     suspensions: Vec<Suspension>,
     answers: BTreeMap<u64, Vec<MessageRow>>,
@@ -185,6 +189,9 @@ impl World {
         world.start(1 + (seed % 3) as usize);
         for event in [Event::Submit, Event::WriteEvents, Event::Hosts, Event::Compare] {
             world.clock.after(0, event);
+        }
+        if world.mix.has(Fault::PairMoved) {
+            world.clock.after(0, Event::Move);
         }
         let lives = world.lives_left;
         for life in 1..=lives {
@@ -226,7 +233,7 @@ impl World {
 
     fn new(seed: u64, canary: Option<Canary>) -> Self {
         let mut random = Random::new(seed);
-        let mut mix = Mix::draw(&mut random);
+        let mut mix = Mix::draw(&mut random, &mut Moves::new(seed).random);
         let mut config = config(&mut random);
         let holds = seed.is_multiple_of(3);
         if seed % 4 == 1 {
@@ -314,6 +321,7 @@ impl World {
             waiting_mail: Vec::new(),
             mail_at: Vec::new(),
             owners: BTreeMap::new(),
+            moves: Moves::new(seed),
             suspensions: Vec::new(),
             answers: BTreeMap::new(),
             questions: 0,
@@ -370,6 +378,7 @@ impl World {
         self.stalled_until = vec![0; shards];
         self.waiting_mail = (0..shards).map(|_| VecDeque::new()).collect();
         self.mail_at = vec![0; shards];
+        self.moves.begin(shards);
         self.report.shards_max = self.report.shards_max.max(shards);
         self.ledger.crash();
         self.events.crash();
@@ -434,6 +443,7 @@ impl World {
             Event::WriteEvents => self.write_events(),
             Event::Compare => self.compare(),
             Event::Hosts => self.trouble_hosts(),
+            Event::Move => self.begin_move(),
             Event::EndLife => self.end_life(),
             Event::Heal => self.heal(),
         }
@@ -598,8 +608,11 @@ impl World {
                 let owner = *self.owners.entry((source, rollup)).or_insert(drawn);
                 let message = Box::new(ShardMessage::Owner { pair, owner });
                 let wait = 20 + self.random.below(500);
+                self.moves.tell(shard, self.clock.micros() + wait);
                 self.clock.after(wait, Event::Answer { to: shard, message });
             }
+            ControlMessage::Released { rollup, state, .. } => self.released(&rollup, state),
+            ControlMessage::TookOver { rollup, .. } => self.took_over(&rollup),
             ControlMessage::Answer { question, told: Told::Messages(rows) } => {
                 self.answers.insert(question, rows);
             }
@@ -607,6 +620,7 @@ impl World {
                 for to in 0..self.shards.len() {
                     let message = Box::new(ShardMessage::Suspend(suspension.clone()));
                     let wait = 20 + self.random.below(500);
+                    self.moves.tell(to, self.clock.micros() + wait);
                     self.clock.after(wait, Event::Answer { to, message });
                 }
                 self.suspensions.push(suspension);
@@ -756,7 +770,7 @@ impl World {
     /// What was on its way in the old process is gone.
     fn begin_life(&mut self) {
         self.clock.retain(|event| {
-            matches!(event, Event::Submit | Event::WriteEvents | Event::Compare | Event::Hosts)
+            matches!(event, Event::Submit | Event::WriteEvents | Event::Compare | Event::Hosts | Event::Move)
                 || matches!(event, Event::EndLife | Event::Heal)
         });
         self.clients.clear();

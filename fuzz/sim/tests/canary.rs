@@ -27,7 +27,7 @@ fn is_found(canary: &str, seed: u64) -> bool {
 }
 
 /// As `--help` lists them.
-const CANARIES: [&str; 13] = [
+const CANARIES: [&str; 15] = [
     "early-sync",
     "no-reset",
     "dropped-outcome",
@@ -40,6 +40,8 @@ const CANARIES: [&str; 13] = [
     "higher-rate",
     "shared-flow",
     "endless-events",
+    "forgotten-limits",
+    "untold-home",
     "lost-segment",
 ];
 
