@@ -130,14 +130,8 @@ impl Resolver {
                 (name.clone(), Ok(vec![plain_host(name, vec![Endpoint::Unix(*path)])]))
             }
             RouteTarget::Host { name, port } => {
-                let label = format!("{name}:{port}");
-                let addresses = match self.lookup_host(expiry, name).await {
-                    Addresses::Found(found) => found.into_iter().map(|ip| SocketAddr::new(ip, *port).into()).collect(),
-                    Addresses::None => return (label, Err(format!("the route's host {name} has no address"))),
-                    Addresses::Unknown(why) => return (label, Err(format!("the route's host {name}: {why}"))),
-                };
-                let name = name.trim_end_matches('.').to_ascii_lowercase();
-                (label, Ok(vec![plain_host(name, addresses)]))
+                let found = self.named_host(expiry, name, *port).await;
+                (format!("{name}:{port}"), found.map(|host| vec![host]))
             }
             RouteTarget::Mx(name) => {
                 let found = self.mx_hosts(expiry, name).await;
@@ -146,6 +140,19 @@ impl Resolver {
             }
             RouteTarget::Discard => ("discard".to_owned(), Err("the route sends nothing".to_owned())),
         }
+    }
+
+    /// A host that the operator named. RFC 7672 §2.2.2: its TLSA records are those of its name at this port.
+    async fn named_host(&self, expiry: &mut Expiry, name: &str, port: u16) -> Result<Host, String> {
+        let (addresses, bases) = self.lookup_named(expiry, name).await;
+        let addresses = match addresses {
+            Addresses::Found(found) => found.into_iter().map(|ip| SocketAddr::new(ip, port).into()).collect(),
+            Addresses::None => return Err(format!("the route's host {name} has no address")),
+            Addresses::Unknown(why) => return Err(format!("the route's host {name}: {why}")),
+        };
+        let name = name.trim_end_matches('.').to_ascii_lowercase();
+        let dane = self.names.lookup_dane(expiry, bases, port, std::slice::from_ref(&name)).await;
+        Ok(Host { name, preference: 0, addresses, dane })
     }
 
     fn literal_site(&self, expiry: &Expiry, domain: &str, address: IpAddr) -> Result<Site, RouteFailure> {
@@ -294,17 +301,14 @@ impl Resolver {
         (addresses, bases)
     }
 
-    /// Addresses of a host that the operator named, from the hosts file too.
-    async fn lookup_host(&self, expiry: &mut Expiry, name: &str) -> Addresses {
-        let Some(name) = absolute_name(name) else { return Addresses::None };
-        match self.names.lookup_ip(name).await {
-            Ok(lookup) => {
-                expiry.limit_to_answer(lookup.as_lookup());
-                Addresses::Found(lookup.iter().take(HOST_ADDRESSES_MAX).collect())
-            }
-            Err(error) if absence(&error).is_some() => Addresses::None,
-            Err(error) => Addresses::Unknown(error.to_string()),
+    /// The same of a host that the operator named. What is in the hosts file comes first, and nobody vouches for it.
+    async fn lookup_named(&self, expiry: &mut Expiry, name: &str) -> (Addresses, TlsaBases) {
+        let mut addresses = absolute_name(name).map(|name| self.names.in_hosts_file(&name)).unwrap_or_default();
+        if addresses.is_empty() {
+            return self.lookup_addresses(expiry, name).await;
         }
+        addresses.truncate(HOST_ADDRESSES_MAX);
+        (Addresses::Found(addresses), TlsaBases::default())
     }
 }
 
@@ -511,7 +515,7 @@ impl Expiry {
     }
 }
 
-/// A host that its route names: nobody asks for TLSA records of it.
+/// A host that its route gives an address of: without a name it has no TLSA records.
 fn plain_host(name: String, addresses: Vec<Endpoint>) -> Host {
     Host { name, preference: 0, addresses, dane: HostDane::Absent }
 }

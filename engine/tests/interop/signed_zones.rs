@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use postrider::config::{Config, Dnssec};
+use postrider::config::{Config, Dnssec, DomainPattern, Route, RouteTarget};
 
 use crate::servers::installed;
 use crate::support::embedded::{Running, config};
@@ -53,12 +53,14 @@ fn another_trust_anchor_proves_nothing() {
 /// What becomes of mail to a domain: what its event tells, or why it is blocked.
 type Fate = Result<&'static str, &'static str>;
 
-const FATES: [(&str, Fate); 11] = [
+const FATES: [(&str, Fate); 12] = [
     ("good.test", Ok(BY_DANE)),
     // RFC 7672 §2.2.2: an MX host that is an alias has the records of what it leads to, not those of its own name.
     ("alias-mx.good.test", Ok(BY_DANE)),
     // If that has none, or nobody vouches for it, its own.
     ("half-alias-mx.good.test", Ok(BY_DANE)),
+    // The same of a host that a route names.
+    ("routed.test", Ok(BY_DANE)),
     ("nsec3.test", Ok(BY_DANE)),
     // A wildcard MX and a wildcard TLSA.
     ("any.wild.nsec3.test", Ok(BY_DANE)),
@@ -131,6 +133,8 @@ impl World {
         config.dns.servers = vec![self.dns];
         config.dns.prohibited_hosts.clear();
         config.shaping.mta_sts = false;
+        let to = vec![RouteTarget::Host { name: "alias.good.test".to_owned(), port: 25 }];
+        config.routes.push(Route::new(DomainPattern::Exact("routed.test".to_owned()), to));
         change(&mut config);
         Running::start(config)
     }

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use postrider::admin::{MessageRow, TlsReportRow};
-use postrider::config::Dnssec;
+use postrider::config::{Config, Dnssec, DomainPattern, Route, RouteTarget};
 use postrider::outcome::event::EventKind;
 
 use crate::support::dns_server::{DnsServer, Entry};
@@ -42,13 +42,18 @@ impl World {
     }
 
     fn engine_with(&self, dns: &DnsServer, dane: bool) -> Running {
+        let mut config = self.config(dns);
+        config.shaping.dane = dane;
+        Running::start(config)
+    }
+
+    fn config(&self, dns: &DnsServer) -> Config {
         let mut config = config(self.directory.path());
         config.shards = Some(1);
         config.dns.servers = vec![dns.address()];
         config.dns.dnssec = Dnssec::TrustAd;
         config.dns.prohibited_hosts.clear();
-        config.shaping.dane = dane;
-        Running::start(config)
+        config
     }
 }
 
@@ -137,6 +142,34 @@ fn a_warm_connection_that_has_not_proved_the_records_carries_nothing_that_needs_
     is_delivered(&world, &mut running, "a@plain.test", BY_NOBODY);
     is_delivered(&world, &mut running, "a@dane.test", BY_DANE);
     assert_eq!(world.front.handshakes(), 2);
+}
+
+/// RFC 7672 §2.2.2: a host that a route names, at a port of its own, is as its own records say.
+#[test]
+fn a_host_that_a_route_names_is_checked_at_its_port() {
+    for (records, is_good) in [(good as fn(&str) -> Vec<Entry>, true), (wrong, false)] {
+        let sink = Sink::start();
+        let front = TlsFront::try_start_at(SocketAddr::from(([127, 0, 0, 1], 0)), &["other.test"], sink.address());
+        let front = front.expect("a port of its own");
+        let port = front.address().port();
+        let name: &'static str = format!("_{port}._tcp.smart.test").leak();
+        let mut zone: Zone = vec![("smart.test", Entry::A([127, 0, 0, 1]))];
+        zone.extend(records(front.certificate_pem()).into_iter().map(|entry| (name, entry)));
+        let dns = DnsServer::start(&zone);
+        dns.set_authentic(true);
+        let world = World { sink, front, dns, directory: tempfile::tempdir().unwrap() };
+        let mut config = world.config(&world.dns);
+        let to = vec![RouteTarget::Host { name: "smart.test".to_owned(), port }];
+        config.routes.push(Route::new(DomainPattern::Exact("dane.test".to_owned()), to));
+        let mut running = Running::start(config);
+        if is_good {
+            is_delivered(&world, &mut running, "a@dane.test", BY_DANE);
+        } else {
+            running.inject(&["a@dane.test"], &message("dane"));
+            dane_is_blocked(&running, "no TLSA record (3 1 1) names the peer's certificate");
+            assert_eq!(world.sink.count(Verb::Mail), 0);
+        }
+    }
 }
 
 /// RFC 7672 §2.2: a host with TLSA records gets nothing in the clear, whoever stripped STARTTLS from its offers.
@@ -250,11 +283,7 @@ fn dane_comes_before_mta_sts() {
         zone.push(("_mta-sts.dane.test", Entry::Txt("v=STSv1; id=1")));
         zone.push(("mta-sts.dane.test", Entry::A(ip.octets())));
         world.dns.set_zone(&zone);
-        let mut config = config(world.directory.path());
-        config.shards = Some(1);
-        config.dns.servers = vec![world.dns.address()];
-        config.dns.dnssec = Dnssec::TrustAd;
-        config.dns.prohibited_hosts.clear();
+        let mut config = world.config(&world.dns);
         config.tls.extra_roots_pem = std::sync::Arc::new(web.certificate_pem().as_bytes().to_vec());
         let mut running = Running::start(config);
         if is_good {

@@ -7,13 +7,12 @@
 //! An answer counts as proven only as a whole, with all aliases on the way. That something is not there needs no proof
 //! here: a forged denial would be a failure, and an unproven one leaves things as they are without DANE.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use hickory_resolver::TokioResolver;
 use hickory_resolver::caching_client::CachingClient;
 use hickory_resolver::config::{ResolverConfig, ResolverOpts};
 use hickory_resolver::lookup::Lookup;
-use hickory_resolver::lookup_ip::LookupIp;
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::xfer::RetryDnsHandle;
@@ -21,7 +20,7 @@ use hickory_resolver::proto::dnssec::{DnssecSummary, TrustAnchors};
 use hickory_resolver::proto::op::{DnsRequestOptions, Query};
 use hickory_resolver::proto::rr::rdata::CNAME;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
-use hickory_resolver::{NameServerPool, PoolContext, TlsConfig};
+use hickory_resolver::{Hosts, NameServerPool, PoolContext, TlsConfig, TokioResolver};
 
 use super::{DEFER_TTL, Expiry, ResolverError, absence, absolute_name, text_of};
 use crate::config::{DnsConfig, Dnssec};
@@ -34,6 +33,8 @@ pub(super) struct Names {
     resolver: TokioResolver,
     /// Asks for the AD bit; there with `trust_ad`.
     trusting: Option<CachingClient<RetryDnsHandle<NameServerPool<TokioRuntimeProvider>>>>,
+    /// As it was at the start.
+    hosts_file: Arc<Hosts>,
     dnssec: Dnssec,
     uses_dane: bool,
 }
@@ -74,7 +75,9 @@ impl Names {
             }
         }
         let resolver = builder.with_options(options).build()?;
-        Ok(Self { resolver, trusting, dnssec: config.dnssec, uses_dane })
+        // Without the file, nothing is in it (hosts(5)).
+        let hosts_file = Arc::new(Hosts::from_system().unwrap_or_default());
+        Ok(Self { resolver, trusting, hosts_file, dnssec: config.dnssec, uses_dane })
     }
 
     pub(super) fn uses_dane(&self) -> bool {
@@ -93,9 +96,12 @@ impl Names {
         }
     }
 
-    /// From the hosts file too.
-    pub(super) async fn lookup_ip(&self, name: Name) -> Result<LookupIp, NetError> {
-        self.resolver.lookup_ip(name).await
+    pub(super) fn in_hosts_file(&self, name: &Name) -> Vec<IpAddr> {
+        let of = |kind| self.hosts_file.lookup_static_host(&Query::query(name.clone(), kind));
+        let found = [RecordType::A, RecordType::AAAA].into_iter().filter_map(of);
+        found
+            .flat_map(|lookup| lookup.answers().iter().filter_map(|it| it.data.ip_addr()).collect::<Vec<_>>())
+            .collect()
     }
 
     /// Whether an answer is proven, and the domain with what it is an alias of.

@@ -251,13 +251,23 @@ mod dane {
 
     /// What the first host's records require, as a resolver says that has checked all but what is marked.
     fn ask(zone: &[(&str, Entry)]) -> HostDane {
+        asked(zone, async |resolver| resolver.resolve_site(NOW, "d.example").await)
+    }
+
+    /// The same of a host that a route names.
+    fn ask_route(zone: &[(&str, Entry)], host: &str, port: u16) -> HostDane {
+        let targets = [RouteTarget::Host { name: host.to_owned(), port }];
+        asked(zone, async |resolver| resolver.resolve_targets(NOW, &targets).await)
+    }
+
+    fn asked(zone: &[(&str, Entry)], ask: impl AsyncFnOnce(Resolver) -> Result<Site, RouteFailure>) -> HostDane {
         let server = DnsServer::start(zone);
         server.set_authentic(true);
         let config = DnsConfig { dnssec: Dnssec::TrustAd, ..config(&server) };
         on_control(async {
             let timeout = Duration::from_millis(50);
             let resolver = Resolver::with_port_and_timeout(&config, true, Vec::new(), 25, timeout).unwrap();
-            resolver.resolve_site(NOW, "d.example").await.unwrap().hosts.remove(0).dane
+            ask(resolver).await.unwrap().hosts.remove(0).dane
         })
     }
 
@@ -297,5 +307,26 @@ mod dane {
         let forged = ("mx.d.example", Entry::Insecure);
         assert_eq!(zone(&[forged, unproven]), HostDane::Absent);
         assert_eq!(zone(&[forged]), HostDane::Absent, "what an alias leads to proves nothing of the alias");
+    }
+
+    /// RFC 7672 §2.2.2: no MX set has to be proven for it, and the records are those of the route's port.
+    #[test]
+    fn a_host_that_a_route_names_has_records_at_its_own_port() {
+        let own = ("_587._tcp.mx.d.example", Entry::Tlsa([2, 1, 1], &[2; 32]));
+        let zone = [ZONE[1], RECORD, own];
+        let HostDane::Usable(policy) = ask_route(&zone, "MX.d.example", 587) else { panic!("they are usable") };
+        assert_eq!((policy.to_string().as_str(), policy.base.as_str()), ("2 1 1", "mx.d.example"));
+        assert_eq!(ask_route(&zone, "mx.d.example", 465), HostDane::Absent);
+        let unproven = [ZONE[1], own, (ZONE[1].0, Entry::Insecure)];
+        assert_eq!(ask_route(&unproven, "mx.d.example", 587), HostDane::Absent);
+        let silent = [ZONE[1], (own.0, Entry::ServFail)];
+        assert!(matches!(ask_route(&silent, "mx.d.example", 587), HostDane::Unknown(_)));
+    }
+
+    /// The hosts file is nobody's signed zone.
+    #[test]
+    fn what_the_hosts_file_says_is_not_proven() {
+        let zone = [("localhost", Entry::A([192, 0, 2, 1])), ("_25._tcp.localhost", RECORD.1)];
+        assert_eq!(ask_route(&zone, "localhost", 25), HostDane::Absent);
     }
 }
