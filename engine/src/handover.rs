@@ -17,7 +17,7 @@ use postrider_spool::record::{DsnParameters, MessageId};
 use crate::accept::Refusal;
 use crate::accept::admission::Admitted;
 use crate::admin::{Chosen, Inspected, MailChoice, MessageFilter, MessageRow, QueueRow, TlsReportRow};
-use crate::config::{LimitId, MatchedRoute, Shaping, SharedLimits, Subject, Terms, TlsMode};
+use crate::config::{Chunking, LimitId, MatchedRoute, Shaping, SharedLimits, Subject, Terms, TlsMode};
 use crate::deliver::attempt::TransactionResult;
 use crate::deliver::dane::HostDane;
 use crate::deliver::mta_sts::StsPolicy;
@@ -376,7 +376,7 @@ pub enum ShardMessage {
     /// Home ← owner: no attempt was made. It `stays` at the source, where its turn had come.
     Unstarted { attempt: Box<Attempt>, stays: bool },
     /// Owner ← owner: something went wrong between messages at a site.
-    Distrust { site: Arc<str>, confusion: bool },
+    Distrust { site: Arc<str>, leaves: Chunking },
     /// Home ← owner: no attempt was made, and none can be for mail to this domain: no host meets its TLS requirement.
     Held { attempt: Box<Attempt>, blocked: Blocked },
     /// Home ← control: where mail of this kind goes.

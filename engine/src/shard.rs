@@ -385,7 +385,7 @@ impl Shard {
             ShardMessage::Intended(key) => self.intended(now, key),
             ShardMessage::Settled(settled) => self.settle(now, *settled),
             ShardMessage::Unstarted { attempt, stays } => self.take_back(now, *attempt, stays),
-            ShardMessage::Distrust { site, confusion } => self.pools.distrust(now, &site, confusion),
+            ShardMessage::Distrust { site, leaves } => self.pools.distrust(now, &site, leaves),
             ShardMessage::Held { attempt, blocked } => self.hold_domain(*attempt, blocked),
             ShardMessage::Routed { key, result } => self.handle_route(now, &key, result),
             ShardMessage::RuleSite { domain, site } => self.shapings.learn_site(&domain, &site),

@@ -52,6 +52,7 @@ faults! {
     Garbage "peer: garbage" 200,
     WrongCode "peer: a code that makes no sense" 200,
     OutOfStep "peer: 503" 200,
+    BdatUnknown "peer: offers CHUNKING, and does not know BDAT" 200,
     Foreign "peer: refuses MAIL, and takes the content under what it kept" 300,
     Busy "peer: 421 in answer to a command" 200,
     Greylisted "peer: greylisting" 6_000,

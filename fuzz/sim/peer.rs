@@ -571,6 +571,10 @@ impl Peer {
     }
 
     fn finish_chunk(&mut self, content: &[u8], around: &mut Around<'_>) {
+        if !self.transaction.recipients.is_empty() && around.strikes(Fault::BdatUnknown) {
+            self.transaction = Transaction::default();
+            return self.say("500 5.5.2 what?");
+        }
         if !self.transaction.recipients.is_empty() {
             return self.finish(Phase::Content, content, around);
         }

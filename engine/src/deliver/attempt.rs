@@ -12,7 +12,7 @@ use std::time::Duration;
 use memchr::memmem;
 use postrider_spool::record::DsnParameters;
 
-use crate::config::{EightBit, Timeouts};
+use crate::config::{Chunking, EightBit, Timeouts};
 use crate::deliver::content::Content;
 use crate::deliver::extension::Extensions;
 use crate::deliver::verdict::{RecipientVerdict, Refusal, refuse};
@@ -59,16 +59,28 @@ pub enum Irregularity {
     ResetRefused,
     /// A whole transaction in flight met a 503.
     OutOfStep,
+    /// The peer offers CHUNKING, and refused BDAT as a command.
+    ChunkRefused,
     /// The connection was lost with whole transactions in flight.
     LostInFlight,
 }
 
 impl Irregularity {
-    /// The peer confused its transactions: an error for the operator's log, and nothing rides at its site any more.
+    /// The peer confused its transactions: an error for the operator's log.
     pub fn is_confusion(self) -> bool {
         match self {
             Self::ForeignEnvelope | Self::RecipientAcceptedWithoutMail | Self::ResetRefused => true,
-            Self::OutOfStep | Self::LostInFlight => false,
+            Self::OutOfStep | Self::ChunkRefused | Self::LostInFlight => false,
+        }
+    }
+
+    /// What is left of `chunking` at its site.
+    pub fn leaves(self) -> Chunking {
+        match self {
+            Self::OutOfStep | Self::LostInFlight => Chunking::On,
+            Self::ChunkRefused | Self::ForeignEnvelope | Self::RecipientAcceptedWithoutMail | Self::ResetRefused => {
+                Chunking::Off
+            }
         }
     }
 }
@@ -84,6 +96,7 @@ impl fmt::Display for Irregularity {
             }
             Self::ResetRefused => "the peer refused RSET; the connection was closed before the next transaction",
             Self::OutOfStep => "the peer answered 503 to a transaction in flight",
+            Self::ChunkRefused => "the peer offers CHUNKING but refused BDAT: its mail goes by DATA",
             Self::LostInFlight => "the connection was lost with transactions in flight",
         })
     }

@@ -236,6 +236,16 @@ pub const RULES: &[Rule] = &[
         connection: Connection::Ends,
     },
     Rule {
+        // RFC 5321 §4.2.2: these codes are about the command, which this peer has offered. By DATA the message gets an
+        // answer of its own. A status that is not about the protocol (RFC 3463 §3.6) is one.
+        name: CHUNK_REFUSED,
+        applies: |c| c.stage == Stage::Final && c.chunked && c.refuses_command(),
+        fate: LATER,
+        fault: Fault::Peer,
+        scope: Some(Scope::Host),
+        connection: Connection::Ends,
+    },
+    Rule {
         // "Bad sequence of commands" says nothing about the message: the two sides disagree where they are.
         name: OUT_OF_STEP,
         applies: |c| c.code() == 503 && (c.stage != Stage::Final || c.chunked),
@@ -578,6 +588,12 @@ impl Circumstances<'_> {
         reply.enhanced().is_some_and(|(_, s, d)| (s, d) == (subject, detail))
     }
 
+    /// As unknown, misspelt, or not built: not because of what it says.
+    fn refuses_command(&self) -> bool {
+        let Happened::Replied(reply) = self.happened else { return false };
+        matches!(reply.code, 500 | 501 | 502 | 504) && reply.enhanced().is_none_or(|(_, subject, _)| subject == 5)
+    }
+
     /// 452 and 552 mean it with status x.5.3, and without any.
     fn too_many_recipients(&self) -> bool {
         let Happened::Replied(reply) = self.happened else { return false };
@@ -670,8 +686,11 @@ fn truncate(text: &mut String, octets_max: usize) {
     }
 }
 
-/// The rule after which whole transactions are no longer put in flight.
+/// The rule after which whole transactions are no longer put in flight, and after a chunk by itself none is sent.
 pub(crate) const OUT_OF_STEP: &str = "out_of_step";
+
+/// The rule after which content goes by DATA.
+pub(crate) const CHUNK_REFUSED: &str = "chunk_refused";
 
 const FOREIGN_ENVELOPE: &str = "foreign_envelope";
 
@@ -802,6 +821,24 @@ mod tests {
         let chunk = Circumstances { chunked: true, ..dot };
         let (verdict, connection) = judge(&chunk, "BDAT 9 LAST");
         assert_eq!((verdict.rule, verdict.fate, connection), (OUT_OF_STEP, LATER, Connection::Ends));
+    }
+
+    /// RFC 5321 §4.2.2, RFC 3463 §3.6: what is not about the protocol is about the message.
+    #[test]
+    fn a_peer_that_does_not_know_bdat_after_all_has_refused_no_message() {
+        for text in ["500 what", "500 5.5.2 unknown", "501 5.5.4 size?", "502 5.5.1 not built", "504 no"] {
+            let happened = replied(text);
+            let dot = at(Stage::Final, &happened);
+            assert_eq!(judge(&dot, ".").0.fate, Fate::Bounce, "{text}");
+            let chunk = Circumstances { chunked: true, ..dot };
+            let (verdict, connection) = judge(&chunk, "BDAT 9 LAST");
+            assert_eq!((verdict.rule, verdict.fate, connection), (CHUNK_REFUSED, LATER, Connection::Ends), "{text}");
+        }
+        for text in ["500 5.7.1 spam", "550 no", "554 5.6.0 malformed"] {
+            let happened = replied(text);
+            let chunk = Circumstances { chunked: true, ..at(Stage::Final, &happened) };
+            assert_eq!(judge(&chunk, "BDAT 9 LAST").0.fate, Fate::Bounce, "{text}");
+        }
     }
 
     #[test]

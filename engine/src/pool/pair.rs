@@ -481,9 +481,9 @@ impl Pools {
         self.trust.chunking(now.monotonic, &slot.site, asked)
     }
 
-    /// Something went wrong between messages at a site; `confusion`: of their envelopes.
-    pub fn distrust(&mut self, now: Now, site: &Arc<str>, confusion: bool) {
-        self.trust.lapse(now.monotonic, site, confusion);
+    /// Something went wrong between messages at a site, after which no more than this is done there.
+    pub fn distrust(&mut self, now: Now, site: &Arc<str>, leaves: Chunking) {
+        self.trust.lapse(now.monotonic, site, leaves);
     }
 
     pub fn homes(&self) -> usize {

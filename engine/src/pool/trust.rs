@@ -1,7 +1,8 @@
 //! How much is put in flight with the hosts of a site: less, for a day, after something went wrong between messages.
 //!
 //! A 503 to, or a loss of, whole transactions in flight says that this peer is not up to them. A peer that confused
-//! envelopes gets one message at a time, by DATA, where every step is answered before the next.
+//! envelopes, or does not know the BDAT that it offers, gets one message at a time, by DATA, where every step is
+//! answered before the next.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,8 +26,8 @@ struct Distrust {
 }
 
 impl Trust {
-    /// `confusion`: the peer took one message's envelope for another's.
-    pub fn lapse(&mut self, now: Duration, site: &Arc<str>, confusion: bool) {
+    /// From now on there is no more at the site than `leaves`.
+    pub fn lapse(&mut self, now: Duration, site: &Arc<str>, leaves: Chunking) {
         let over = |distrust: &Distrust| distrust.whole_until <= now && distrust.riding_until <= now;
         if self.sites.len() >= DISTRUSTED_SITES_MAX && !self.sites.contains_key(site) {
             self.sites.retain(|_, distrust| !over(distrust));
@@ -38,7 +39,7 @@ impl Trust {
         }
         let distrust = self.sites.entry(Arc::clone(site)).or_default();
         distrust.whole_until = now + DISTRUST;
-        if confusion {
+        if leaves == Chunking::Off {
             distrust.riding_until = now + DISTRUST;
         }
     }
@@ -66,8 +67,8 @@ mod tests {
         let mut trust = Trust::default();
         let (lost, confused): (Arc<str>, Arc<str>) = ("lost".into(), "confused".into());
         let at = Duration::from_secs;
-        trust.lapse(at(10), &lost, false);
-        trust.lapse(at(10), &confused, true);
+        trust.lapse(at(10), &lost, Chunking::On);
+        trust.lapse(at(10), &confused, Chunking::Off);
         assert_eq!(trust.chunking(at(11), "lost", WHOLE), Chunking::On);
         assert_eq!(trust.chunking(at(11), "lost", Chunking::On), Chunking::On);
         assert_eq!(trust.chunking(at(11), "lost", Chunking::Off), Chunking::Off);
@@ -83,8 +84,8 @@ mod tests {
     fn a_lesser_lapse_does_not_shorten_a_greater_one() {
         let mut trust = Trust::default();
         let site: Arc<str> = "site".into();
-        trust.lapse(Duration::ZERO, &site, true);
-        trust.lapse(Duration::from_secs(1), &site, false);
+        trust.lapse(Duration::ZERO, &site, Chunking::Off);
+        trust.lapse(Duration::from_secs(1), &site, Chunking::On);
         assert_eq!(trust.chunking(Duration::from_secs(2), "site", WHOLE), Chunking::Off);
     }
 
@@ -92,7 +93,7 @@ mod tests {
     fn what_is_remembered_is_bounded() {
         let mut trust = Trust::default();
         for number in 0..DISTRUSTED_SITES_MAX as u64 + 10 {
-            trust.lapse(Duration::from_secs(number), &format!("site {number}").into(), false);
+            trust.lapse(Duration::from_secs(number), &format!("site {number}").into(), Chunking::On);
         }
         assert_eq!(trust.sites.len(), DISTRUSTED_SITES_MAX);
         let now = Duration::from_secs(DISTRUSTED_SITES_MAX as u64 + 10);

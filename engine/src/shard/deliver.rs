@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{Action, Reservation, Shard};
 use crate::admin::answer_text;
-use crate::config::{AutomationRule, Config, RetrySchedule, Shaping, SharedLimits};
+use crate::config::{AutomationRule, Chunking, Config, RetrySchedule, Shaping, SharedLimits};
 use crate::deliver::attempt::{Stage, Transaction};
 use crate::deliver::content::Chunk;
 use crate::deliver::dane::HostDane;
@@ -450,13 +450,12 @@ impl Shard {
                 }
                 if let Some(irregularity) = result.irregularity {
                     let (id, peer) = (attempt.message.id(), &delivery.host_name);
-                    let confusion = irregularity.is_confusion();
-                    if confusion {
+                    if irregularity.is_confusion() {
                         tracing::error!(%id, peer, "{irregularity}");
                     } else {
                         tracing::warn!(%id, peer, "{irregularity}");
                     }
-                    self.distrust(connection, confusion);
+                    self.distrust(connection, irregularity.leaves());
                 }
                 let context = self.deliveries[&connection].context.clone();
                 for (_, verdict) in &mut result.results {
@@ -484,10 +483,10 @@ impl Shard {
     }
 
     /// All owners of the site's pairs are told, this shard among them.
-    fn distrust(&mut self, connection: ConnectionKey, confusion: bool) {
+    fn distrust(&mut self, connection: ConnectionKey, leaves: Chunking) {
         let site = Arc::clone(&self.pools.slot(connection).site);
         for shard in 0..self.pools.homes() {
-            self.tell(shard, ShardMessage::Distrust { site: Arc::clone(&site), confusion });
+            self.tell(shard, ShardMessage::Distrust { site: Arc::clone(&site), leaves });
         }
     }
 

@@ -119,3 +119,37 @@ fn a_lost_connection_loses_nothing() {
         arrived.insert(token(&sink.next().content));
     }
 }
+
+/// Who offers CHUNKING and does not know BDAT has refused no message: by DATA it takes them. A 503 may as well be about
+/// what was in flight, so that a chunk by itself is tried before.
+#[test]
+fn a_peer_that_refuses_bdat_gets_its_mail_by_data() {
+    for (chunking, refusal, attempts) in [
+        (Chunking::On, "500 5.5.2 what?", 2),
+        (Chunking::On, "503 5.5.1 not now", 2),
+        (Chunking::BackToBack, "502 5.5.1 not built", 2),
+        (Chunking::BackToBack, "503 5.5.1 not now", 3),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut by_data = false;
+        let sink = Sink::scripted(move |step| match step.verb {
+            Verb::Content if !by_data => Answer::from(refusal),
+            Verb::Data | Verb::Mail => {
+                by_data = step.verb == Verb::Data;
+                Answer::Usual
+            }
+            _ => offering(step),
+        });
+        let mut config = config(directory.path(), &sink);
+        config.shaping.chunking = chunking;
+        config.shaping.connection_limit = 1;
+        let mut running = Running::start(config);
+        for number in 0..2 {
+            running.inject(&["a@sink.test"], &message(&number.to_string()));
+            let event = running.event_where("final", |event| event.kind.is_final());
+            assert_eq!((event.kind, &*event.command), (EventKind::Delivery, "."), "{refusal}: {}", event.to_json());
+            // It is remembered of the site.
+            assert_eq!(event.attempts, if number == 0 { attempts } else { 1 }, "{refusal}: {}", event.to_json());
+        }
+    }
+}

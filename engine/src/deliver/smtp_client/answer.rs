@@ -6,7 +6,9 @@ use crate::deliver::attempt::{Irregularity, Stage};
 use crate::deliver::content::{Chunk, Content};
 use crate::deliver::extension::Extensions;
 use crate::deliver::in_flight::{Form, InFlight, Mail};
-use crate::deliver::verdict::{Circumstances, Connection, Fate, Happened, OUT_OF_STEP, RecipientVerdict, judge};
+use crate::deliver::verdict::{
+    CHUNK_REFUSED, Circumstances, Connection, Fate, Happened, OUT_OF_STEP, RecipientVerdict, judge,
+};
 use crate::mail::reply::Reply;
 
 impl<C: Content> SmtpClient<C> {
@@ -223,9 +225,16 @@ impl<C: Content> SmtpClient<C> {
         let front = &self.transactions[0];
         let circumstances = self.circumstances(front, self.stage_of(at), happened, false);
         let (verdict, connection) = judge(&circumstances, &self.command_of(front, at));
-        let out_of_step = verdict.rule == OUT_OF_STEP && front.is_whole();
-        if out_of_step {
-            self.transactions[0].irregularity = Some(Irregularity::OutOfStep);
+        let irregularity = match verdict.rule {
+            OUT_OF_STEP if front.is_whole() => Some(Irregularity::OutOfStep),
+            OUT_OF_STEP if circumstances.chunked && circumstances.stage == Stage::Final => {
+                Some(Irregularity::ChunkRefused)
+            }
+            CHUNK_REFUSED => Some(Irregularity::ChunkRefused),
+            _ => None,
+        };
+        if irregularity.is_some() {
+            self.transactions[0].irregularity = irregularity;
         }
         (verdict, connection)
     }
