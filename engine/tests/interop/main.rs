@@ -4,8 +4,8 @@
 //!
 //! A test whose tool is missing skips with a printed reason; with `CI=true` in the environment it fails instead.
 //! `.ci/run` installs the tools. `INTEROP_MESSAGES` sets how many messages the larger tests send (1,000 unless set),
-//! `INTEROP_PEER_MESSAGES` how many go to each real server (100), and `INTEROP_HALF_OPEN` how many connections are left
-//! half-open (2,000).
+//! `INTEROP_PEER_MESSAGES` how many go to each real server (100), `INTEROP_HALF_OPEN` how many connections are left
+//! half-open (2,000), and `INTEROP_RATES` how many messages wait for a rate (200; 50,000 take two minutes more).
 
 #![expect(
     clippy::unwrap_used,

@@ -21,6 +21,11 @@ pub(crate) fn patience() -> Duration {
     PATIENCE + Duration::from_millis(20) * messages() as u32
 }
 
+/// How many messages wait for a rate; None where it is to be quick.
+pub(crate) fn rates_queued() -> Option<usize> {
+    std::env::var_os("INTEROP_RATES").map(|_| size("INTEROP_RATES", 0))
+}
+
 /// How many connections are left half-open.
 pub(crate) fn half_open() -> usize {
     size("INTEROP_HALF_OPEN", 2_000)
