@@ -860,7 +860,7 @@ fn config(random: &mut Random) -> Config {
     let mut config = Config::new("mta.example");
     let route = |place: u8, tls| {
         let to = vec![RouteTarget::Address(SocketAddr::from(([10, 99, place, 1], SMTP_PORT)))];
-        Route { tls, ..Route::new(DomainPattern::Exact(format!("s{place}.example")), to) }
+        Route { tls: Some(tls), ..Route::new(DomainPattern::Exact(format!("s{place}.example")), to) }
     };
     config.routes = vec![route(0, TlsMode::Disabled), route(1, TlsMode::Required)];
     if random.one_in(2) {

@@ -177,7 +177,7 @@ fn write_routing(config: &Config, out: &mut String) -> fmt::Result {
         }
         let protocol = if route.terms.protocol == DeliveryProtocol::Lmtp { "; LMTP" } else { "" };
         let user = route.terms.auth.as_ref().map_or(String::new(), |auth| format!("; AUTH as {}", auth.username));
-        let tls = tls_word(route.tls);
+        let tls = tls_word(route.tls_beside(config.shaping.tls));
         writeln!(out, "  {:<14}{targets}{protocol}; TLS {tls}{user}{of}", route.domain.to_string())?;
     }
     let servers = match config.dns.servers.as_slice() {

@@ -178,7 +178,8 @@ pub struct Route {
     pub to: Vec<RouteTarget>,
     /// The targets share the load instead of being tried in their order.
     pub balance: bool,
-    pub tls: TlsMode,
+    /// None: as shaping says; with credentials that are not said in the clear, at least [`TlsMode::Required`].
+    pub tls: Option<TlsMode>,
     pub terms: Arc<Terms>,
 }
 

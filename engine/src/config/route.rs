@@ -27,9 +27,21 @@ const AUTH_EXAMPLE: &str = "auth = { username = \"user\", password_file = \"secr
 const SMTP_PORT: u16 = 25;
 
 impl Route {
-    /// To these targets, in their order, by SMTP, with opportunistic TLS.
+    /// To these targets, in their order, by SMTP, with TLS as shaping says.
     pub fn new(domain: DomainPattern, to: Vec<RouteTarget>) -> Self {
-        Self { domain, matches: None, to, balance: false, tls: TlsMode::Opportunistic, terms: Arc::default() }
+        Self { domain, matches: None, to, balance: false, tls: None, terms: Arc::default() }
+    }
+
+    /// What its mail asks of TLS where shaping asks for `shaping`.
+    pub fn tls_beside(&self, shaping: TlsMode) -> TlsMode {
+        let has_secret = self.terms.auth.as_ref().is_some_and(|auth| !auth.without_tls);
+        match (self.tls, shaping) {
+            (Some(own), _) => own,
+            // Over a Unix socket it is not spoken.
+            _ if self.to.iter().any(|target| matches!(target, RouteTarget::Unix(_))) => TlsMode::Opportunistic,
+            (None, TlsMode::Opportunistic | TlsMode::Disabled) if has_secret => TlsMode::Required,
+            (None, shaping) => shaping,
+        }
     }
 
     /// Whether mail is thrown away instead of sent.
@@ -116,7 +128,7 @@ pub(super) fn read(top: &Section<'_>, config: &Config) -> Vec<Route> {
         let auth = section.table("auth", AUTH_EXAMPLE).and_then(read_auth);
         let tls = read_tls(&section, auth.as_ref());
         if to.iter().any(|target| matches!(target, RouteTarget::Unix(_))) {
-            check_unix_tls(&section, tls);
+            check_unix_tls(&section, tls, auth.as_ref());
         }
         let balance = section.boolean("balance").unwrap_or(false);
         let (chunking, max_in_flight) = shaping::read_chunking(&section);
@@ -142,12 +154,11 @@ pub(super) fn read(top: &Section<'_>, config: &Config) -> Vec<Route> {
 }
 
 /// Without being asked, credentials are said under TLS only.
-fn read_tls(section: &Section<'_>, auth: Option<&Credentials>) -> TlsMode {
+fn read_tls(section: &Section<'_>, auth: Option<&Credentials>) -> Option<TlsMode> {
     let secret = auth.is_some_and(|auth| !auth.without_tls);
-    let otherwise = if secret { TlsMode::Required } else { TlsMode::Opportunistic };
-    let Some(tls) = section.choice("tls", &TLS_MODES, &[]) else { return otherwise };
+    let tls = section.choice("tls", &TLS_MODES, &[]);
     if secret
-        && tls == TlsMode::Disabled
+        && tls == Some(TlsMode::Disabled)
         && let Some(place) = section.place_of("tls")
     {
         let wrong = Wrong::new("\"disabled\" leaves the route's credentials without TLS, where they are not said");
@@ -157,8 +168,9 @@ fn read_tls(section: &Section<'_>, auth: Option<&Credentials>) -> TlsMode {
 }
 
 /// Over a Unix socket nothing is encrypted: nobody can listen in between, and there is no name to vouch for.
-fn check_unix_tls(section: &Section<'_>, tls: TlsMode) {
-    if matches!(tls, TlsMode::Opportunistic | TlsMode::Disabled) {
+fn check_unix_tls(section: &Section<'_>, tls: Option<TlsMode>, auth: Option<&Credentials>) {
+    let secret = tls.is_none() && auth.is_some_and(|auth| !auth.without_tls);
+    if !secret && !matches!(tls, Some(TlsMode::Required | TlsMode::Verified)) {
         return;
     }
     match section.place_of("tls") {
@@ -398,5 +410,29 @@ mod tests {
             }
         }
         assert_eq!(pattern("*.b.test").unwrap().covering(), ["*", "*.b.test", "*.test"]);
+    }
+
+    /// What a route does not say, shaping does; but credentials and Unix sockets have their own needs.
+    #[test]
+    fn a_route_asks_for_what_it_says_or_else_for_what_shaping_says() {
+        use TlsMode::{Disabled, Opportunistic, Required, Verified};
+        let route = Route::new(DomainPattern::Any, vec![RouteTarget::Mx("mx.example".into())]);
+        let (username, password) = ("user".to_owned(), "secret".to_owned());
+        let auth = |without_tls| {
+            let auth = Some(Credentials { username: username.clone(), password: password.clone(), without_tls });
+            Route { terms: Arc::new(Terms { auth, ..Terms::default() }), ..route.clone() }
+        };
+        let unix = Route { to: vec![RouteTarget::Unix(UnixPath::new("/run/lmtp").unwrap())], ..route.clone() };
+        for (shaping, with_secret) in
+            [(Opportunistic, Required), (Required, Required), (Verified, Verified), (Disabled, Required)]
+        {
+            assert_eq!(route.tls_beside(shaping), shaping);
+            assert_eq!(auth(true).tls_beside(shaping), shaping);
+            assert_eq!(auth(false).tls_beside(shaping), with_secret);
+            assert_eq!(unix.tls_beside(shaping), Opportunistic);
+            for own in [Opportunistic, Required, Verified, Disabled] {
+                assert_eq!(Route { tls: Some(own), ..route.clone() }.tls_beside(shaping), own);
+            }
+        }
     }
 }

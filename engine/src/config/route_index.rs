@@ -59,7 +59,7 @@ mod tests {
             matches,
             to: Vec::new(),
             balance: false,
-            tls: TlsMode::Disabled,
+            tls: Some(TlsMode::Disabled),
             terms: Arc::<Terms>::default(),
         }
     }

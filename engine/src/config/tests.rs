@@ -133,10 +133,10 @@ fn everything_available_is_read() {
     let targets = |domain| config.route_for(domain).map(|route| (route.to.clone(), route.tls));
     let address = RouteTarget::Address("[::1]:2526".parse().unwrap());
     let host = RouteTarget::Host { name: "sink.example".into(), port: 26 };
-    assert_eq!(targets("a.test"), Some((vec![address, host], TlsMode::Disabled)));
+    assert_eq!(targets("a.test"), Some((vec![address, host], Some(TlsMode::Disabled))));
     assert_eq!(targets("b.a.test"), targets("a.test"));
-    assert_eq!(targets("test"), Some((vec![RouteTarget::Mx("mx.example".into())], TlsMode::Opportunistic)));
-    assert_eq!(targets("[192.0.2.7]"), Some((vec![RouteTarget::Mx("mx.example".into())], TlsMode::Opportunistic)));
+    assert_eq!(targets("test"), Some((vec![RouteTarget::Mx("mx.example".into())], None)));
+    assert_eq!(targets("[192.0.2.7]"), Some((vec![RouteTarget::Mx("mx.example".into())], None)));
     assert_eq!(targets("example.com"), None);
     assert_eq!(config.pool("shared").unwrap().sources, [(1, 3), (0, 1)]);
     assert_eq!(config.default_pool().sources, [(2, 1)]);

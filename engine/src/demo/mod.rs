@@ -207,7 +207,7 @@ fn configuration(options: &Options, spool: PathBuf, sink: SocketAddr, identities
     config.http_listeners.truncate(1);
     config.http_listeners[0].address = loopback;
     let to = vec![RouteTarget::Address(sink)];
-    config.routes = vec![Route { tls: TlsMode::Disabled, ..Route::new(DomainPattern::Any, to) }];
+    config.routes = vec![Route { tls: Some(TlsMode::Disabled), ..Route::new(DomainPattern::Any, to) }];
     config.dkim = identities.to_vec();
     config.shaping.connection_limit = DELIVERY_CONNECTIONS;
     // A delivery that fails for the moment is to come within the run's patience.

@@ -309,7 +309,7 @@ impl Control {
             let by_mx = route.is_none() && config.uses_mta_sts();
             let sts = async { if by_mx { policies.find(domain).await } else { (None, Duration::MAX) } };
             let (found, (sts, sts_expires)) = tokio::join!(find_site(route, &resolver, clock, domain), sts);
-            let tls = route.map_or(config.shaping.tls, |route| route.tls);
+            let tls = route.map_or(config.shaping.tls, |route| route.tls_beside(config.shaping.tls));
             let terms = route.map(|route| Arc::clone(&route.terms)).unwrap_or_default();
             let result = found.map(|mut site| {
                 site.expires = site.expires.min(sts_expires);

@@ -251,7 +251,7 @@ impl Shard {
             return self.home.return_credit(owner, &pair, &flow, credit);
         };
         let shaping = self.shapings.shaping(pair.source, &place);
-        route.tls = place.tls(&shaping);
+        route.tls = self.shapings.tls(&place, &shaping);
         route.sts = route.sts.filter(|_| shaping.mta_sts);
         route.dane = shaping.dane;
         let batch_max = self.batch_max(now, &pair, &shaping).min(self.home.limited_batch_max(&pair, &flow));
@@ -506,5 +506,7 @@ fn fixed_route(route: &config::Route) -> Option<Route> {
     }
     let name: Vec<String> = route.to.iter().map(ToString::to_string).collect();
     let site = Site { name: name.join(","), hosts, expires: Duration::MAX };
-    Some(Route { site: Arc::new(site), tls: route.tls, sts: None, dane: false, terms: Arc::clone(&route.terms) })
+    // What it asks of TLS is told with its shaping.
+    let tls = config::TlsMode::Opportunistic;
+    Some(Route { site: Arc::new(site), tls, sts: None, dane: false, terms: Arc::clone(&route.terms) })
 }

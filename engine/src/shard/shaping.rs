@@ -25,8 +25,8 @@ pub(super) struct Place {
     site: Arc<str>,
     /// The table that stands for this domain only.
     domain_rule: Option<usize>,
-    /// A static route's TLS holds instead of shaping's.
-    route_tls: Option<TlsMode>,
+    /// The static route, in the order of the configuration.
+    route: Option<usize>,
 }
 
 impl Place {
@@ -40,10 +40,6 @@ impl Place {
 
     pub(super) fn is_of(&self, pair: &PairKey) -> bool {
         self.site == pair.site && self.rollup == pair.rollup
-    }
-
-    pub(super) fn tls(&self, shaping: &Shaping) -> TlsMode {
-        self.route_tls.unwrap_or(shaping.tls)
     }
 }
 
@@ -102,9 +98,8 @@ impl Shapings {
             None => hosts.into(),
         };
         let rollup = provider.map_or_else(|| Arc::clone(&site), |place| Arc::from(&*rules.providers[place].name));
-        let static_route = self.routes.place_of(domain, key.matched).and_then(|place| config.routes.get(place));
-        let route_tls = static_route.map(|route| route.tls);
-        Place { hosts: hosts.to_owned(), provider, rollup, site, domain_rule, route_tls }
+        let route = self.routes.place_of(domain, key.matched);
+        Place { hosts: hosts.to_owned(), provider, rollup, site, domain_rule, route }
     }
 
     /// The site of a domain that has a table.
@@ -139,6 +134,12 @@ impl Shapings {
         let place = self.place(key, route);
         let site_rules = self.site_rules.get(&*place.hosts).into_iter().flatten().copied();
         self.config.shaping_rules.retry(tenants, place.provider, site_rules, place.domain_rule)
+    }
+
+    /// What is asked of TLS there: by its static route, where that says so, else by what shaping holds.
+    pub(super) fn tls(&self, place: &Place, shaping: &Shaping) -> TlsMode {
+        let route = place.route.and_then(|route| self.config.routes.get(route));
+        route.map_or(shaping.tls, |route| route.tls_beside(shaping.tls))
     }
 
     /// What holds for a source there.

@@ -81,7 +81,7 @@ impl World {
 
     fn open_with(directory: TempDir, now: Now, mut config: Config, segment_bytes: u64) -> Self {
         let to = vec![RouteTarget::Address("127.0.0.1:25".parse().unwrap())];
-        config.routes.push(Route { tls: TlsMode::Disabled, ..Route::new(DomainPattern::Any, to) });
+        config.routes.push(Route { tls: Some(TlsMode::Disabled), ..Route::new(DomainPattern::Any, to) });
         let config = Arc::new(config);
         let policy = Arc::new(Policy::new(&config).unwrap());
         let options = SpoolOptions { segment_bytes, ..SpoolOptions::default() };
@@ -161,7 +161,7 @@ impl World {
                 let site = Site { name: address.to_string(), hosts: vec![host], expires: Duration::MAX };
                 let route = handover::Route {
                     site: Arc::new(site),
-                    tls: config.tls,
+                    tls: config.tls.unwrap_or(TlsMode::Opportunistic),
                     sts: None,
                     dane: true,
                     terms: Arc::default(),
@@ -523,7 +523,7 @@ fn what_a_host_lacks_is_looked_for_at_the_others() {
     let run = |second: &str| {
         let to = ["127.0.0.1:25", "127.0.0.2:25"].map(|to| RouteTarget::Address(to.parse().unwrap())).to_vec();
         let mut config = Config::new("mta.example");
-        config.routes = vec![Route { tls: TlsMode::Disabled, ..Route::new(DomainPattern::Any, to) }];
+        config.routes = vec![Route { tls: Some(TlsMode::Disabled), ..Route::new(DomainPattern::Any, to) }];
         let mut world = World::open(TempDir::new().unwrap(), START, config);
         let session = world.connect_client();
         world.client_says(session, CLIENT);
@@ -557,7 +557,7 @@ fn what_a_host_lacks_is_looked_for_at_the_others() {
 fn a_host_that_backs_off_may_have_what_another_lacks() {
     let to = ["127.0.0.1:25", "127.0.0.2:25"].map(|to| RouteTarget::Address(to.parse().unwrap())).to_vec();
     let mut config = Config::new("mta.example");
-    config.routes = vec![Route { tls: TlsMode::Disabled, ..Route::new(DomainPattern::Any, to) }];
+    config.routes = vec![Route { tls: Some(TlsMode::Disabled), ..Route::new(DomainPattern::Any, to) }];
     let mut world = World::open(TempDir::new().unwrap(), START, config);
     accepted(&mut world);
     let refuse = |world: &mut World, to: &str| {
@@ -584,7 +584,7 @@ fn a_host_that_backs_off_may_have_what_another_lacks() {
 
 fn to_peer(terms: Terms) -> Route {
     let to = vec![RouteTarget::Address("127.0.0.1:24".parse().unwrap())];
-    Route { tls: TlsMode::Disabled, terms: Arc::new(terms), ..Route::new(DomainPattern::Any, to) }
+    Route { tls: Some(TlsMode::Disabled), terms: Arc::new(terms), ..Route::new(DomainPattern::Any, to) }
 }
 
 fn routed(route: Route) -> World {
@@ -686,7 +686,7 @@ fn what_a_route_discards_counts_as_delivered_and_says_so() {
 fn a_balanced_route_shares_its_connections() {
     let first = |balance| {
         let to = (1..=4).map(|host| RouteTarget::Address(SocketAddr::from(([127, 0, 0, host], 25)))).collect();
-        let mut world = routed(Route { balance, tls: TlsMode::Disabled, ..Route::new(DomainPattern::Any, to) });
+        let mut world = routed(Route { balance, tls: Some(TlsMode::Disabled), ..Route::new(DomainPattern::Any, to) });
         for _ in 0..10 {
             accepted(&mut world);
         }
@@ -858,7 +858,7 @@ fn two_domains() -> World {
     let to = vec![RouteTarget::Address("127.0.0.1:25".parse().unwrap())];
     let route = |domain: &str, tls| {
         let domain = DomainPattern::Exact(domain.to_owned());
-        Route { tls, ..Route::new(domain, to.clone()) }
+        Route { tls: Some(tls), ..Route::new(domain, to.clone()) }
     };
     let mut config = Config::new("mta.example");
     config.shaping.connection_limit = 1;

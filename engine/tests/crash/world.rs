@@ -657,7 +657,7 @@ fn config(holds: bool) -> Config {
     let sites = [("a.example", 1), ("b.example", 2), ("c.example", 3), ("d.example", 3)];
     let route = |(domain, host): (&str, u8)| {
         let to = vec![RouteTarget::Address(SocketAddr::from(([10, 0, 0, host], 25)))];
-        Route { tls: TlsMode::Disabled, ..Route::new(DomainPattern::Exact(domain.to_owned()), to) }
+        Route { tls: Some(TlsMode::Disabled), ..Route::new(DomainPattern::Exact(domain.to_owned()), to) }
     };
     config.routes = sites.into_iter().map(route).collect();
     let source = |name: &str| EgressSource {

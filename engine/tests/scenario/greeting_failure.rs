@@ -1,5 +1,6 @@
 //! What fails before MAIL counts no attempt: the host backs off, and the messages say what they wait for.
 
+use postrider::config::TlsMode;
 use postrider::outcome::event::EventKind;
 
 use crate::support::embedded::{Running, to_sink};
@@ -62,4 +63,20 @@ fn a_refused_connection() {
     let delivery = running.event(EventKind::Delivery);
     assert_eq!(delivery.attempts, 1);
     sink.next();
+}
+
+/// A static route that says nothing of TLS leaves it to shaping: nothing goes in the clear that must not.
+#[test]
+fn no_tls_where_shaping_requires_it_of_a_static_route() {
+    let directory = tempfile::tempdir().unwrap();
+    let sink = Sink::start();
+    let mut config = to_sink(directory.path(), sink.address());
+    config.shaping.tls = TlsMode::Required;
+    let running = Running::start(config);
+    running.inject(&["a@sink.test"], &message("waiting"));
+    let rows = running.rows_when("blocked", |rows| rows.iter().any(|row| row.blocked_by.is_some()));
+    let blocked_by = rows[0].blocked_by.as_deref().unwrap_or_default();
+    assert!(blocked_by.contains("TLS is required") && rows[0].num_attempts == 0, "{blocked_by}");
+    running.shutdown();
+    assert_eq!(sink.count(Verb::Mail), 0);
 }

@@ -11,7 +11,7 @@ fn world() -> World {
     let route = |domain: &str, to: &str| {
         let domain = DomainPattern::Exact(domain.to_owned());
         let to = vec![RouteTarget::Address(to.parse().unwrap())];
-        Route { tls: TlsMode::Disabled, ..Route::new(domain, to) }
+        Route { tls: Some(TlsMode::Disabled), ..Route::new(domain, to) }
     };
     let mut config = Config::new("mta.example");
     config.shaping.connection_limit = 80;
