@@ -19,12 +19,15 @@ use crate::tools;
 
 /// In the clear, so that the tap can look; few connections, so that there is always somebody to ride; early retries.
 const WARM: &str = "tls = \"disabled\"\n[retry]\nretry_interval = [\"1s\"]\n[shaping.default]\nconnection_limit = 2\n";
+/// What is added to it: whole transactions are in flight, content included.
+const BACK_TO_BACK: &str = "chunking = \"back_to_back\"\n";
 
 #[test]
 fn real_exim() {
     let sink = Sink::start();
     let Some(exim) = Kind::Exim.start(sink.address(), Recipients::DeferEverySecond) else { return };
-    every_second_transaction_is_deferred(&sink, exim.address);
+    every_second_transaction_is_deferred(&sink, exim.address, "");
+    every_second_transaction_is_deferred(&sink, exim.address, BACK_TO_BACK);
 }
 
 #[test]
@@ -32,20 +35,24 @@ fn real_postfix() {
     let sink = Sink::start();
     let policy = Recipients::AskPolicy(policy_server());
     let Some(postfix) = Kind::Postfix.start(sink.address(), policy) else { return };
-    every_second_transaction_is_deferred(&sink, postfix.address);
+    every_second_transaction_is_deferred(&sink, postfix.address, "");
+    every_second_transaction_is_deferred(&sink, postfix.address, BACK_TO_BACK);
 }
 
 #[test]
 fn a_sink_that_keeps_the_refused_envelope() {
     let sink = Sink::start();
-    refuse_every_second(&sink, "451 4.7.1 Not this one");
-    every_second_transaction_is_deferred(&sink, sink.address());
+    refuse_every_second(&sink, "451 4.7.1 Not this one", OFFERS);
+    every_second_transaction_is_deferred(&sink, sink.address(), "");
+    refuse_every_second(&sink, "451 4.7.1 Not this one", OFFERS_CHUNKING);
+    every_second_transaction_is_deferred(&sink, sink.address(), "");
+    every_second_transaction_is_deferred(&sink, sink.address(), BACK_TO_BACK);
 }
 
 #[test]
 fn a_sink_that_refuses_for_good() {
     let sink = Sink::start();
-    refuse_every_second(&sink, "550 5.7.1 Not this one");
+    refuse_every_second(&sink, "550 5.7.1 Not this one", OFFERS);
     let count = tools::messages() / 2;
     let directory = tempfile::tempdir().unwrap();
     let tap = Tap::start(sink.address());
@@ -117,11 +124,11 @@ fn one_domain_a_transaction() {
 }
 
 /// `server`, which passes on to `sink` (or is it), defers every second transaction.
-fn every_second_transaction_is_deferred(sink: &Sink, server: SocketAddr) {
+fn every_second_transaction_is_deferred(sink: &Sink, server: SocketAddr, chunking: &str) {
     let count = tools::messages() / 5;
     let directory = tempfile::tempdir().unwrap();
     let tap = Tap::start(server);
-    let postrider = Postrider::start(directory.path(), &format!("{}{WARM}", to_sink(tap.address())));
+    let postrider = Postrider::start(directory.path(), &format!("{}{WARM}{chunking}", to_sink(tap.address())));
     send(postrider.smtp(), count);
     tap.open();
     settled(&postrider, count);
@@ -132,7 +139,7 @@ fn every_second_transaction_is_deferred(sink: &Sink, server: SocketAddr) {
     assert_rides(&tap, count / 4);
     let deferred = check_events(&directory.path().join("spool/events"), count);
     assert!(deferred >= count / 2, "every second transaction is deferred: {deferred} of {count} messages");
-    println!("{count} messages, {deferred} deferrals");
+    println!("{count} messages, {deferred} deferrals {chunking}");
 }
 
 fn send(smtp: SocketAddr, count: usize) {
@@ -191,7 +198,7 @@ fn check_events(log: &Path, count: usize) -> usize {
 
 /// Refuses all recipients of every second transaction of a session and, as real Exim does, keeps the envelope until
 /// RSET: the next MAIL is answered 503, and what follows would go under the first reverse path.
-fn refuse_every_second(sink: &Sink, refusal: &'static str) {
+fn refuse_every_second(sink: &Sink, refusal: &'static str, offers: &'static str) {
     #[derive(Default)]
     struct Seen {
         transactions: usize,
@@ -207,12 +214,19 @@ fn refuse_every_second(sink: &Sink, refusal: &'static str) {
                 seen.transactions += 1;
             }
             Verb::Rcpt if seen.transactions.is_multiple_of(2) => return Answer::from(refusal),
-            Verb::Content | Verb::Rset | Verb::Ehlo => seen.open = false,
+            Verb::Ehlo => {
+                seen.open = false;
+                return Answer::from(offers);
+            }
+            Verb::Content | Verb::Rset => seen.open = false,
             _ => {}
         }
         Answer::Usual
     });
 }
+
+const OFFERS: &str = "250-sink.test\n250-PIPELINING\n250-SIZE 104857600\n250 8BITMIME";
+const OFFERS_CHUNKING: &str = "250-sink.test\n250-PIPELINING\n250-SIZE 104857600\n250-8BITMIME\n250 CHUNKING";
 
 /// Postfix's policy protocol: defers all recipients of every second transaction that one smtpd process asks about.
 fn policy_server() -> SocketAddr {

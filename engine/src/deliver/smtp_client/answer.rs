@@ -99,8 +99,8 @@ impl<C: Content> SmtpClient<C> {
             self.write_next(out);
         } else {
             // Who took it before has had enough of this connection: Exim answers 554 to the eleventh command in a row
-            // that is no mail, and it counts RSET.
-            if !self.knows_reset || self.transactions[0].is_whole() {
+            // that is no mail, and it counts RSET. With whole transactions in flight that is one more way to lose them.
+            if !self.knows_reset {
                 self.transactions[0].irregularity = Some(Irregularity::ResetRefused);
             }
             self.end_at(Expected::Reset, Happened::Replied(reply));
