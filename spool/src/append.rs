@@ -17,7 +17,7 @@ use crate::format::{
 use crate::index::{Before, Entry, Place, Settles};
 use crate::limits::{
     ALIGN_BYTES, BLOCK_BYTES, FRAME_BYTES_TARGET, PENDING_MAIL_BYTES_MAX, PENDING_OUTCOME_BYTES_MAX, SPARES_RESERVED,
-    STATES_MAX,
+    SPARES_RESERVED_FROM_COPIES, STATES_MAX,
 };
 use crate::log::{Log, State};
 use crate::packed;
@@ -341,11 +341,16 @@ impl Log {
     /// Begins a new segment for mail with a frame that is written even if nothing is appended to it. False without a
     /// spare.
     pub(crate) fn force_segment(&mut self) -> bool {
-        assert!(self.open.is_none());
         if let Some(tail) = self.tails[Chain::Mail as usize].take() {
             self.segments.note_dead(tail.slot);
         }
-        if self.ensure_open_frame(RoomFor::Outcome, Chain::Mail).is_err() {
+        self.force_frame(Chain::Mail)
+    }
+
+    /// The same without a new segment, where there is room in the present one.
+    pub(crate) fn force_frame(&mut self, chain: Chain) -> bool {
+        assert!(self.open.is_none());
+        if self.ensure_open_frame(RoomFor::Outcome, chain).is_err() {
             return false;
         }
         let frame = self.open.as_mut().expect("a frame was just made sure of");
@@ -380,7 +385,8 @@ impl Log {
 
     fn may_take_spare(&self, room_for: RoomFor) -> bool {
         match room_for {
-            RoomFor::Mail | RoomFor::Copy => self.spares_ready() > SPARES_RESERVED,
+            RoomFor::Mail => self.spares_ready() > SPARES_RESERVED,
+            RoomFor::Copy => self.spares_ready() > SPARES_RESERVED_FROM_COPIES,
             RoomFor::Outcome => self.spares_ready() > 0,
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! A commit is one write that is durable when it completes. A short one is continued before anything is reported. After
 //! a failed one the pages in the cache are clean and may lie, so the log stops: everything above the last durable
-//! commit is taken back, and reopening goes on in another segment, whose header says where the one before ends.
+//! commit is taken back, and reopening goes on in another segment, whose header says where the one before ends; without
+//! one it puts an empty frame in the failed one's place.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -174,7 +175,9 @@ impl Log {
                 Progress::Nothing
             }
             (Purpose::DropCache, Done::DropCache) => {
-                self.state = State::Voiding;
+                if let State::DroppingCache { chain, .. } = self.state {
+                    self.state = State::Voiding { chain };
+                }
                 Progress::Nothing
             }
             (purpose, done) => panic!("{purpose:?} completed as {done:?}"),
@@ -192,12 +195,14 @@ impl Log {
     pub(crate) fn poll_commit(&mut self) -> Option<Operation> {
         match &mut self.state {
             State::Failed { .. } => return None,
-            State::DroppingCache { file } => {
+            State::DroppingCache { file, .. } => {
                 let file = file.take()?;
                 return Some(self.operation(Work::DropCache { file }, Purpose::DropCache));
             }
-            State::Voiding => {
-                if self.flight.is_none() && self.closed.is_empty() && self.open.is_none() && !self.force_segment() {
+            State::Voiding { chain } => {
+                let chain = *chain;
+                let is_idle = self.flight.is_none() && self.closed.is_empty() && self.open.is_none();
+                if is_idle && !self.begin_voiding(chain) {
                     return None;
                 }
             }
@@ -222,6 +227,13 @@ impl Log {
         let file = Arc::clone(&self.segments.get(slot).file);
         let sync = self.directory.options().durability == Durability::Fsync;
         Some(self.operation(Work::Write { file, offset, buffer, start, sync }, Purpose::Commit))
+    }
+
+    /// Voids the frame that failed in this chain: by the header of a new segment, or, where there was none to go to, by
+    /// another frame in its place. That one has a higher commit number and is durable before anything is appended.
+    fn begin_voiding(&mut self, chain: Chain) -> bool {
+        let goes_on = self.tails[chain as usize].is_some();
+        if goes_on { self.force_frame(chain) } else { self.force_segment() }
     }
 
     /// Completes the segment header, which tells what is known only now: where the segments before end.
@@ -297,7 +309,7 @@ impl Log {
         self.bodies.forget_dead(self.durable);
         frame.changes.clear();
         self.keep_buffers(buffer, frame.changes);
-        if matches!(self.state, State::Voiding) {
+        if matches!(self.state, State::Voiding { .. }) {
             self.state = State::Open;
             return Progress::Reopened;
         }
@@ -308,8 +320,8 @@ impl Log {
     fn fail(&mut self, error: io::Error) -> Progress {
         self.counters.failures += 1;
         let flight = self.flight.take().expect("a commit failed while in flight");
-        let file = Arc::clone(&self.segments.get(flight.frame.slot).file);
-        self.state = State::Failed { file };
+        let segment = self.segments.get(flight.frame.slot);
+        self.state = State::Failed { file: Arc::clone(&segment.file), chain: segment.chain };
         let mut frames: Vec<Frame> = vec![flight.frame];
         frames.extend(self.closed.drain(..));
         frames.extend(self.open.take());
@@ -320,7 +332,6 @@ impl Log {
             self.keep_buffers(frame.buffer, frame.changes);
         }
         self.pending_bytes = 0;
-        self.tails = [None; 2];
         self.copy_forward.forget();
         self.checkpoints.give_up();
         // Segments that no acknowledged frame is in. The first may have its header on the medium all the same; the next
@@ -329,10 +340,24 @@ impl Log {
             self.segments.in_use.pop_back();
             self.segments.spares.push_back(slot);
         }
+        self.end_tails();
         for slot in self.segments.in_use.clone() {
             self.segments.note_dead(slot);
         }
         Progress::Failed { error }
+    }
+
+    /// The log goes on in other segments than the one that failed. Without a spare it goes on where acknowledged frames
+    /// end: no header that seals these segments has been written, since each would have begun another one.
+    fn end_tails(&mut self) {
+        if self.spares_ready() > 0 {
+            self.tails = [None; 2];
+            return;
+        }
+        for tail in self.tails.iter_mut().flatten() {
+            tail.offset = self.segments.get(tail.slot).end;
+            assert!(tail.offset > 0);
+        }
     }
 
     fn take_back(&mut self, change: Change, commit: CommitNumber) {

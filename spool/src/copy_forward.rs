@@ -5,7 +5,7 @@
 //! there tells, the state is written again. All of that is taken in the order in which it stands in the segment, from
 //! windows that are read at once; what else belongs to a message is read by itself. Copies are checked, each octet of
 //! them. They are gathered and then written as one frame into segments of their own, since what was copied once will
-//! stay for long.
+//! stay for long. On a full disk without a segment for them they go where outcomes go: what is won is one more.
 //!
 //! How much is read depends on how much room is left ([`Urgency`]). A slice of the work is bounded too, and the next
 //! one comes a little later, so that commits go out between.
@@ -32,7 +32,7 @@ use crate::limits::{
     COPY_FORWARD_HURRIED_USED_PERCENT, COPY_FORWARD_LIVE_PERCENT_MAX, COPY_FORWARD_PAUSE_MS,
     COPY_FORWARD_PRESSED_PERCENT_MAX, COPY_FORWARD_READS_MAX, COPY_FORWARD_RETRY_MS, COPY_FORWARD_SCAN_ENTRIES,
     COPY_FORWARD_SCAN_INTERVAL_MS, COPY_FORWARD_SEGMENTS_MIN, COPY_FORWARD_SLICE_INTERVAL_US, COPY_FORWARD_SLICE_ITEMS,
-    COPY_FORWARD_WINDOW_BYTES, RESTATES_WAITING_MAX, SPARES_RESERVED,
+    COPY_FORWARD_WINDOW_BYTES, RESTATES_WAITING_MAX, SPARES_RESERVED_FROM_COPIES,
 };
 use crate::log::{Log, State};
 use crate::message::{Memory, Message};
@@ -539,24 +539,45 @@ impl Log {
 
     /// Writes what is ready, as one frame.
     fn write_copies(&mut self, now: Duration) {
-        self.copy_forward.ready_bytes = 0;
-        let waiting = self.begin_copies();
+        let bytes = mem::take(&mut self.copy_forward.ready_bytes) as u64;
+        if self.has_room_for_copies(bytes) {
+            let waiting = self.begin_copies();
+            self.append_ready(now, Chain::Copies);
+            self.end_copies(waiting);
+        } else {
+            self.append_ready(now, Chain::Mail);
+        }
+    }
+
+    /// Whether there is a segment that copies of so many bytes can go to. A full disk may have none, but where mail and
+    /// outcomes go there may be room.
+    fn has_room_for_copies(&self, bytes: u64) -> bool {
+        let needed = bytes + bytes / 8 + 2 * BLOCK_BYTES;
+        self.tail_room(Chain::Copies) >= needed || self.spares_ready() > SPARES_RESERVED_FROM_COPIES
+    }
+
+    fn append_ready(&mut self, now: Duration, chain: Chain) {
         for ready in mem::take(&mut self.copy_forward.ready) {
             let written = match ready {
-                Ready::Copy { entry, message, deferred } => self.append_copy(&entry, &message, deferred),
-                Ready::State { entry, deferred } => self.append_state(&entry, deferred),
-                Ready::Body { sequence, place, record } => self.append_body_copy(sequence, place, &record),
+                Ready::Copy { entry, message, deferred } => self.append_copy(chain, &entry, &message, deferred),
+                Ready::State { entry, deferred } => self.append_state(chain, &entry, deferred),
+                Ready::Body { sequence, place, record } => self.append_body_copy(chain, sequence, place, &record),
             };
             if written.is_none() {
                 self.pause_copy(now);
                 break;
             }
         }
-        self.end_copies(waiting);
     }
 
     /// `None` when there is no room.
-    fn append_copy(&mut self, entry: &Entry, message: &Message, deferred: Vec<RecipientResult>) -> Option<()> {
+    fn append_copy(
+        &mut self,
+        chain: Chain,
+        entry: &Entry,
+        message: &Message,
+        deferred: Vec<RecipientResult>,
+    ) -> Option<()> {
         let sequence = entry.sequence();
         let Some(present) = self.index.get(sequence).copied().filter(|present| present.is_same_state(entry)) else {
             return Some(());
@@ -578,8 +599,7 @@ impl Log {
             ..RecordHeader::default()
         };
         let content = [message.bytes(message.header().prefix_range()), message.bytes(message.header().body_range())];
-        let written =
-            self.append_record(RoomFor::Copy, Chain::Copies, header, Some(&archive), Some(&state), content).ok()?;
+        let written = self.append_record(RoomFor::Copy, chain, header, Some(&archive), Some(&state), content).ok()?;
         if let Some(before) = self.index.relocate(sequence, written.place) {
             self.recount(&before, written.commit);
             self.note(Change::Replaced(before));
@@ -589,7 +609,7 @@ impl Log {
         Some(())
     }
 
-    fn append_state(&mut self, entry: &Entry, deferred: Vec<RecipientResult>) -> Option<()> {
+    fn append_state(&mut self, chain: Chain, entry: &Entry, deferred: Vec<RecipientResult>) -> Option<()> {
         let sequence = entry.sequence();
         let present = self.index.get(sequence).filter(|present| present.is_same_state(entry));
         if present.is_none() {
@@ -602,7 +622,7 @@ impl Log {
             message: MessageId::new(self.id(), Sequence(sequence)).to_raw(),
             ..RecordHeader::default()
         };
-        let written = self.append_record(RoomFor::Copy, Chain::Copies, header, Some(&state), None, [&[], &[]]).ok()?;
+        let written = self.append_record(RoomFor::Copy, chain, header, Some(&state), None, [&[], &[]]).ok()?;
         if let Some(before) = self.index.restate(sequence, written.place) {
             self.recount(&before, written.commit);
             self.note(Change::Replaced(before));
@@ -611,7 +631,7 @@ impl Log {
         Some(())
     }
 
-    fn append_body_copy(&mut self, sequence: u64, place: Place, record: &ReadBuffer) -> Option<()> {
+    fn append_body_copy(&mut self, chain: Chain, sequence: u64, place: Place, record: &ReadBuffer) -> Option<()> {
         let is_current = self.bodies.get(sequence).is_some_and(|body| body.is_live() && body.place == place);
         if !is_current {
             return Some(());
@@ -624,7 +644,7 @@ impl Log {
             ..RecordHeader::default()
         };
         let content: [&[u8]; 2] = [&[], &record[read.body_range()]];
-        let written = self.append_record(RoomFor::Copy, Chain::Copies, header, None, None, content).ok()?;
+        let written = self.append_record(RoomFor::Copy, chain, header, None, None, content).ok()?;
         if let Some(from) = self.bodies.relocate(&mut self.segments, sequence, written.place, written.commit) {
             self.note(Change::BodyMoved { sequence, from });
         }
@@ -733,10 +753,9 @@ impl Log {
             segment.live_bytes * 1_000 / segment.charged.max(1)
         };
         let slot = *self.segments.in_use.iter().filter(is_candidate).min_by_key(share)?;
-        // All of it must fit, or nothing is won.
+        // All of it must fit, or nothing is won; where outcomes go, as much again must be left to them.
         let live_bytes = self.segments.get(slot).live_bytes;
-        let needed = live_bytes + live_bytes / 8 + 2 * BLOCK_BYTES;
-        let has_room = self.tail_room(Chain::Copies) >= needed || self.spares_ready() > SPARES_RESERVED;
+        let has_room = self.has_room_for_copies(live_bytes) || self.tail_room(Chain::Mail) / 2 >= live_bytes;
         has_room.then_some(slot)
     }
 

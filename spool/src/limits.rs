@@ -40,10 +40,14 @@ pub const BUFFERS_KEPT_MAX: usize = 3;
 pub const BUFFER_KEPT_BYTES_MAX: usize = 8 << 20;
 
 /// Free segments that a log keeps ready.
-pub const SPARES_WANTED: usize = 2;
+pub const SPARES_WANTED: usize = 3;
 
-/// Of these, the ones that mail never takes: outcomes and copies need them to empty a full spool.
-pub const SPARES_RESERVED: usize = 1;
+/// Of these, the ones that mail never takes: outcomes and copies need them to empty a full spool. What outcomes have
+/// filled can be used again only after they have gone on in another one, so they need two.
+pub const SPARES_RESERVED: usize = 2;
+
+/// And the ones that copies leave to outcomes.
+pub const SPARES_RESERVED_FROM_COPIES: usize = 1;
 
 /// Free segments above this are given back to the file system.
 pub const SPARES_KEPT_MAX: usize = 6;
@@ -163,6 +167,7 @@ const _: () = assert!(SEGMENT_BYTES_DEFAULT <= SEGMENT_BYTES_MAX);
 const _: () = assert!(SEGMENT_BYTES_MAX / ALIGN_BYTES <= u32::MAX as u64);
 const _: () = assert!(SEGMENT_BYTES_DEFAULT > (50 << 20) + (8 << 20));
 const _: () = assert!(SPARES_RESERVED < SPARES_WANTED);
+const _: () = assert!(0 < SPARES_RESERVED_FROM_COPIES && SPARES_RESERVED_FROM_COPIES < SPARES_RESERVED);
 const _: () = assert!(SPARES_WANTED <= SPARES_KEPT_MAX);
 const _: () = assert!(PENDING_MAIL_BYTES_MAX < PENDING_OUTCOME_BYTES_MAX);
 const _: () = assert!(BLOCK_BYTES.is_multiple_of(ALIGN_BYTES));

@@ -89,13 +89,18 @@ pub(crate) enum State {
     /// A write failed. `file` is what it was written to.
     Failed {
         file: Arc<dyn StorageFile>,
+        chain: Chain,
     },
     /// Cached pages of the failed file are being dropped.
     DroppingCache {
         file: Option<Arc<dyn StorageFile>>,
+        chain: Chain,
     },
-    /// An empty frame in a new segment is on its way, whose segment header voids the frame that failed.
-    Voiding,
+    /// An empty frame is on its way: in a new segment, whose header voids the frame that failed; or, without a spare,
+    /// in that one's place.
+    Voiding {
+        chain: Chain,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -383,12 +388,12 @@ impl Log {
     }
 
     /// Begins to reopen the log after [`Progress::Failed`]: drops cached pages, goes on behind the last durable commit
-    /// in another segment, and voids there what failed. False when the log has not failed.
+    /// in another segment if there is one, and voids what failed. False when the log has not failed.
     pub fn begin_reopen(&mut self) -> bool {
-        let State::Failed { file } = &self.state else {
+        let State::Failed { file, chain } = &self.state else {
             return false;
         };
-        self.state = State::DroppingCache { file: Some(Arc::clone(file)) };
+        self.state = State::DroppingCache { file: Some(Arc::clone(file)), chain: *chain };
         true
     }
 

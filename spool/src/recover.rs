@@ -2,7 +2,8 @@
 //!
 //! The checkpoint is loaded (`load.rs`), and what was written since it was begun is replayed in the order of commits,
 //! with reads and not through a map, so that a bad sector is an error and not a signal. Without a checkpoint all
-//! segments are. Nothing is ever appended to a segment that was found at the start: later headers say where it ends.
+//! segments are. Nothing is appended to a segment that was found at the start while there are others: later headers say
+//! where it ends.
 //!
 //! See also `survey.rs`, which finds the segments and their order, `replay.rs`, which reads them, and `FORMAT.md` for
 //! the case analysis.
@@ -16,6 +17,7 @@ use std::{fmt, io};
 
 use rkyv::rancor::Failure;
 
+use crate::append::Tail;
 use crate::checkpoint::{CHECKPOINT_FILES, CheckpointFile};
 use crate::copy_forward::{add_older, read_state};
 use crate::directory::LogDirectory;
@@ -26,8 +28,8 @@ use crate::format::{
 };
 use crate::index::{Entry, HELD, NOWHERE, Place, Settles, TOUCHED};
 use crate::limits::{
-    BLOCK_BYTES, CHECKPOINT_FILE_BYTES_MIN, KEPT_FILES_MAX, RECOVERY_READ_BYTES, SEGMENTS_MAX, SPARES_WANTED,
-    ZERO_STEP_BYTES,
+    BLOCK_BYTES, CHECKPOINT_FILE_BYTES_MIN, KEPT_FILES_MAX, RECOVERY_READ_BYTES, SEGMENTS_MAX, SPARES_RESERVED,
+    SPARES_WANTED, ZERO_STEP_BYTES,
 };
 use crate::load::{Checkpoint, CheckpointSurvey};
 use crate::log::{Log, check_header};
@@ -228,6 +230,7 @@ impl Log {
             reads_everything: options.reads_everything,
             begin_sequence: 0,
             held_below: 0,
+            open_ends: OpenEnds::default(),
         };
         let newest = recovery.take_checkpoints(checkpoints);
         let doubtful = recovery.read_segments(sorted, newest.as_ref());
@@ -239,10 +242,14 @@ impl Log {
             recovery.tell_summaries(checkpoint);
         }
         recovery.tell_messages()?;
+        let open_ends = recovery.open_ends;
         for slot in log.segments.in_use.clone() {
             log.segments.note_dead(slot);
         }
         log.prepare_spares();
+        if doubtful.damaged.is_empty() && !doubtful.is_any_missing && log.spares_ready() <= SPARES_RESERVED {
+            log.go_on_in(&open_ends);
+        }
         Ok(log)
     }
 
@@ -281,6 +288,60 @@ impl Log {
     }
 }
 
+impl Log {
+    /// Goes on in segments whose end nothing tells, since there are no others: else each start would use up one that
+    /// outcomes need. What is behind the end is from an earlier use, or the rest of an unfinished commit.
+    fn go_on_in(&mut self, open_ends: &OpenEnds) {
+        let OpenEnds { slots, has_cuts } = open_ends;
+        if *has_cuts {
+            return;
+        }
+        for chain in Chain::ALL {
+            let newest = self.segments.newest(chain).map(|newest| newest.number);
+            let slot = slots[chain as usize].filter(|slot| newest == Some(self.segments.get(*slot).number));
+            self.tails[chain as usize] = slot.map(|slot| Tail { slot, offset: self.segments.get(slot).end });
+        }
+    }
+
+    /// Puts an empty frame in the place of one that was cut, also where its bytes could not be put aside: nobody was
+    /// told of them. The next header will tell that the segment ends there, but that header may be torn while its frame
+    /// is whole, and then a start would take the unfinished frame for damage before a later one. Who only looks leaves
+    /// all as it is, and a disk that refuses is no worse than before.
+    fn close_cut(&mut self, slot: u16, commit: u64, begin: u64) -> bool {
+        let commit = commit.max(self.next_commit);
+        let segment = self.segments.get_mut(slot);
+        let frame = FrameHeader {
+            log: self.directory.id(),
+            segment: segment.number,
+            generation: segment.generation,
+            commit,
+            first_sequence: self.next_sequence,
+            record_count: 0,
+            length: FRAME_HEADER_BYTES as u32,
+            crc: 0,
+        };
+        let mut block = vec![0; BLOCK_BYTES as usize];
+        frame.encode(0, &mut block[..FRAME_HEADER_BYTES]);
+        let written = segment.file.write_at(&block, begin, true);
+        if !matches!(written, Ok(written) if written == block.len()) {
+            return false;
+        }
+        self.next_commit = commit + 1;
+        self.durable = CommitNumber(commit);
+        segment.end = begin + BLOCK_BYTES;
+        segment.last_commit = commit;
+        let charged = segment.end.max(segment.charged);
+        self.directory.budget().charge(charged - segment.charged);
+        segment.charged = charged;
+        // It was the only one.
+        if let Some(position) = self.segments.spares.iter().position(|spare| *spare == slot) {
+            self.segments.spares.remove(position);
+            self.segments.use_again(slot);
+        }
+        true
+    }
+}
+
 /// Returns up to where it came; an error will show again when it matters.
 fn fill_with_zeros(file: &dyn StorageFile, from: u64, to: u64) -> u64 {
     let zeros = vec![0; ZERO_STEP_BYTES as usize];
@@ -310,6 +371,16 @@ struct Recovery<'a> {
     begin_sequence: u64,
     /// Without a checkpoint, messages up to here may be finished, and what told so be gone.
     held_below: u64,
+    open_ends: OpenEnds,
+}
+
+/// Segments whose end no header tells, and no checkpoint.
+#[derive(Default)]
+struct OpenEnds {
+    /// Of each chain, its last one, if it is such.
+    slots: [Option<u16>; 2],
+    /// An unfinished commit is still where it was.
+    has_cuts: bool,
 }
 
 impl Recovery<'_> {
@@ -491,9 +562,8 @@ impl Recovery<'_> {
                 self.quarantine_at(slot, segment, &mut bytes, region, Reason::Frame);
             } else {
                 let begin = region.start;
-                if let Kept::File(_) = self.cut_at(slot, segment, &mut bytes, region) {
-                    self.close_cut(slot, commit.unwrap_or(0), begin);
-                }
+                self.cut_at(slot, segment, &mut bytes, region);
+                self.open_ends.has_cuts |= !self.log.close_cut(slot, commit.unwrap_or(0), begin);
             }
         }
         readers.iter().map(|reader| reader.read_bytes).sum()
@@ -532,6 +602,9 @@ impl Recovery<'_> {
         }
         if used.is_salvaged && is_last && frames <= 1 {
             unfinished_headers.push(used.number);
+        }
+        if is_last && used.sealed_end.is_none() && !used.is_salvaged && !used.is_truncated {
+            self.open_ends.slots[used.chain as usize] = Some(slot);
         }
         let segment = self.log.segments.get_mut(slot);
         if end == SEGMENT_HEADER_BYTES as u64 && is_last && segment.live == 0 {
@@ -894,41 +967,6 @@ impl Recovery<'_> {
         };
         (self.visit)(Recovered::Cut(&cut));
         cut.kept
-    }
-
-    /// Puts an empty frame in the place of one that was cut. The next header will tell that the segment ends there, but
-    /// that header may be torn while its frame is whole, and then a start would take the unfinished frame for damage
-    /// before a later one. Who only looks leaves all as it is, and a disk that refuses is no worse than before.
-    fn close_cut(&mut self, slot: u16, commit: u64, begin: u64) {
-        let commit = commit.max(self.log.next_commit);
-        let segment = self.log.segments.get_mut(slot);
-        let frame = FrameHeader {
-            log: self.log.directory.id(),
-            segment: segment.number,
-            generation: segment.generation,
-            commit,
-            first_sequence: self.log.next_sequence,
-            record_count: 0,
-            length: FRAME_HEADER_BYTES as u32,
-            crc: 0,
-        };
-        let mut block = vec![0; BLOCK_BYTES as usize];
-        frame.encode(0, &mut block[..FRAME_HEADER_BYTES]);
-        let written = segment.file.write_at(&block, begin, true);
-        if !matches!(written, Ok(written) if written == block.len()) {
-            return;
-        }
-        self.log.next_commit = commit + 1;
-        segment.end = begin + BLOCK_BYTES;
-        segment.last_commit = commit;
-        let charged = segment.end.max(segment.charged);
-        self.log.directory.budget().charge(charged - segment.charged);
-        segment.charged = charged;
-        // It was the only one.
-        if let Some(position) = self.log.segments.spares.iter().position(|spare| *spare == slot) {
-            self.log.segments.spares.remove(position);
-            self.log.segments.use_again(slot);
-        }
     }
 
     /// Writes a header for frames that were found without a whole one, so that a later start need not guess again. What

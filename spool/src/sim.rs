@@ -156,6 +156,13 @@ impl SimDisk {
 }
 
 impl State {
+    /// Whether another file of this size has room.
+    fn check_room(&self, bytes: u64) -> io::Result<()> {
+        let used: u64 = self.files.values().map(|content| lock(content).durable.len() as u64).sum();
+        let is_full = self.faults.capacity.is_some_and(|capacity| used + bytes > capacity);
+        if is_full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+
     /// Counts an operation, and tells whether it may succeed.
     fn step(&mut self) -> io::Result<()> {
         self.operations += 1;
@@ -210,10 +217,7 @@ impl Storage for SimDisk {
         {
             let mut state = self.state();
             state.step()?;
-            let used: u64 = state.files.values().map(|content| lock(content).durable.len() as u64).sum();
-            if state.faults.capacity.is_some_and(|capacity| used + bytes > capacity) {
-                return Err(io::ErrorKind::StorageFull.into());
-            }
+            state.check_room(bytes)?;
             let mut content = lock(state.files.entry(path.to_owned()).or_default());
             content.durable.resize(bytes as usize, 0);
             content.cached.resize(bytes as usize, 0);
@@ -222,7 +226,11 @@ impl Storage for SimDisk {
     }
 
     fn replace(&self, path: &Path, contents: &[u8]) -> io::Result<()> {
-        self.state().step()?;
+        {
+            let mut state = self.state();
+            state.step()?;
+            state.check_room(contents.len() as u64)?;
+        }
         self.set_bytes(path, contents.to_vec());
         Ok(())
     }

@@ -95,8 +95,8 @@ fn run(seed: u64, steps: &[Step]) {
             Step::Shorten { bytes } => {
                 world.set_faults(Faults { write_bytes_max: Some(bytes), ..Faults::default() });
             }
-            Step::Fill => world.set_faults(Faults { capacity: Some(0), ..Faults::default() }),
-            Step::Heal => world.set_faults(Faults::default()),
+            Step::Fill => world.set_full(true),
+            Step::Heal => world.set_full(false),
             Step::Reopen => {
                 world.log().begin_reopen();
             }
@@ -105,8 +105,8 @@ fn run(seed: u64, steps: &[Step]) {
             Step::Look => world.look_at_image(),
         }
     }
-    world.set_faults(Faults::default());
-    world.settle();
+    world.set_full(false);
+    world.empty();
     world.crash();
 }
 

@@ -53,6 +53,13 @@ fn settle(log: &mut Log, now: Duration) {
     }
 }
 
+/// The same without upkeep.
+fn commit(log: &mut Log, now: Duration) {
+    while let Some(operation) = log.poll_awaited(now) {
+        log.handle_completion(now, execute(operation));
+    }
+}
+
 /// Lets time pass, and the log do what it does by itself.
 fn rest(log: &mut Log, now: &mut Duration) {
     for _ in 0..30 {
@@ -112,11 +119,164 @@ fn without_space_on_the_device_it_refuses_mail_takes_outcomes_and_recovers() {
     assert_eq!(log.is_open_for_mail(), Ok(()));
     assert_eq!(fill(&mut log, now, &mut ids), Closed::NoSpace);
     disk.set_faults(Faults::default());
-    // What is due first need not be that.
-    for _ in 0..5 {
+    // What is due first need not be that, but copying, which there is room for.
+    for _ in 0..10 {
         now = log.next_timeout().unwrap().max(now);
         settle(&mut log, now);
     }
+    assert_eq!(log.is_open_for_mail(), Ok(()));
+}
+
+/// Writes down what became of a message; where there is no room for that, the log is given time to make some.
+fn deliver(log: &mut Log, now: &mut Duration, id: MessageId) {
+    for _ in 0..40 {
+        match log.append_outcome(&outcome(id, Fate::Delivered, 1)) {
+            Ok(_) => return settle(log, *now),
+            Err(AppendError::Full(Closed::NoSpace)) => rest(log, now),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    panic!("outcomes find no room any more: {:?}", log.statistics());
+}
+
+/// A log on a disk that is full of mail, and the mail in an order in which it ends all over the segments: none of them
+/// is dead before the outcomes have filled more than one.
+fn full_log(disk: &SimDisk) -> (Spool, Log, Vec<MessageId>) {
+    let (spool, mut log) = open(Arc::new(disk.clone()), Path::new("/spool"), options());
+    let mut ids = VecDeque::new();
+    disk.set_faults(FULL);
+    assert_eq!(fill(&mut log, Duration::ZERO, &mut ids), Closed::NoSpace);
+    let ids: Vec<_> =
+        (0..13).flat_map(|first| ids.iter().skip(first).step_by(13).copied().collect::<Vec<_>>()).collect();
+    assert!(ids.len() > 80);
+    (spool, log, ids)
+}
+
+const FULL: Faults = Faults {
+    capacity: Some(10 * SEGMENT_BYTES),
+    operations_left: None,
+    is_permanent: false,
+    sectors_written: 0,
+    write_bytes_max: None,
+};
+
+/// What outcomes fill holds nothing that counts, but it is the newest segment. Once it was the only one that they could
+/// take of a full disk, and where it did not suffice nothing was ever written down again.
+#[test]
+fn a_full_disk_empties_in_any_order() {
+    let disk = SimDisk::new(1);
+    let (_spool, mut log, ids) = full_log(&disk);
+    let mut now = Duration::ZERO;
+    for id in ids {
+        deliver(&mut log, &mut now, id);
+    }
+    rest(&mut log, &mut now);
+    assert_eq!(log.statistics().live_messages, 0);
+    assert_eq!(log.is_open_for_mail(), Ok(()));
+}
+
+fn defer(log: &mut Log, now: Duration, id: MessageId) {
+    log.append_outcome(&outcome(id, Fate::Deferred { due_ms: 1 }, 1)).unwrap();
+    settle(log, now);
+}
+
+/// Each start went on in another segment, and on a full disk the last one was soon begun. Then what became of messages
+/// could not be written down, so that none was sent and the disk stayed full.
+#[test]
+fn starts_on_a_full_disk_use_nothing_up() {
+    let mut disk = SimDisk::new(1);
+    let (spool, log, ids) = full_log(&disk);
+    drop((spool, log));
+    let mut now = Duration::ZERO;
+    let restart = |disk: &SimDisk| {
+        let disk = disk.restart();
+        disk.set_faults(FULL);
+        let (spool, log) = open(Arc::new(disk.clone()), Path::new("/spool"), options());
+        (disk, spool, log)
+    };
+    // What counts in the segment that a start went on in keeps it from being used again.
+    for id in &ids[..12] {
+        let (next, _spool, mut log) = restart(&disk);
+        disk = next;
+        defer(&mut log, now, *id);
+        rest(&mut log, &mut now);
+    }
+    for some in ids.chunks(4) {
+        let (next, _spool, mut log) = restart(&disk);
+        disk = next;
+        for id in some {
+            assert!(log.is_live(*id));
+            deliver(&mut log, &mut now, *id);
+        }
+    }
+    let (_, _spool, mut log) = restart(&disk);
+    rest(&mut log, &mut now);
+    assert_eq!(log.statistics().live_messages, 0);
+    assert_eq!(log.is_open_for_mail(), Ok(()));
+}
+
+/// Where a checkpoint tells a segment's end, nothing behind it is read. So nothing is appended there either.
+#[test]
+fn a_start_does_not_go_on_behind_an_end_that_a_checkpoint_tells() {
+    let disk = SimDisk::new(1);
+    let (spool, mut log) = open(Arc::new(disk.clone()), Path::new("/spool"), options());
+    let mut now = Duration::ZERO;
+    let mut ids = Vec::new();
+    // Enough for a checkpoint, which the next process writes.
+    for _ in 0..25 {
+        ids.push(log.append_message(&envelope(), b"", &[b'x'; 3_000]).unwrap().0);
+        commit(&mut log, now);
+    }
+    drop((spool, log));
+    let (spool, mut log) = open(Arc::new(disk.clone()), Path::new("/spool"), options());
+    rest(&mut log, &mut now);
+    let statistics = log.statistics();
+    assert_eq!((statistics.checkpoints, statistics.commits, statistics.segments_spare), (1, 0, 3));
+    drop((spool, log));
+    // Somebody else takes the place of a spare.
+    let is_spare = |path: &std::path::PathBuf| {
+        path.to_str().unwrap().contains("segment-") && disk.bytes(path).iter().all(|byte| *byte == 0)
+    };
+    let spare = disk.paths().into_iter().find(is_spare).unwrap();
+    disk.remove(&spare).unwrap();
+    disk.set_faults(Faults { capacity: Some(0), ..Faults::default() });
+    // For the events' sake it is read from its begin all the same.
+    let mut spool = Spool::open_on(Arc::new(disk.clone()), Path::new("/spool"), options()).unwrap();
+    let directory = spool.assign(1).unwrap().remove(0).remove(0);
+    let recover = RecoverOptions { seed: 2, event_cursor: Sequence(0), ..RecoverOptions::default() };
+    let mut log = Log::recover(directory, recover, &mut |_| {}).unwrap();
+    assert_eq!(log.statistics().segments_spare, 2);
+    log.append_outcome(&outcome(ids[0], Fate::Delivered, 1)).unwrap();
+    commit(&mut log, now);
+    drop((spool, log));
+    let (_spool, log) = open(Arc::new(disk), Path::new("/spool"), options());
+    assert!(!log.is_live(ids[0]));
+    assert!(log.is_live(ids[1]));
+}
+
+/// The same where writes fail: each time the log was reopened in another segment.
+#[test]
+fn reopening_on_a_full_disk_uses_nothing_up() {
+    let disk = SimDisk::new(1);
+    let (_spool, mut log, ids) = full_log(&disk);
+    let mut now = Duration::ZERO;
+    for id in &ids[..5] {
+        disk.set_faults(Faults { operations_left: Some(0), sectors_written: 8, ..FULL });
+        log.append_outcome(&outcome(*id, Fate::Delivered, 1)).unwrap();
+        let operation = log.poll_operation(now, &mut ()).unwrap();
+        assert!(matches!(log.handle_completion(now, execute(operation)), Progress::Failed { .. }));
+        disk.set_faults(FULL);
+        assert!(log.begin_reopen());
+        settle(&mut log, now);
+        assert!(log.is_live(*id));
+        defer(&mut log, now, *id);
+        rest(&mut log, &mut now);
+    }
+    for id in ids {
+        deliver(&mut log, &mut now, id);
+    }
+    rest(&mut log, &mut now);
+    assert_eq!(log.statistics().live_messages, 0);
     assert_eq!(log.is_open_for_mail(), Ok(()));
 }
 

@@ -180,6 +180,8 @@ pub(crate) struct World {
     bodies: Vec<SharedBody>,
     pub(crate) images: u64,
     pub(crate) seen: Seen,
+    /// The disk's, also after the power went.
+    capacity: Option<u64>,
 }
 
 struct SharedBody {
@@ -227,6 +229,7 @@ impl World {
             bodies: Vec::new(),
             images: 0,
             seen: Seen::default(),
+            capacity: None,
         };
         let found = world.open();
         assert!(found.model.is_empty());
@@ -366,6 +369,15 @@ impl World {
         }
     }
 
+    /// Every recipient of the message that is pending gets a final fate.
+    fn deliver(&mut self, id: MessageId) {
+        let pending = &self.expected()[&id].pending;
+        let results: Vec<_> = pending.keys().map(|index| (*index, Fate::Delivered, 9)).collect();
+        if let Ok((sequence, commit)) = self.log().append_outcome(&outcome(id, &results)) {
+            self.pending.push((commit, Appended::Outcome { sequence, id, results }));
+        }
+    }
+
     pub(crate) fn poll(&mut self) {
         let mut summaries = Summaries { durable: &self.durable, pending: &self.pending, model: None };
         while let Some(operation) = self.log.as_mut().unwrap().poll_operation(self.now, &mut summaries) {
@@ -490,7 +502,45 @@ impl World {
     }
 
     pub(crate) fn set_faults(&mut self, faults: Faults) {
-        self.disk.set_faults(faults);
+        self.disk.set_faults(Faults { capacity: faults.capacity.or(self.capacity), ..faults });
+    }
+
+    /// Whether the disk has room for new files from now on.
+    pub(crate) fn set_full(&mut self, is_full: bool) {
+        self.capacity = is_full.then_some(0);
+        self.set_faults(Faults::default());
+    }
+
+    /// Everything is delivered, however full the disk is, and then mail is taken again: a full spool can always empty.
+    pub(crate) fn empty(&mut self) {
+        self.set_faults(Faults::default());
+        self.log().begin_reopen();
+        while !self.pins.is_empty() {
+            self.unpin_one();
+        }
+        (0..self.bodies.len()).for_each(|_| self.release_body());
+        let mut rests = 0;
+        loop {
+            self.settle();
+            self.move_cursor();
+            // What makes room is spread over time.
+            self.advance(5);
+            let expected = self.expected();
+            let is_idle = expected.is_empty() && self.log().is_open_for_mail().is_ok();
+            if is_idle {
+                return;
+            }
+            let id = match expected.keys().nth(self.random.below(expected.len().max(1) as u64) as usize) {
+                Some(id) if self.log().is_open_for_outcomes().is_ok() => *id,
+                _ => {
+                    rests += 1;
+                    assert!(rests < 2_000, "it never empties: {:?}", self.log().statistics());
+                    self.advance(20);
+                    continue;
+                }
+            };
+            self.deliver(id);
+        }
     }
 
     /// What may be found now, most probable first, with the sequences behind the event cursor.
@@ -514,7 +564,7 @@ impl World {
     }
 
     fn check(&mut self, found: &Found) -> (Model, Vec<u64>) {
-        assert_eq!(found.quarantines, Vec::<String>::new());
+        assert!(found.quarantines.is_empty(), "{:?}", found.quarantines);
         self.seen.cuts += found.cuts as u64;
         self.seen.summaries += found.summaries;
         let possible = self.possibilities();
@@ -539,6 +589,7 @@ impl World {
     }
 
     fn recover_image(&mut self, image: &SimDisk) -> Found {
+        image.set_faults(Faults { capacity: self.capacity, ..Faults::default() });
         let seed = self.random.below(1 << 30);
         open(image, self.options, seed, self.cursor).2
     }
@@ -557,6 +608,7 @@ impl World {
     fn restart_on(&mut self, next: impl FnOnce(&SimDisk) -> SimDisk) {
         self.close();
         self.disk = next(&self.disk);
+        self.set_faults(Faults::default());
         let found = self.open();
         let (model, events) = self.check(&found);
         // What recovery told is acted upon, so it must be on the medium.
