@@ -29,7 +29,7 @@ pub(crate) enum Canary {
     EndlessEvents,
     /// Who takes over pairs from another shard begins with nothing counted.
     ForgottenLimits,
-    /// A home never hears who has taken over pairs.
+    /// A home hears nothing of moves, and goes on with the owner that it knows.
     UntoldHome,
     /// A crash loses one of the spool's segments.
     LostSegment,

@@ -100,6 +100,7 @@ struct Totals {
     virtual_hours: u64,
     events: u64,
     crashes: u64,
+    moves: u64,
     faults: BTreeMap<&'static str, u64>,
     verdicts: BTreeMap<&'static str, u64>,
     sessions: BTreeMap<&'static str, u64>,
@@ -113,6 +114,7 @@ impl Totals {
         self.virtual_hours += report.duration / clock::HOUR;
         self.events += report.events;
         self.crashes += report.crashes;
+        self.moves += report.moves;
         for (name, count) in &report.faults {
             *self.faults.entry(name).or_default() += count;
         }
@@ -145,8 +147,8 @@ impl Totals {
             }
         }
         println!(
-            "{} runs, {} of them long and full enough; {} recipients, {} hours, {} crashes, {} events",
-            self.runs, self.runs_that_count, self.recipients, self.virtual_hours, self.crashes, self.events
+            "{} runs, {} of them long and full enough; {} recipients, {} hours, {} crashes, {} moves, {} events",
+            self.runs, self.runs_that_count, self.recipients, self.virtual_hours, self.crashes, self.moves, self.events
         );
         println!("{:.0} runs a minute", self.runs as f64 / took.as_secs_f64().max(0.001) * 60.0);
     }

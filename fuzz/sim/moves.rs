@@ -18,6 +18,8 @@ use crate::world::{Event, World};
 pub(crate) struct Moves {
     pub(crate) random: Random,
     under_way: Option<Move>,
+    /// Those that came to their end.
+    pub(crate) done: u64,
     /// When each shard hears the last of what it was told: that keeps its order before a move's messages.
     told_at: Vec<Micros>,
 }
@@ -31,7 +33,7 @@ struct Move {
 
 impl Moves {
     pub(crate) fn new(seed: u64) -> Self {
-        Self { random: Random::new(seed.rotate_left(32) ^ 0x6d6f_7665), under_way: None, told_at: Vec::new() }
+        Self { random: Random::new(seed.rotate_left(32) ^ 0x6d6f_7665), under_way: None, done: 0, told_at: Vec::new() }
     }
 
     /// A life begins.
@@ -83,10 +85,21 @@ impl World {
         let under_way = self.moves.under_way.take().filter(|it| it.rollup == *rollup);
         let owner = under_way.expect("nobody takes over what does not move").to;
         self.owners.insert((rollup.source, Arc::clone(&rollup.rollup)), owner);
-        let untold = (self.canary == Some(Canary::UntoldHome)).then_some(self.shards.len() - 1);
-        for shard in (0..self.shards.len()).filter(|shard| Some(*shard) != untold) {
+        self.moves.done += 1;
+        let told: Vec<usize> = (0..self.shards.len()).filter(|home| !self.is_untold(*home)).collect();
+        for shard in told {
             self.tell_in_order(shard, ShardMessage::Moved { rollup: rollup.clone(), owner });
         }
+    }
+
+    fn is_untold(&self, home: usize) -> bool {
+        self.canary == Some(Canary::UntoldHome) && home == self.shards.len() - 1
+    }
+
+    /// A message to a home that hears nothing of moves: what it would have answered.
+    pub(crate) fn forged_answer(&self, to: usize, message: &ShardMessage) -> Option<(usize, ShardMessage)> {
+        let ShardMessage::Withdraw { owner, number, .. } = *message else { return None };
+        self.is_untold(to).then_some((owner, ShardMessage::Withdrawn { home: to, number }))
     }
 
     /// Behind all that the control thread has told the shard before.

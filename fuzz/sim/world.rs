@@ -93,6 +93,8 @@ pub(crate) struct Report {
     pub(crate) duration: Micros,
     pub(crate) shards_max: usize,
     pub(crate) crashes: u64,
+    /// Pairs that moved to another shard.
+    pub(crate) moves: u64,
     pub(crate) faults: Vec<(&'static str, u64)>,
     pub(crate) verdicts: BTreeMap<&'static str, u64>,
     /// Verdicts on sessions.
@@ -260,6 +262,7 @@ impl World {
             duration: 0,
             shards_max: 0,
             crashes: 0,
+            moves: 0,
             faults: Vec::new(),
             verdicts: BTreeMap::new(),
             sessions: BTreeMap::new(),
@@ -537,7 +540,9 @@ impl World {
                         }
                     }
                     let is_lost = self.canary == Some(Canary::DroppedMail) && self.random.one_in(300);
-                    if !is_lost {
+                    if let Some((to, answer)) = self.forged_answer(to, &message) {
+                        self.mail(to, answer);
+                    } else if !is_lost {
                         self.mail(to, message);
                     }
                 }
@@ -850,6 +855,7 @@ impl World {
         self.rates.check(&self.wanted, &self.ledger, &self.hosts, SITES);
         self.report.counts = self.ledger.counts;
         self.report.duration = self.clock.micros();
+        self.report.moves = self.moves.done;
         self.report.faults = self.mix.struck().collect();
         self.report
     }
