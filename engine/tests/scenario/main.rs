@@ -14,6 +14,7 @@ mod automation;
 mod back_to_back;
 mod bounce_5xx;
 mod bounce_queued;
+mod busy_shard;
 mod campaign;
 mod dane;
 mod deliver_once;
