@@ -1,7 +1,7 @@
 //! A roll-up's pairs come from another shard or go to one, and a home hears of it. `pool/pair/moving.rs` has the steps.
 
 use super::{Action, Shard};
-use crate::handover::{Blocked, ControlMessage, PairKey, RollupKey, ShardMessage};
+use crate::handover::{ControlMessage, RollupKey, ShardMessage};
 use crate::mail::time::Now;
 use crate::pool::pair::OwnerState;
 
@@ -32,15 +32,8 @@ impl Shard {
     pub(super) fn take_over(&mut self, now: Now, mut state: OwnerState) {
         self.metrics.moves_done.inc();
         let rollup = state.rollup().clone();
-        let pairs: Vec<PairKey> = state.pairs().cloned().collect();
         self.automation.put(now.monotonic, std::mem::take(&mut state.counted));
         self.pools.take_over(now, &mut |below| self.random.u64(0..below), state);
-        for pair in pairs {
-            if let Some(suspension) = self.suspensions.of_pair(now.wall_ms, &pair) {
-                let blocked = Blocked { until_ms: suspension.until_ms, reason: suspension.blocked_by() };
-                self.pools.suspend(now, |other| *other == pair, &blocked);
-            }
-        }
         self.actions.push_back(Action::Control(ControlMessage::TookOver { shard: self.id, rollup }));
     }
 

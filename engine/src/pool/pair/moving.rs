@@ -28,7 +28,7 @@
 //!   the old owner before `Withdraw` is one more home that sends to it, and answers `Withdraw` behind that.
 //! * A ticket whose message is being read when `Withdraw` comes is taken back when it has been read.
 //! * A suspension that the old owner knows of is known to the new one before `TakeOver`, because both come by way of
-//!   control. So the new owner goes by its own list, not by what its pairs were.
+//!   control. Each goes by its own list when a ticket comes, not by what its pairs were.
 //! * Nothing tells homes of a block once the owner has withdrawn: it could come behind the new owner's credits.
 //! * Trust in hosts, suspensions and the limits that rules have set are every shard's already.
 //!
@@ -40,7 +40,7 @@ use std::time::Duration;
 
 use super::pacing::{LimitOf, Wake};
 use super::{Carried, Order, Pair, Pools};
-use crate::handover::{Attempt, PairKey, RollupKey};
+use crate::handover::{Attempt, RollupKey};
 use crate::limits::{MOVE_PATIENCE, ROLLUPS_TOLD_MAX};
 use crate::mail::time::Now;
 use crate::pool::automation::Counted;
@@ -83,10 +83,6 @@ pub(super) struct Leaving {
 impl OwnerState {
     pub fn rollup(&self) -> &RollupKey {
         &self.rollup
-    }
-
-    pub fn pairs(&self) -> impl Iterator<Item = &PairKey> {
-        self.pairs.iter().map(|pair| &pair.key)
     }
 }
 

@@ -69,6 +69,10 @@ struct Engine {
     /// Where pairs that move are to go, and what came of those that did.
     moving: HashMap<RollupKey, usize>,
     moves: Vec<(RollupKey, bool)>,
+    /// How long it takes until something is durably reserved.
+    reserving_takes: Duration,
+    /// A shard that hears nothing for now.
+    deaf: Option<usize>,
     /// How long the sinks take to answer content; and whether they refuse connections, and what was tried meanwhile.
     content_takes: Duration,
     are_sinks_down: bool,
@@ -140,6 +144,8 @@ impl Engine {
             put_off: 0,
             moving: HashMap::new(),
             moves: Vec::new(),
+            reserving_takes: Duration::from_millis(3),
+            deaf: None,
             content_takes: Duration::ZERO,
             are_sinks_down: false,
             refused: Vec::new(),
@@ -223,7 +229,8 @@ impl Engine {
         while self.now < end {
             while (0..self.shards.len()).filter(|&shard| self.turn(shard)).count() > 0 {}
             let now = self.clock();
-            let turns = self.shards.iter().map(|shard| shard.next_timeout(now));
+            let hearing = self.shards.iter().filter(|shard| self.deaf != Some(shard.id()));
+            let turns = hearing.map(|shard| shard.next_timeout(now));
             let turn = turns.min().unwrap().saturating_sub(now.monotonic).max(Duration::from_micros(100));
             let event = self.events.first_key_value().map_or(Duration::MAX, |((at, _), _)| *at);
             self.now = (self.now + turn).min(event).min(end);
@@ -238,6 +245,9 @@ impl Engine {
 
     fn turn(&mut self, shard: usize) -> bool {
         let now = self.clock();
+        if self.deaf == Some(shard) {
+            return false;
+        }
         let mut acted = !self.mail[shard].is_empty();
         for message in std::mem::take(&mut self.mail[shard]) {
             self.shards[shard].handle_message(message);
@@ -299,7 +309,7 @@ impl Engine {
                 }
                 self.moves.push((rollup, true));
             }
-            Action::Reserve(reservation) => self.soon(Duration::from_millis(3), Event::Reserved(shard, reservation)),
+            Action::Reserve(reservation) => self.soon(self.reserving_takes, Event::Reserved(shard, reservation)),
             Action::Injected { answer: Err(refusal), .. } if refusal.code() == 450 => self.put_off += 1,
             Action::Injected { answer, .. } => _ = answer.unwrap(),
             Action::Events(_) => {}

@@ -177,6 +177,66 @@ fn what_waits_at_a_keeper_goes_on_after_a_move() {
     }
 }
 
+/// Of a limit that lets something pass each half a minute, nobody waits for the next permit to move.
+#[test]
+fn what_waits_long_at_a_keeper_does_not_hold_up_a_move() {
+    let mut engine = Engine::start("[[tenant]]\nname = \"a\"\nmax_message_rate = \"2/min\"\n", 2);
+    (0..10).for_each(|number| engine.inject_of(number % 2, "a", 0));
+    for part in 1..10 {
+        engine.run_until(seconds(10 * part));
+        engine.move_on(SLOW);
+    }
+    assert_eq!(engine.done(), 9);
+    assert!((2..=4).contains(&engine.sink(SLOW).mails.len()), "{}", engine.sink(SLOW).mails.len());
+    engine.run_until(seconds(400));
+    assert_eq!((engine.sink(SLOW).mails.len(), engine.waiting()), (10, 0));
+    assert!(engine.sink(SLOW).most_within(seconds(60)) <= 2);
+}
+
+/// Until each home has heard, one of them might still send to the old owner: here one that has new mail, and the old
+/// owner's standing credits.
+#[test]
+fn a_move_waits_for_every_home() {
+    for (deaf_for, done) in [(seconds(1), 1), (MOVE_PATIENCE + seconds(1), 0)] {
+        let mut engine = Engine::start(TWENTY, 3);
+        queue(&mut engine, 3, 0);
+        engine.run_until(seconds(3));
+        (0..100).for_each(|number| engine.inject(0, &format!("r{number}@slow.test"), Priority::Normal));
+        engine.run_until(seconds(4));
+        let rollup = engine.rollups(SLOW).remove(0);
+        assert_eq!(engine.owners[&(0, Arc::clone(&rollup.rollup))], 0);
+        engine.deaf = Some(2);
+        (0..100).for_each(|number| engine.inject(2, &format!("r{number}@slow.test"), Priority::Normal));
+        engine.begin_move(rollup, 0);
+        engine.run_until(seconds(4) + deaf_for);
+        assert_eq!(engine.moves.len(), 1 - done, "not before it has heard; or it is given up");
+        engine.deaf = None;
+        engine.run_until(seconds(6) + deaf_for);
+        assert_eq!((engine.moves.len(), engine.done()), (1, done));
+        engine.run_until(seconds(40));
+        assert_eq!((engine.sink(SLOW).mails.len(), engine.waiting()), (203, 0), "and its mail goes too");
+        let sink = engine.sink(SLOW);
+        assert!(sink.most_within(seconds(1)) <= 20 && sink.open_most <= 5);
+    }
+}
+
+/// What was asked for is the old owner's, and nobody else would hear of it.
+#[test]
+fn a_move_waits_for_its_reservations() {
+    let mut engine = Engine::start("[shaping.\"slow.test\"]\nmax_message_rate = \"600/min\"\n", 2);
+    engine.reserving_takes = Duration::from_millis(400);
+    queue(&mut engine, 200, 0);
+    for part in 1..12 {
+        engine.run_until(seconds(2 * part));
+        engine.move_on(SLOW);
+    }
+    assert_eq!(engine.done(), 11);
+    engine.run_until(seconds(90));
+    assert_eq!((engine.sink(SLOW).mails.len(), engine.waiting()), (200, 0), "its rate is not held up for ever");
+    let reserved: u32 = engine.reserved.values().flatten().map(|(_, units)| units).sum();
+    assert!(reserved <= 200 + 2 * 30, "{reserved}: none of them is lost");
+}
+
 /// A host that refused is left alone by the new owner for as long.
 #[test]
 fn a_host_is_left_alone_after_a_move() {
