@@ -97,3 +97,16 @@ fn a_half_is_never_nothing() {
     let rate = HalvedLimits { connection_limit: false, ..BOTH };
     assert!(Limited::halved(0, rate, STEP, configured(8, None), None).is_none());
 }
+
+/// What an owner has seen goes with the pairs that move, and nothing else does.
+#[test]
+fn thresholds_count_on_at_another_owner() {
+    let (mut old, mut new) = (Automation::default(), Automation::default());
+    let (google, yahoo) = (pair(0, "google"), pair(0, "yahoo"));
+    assert_eq!(fires(&mut old, 0, &google, flow("a", "")), 0);
+    assert_eq!(fires(&mut old, 0, &yahoo, flow("a", "")), 0);
+    new.put(Duration::from_secs(1), old.take_out(&google.rollup_key()));
+    assert_eq!(fires(&mut new, 2, &google, flow("a", "")), 2, "the second within a minute");
+    assert_eq!(fires(&mut old, 2, &yahoo, flow("a", "")), 2, "and so here");
+    assert_eq!(fires(&mut old, 3, &google, flow("a", "")), 0, "of which nothing is left");
+}

@@ -169,7 +169,9 @@ impl Pools {
             shared.connection_limit = connection_limit;
             shared.messages = messages;
         }
-        for pair in pairs {
+        for mut pair in pairs {
+            // Homes are met anew.
+            pair.demand = Demand::new(self.options.homes, Arc::clone(&self.options.shared_limits));
             let configured = Arc::clone(&pair.configured);
             let known = self.keys.contains_key(&pair.key);
             assert!(!known, "LIMITS-HOLD: a pair has one owner");
@@ -284,12 +286,9 @@ impl Pools {
             self.wakes.remove(&(at, Wake::Pair(place)));
         }
         assert!(pair.open.is_empty() && pair.tickets.is_empty(), "a pair moves without connections and tickets");
-        Pair {
-            // Homes are met anew, and blocks found out about by the back-off that is kept.
-            demand: Demand::new(self.options.homes, Arc::clone(&self.options.shared_limits)),
-            suspended: false,
-            ..pair
-        }
+        // Blocks are found out about by the back-off that is kept, and suspensions by each shard's list.
+        pair.suspended = false;
+        pair
     }
 }
 
