@@ -2,6 +2,7 @@
 //!
 //! * `egress.rs`: which source of a pool a message goes by.
 //! * `pair.rs`: a pair's tickets, credits, connections and back-off; all its limits have this one owner.
+//! * `pair/tickets.rs`: which of its tickets is begun first. `pair/opening.rs`: where it connects to.
 //! * `rate.rs`: a limit that holds in every window of its own length.
 //! * `pair/pacing.rs`: whose turn it is by such limits.
 //! * `pair/moving.rs`: how pairs move to another shard.

@@ -8,11 +8,13 @@
 //! and until when.
 
 mod moving;
+mod opening;
+mod order;
 mod pacing;
 mod permit;
 mod quota;
+mod tickets;
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,22 +23,21 @@ use ahash::{HashMap, HashMapExt as _};
 
 use self::moving::Leaving;
 pub use self::moving::OwnerState;
+pub use self::order::{HostFate, Order};
 use self::pacing::{Pace, Rollup, Wake};
+use self::tickets::Rank;
 use super::connection::{ConnectionKey, Slot, SlotState, Slots};
 use super::demand::{Demand, Turn};
 use super::openings::Openings;
 use super::rate::{PastLimits, Started};
-use super::site::{BackOff, Choice, Hosts};
+use super::site::{BackOff, Hosts};
 use super::suspension::StricterLimits;
 use super::trust::Trust;
 use super::warmup::DayQuota;
-use crate::config::{Chunking, EgressSource, LimitId, LimitSettings, Shaping, SharedLimits, Terms, Warmup};
-use crate::fair::{CLASSES, Flow, class_ratio};
-use crate::handover::{
-    Attempt, Backlog, Blocked, Credit, Elsewhere, Need, PairKey, Permit, RollupKey, Route, TlsPolicyKey, TlsRequirement,
-};
+use crate::config::{Chunking, EgressSource, LimitSettings, Shaping, SharedLimits, Terms, Warmup};
+use crate::fair::{CLASSES, Flow};
+use crate::handover::{Attempt, Backlog, Blocked, Credit, Elsewhere, Need, PairKey, Permit, Route};
 use crate::limits::PAIRS_KEPT;
-use crate::mail::address::domain_of;
 use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 
@@ -53,112 +54,6 @@ pub struct PoolOptions {
     pub shared_limits: Arc<SharedLimits>,
     /// Homes, that is, shards.
     pub homes: usize,
-}
-
-/// What the owner decided.
-#[derive(Debug)]
-pub enum Order {
-    Connect {
-        connection: ConnectionKey,
-        source: usize,
-        host_name: String,
-        to: Endpoint,
-        tls: TlsRequirement,
-        /// What its session counts for.
-        policy: TlsPolicyKey,
-        shaping: Arc<Shaping>,
-    },
-    Start {
-        connection: ConnectionKey,
-        attempt: Box<Attempt>,
-    },
-    Quit {
-        connection: ConnectionKey,
-    },
-    Credits {
-        home: usize,
-        pair: PairKey,
-        /// None: standing ones.
-        flow: Option<Arc<Flow>>,
-        credits: u32,
-    },
-    Block {
-        home: usize,
-        pair: PairKey,
-        blocked: Blocked,
-    },
-    /// The pair's homes are to know that a rate holds it.
-    Paced {
-        home: usize,
-        pair: PairKey,
-        blocked: Blocked,
-    },
-    /// Units of a limit are to be reserved durably; [`Pools::handle_reserved`] is the answer.
-    Reserve {
-        limit: Arc<str>,
-        units: u32,
-    },
-    /// The keeper of the limits over many pairs is asked; [`Pools::handle_permit`] is the answer.
-    Want {
-        home: usize,
-        pair: PairKey,
-        flow: Arc<Flow>,
-        limits: Arc<[LimitId]>,
-        units: u32,
-    },
-    /// So much of a permit was used at that time, or not at all.
-    Spent {
-        permit: Permit,
-        at: Option<Duration>,
-    },
-    /// A source has sent all that its warm-up allows to a roll-up until then.
-    WarmedUp {
-        pair: PairKey,
-        quota: u32,
-        until_ms: u64,
-    },
-    /// No attempt was made; the ticket goes home. `stays`: its turn had come, and nothing is wrong with its source.
-    Return {
-        attempt: Box<Attempt>,
-        stays: bool,
-    },
-    /// A home is to send nothing more to the roll-up's pairs; [`Pools::handle_withdrawn`] is the answer.
-    Withdraw {
-        home: usize,
-        rollup: RollupKey,
-        number: u64,
-    },
-    /// A home may send to them again.
-    Keep {
-        home: usize,
-        rollup: RollupKey,
-    },
-    /// The keeper is to forget what waits there; [`Pools::handle_unwanted`] is the answer.
-    Unwant {
-        rollup: RollupKey,
-        number: u64,
-    },
-    /// The ticket goes home likewise, and no host meets the TLS requirement of its domain until then.
-    Hold {
-        attempt: Box<Attempt>,
-        blocked: Blocked,
-    },
-}
-
-/// What the end of a session means for its host.
-#[derive(Debug, Clone)]
-pub enum HostFate {
-    /// It just ended.
-    Fine,
-    BackOff {
-        reason: Arc<str>,
-    },
-    /// It can't be had with the TLS that was required; mail with another requirement may go to it.
-    BackOffTls {
-        reason: Arc<str>,
-    },
-    /// Its TLS is broken, the rest may work.
-    RetryInClear,
 }
 
 /// All pairs that one shard owns.
@@ -196,9 +91,6 @@ pub struct Pools {
     orders: VecDeque<Order>,
     stopping: bool,
 }
-
-/// Tickets of a lower one go first.
-type Rank = (u8, bool);
 
 #[derive(Debug)]
 struct Pair {
@@ -696,128 +588,6 @@ impl Pools {
         found
     }
 
-    /// Opens as many connections as tickets wait for one, within the limit.
-    fn connect(&mut self, now: Now, place: u32, random: &mut dyn FnMut(u64) -> u64) {
-        loop {
-            let pair = &mut self.pairs[place as usize];
-            if !pair.wants_connection() {
-                return;
-            }
-            if pair.open.len() >= pair.shaping.connection_limit as usize {
-                self.make_room(place);
-                return;
-            }
-            if !self.may_connect(now, place) || !self.may_open(place) {
-                return;
-            }
-            let pair = &mut self.pairs[place as usize];
-            let attempt = &pair.tickets[pair.opening as usize];
-            let route = attempt.route.clone();
-            let mut order = route.site.attempt_order(random);
-            let source = &self.options.sources[pair.key.source];
-            order.retain(|(_, to)| source.reaches(to));
-            pair.hosts.keep_serving(now.monotonic, &mut order, &|need| attempt.needs(need));
-            match pair.hosts.choose(now.monotonic, &order, |host| route.requirement(host)) {
-                Choice::Connect { host, to } => {
-                    let required = route.requirement(host).expect("only a host that may be used is chosen");
-                    let tls = pair.hosts.tls_to_use(now.monotonic, to, required.clone());
-                    let host_name = route.site.hosts[host].name.clone();
-                    let policy = route.tls_policy(host, domain_of(&attempt.recipients[0].1));
-                    let site = Arc::from(&*route.site.name);
-                    let connection =
-                        self.slots.open(place, host_name.clone(), to, site, required, Arc::clone(&route.terms));
-                    pair.open.push(connection);
-                    pair.opening += 1;
-                    self.join_rollup(now, place, connection);
-                    let pair = &self.pairs[place as usize];
-                    let (source, shaping) = (pair.key.source, Arc::clone(&pair.shaping));
-                    self.orders.push_back(Order::Connect { connection, source, host_name, to, tls, policy, shaping });
-                }
-                Choice::Wait { until, reason, tls: true } => self.hold(now, place, &route, until, reason),
-                Choice::Wait { until, reason, tls: false } => return self.block(now, place, until, reason),
-                // The same hosts may do for other domains. What the DNS could not say it may say soon; a policy lasts.
-                Choice::Nowhere if let Some(reason) = route.unknown_tlsa() => {
-                    self.hold(now, place, &route, now.monotonic + self.options.back_off.first, reason);
-                }
-                Choice::Nowhere if route.sts.is_some() => {
-                    let until = now.monotonic + self.options.back_off.max;
-                    let reason = "the domain's MTA-STS policy names none of its MX hosts that have an address".into();
-                    self.hold(now, place, &route, until, reason);
-                }
-                Choice::Nowhere => {
-                    let until = now.monotonic + self.options.back_off.first;
-                    let reason = "the site has no address that this source can connect to".into();
-                    return self.block(now, place, until, reason);
-                }
-            }
-        }
-    }
-
-    /// Whether the shard may begin one more connection; if not, the pair stands in line.
-    fn may_open(&mut self, place: u32) -> bool {
-        let is_first = self.pairs[place as usize].open.is_empty();
-        let may = self.openings.take(is_first);
-        if !may {
-            self.openings.wait(place, is_first);
-        }
-        may
-    }
-
-    /// All slots are taken and a ticket fits none of the idle connections: one of them makes room.
-    fn make_room(&mut self, place: u32) {
-        let pair = &self.pairs[place as usize];
-        if pair.busy > 0 || pair.opening > 0 {
-            return;
-        }
-        let idle = |key: &&ConnectionKey| matches!(self.slots.state(**key), SlotState::Idle { .. });
-        if let Some(&connection) = pair.open.iter().find(idle) {
-            self.quit(connection);
-        }
-    }
-
-    /// No host can be tried: while connections that are up still serve, tickets wait for them; else all go home.
-    fn block(&mut self, now: Now, place: u32, until: Duration, reason: Arc<str>) {
-        let pair = &mut self.pairs[place as usize];
-        if pair.busy > 0 || pair.opening > 0 {
-            return;
-        }
-        self.close_pair(now, place, until, &reason);
-    }
-
-    /// All tickets go home, and no credit is given until then.
-    fn close_pair(&mut self, now: Now, place: u32, until: Duration, reason: &Arc<str>) {
-        let pair = &mut self.pairs[place as usize];
-        if let Some(earlier) = pair.blocked_until.replace(until) {
-            self.blocked.remove(&(earlier, place));
-        }
-        self.blocked.insert((until, place));
-        self.orders.extend(pair.send_all_home());
-        let wait_ms = until.saturating_sub(now.monotonic).as_millis() as u64;
-        let blocked = Blocked { until_ms: now.wall_ms + wait_ms, reason: Arc::clone(reason) };
-        let permits = pair.demand.void();
-        let is_leaving = self.is_leaving(place);
-        let pair = &self.pairs[place as usize];
-        for home in pair.demand.homes().filter(|_| !is_leaving) {
-            self.orders.push_back(Order::Block { home, pair: pair.key.clone(), blocked: blocked.clone() });
-        }
-        permits.into_iter().for_each(|permit| self.give_back(permit));
-    }
-
-    /// No host meets the requirement of this route: its tickets go home, and the others stay.
-    fn hold(&mut self, now: Now, place: u32, route: &Route, until: Duration, reason: Arc<str>) {
-        let wait_ms = until.saturating_sub(now.monotonic).as_millis() as u64;
-        let blocked = Blocked { until_ms: now.wall_ms + wait_ms, reason };
-        let pair = &mut self.pairs[place as usize];
-        for attempt in std::mem::take(&mut pair.tickets) {
-            if same_route(&attempt.route, route) {
-                pair.demand.send_home(&attempt.flow, attempt.recipients.len() as u32);
-                self.orders.push_back(Order::Hold { attempt, blocked: blocked.clone() });
-            } else {
-                pair.tickets.push_back(attempt);
-            }
-        }
-    }
-
     /// Gives credits to the flows whose turn it is: enough for every connection to have one ticket under way, one
     /// riding and one waiting, or all that it may have in flight once more; and, where nobody waits for a turn, a
     /// standing few to each home. Of a paced pair only as many as go soon, so that what comes later and is more urgent
@@ -935,40 +705,6 @@ impl Pair {
         }
     }
 
-    /// Puts a ticket in front of those that it may pass.
-    fn insert(&mut self, attempt: Box<Attempt>) {
-        let place = self.place_of(rank(&attempt));
-        let passed: BTreeSet<Rank> = self.tickets.range(place..).map(|other| rank(other)).collect();
-        for other in passed {
-            *self.passes.entry(other).or_default() += 1;
-        }
-        self.tickets.insert(place, attempt);
-    }
-
-    /// Where a ticket of this rank would stand.
-    fn place_of(&self, own: Rank) -> usize {
-        let behind = self.tickets.iter().rev().take_while(|other| self.may_pass(own, rank(other)));
-        self.tickets.len() - behind.count()
-    }
-
-    /// A higher class passes by the classes' weights, so that a lower one waits, but not for ever: one that has been
-    /// passed so often passes in turn, with one ticket. What has a permit has waited for it: it passes one of its
-    /// class, and nothing passes it, because whose the permit is was decided when it came.
-    fn may_pass(&self, own: Rank, other: Rank) -> bool {
-        let (has_permit, other_has_permit) = (!own.1, !other.1);
-        let class = |rank: Rank| usize::from(rank.0).min(CLASSES - 1);
-        let passes = self.passes.get(&other).copied().unwrap_or_default();
-        match own.0.cmp(&other.0) {
-            _ if other_has_permit => false,
-            Ordering::Less => passes.max(self.waits[class(other)]) < class_ratio(own.0, other.0),
-            Ordering::Equal => has_permit && passes < 1,
-            Ordering::Greater => {
-                self.waits[class(own)] >= class_ratio(other.0, own.0)
-                    && !self.tickets.iter().any(|ticket| ticket.flow.class() == class(own))
-            }
-        }
-    }
-
     /// No attempt is made of this ticket here: its flow has not had what it was charged with.
     fn send_home(&mut self, attempt: Box<Attempt>) -> Order {
         self.demand.send_home(&attempt.flow, attempt.recipients.len() as u32);
@@ -977,19 +713,6 @@ impl Pair {
 
     fn send_all_home(&mut self) -> Vec<Order> {
         std::mem::take(&mut self.tickets).into_iter().map(|attempt| self.send_home(attempt)).collect()
-    }
-
-    /// A ticket is begun. That passes the mail of lower classes wherever it waits, for its turn, for a permit or with
-    /// its ticket: else it would wait for the same share at each of them.
-    fn begin(&mut self, attempt: &Attempt) {
-        self.carried.now += 1;
-        self.demand.started(&attempt.flow);
-        self.passes.remove(&rank(attempt));
-        let class = attempt.flow.class();
-        self.waits[class] = 0;
-        for lower in class + 1..CLASSES {
-            self.waits[lower] = self.waits[lower].saturating_add(u32::from(self.demand.has_class(lower)));
-        }
     }
 
     /// Whether more tickets wait than connections are on their way.
@@ -1020,11 +743,6 @@ impl Pair {
             && route.is_met_by(&slot.host_name, &slot.proof)
             && self.hosts.may_take(now.monotonic, slot.address, route.site.addresses(), &|need| attempt.needs(need))
     }
-}
-
-/// A ticket's class, and whether it has no permit.
-fn rank(attempt: &Attempt) -> Rank {
-    (attempt.flow.priority, attempt.permit.is_none())
 }
 
 /// Whether what fits one of them fits the other.

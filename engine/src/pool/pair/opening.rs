@@ -1,0 +1,135 @@
+//! Where a pair connects to, and what becomes of its tickets when it can't.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Order, Pools, same_route};
+use crate::handover::{Blocked, Route};
+use crate::mail::address::domain_of;
+use crate::mail::time::Now;
+use crate::pool::connection::{ConnectionKey, SlotState};
+use crate::pool::site::Choice;
+
+impl Pools {
+    /// Opens as many connections as tickets wait for one, within the limit.
+    pub(super) fn connect(&mut self, now: Now, place: u32, random: &mut dyn FnMut(u64) -> u64) {
+        loop {
+            let pair = &mut self.pairs[place as usize];
+            if !pair.wants_connection() {
+                return;
+            }
+            if pair.open.len() >= pair.shaping.connection_limit as usize {
+                self.make_room(place);
+                return;
+            }
+            if !self.may_connect(now, place) || !self.may_open(place) {
+                return;
+            }
+            let pair = &mut self.pairs[place as usize];
+            let attempt = &pair.tickets[pair.opening as usize];
+            let route = attempt.route.clone();
+            let mut order = route.site.attempt_order(random);
+            let source = &self.options.sources[pair.key.source];
+            order.retain(|(_, to)| source.reaches(to));
+            pair.hosts.keep_serving(now.monotonic, &mut order, &|need| attempt.needs(need));
+            match pair.hosts.choose(now.monotonic, &order, |host| route.requirement(host)) {
+                Choice::Connect { host, to } => {
+                    let required = route.requirement(host).expect("only a host that may be used is chosen");
+                    let tls = pair.hosts.tls_to_use(now.monotonic, to, required.clone());
+                    let host_name = route.site.hosts[host].name.clone();
+                    let policy = route.tls_policy(host, domain_of(&attempt.recipients[0].1));
+                    let site = Arc::from(&*route.site.name);
+                    let connection =
+                        self.slots.open(place, host_name.clone(), to, site, required, Arc::clone(&route.terms));
+                    pair.open.push(connection);
+                    pair.opening += 1;
+                    self.join_rollup(now, place, connection);
+                    let pair = &self.pairs[place as usize];
+                    let (source, shaping) = (pair.key.source, Arc::clone(&pair.shaping));
+                    self.orders.push_back(Order::Connect { connection, source, host_name, to, tls, policy, shaping });
+                }
+                Choice::Wait { until, reason, tls: true } => self.hold(now, place, &route, until, reason),
+                Choice::Wait { until, reason, tls: false } => return self.block(now, place, until, reason),
+                // The same hosts may do for other domains. What the DNS could not say it may say soon; a policy lasts.
+                Choice::Nowhere if let Some(reason) = route.unknown_tlsa() => {
+                    self.hold(now, place, &route, now.monotonic + self.options.back_off.first, reason);
+                }
+                Choice::Nowhere if route.sts.is_some() => {
+                    let until = now.monotonic + self.options.back_off.max;
+                    let reason = "the domain's MTA-STS policy names none of its MX hosts that have an address".into();
+                    self.hold(now, place, &route, until, reason);
+                }
+                Choice::Nowhere => {
+                    let until = now.monotonic + self.options.back_off.first;
+                    let reason = "the site has no address that this source can connect to".into();
+                    return self.block(now, place, until, reason);
+                }
+            }
+        }
+    }
+
+    /// Whether the shard may begin one more connection; if not, the pair stands in line.
+    fn may_open(&mut self, place: u32) -> bool {
+        let is_first = self.pairs[place as usize].open.is_empty();
+        let may = self.openings.take(is_first);
+        if !may {
+            self.openings.wait(place, is_first);
+        }
+        may
+    }
+
+    /// All slots are taken and a ticket fits none of the idle connections: one of them makes room.
+    fn make_room(&mut self, place: u32) {
+        let pair = &self.pairs[place as usize];
+        if pair.busy > 0 || pair.opening > 0 {
+            return;
+        }
+        let idle = |key: &&ConnectionKey| matches!(self.slots.state(**key), SlotState::Idle { .. });
+        if let Some(&connection) = pair.open.iter().find(idle) {
+            self.quit(connection);
+        }
+    }
+
+    /// No host can be tried: while connections that are up still serve, tickets wait for them; else all go home.
+    fn block(&mut self, now: Now, place: u32, until: Duration, reason: Arc<str>) {
+        let pair = &mut self.pairs[place as usize];
+        if pair.busy > 0 || pair.opening > 0 {
+            return;
+        }
+        self.close_pair(now, place, until, &reason);
+    }
+
+    /// All tickets go home, and no credit is given until then.
+    pub(super) fn close_pair(&mut self, now: Now, place: u32, until: Duration, reason: &Arc<str>) {
+        let pair = &mut self.pairs[place as usize];
+        if let Some(earlier) = pair.blocked_until.replace(until) {
+            self.blocked.remove(&(earlier, place));
+        }
+        self.blocked.insert((until, place));
+        self.orders.extend(pair.send_all_home());
+        let wait_ms = until.saturating_sub(now.monotonic).as_millis() as u64;
+        let blocked = Blocked { until_ms: now.wall_ms + wait_ms, reason: Arc::clone(reason) };
+        let permits = pair.demand.void();
+        let is_leaving = self.is_leaving(place);
+        let pair = &self.pairs[place as usize];
+        for home in pair.demand.homes().filter(|_| !is_leaving) {
+            self.orders.push_back(Order::Block { home, pair: pair.key.clone(), blocked: blocked.clone() });
+        }
+        permits.into_iter().for_each(|permit| self.give_back(permit));
+    }
+
+    /// No host meets the requirement of this route: its tickets go home, and the others stay.
+    fn hold(&mut self, now: Now, place: u32, route: &Route, until: Duration, reason: Arc<str>) {
+        let wait_ms = until.saturating_sub(now.monotonic).as_millis() as u64;
+        let blocked = Blocked { until_ms: now.wall_ms + wait_ms, reason };
+        let pair = &mut self.pairs[place as usize];
+        for attempt in std::mem::take(&mut pair.tickets) {
+            if same_route(&attempt.route, route) {
+                pair.demand.send_home(&attempt.flow, attempt.recipients.len() as u32);
+                self.orders.push_back(Order::Hold { attempt, blocked: blocked.clone() });
+            } else {
+                pair.tickets.push_back(attempt);
+            }
+        }
+    }
+}
