@@ -73,8 +73,8 @@ impl Client {
         if status == 200 {
             return Ok(body);
         }
-        let message = body["error"]["message"].as_str().ok_or_else(strange)?.to_owned();
-        Err(Failure::Refused { status, message })
+        let said = |key| body["error"][key].as_str().map(str::to_owned).ok_or_else(strange);
+        Err(Failure::Refused { status, code: said("code")?, message: said("message")? })
     }
 
     pub(crate) fn strange(&self) -> Failure {

@@ -25,7 +25,7 @@ pub(crate) struct Arguments {
     token: Option<String>,
     /// Prints JSON
     #[arg(long, global = true)]
-    json: bool,
+    pub(crate) json: bool,
     #[command(subcommand)]
     command: Command,
 }

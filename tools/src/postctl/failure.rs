@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::{fmt, io};
 
 use postrider_spool::{MessageId, OpenError};
+use serde_json::{Value, json};
 
 /// Why a command did not do what it was asked. Displayed with what to check next.
 #[derive(Debug)]
@@ -15,6 +16,7 @@ pub(crate) enum Failure {
     },
     Refused {
         status: u16,
+        code: String,
         message: String,
     },
     /// Something answers there, but not as Postrider does.
@@ -45,6 +47,24 @@ impl Failure {
     pub(crate) fn is_usage(&self) -> bool {
         matches!(self, Self::Url(_) | Self::Usage(_))
     }
+
+    /// As the HTTP service tells its errors. The code is what a program may look at.
+    pub(crate) fn to_json(&self) -> Value {
+        json!({ "error": { "code": self.code(), "message": self.to_string() } })
+    }
+
+    fn code(&self) -> &str {
+        match self {
+            Self::Url(_) | Self::Usage(_) => "usage",
+            Self::Unreachable { .. } => "unreachable",
+            Self::Refused { code, .. } => code,
+            Self::Strange { .. } => "strange",
+            Self::NoSuchQueue(_) | Self::NoSuchMessages(_) => "not_found",
+            Self::Spool(_) => "spool",
+            Self::Damage { .. } => "damage",
+            Self::File { .. } | Self::Write(_) => "file",
+        }
+    }
 }
 
 impl fmt::Display for Failure {
@@ -58,10 +78,10 @@ impl fmt::Display for Failure {
                  Does its [[listener]] with protocol = \"http\" have this address? Give another with --url or \
                  POSTRIDER_URL."
             ),
-            Self::Refused { status: 401, message } => {
+            Self::Refused { status: 401, message, .. } => {
                 write!(f, "{message}\n  Give the token with --token or POSTRIDER_TOKEN.")
             }
-            Self::Refused { status: 403, message } => {
+            Self::Refused { status: 403, message, .. } => {
                 write!(f, "{message}\n  Run postctl on the engine's machine, or give the listener admin_tokens.")
             }
             Self::Refused { message, .. } => f.write_str(message),

@@ -44,6 +44,7 @@ fn run(
             return if asked_for { DONE } else { USAGE };
         }
     };
+    let json = arguments.json;
     let mut out = io::BufWriter::new(out);
     let executed = command::execute(arguments, environment, &mut out);
     // Also what was shown before it failed.
@@ -53,7 +54,7 @@ fn run(
         // Whoever read our output has seen enough (`postctl … | head`).
         Err(Failure::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => DONE,
         Err(failure) => {
-            let _ = writeln!(err, "postctl: {failure}");
+            let _ = if json { writeln!(err, "{}", failure.to_json()) } else { writeln!(err, "postctl: {failure}") };
             if failure.is_usage() { USAGE } else { FAILED }
         }
     }

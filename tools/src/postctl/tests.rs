@@ -254,6 +254,21 @@ fn the_engines_refusals_are_shown() {
     let unknown = json!({ "error": { "code": "not_found", "message": "no message 1 is in the spool" } });
     let (ended, _) = with_engine("404 Not Found", &unknown.to_string(), &["message", "show", "1"]);
     assert_eq!((ended.code, ended.err.as_str()), (1, "postctl: no message 1 is in the spool\n"));
+    let (ended, _) = with_engine("404 Not Found", &unknown.to_string(), &["message", "show", "1", "--json"]);
+    assert_eq!((ended.code, serde_json::from_str(&ended.err).ok()), (1, Some(unknown)), "as the engine said it");
+}
+
+#[test]
+fn with_json_errors_are_json() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    for (url, code, expected) in [(&*url, 1, "unreachable"), ("nowhere", 2, "usage")] {
+        let ended = postctl(&["status", "--json", "--url", url], &[]);
+        let error: Value = serde_json::from_str(&ended.err).unwrap();
+        assert_eq!((ended.code, &error["error"]["code"]), (code, &expected.into()), "{error}");
+        assert!(error["error"]["message"].is_string() && ended.out.is_empty(), "{error}");
+    }
 }
 
 #[test]
