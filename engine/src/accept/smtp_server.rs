@@ -327,7 +327,7 @@ impl SmtpServer {
                 Ok(())
             }
             Verb::Help => {
-                write_help(out);
+                write_help(self.options.starttls && !self.tls, out);
                 Ok(())
             }
             Verb::StartTls => return self.handle_starttls(arguments, more_follows, out),
@@ -622,8 +622,9 @@ fn safe_helo(name: &str) -> String {
     name.chars().take(HELO_BYTES_MAX).map(safe).collect()
 }
 
-fn write_help(out: &mut Vec<u8>) {
-    write_line(out, "214-2.0.0 EHLO HELO MAIL RCPT DATA BDAT RSET NOOP QUIT VRFY HELP STARTTLS");
+fn write_help(offers_starttls: bool, out: &mut Vec<u8>) {
+    let starttls = if offers_starttls { " STARTTLS" } else { "" };
+    write_line(out, &format!("214-2.0.0 EHLO HELO MAIL RCPT DATA BDAT RSET NOOP QUIT VRFY HELP{starttls}"));
     write_line(out, "214 2.0.0 Postrider relays mail for the hosts in its relay_from; AUTH and DSN are not available");
 }
 
