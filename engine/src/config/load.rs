@@ -27,8 +27,10 @@ impl Config {
         let root = match read_text(path, limits::CONFIG_FILE_BYTES_MAX) {
             Ok(text) => include::read_all(&text, &name, directory_of(path), &mut report),
             Err(reason) => {
+                let is_text = !reason.starts_with(NOT_UTF8);
                 let wrong = Wrong::new(format!("cannot be read: {reason}"));
-                report.add_whole_file(&name, wrong.instead("write the path of a configuration file"));
+                let instead = if is_text { "write the path of a configuration file" } else { "save it as UTF-8" };
+                report.add_whole_file(&name, wrong.instead(instead));
                 None
             }
         };
@@ -133,6 +135,10 @@ fn read_spool(top: &Section<'_>) -> SpoolConfig {
 }
 
 fn check_filesystem(top: &Section<'_>, place: Place, spool: &SpoolConfig) {
+    if spool.path.exists() && !spool.path.is_dir() {
+        let wrong = Wrong::new(format!("{} is not a directory", spool.path.display()));
+        return top.report.add(place, "spool.path", wrong.instead("write the path of a directory, or of a new one"));
+    }
     if let Err(reason) = spool.filesystem() {
         let instead = "put it on ext4 or XFS, or write allow_filesystem = true at your own risk";
         top.report.add(place, "spool.path", Wrong::new(reason).instead(instead));
@@ -231,6 +237,8 @@ fn directory_of(path: &Path) -> &Path {
     }
 }
 
+const NOT_UTF8: &str = "it is not UTF-8";
+
 /// A whole small file as text; the error is for people.
 pub(super) fn read_text(path: &Path, bytes_max: u64) -> Result<String, String> {
     let reason = |error: std::io::Error| match error.kind() {
@@ -245,5 +253,5 @@ pub(super) fn read_text(path: &Path, bytes_max: u64) -> Result<String, String> {
     if bytes.len() as u64 > bytes_max {
         return Err(format!("it is larger than {}", value::size_text(bytes_max)));
     }
-    String::from_utf8(bytes).map_err(|error| format!("it is not UTF-8 from byte {}", error.utf8_error().valid_up_to()))
+    String::from_utf8(bytes).map_err(|error| format!("{NOT_UTF8} from byte {}", error.utf8_error().valid_up_to()))
 }

@@ -210,7 +210,10 @@ fn unreadable_files_are_errors() {
     assert_eq!(strip(load("")), format!("DIR/: cannot be read: it is a directory; {instead}"));
     std::fs::write(directory.path().join("latin1.toml"), b"# \xe4").unwrap();
     let not_utf8 = "cannot be read: it is not UTF-8 from byte 2";
-    assert_eq!(strip(load("latin1.toml")), format!("DIR/latin1.toml: {not_utf8}; {instead}"));
+    assert_eq!(strip(load("latin1.toml")), format!("DIR/latin1.toml: {not_utf8}; save it as UTF-8"));
+    std::fs::write(directory.path().join("spool.toml"), "[spool]\npath = \"latin1.toml\"\n").unwrap();
+    let spool = "spool.path: DIR/latin1.toml is not a directory; write the path of a directory, or of a new one";
+    assert_eq!(strip(load("spool.toml")), format!("DIR/spool.toml:2:8: {spool}"));
     std::fs::write(directory.path().join("large.toml"), "#".repeat(8 << 20) + "#").unwrap();
     let large = "cannot be read: it is larger than 8MiB";
     assert_eq!(strip(load("large.toml")), format!("DIR/large.toml: {large}; {instead}"));
