@@ -779,14 +779,14 @@ impl Backend for Shared {
     fn bounce(&self, choice: MailChoice, reason: String) -> Reply<'_, (String, Chosen)> {
         Box::pin(async move {
             let id = id_text(u128::from(os_random_u64()) << 64 | u128::from(os_random_u64()));
-            tracing::warn!(%id, ?choice, reason, "mail is bounced by the operator");
+            tracing::warn!(%id, reason, "mail is bounced by the operator: {choice}");
             Ok((id, self.choose(Ask::Bounce { choice, reason: reason.into() }).await?))
         })
     }
 
     fn release(&self, choice: MailChoice, reason: String) -> Reply<'_, Chosen> {
         Box::pin(async move {
-            tracing::warn!(?choice, reason, "mail that is held as in doubt is released by the operator");
+            tracing::warn!(reason, "mail that is held as in doubt is released by the operator: {choice}");
             self.choose(Ask::Release { choice, reason: reason.into() }).await
         })
     }

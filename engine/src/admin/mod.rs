@@ -5,6 +5,7 @@
 //! `engine/docs/http-api.md` and for programs in `openapi.json` beside this file.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
@@ -95,6 +96,19 @@ pub struct MailChoice {
     pub queues: Vec<String>,
     /// Only what is held as in doubt.
     pub held: bool,
+}
+
+/// For the log.
+impl fmt::Display for MailChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { message, tenant, campaign, domain, queues, held } = self;
+        let named = [("tenant", tenant), ("campaign", campaign), ("domain", domain)];
+        let named = named.into_iter().filter_map(|(name, value)| Some(format!("{name} {}", value.as_ref()?)));
+        let parts = message.iter().map(|message| format!("message {message}")).chain(named);
+        let parts: Vec<String> = parts.chain(queues.iter().map(|queue| format!("queue {queue}"))).collect();
+        let whose = if parts.is_empty() { "all mail".to_owned() } else { parts.join(", ") };
+        write!(f, "{whose}{}", if *held { ", as far as it is held" } else { "" })
+    }
 }
 
 impl MailChoice {
@@ -294,5 +308,16 @@ mod tests {
         assert_eq!(answer_text(451, None, "later"), "451 later");
         assert_eq!(answer_text(451, None, ""), "451");
         assert_eq!(answer_text(0, None, "connection refused"), "connection refused");
+    }
+
+    #[test]
+    fn what_an_operator_chooses_is_told_in_words() {
+        let all = MailChoice::default();
+        let held = MailChoice { tenant: Some("acme".to_owned()), held: true, ..all.clone() };
+        let queues = vec!["example.org".to_owned()];
+        let some = MailChoice { domain: Some("example.net".to_owned()), queues, ..all.clone() };
+        assert_eq!(all.to_string(), "all mail");
+        assert_eq!(held.to_string(), "tenant acme, as far as it is held");
+        assert_eq!(some.to_string(), "domain example.net, queue example.org");
     }
 }
