@@ -1,8 +1,11 @@
 //! Bounds on HTTP connections that hold for every call: how many there are, and how long one may keep us waiting.
 //!
-//! A connection is either *idle* (nothing of a request has come), *receiving* (from a request's first byte until we
+//! A connection is *new* or *idle* (nothing of a request has come), *receiving* (from a request's first byte until we
 //! begin to answer) or *sending*. Each has its deadline. It need not understand HTTP for this: one side speaks at a
 //! time. A peer that drips its request octet by octet runs into the same deadline as a silent one.
+//!
+//! When there are as many as there may be and another comes, the one closes that has asked nothing for longest: so
+//! those that ask nothing never keep a liveness probe waiting.
 
 use std::future::Future as _;
 use std::io;
@@ -14,7 +17,8 @@ use std::task::{Context, Poll};
 use axum::serve::Listener;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::futures::OwnedNotified;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Duration, Instant, Sleep, sleep, sleep_until};
 
 use crate::limits::{HTTP_CONNECTIONS_MAX, HTTP_IDLE_TIMEOUT, HTTP_REQUEST_TIMEOUT};
@@ -23,11 +27,30 @@ use crate::limits::{HTTP_CONNECTIONS_MAX, HTTP_IDLE_TIMEOUT, HTTP_REQUEST_TIMEOU
 pub(super) struct BoundedListener {
     listener: TcpListener,
     places: Arc<Semaphore>,
+    /// Tells the connections that somebody waits for a place; heard by the one that listens longest.
+    crowd: Arc<Notify>,
+}
+
+/// Given back when it is dropped.
+struct Place {
+    _permit: OwnedSemaphorePermit,
+    crowd: Arc<Notify>,
 }
 
 impl BoundedListener {
     pub(super) fn new(listener: TcpListener) -> Self {
-        Self { listener, places: Arc::new(Semaphore::new(HTTP_CONNECTIONS_MAX)) }
+        Self { listener, places: Arc::new(Semaphore::new(HTTP_CONNECTIONS_MAX)), crowd: Arc::default() }
+    }
+
+    async fn place(&self) -> Place {
+        let permit = match Arc::clone(&self.places).try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                self.crowd.notify_one();
+                Arc::clone(&self.places).acquire_owned().await.expect("the semaphore is never closed")
+            }
+        };
+        Place { _permit: permit, crowd: Arc::clone(&self.crowd) }
     }
 }
 
@@ -36,10 +59,9 @@ impl Listener for BoundedListener {
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        let place = Arc::clone(&self.places).acquire_owned().await.expect("the semaphore is never closed");
         loop {
             match self.listener.accept().await {
-                Ok((stream, peer)) => return (BoundedConnection::new(stream, Some(place)), peer),
+                Ok((stream, peer)) => return (BoundedConnection::new(stream, Some(self.place().await)), peer),
                 Err(error) => {
                     // A client that is gone already costs nothing; for anything else (EMFILE) waiting is all we can do.
                     if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
@@ -61,27 +83,45 @@ pub(super) struct BoundedConnection<S> {
     stream: S,
     phase: Phase,
     deadline: Pin<Box<Sleep>>,
-    _place: Option<OwnedSemaphorePermit>,
+    place: Option<Place>,
+    /// There while nothing of a request has come.
+    crowded: Option<Pin<Box<OwnedNotified>>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
+    New,
     Idle,
     Receiving,
     Sending,
 }
 
 impl<S> BoundedConnection<S> {
-    fn new(stream: S, place: Option<OwnedSemaphorePermit>) -> Self {
+    fn new(stream: S, place: Option<Place>) -> Self {
         // A new connection is there because somebody wants to ask something.
         let deadline = Box::pin(sleep(HTTP_REQUEST_TIMEOUT));
-        Self { stream, phase: Phase::Receiving, deadline, _place: place }
+        Self { stream, phase: Phase::New, deadline, place, crowded: None }
     }
 
     fn enter(&mut self, phase: Phase) {
         let time = if phase == Phase::Idle { HTTP_IDLE_TIMEOUT } else { HTTP_REQUEST_TIMEOUT };
         self.phase = phase;
+        self.crowded = None;
         self.deadline.as_mut().reset(Instant::now() + time);
+    }
+
+    /// Whether it has to make room for others; wakes the task when it has.
+    fn poll_crowded(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+        let Some(place) = self.place.as_ref().filter(|_| matches!(self.phase, Phase::New | Phase::Idle)) else {
+            return Poll::Pending;
+        };
+        let crowd = &place.crowd;
+        let crowded = self.crowded.get_or_insert_with(|| Box::pin(Arc::clone(crowd).notified_owned()));
+        crowded.as_mut().poll(context).map(|()| {
+            // It may not be polled again either.
+            self.crowded = None;
+            io::ErrorKind::ConnectionAborted.into()
+        })
     }
 
     /// To be asked whenever the stream has nothing for us; wakes the task when the deadline passes.
@@ -118,7 +158,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for BoundedConnection<S> {
                 if self.phase == Phase::Sending {
                     self.enter(Phase::Idle);
                 }
-                self.poll_deadline(context).map(Err)
+                match self.poll_crowded(context) {
+                    Poll::Ready(error) => Poll::Ready(Err(error)),
+                    Poll::Pending => self.poll_deadline(context).map(Err),
+                }
             }
         }
     }
@@ -234,6 +277,41 @@ mod tests {
             let error = connection.read_u8().await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::TimedOut);
             assert!(begun.elapsed() <= Duration::from_secs(2));
+        });
+    }
+
+    /// Real sockets, and no time: whoever waits is woken by what another does.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "asks over loopback")]
+    fn those_that_ask_nothing_make_room_longest_first() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut listener = BoundedListener::new(TcpListener::bind(("127.0.0.1", 0)).await.unwrap());
+            let address = listener.local_addr().unwrap();
+            let mut peers = Vec::new();
+            let mut reads = Vec::new();
+            for number in 0..HTTP_CONNECTIONS_MAX {
+                peers.push(TcpStream::connect(address).await.unwrap());
+                let (mut connection, _) = listener.accept().await;
+                if number == 0 {
+                    // It is asking something.
+                    peers[0].write_u8(b'q').await.unwrap();
+                    connection.read_u8().await.unwrap();
+                }
+                reads.push(tokio::spawn(async move { connection.read_u8().await.map_err(|error| error.kind()) }));
+                tokio::task::yield_now().await;
+            }
+            for _ in 0..2 {
+                peers.push(TcpStream::connect(address).await.unwrap());
+                let (connection, _) = listener.accept().await;
+                reads.push(tokio::spawn(async move {
+                    let mut connection = connection;
+                    connection.read_u8().await.map_err(|error| error.kind())
+                }));
+            }
+            let ended: Vec<usize> = (0..reads.len()).filter(|number| reads[*number].is_finished()).collect();
+            assert_eq!(ended, [1, 2], "the first that asks nothing, and the second");
+            assert_eq!((&mut reads[1]).await.unwrap(), Err(io::ErrorKind::ConnectionAborted));
         });
     }
 
