@@ -3,11 +3,12 @@
 //! Over 500 lines, because the one list of what is started, in which order, and what each part is given stands here.
 
 mod campaign;
+mod reload;
 
 use std::fmt;
 use std::net::TcpListener;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -16,16 +17,18 @@ use postrider_spool::{LogDirectory, Spool, SpoolOptions};
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::campaign::{Campaign, CampaignMessage};
+pub use self::reload::ReloadError;
+use self::reload::{Live, Source};
 use crate::accept::Refusal;
 use crate::accept::smtp_data::clean_content;
 use crate::accept::{Admitted, Policy, Received};
 use crate::admin::metrics::{Metrics, ShardMetrics};
 use crate::admin::{
     Backend, Chosen, EventsStatus, Inspected, LimitsRow, ListenerStatus, MailChoice, MessageFilter, MessageRow,
-    QueueReport, QueueRow, Reply, SpoolStatus, Status, SuspensionEnd, SuspensionRow, TlsReportRow, Unavailable,
-    WallTime,
+    QueueReport, QueueRow, Reloaded, Reply, SpoolStatus, Status, SuspensionEnd, SuspensionRow, TlsReportRow,
+    Unavailable, WallTime,
 };
-use crate::config::{Config, Durability, LimitSettings, LineEndings, ReceivedDetail, SmtpListener};
+use crate::config::{Config, ConfigErrors, Durability, LimitSettings, LineEndings, ReceivedDetail, SmtpListener};
 use crate::handover::{AcceptAnswer, Ask, ShardMessage, Told};
 use crate::limits::{
     DESCRIPTORS_OWN, DESCRIPTORS_OWN_PER_SHARD, DESCRIPTORS_PER_SHARD_MIN, HEARTBEAT_PATIENCE, INJECT_PATIENCE,
@@ -45,11 +48,11 @@ use crate::runtime::limit_file::{LimitFile, LimitMail};
 use crate::runtime::mailbox::{self, Full, Sender};
 use crate::runtime::mta_sts::PolicyStore;
 use crate::runtime::random::os_random_u64;
-use crate::runtime::shard_loop::{self, ListenerSetup, Mail, ShardSetup, Verifiers};
+use crate::runtime::renewal::{ListenerPolicy, Verifiers};
+use crate::runtime::shard_loop::{self, ListenerSetup, Mail, ShardSetup};
 use crate::runtime::suspension_list::{id_text, parse_id};
-use crate::runtime::tls::{self, TlsVerifier};
 use crate::runtime::{net, uring};
-use crate::shard::{Reservation, ShardOptions};
+use crate::shard::{Reload, Reservation, ShardOptions};
 
 /// A running engine. Dropping it without [`Engine::shutdown`] shuts it down as well, and waits for that.
 pub struct Engine {
@@ -63,8 +66,12 @@ pub struct Engine {
 }
 
 struct Shared {
-    config: Arc<Config>,
-    policy: Arc<Policy>,
+    /// Read by whoever needs it, for a moment; written by one reload at a time.
+    live: RwLock<Arc<Live>>,
+    policy: Arc<RwLock<Arc<Policy>>>,
+    reloading: tokio::sync::Mutex<()>,
+    source: Option<Source>,
+    addresses: Addresses,
     clock: Clock,
     started_ms: u64,
     node: String,
@@ -83,9 +90,9 @@ struct Shared {
 }
 
 /// Makes an [`Engine`].
-#[derive(Debug)]
 pub struct EngineBuilder {
     config: Config,
+    source: Option<Source>,
 }
 
 /// A message for [`Engine::inject`].
@@ -144,6 +151,12 @@ impl From<Refusal> for InjectError {
     }
 }
 
+impl fmt::Debug for EngineBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EngineBuilder {:?}", self.config)
+    }
+}
+
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Engine {:?}", self.addresses)
@@ -152,7 +165,7 @@ impl fmt::Debug for Engine {
 
 impl Engine {
     pub fn builder(config: Config) -> EngineBuilder {
-        EngineBuilder { config }
+        EngineBuilder { config, source: None }
     }
 
     /// Hands a message over. When this returns `Ok`, the message is durable and will be delivered or reported.
@@ -161,8 +174,8 @@ impl Engine {
     pub async fn inject(&self, message: Message) -> Result<Accepted, InjectError> {
         let now = self.shared.clock.now();
         let received = received(message, self.shared.message_bytes_max())?;
-        let mut admitted = self.shared.policy.admit(now, received, [os_random_u64(), os_random_u64()])?;
-        self.shared.policy.sign(&mut admitted, now)?;
+        let mut admitted = self.shared.policy().admit(now, received, [os_random_u64(), os_random_u64()])?;
+        admitted.sign(now)?;
         let shard = self.shared.next_shard.fetch_add(1, Ordering::Relaxed) % self.shared.shards.len();
         self.shared.send(shard, admitted)?.answer().await
     }
@@ -226,7 +239,7 @@ impl Engine {
         if self.threads.is_empty() {
             return Ok(());
         }
-        let grace = self.shared.config.shutdown_grace;
+        let grace = self.shared.config().shutdown_grace;
         self.shared.stopping.store(true, Ordering::Relaxed);
         // The control thread is there until its shards have ended.
         let _ = self.shared.commands.send(Command::Shutdown { grace });
@@ -257,6 +270,13 @@ impl Drop for Engine {
 }
 
 impl EngineBuilder {
+    /// Where the configuration is read anew for [`Engine::reload_source`] and `POST /api/admin/reload/v1`.
+    #[must_use]
+    pub fn reload_from(mut self, read: impl Fn() -> Result<Config, ConfigErrors> + Send + Sync + 'static) -> Self {
+        self.source = Some(Arc::new(read));
+        self
+    }
+
     /// Opens the spool, takes up its messages, binds the listeners, and starts delivering.
     pub fn start(self) -> Result<Engine, StartError> {
         let config = Arc::new(self.config);
@@ -287,8 +307,9 @@ impl EngineBuilder {
         own.extend(&listeners.addresses.http);
         let resolver = Resolver::new(&config.dns, config.uses_dane(), own).map_err(|error| failed("DNS", &error))?;
         let clock = Clock::start();
-        let verifier = TlsVerifier::public_roots(&config.tls).map_err(|error| failed("TLS", &error))?;
-        let policies = PolicyStore::open(config.spool.path.join("mta-sts"), clock, resolver.clone(), &verifier)
+        let verifiers = Verifiers::new(&config.tls).map_err(|error| failed("TLS", &error))?;
+        let directory = config.spool.path.join("mta-sts");
+        let policies = PolicyStore::open(directory, clock, resolver.clone(), &verifiers.public_roots)
             .map_err(|error| failed("MTA-STS policies", &error))?;
         let (mail_senders, mail_receivers) = mailboxes(shards).map_err(|error| failed("mailbox", &error))?;
         let (control_sender, control_receiver) =
@@ -312,8 +333,16 @@ impl EngineBuilder {
         let (commands, command_receiver) = mpsc::unbounded_channel();
         let event_sender = events.sender();
         let shared = Arc::new(Shared {
-            config: Arc::clone(&config),
-            policy: Arc::clone(&policy),
+            live: RwLock::new(Arc::new(Live {
+                reload: Arc::new(Reload::first(Arc::clone(&config), Arc::clone(&policy))),
+                since_ms: clock.now().wall_ms,
+                resolver: resolver.clone(),
+                verifiers: verifiers.clone(),
+            })),
+            policy: Arc::new(RwLock::new(Arc::clone(&policy))),
+            reloading: tokio::sync::Mutex::new(()),
+            source: self.source,
+            addresses: listeners.addresses.clone(),
             clock,
             started_ms: clock.now().wall_ms,
             node: node_text,
@@ -353,6 +382,7 @@ impl EngineBuilder {
             metrics: &shard_metrics,
             listeners: &listeners,
             thread_times: &thread_times,
+            verifiers,
         };
         setup.start(&mut engine, logs, mail_receivers, |log| cursors.get(log))?;
         let control = ControlSetup {
@@ -389,6 +419,7 @@ struct ShardThreads<'a> {
     metrics: &'a [Arc<ShardMetrics>],
     listeners: &'a Listeners,
     thread_times: &'a Arc<ThreadTimes>,
+    verifiers: Verifiers,
 }
 
 impl ShardThreads<'_> {
@@ -401,10 +432,6 @@ impl ShardThreads<'_> {
         cursor: impl Fn(LogId) -> postrider_spool::record::Sequence,
     ) -> Result<(), StartError> {
         let failed = |what: &str, error: &dyn fmt::Display| StartError(format!("{what}: {error}"));
-        let verifiers = Verifiers {
-            any_certificate: TlsVerifier::any_certificate(),
-            public_roots: TlsVerifier::public_roots(&self.config.tls).map_err(|error| failed("TLS", &error))?,
-        };
         let session_counts = Arc::new((0..self.shards).map(|_| AtomicUsize::new(0)).collect());
         let (started, starts) = std::sync::mpsc::channel();
         for (id, (logs, mailbox)) in logs.into_iter().zip(mailboxes).enumerate() {
@@ -428,7 +455,7 @@ impl ShardThreads<'_> {
                 limits: self.limits.clone(),
                 past_limits: Arc::clone(&self.past_limits),
                 events: engine.events.as_ref().expect("it was just started").sender(),
-                verifiers: verifiers.clone(),
+                verifiers: self.verifiers.clone(),
                 session_counts: Arc::clone(&session_counts),
                 heartbeat: Arc::clone(&engine.shared.heartbeats.beats[id]),
                 thread_times: Arc::clone(self.thread_times),
@@ -492,14 +519,9 @@ impl Listeners {
         for listener in &config.smtp_listeners {
             let socket = net::bind_listener(listener.address).map_err(error)?;
             listeners.addresses.smtp.push(socket.local_addr().map_err(error)?);
-            let tls = match &listener.tls {
-                None => None,
-                Some(files) => Some(
-                    tls::server_config(&files.certificate_pem, &files.key_pem)
-                        .map_err(|error| StartError(format!("listener {}: {error}", listener.address)))?,
-                ),
-            };
-            listeners.smtp.push(ListenerSetup { socket: Arc::new(socket), config: listener.clone(), tls });
+            let policy = ListenerPolicy::new(listener)
+                .map_err(|error| StartError(format!("listener {}: {error}", listener.address)))?;
+            listeners.smtp.push(ListenerSetup { socket: Arc::new(socket), policy: Arc::new(policy) });
         }
         for listener in &config.http_listeners {
             let socket = net::bind_listener(listener.address).map_err(error)?;
@@ -513,8 +535,7 @@ impl Listeners {
     fn setups(&self) -> Vec<ListenerSetup> {
         let setup = |listener: &ListenerSetup| ListenerSetup {
             socket: Arc::clone(&listener.socket),
-            config: listener.config.clone(),
-            tls: listener.tls.clone(),
+            policy: Arc::clone(&listener.policy),
         };
         self.smtp.iter().map(setup).collect()
     }
@@ -563,7 +584,8 @@ impl Shared {
 
     /// The largest that a listener takes is what an embedder may inject.
     fn message_bytes_max(&self) -> u64 {
-        let listeners = self.config.smtp_listeners.iter().map(|listener| listener.max_message_bytes);
+        let config = self.config();
+        let listeners = config.smtp_listeners.iter().map(|listener| listener.max_message_bytes);
         listeners.max().unwrap_or_else(|| SmtpListener::default().max_message_bytes)
     }
 
@@ -660,30 +682,30 @@ impl Backend for Shared {
                     messages += of_shard;
                 }
             }
-            let now = self.clock.now();
+            let (now, config) = (self.clock.now(), self.config());
             let sum = |field: fn(&ShardMetrics) -> u64| self.metrics.sum(field);
             let closed = self.readiness().err();
             Ok(Status {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
-                hostname: self.config.hostname.clone(),
+                hostname: config.hostname.clone(),
                 node_id: self.node.clone(),
                 started: WallTime(self.started_ms),
                 uptime_s: now.wall_ms.saturating_sub(self.started_ms) / 1000,
                 shards: self.shards.len() as u32,
                 listeners: self.listeners.clone(),
                 spool: SpoolStatus {
-                    path: self.config.spool.path.display().to_string(),
-                    durability: match self.config.spool.durability {
+                    path: config.spool.path.display().to_string(),
+                    durability: match config.spool.durability {
                         Durability::Fsync => "fsync".to_owned(),
                         Durability::None => "none".to_owned(),
                     },
                     used_bytes: sum(|metrics| metrics.spool_used_bytes.get()),
-                    max_bytes: self.config.spool.max_size_bytes,
+                    max_bytes: config.spool.max_size_bytes,
                     open: closed.is_none(),
                     closed_reason: closed,
                 },
                 events: EventsStatus {
-                    path: self.config.events_path().display().to_string(),
+                    path: config.events_path().display().to_string(),
                     blocked: self.events.blocked_reason(),
                 },
                 messages,
@@ -706,11 +728,11 @@ impl Backend for Shared {
                 return Ok(Vec::new());
             };
             let text = |part: Option<Arc<str>>| part.map(|part| part.to_string());
-            let now_ms = self.clock.now().wall_ms;
+            let (now_ms, config) = (self.clock.now().wall_ms, self.config());
             let row = |suspension: Suspension| SuspensionRow {
                 left: Duration::from_millis(suspension.until_ms.saturating_sub(now_ms)),
                 id: id_text(suspension.id),
-                egress_source: suspension.scope.source.map(|source| self.config.egress_sources[source].name.clone()),
+                egress_source: suspension.scope.source.map(|source| config.egress_sources[source].name.clone()),
                 site: text(suspension.scope.rollup),
                 tenant: text(suspension.scope.tenant),
                 campaign: text(suspension.scope.campaign),
@@ -740,7 +762,7 @@ impl Backend for Shared {
             }
             let source = match &suspension.egress_source {
                 None => None,
-                Some(name) => match self.config.egress_sources.iter().position(|source| source.name == *name) {
+                Some(name) => match self.config().source_named(name) {
                     Some(source) => Some(source),
                     None => return Ok(Err(format!("there is no egress source {name:?}"))),
                 },
@@ -789,6 +811,10 @@ impl Backend for Shared {
             tracing::warn!(reason, "mail that is held as in doubt is released by the operator: {choice}");
             self.choose(Ask::Release { choice, reason: reason.into() }).await
         })
+    }
+
+    fn reload(&self) -> Reply<'_, Result<Reloaded, ReloadError>> {
+        Box::pin(async { Ok(self.reload_source().await) })
     }
 
     fn readiness(&self) -> Result<(), String> {

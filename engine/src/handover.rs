@@ -30,6 +30,7 @@ use crate::pool::connection::ConnectionKey;
 use crate::pool::pair::OwnerState;
 use crate::pool::suspension::Suspension;
 use crate::schedule::queue::EntryKey;
+use crate::shard::Reload;
 
 /// A message whose record is durable.
 #[derive(Debug, Clone)]
@@ -189,7 +190,14 @@ pub struct Attempt {
     pub is_counted: bool,
     /// The owner has it where the flow is under limits over many pairs.
     pub permit: Option<Permit>,
+    /// Of the configuration that it was routed by.
+    pub generation: Generation,
 }
+
+/// How often another configuration was taken up since the start. Shards have it one after the other: what is of an
+/// earlier one is not taken, and so comes anew.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Generation(pub u64);
 
 /// An owner wants to write MAIL for a home's flow, which is under limits over many pairs.
 #[derive(Debug, Clone)]
@@ -201,6 +209,7 @@ pub struct Want {
     pub limits: Arc<[LimitId]>,
     /// Recipients.
     pub units: u32,
+    pub generation: Generation,
 }
 
 /// It may be written, for so many recipients. They count as written until the keeper hears how it went.
@@ -356,7 +365,15 @@ pub enum ShardMessage {
     /// Keeper ← owner: a limit over many pairs is to let something pass; answered by `Permit`.
     Want(Box<Want>),
     /// Owner ← keeper: it may be written. Without a permit: the want waits, and `waited` will be told with it.
-    Permit { home: usize, pair: PairKey, flow: Arc<Flow>, waited: bool, permit: Option<Permit> },
+    Permit {
+        home: usize,
+        pair: PairKey,
+        flow: Arc<Flow>,
+        /// Of the want that it answers.
+        generation: Generation,
+        waited: bool,
+        permit: Option<Permit>,
+    },
     /// Keeper ← owner: so much of a permit was used at that time, or not at all.
     Spent { permit: Permit, at: Option<Duration> },
     /// Keeper ← home: whether a tenant may inject so many recipients; answered by `MayInject`.
@@ -414,6 +431,9 @@ pub enum ShardMessage {
     EventCursor { log: postrider_spool::record::LogId, sequence: postrider_spool::record::Sequence },
     /// Any ← embedding API: a message to accept; answered by [`crate::shard::Action::Injected`].
     Inject { injection: u64, admitted: Box<Admitted> },
+    /// Any ← control: another configuration; answered by [`ControlMessage::Reloaded`]. The shard that keeps the limits
+    /// is sent it first.
+    Reload(Arc<Reload>),
     /// Any ← control: a question; answered by [`ControlMessage::Answer`].
     Ask { question: u64, ask: Ask },
     /// Any ← control: finish what is on the wire, take nothing new.
@@ -495,6 +515,10 @@ pub enum ControlMessage {
     Carried {
         shard: usize,
         carried: Vec<(RollupKey, f64)>,
+    },
+    /// The shard has taken up one more of the configurations that it was sent.
+    Reloaded {
+        shard: usize,
     },
     /// The shard has stopped: nothing is out, nothing waits for a commit.
     Stopped {

@@ -22,8 +22,11 @@ pub mod shard;
 pub mod demo;
 pub mod serve;
 
+pub use admin::Reloaded;
 pub use config::Config;
-pub use engine::{Accepted, Campaign, CampaignMessage, Engine, EngineBuilder, InjectError, Message, StartError};
+pub use engine::{
+    Accepted, Campaign, CampaignMessage, Engine, EngineBuilder, InjectError, Message, ReloadError, StartError,
+};
 pub use mail::dsn::{DsnRequest, Notify, RecipientDsn, ReturnedContent};
 pub use outcome::event::{EventId, EventKind, EventRecord};
 pub use outcome::event_log::{EventItem, EventStream};

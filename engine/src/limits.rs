@@ -172,6 +172,8 @@ pub(crate) const MOVE_LOOKS: u32 = 4;
 pub(crate) const MOVE_STAY: std::time::Duration = std::time::Duration::from_secs(300);
 /// Roll-ups of a shard, those that carry most, of which it is looked whether one should move.
 pub(crate) const ROLLUPS_TOLD_MAX: usize = 64;
+/// Limits over many pairs that reloads since the start have taken away: their ids stay.
+pub(crate) const RETIRED_LIMITS_MAX: usize = 10_000;
 /// How long a permit of a limit over many pairs may lie with a ticket that isn't begun.
 pub(crate) const PERMIT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
 /// How often homes are told when a paced pair goes on.
@@ -381,6 +383,9 @@ pub(crate) const HTTP_IDLE_TIMEOUT: std::time::Duration = std::time::Duration::f
 /// The shards' time to answer one administrative question.
 pub(crate) const HTTP_BACKEND_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 const _: () = assert!(HTTP_BACKEND_TIMEOUT.as_secs() < HTTP_REQUEST_TIMEOUT.as_secs());
+/// For a configuration to be read and all shards to have it: keys and routes may be many.
+pub(crate) const HTTP_RELOAD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(9);
+const _: () = assert!(HTTP_RELOAD_TIMEOUT.as_secs() < HTTP_REQUEST_TIMEOUT.as_secs());
 /// Rows of one answer when the request doesn't say, and at most.
 pub(crate) const HTTP_ROWS_DEFAULT: usize = 100;
 pub(crate) const HTTP_ROWS_MAX: usize = 10_000;

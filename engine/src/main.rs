@@ -53,7 +53,7 @@ enum Command {
     Version,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 struct ConfigFile {
     /// Configuration in TOML; without it: SMTP on 127.0.0.1:2525, HTTP on 127.0.0.1:8025, spool in ./postrider-data
     #[arg(long, value_name = "FILE")]
@@ -99,7 +99,8 @@ fn run_serve(file: &ConfigFile) -> ExitCode {
         Err(errors) => return complain(&errors, USAGE),
     };
     admin::log::init("info");
-    match serve::run(config) {
+    let file = file.clone();
+    match serve::run(config, move || file.load()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => complain(&format!("postrider: {error}"), FAILURE),
     }

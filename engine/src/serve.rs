@@ -3,8 +3,9 @@
 use std::fmt;
 use std::io;
 
-use crate::config::Config;
+use crate::config::{Config, ConfigErrors};
 use crate::engine::{Engine, StartError};
+use crate::runtime::clock::supervisor_clock_us;
 use crate::runtime::signal::{Signal, Signals, notify_supervisor};
 
 /// Why a service could not start or did not end cleanly. One line that says what to do.
@@ -29,18 +30,22 @@ impl fmt::Display for ServeError {
 
 impl std::error::Error for ServeError {}
 
-/// Runs an engine until SIGTERM or SIGINT, then ends it within `shutdown_grace`.
+/// Runs an engine until SIGTERM or SIGINT, then ends it within `shutdown_grace`. `read` reads its configuration anew
+/// for each reload; SIGHUP is one.
 ///
-/// The supervisor is told when it is ready and when it stops (sd_notify(3)). The actual addresses are logged, one a
-/// line.
-pub fn run(config: Config) -> Result<(), ServeError> {
+/// The supervisor is told when it is ready, when it reloads and when it stops (sd_notify(3)). The actual addresses are
+/// logged, one a line.
+pub fn run(
+    config: Config,
+    read: impl Fn() -> Result<Config, ConfigErrors> + Send + Sync + 'static,
+) -> Result<(), ServeError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ServeError::Signals)?;
     // From here on a signal waits until the engine runs, so that it never ends amid its start.
     let mut signals = {
         let _guard = runtime.enter();
         Signals::new().map_err(ServeError::Signals)?
     };
-    let engine = Engine::builder(config).start().map_err(ServeError::Start)?;
+    let engine = Engine::builder(config).reload_from(read).start().map_err(ServeError::Start)?;
     let addresses = engine.addresses();
     for address in &addresses.smtp {
         tracing::info!(protocol = "smtp", %address, "listening");
@@ -49,14 +54,54 @@ pub fn run(config: Config) -> Result<(), ServeError> {
         tracing::info!(protocol = "http", %address, "listening");
     }
     tell_supervisor("READY=1");
-    while runtime.block_on(signals.next()) == Signal::Reload {
-        tracing::warn!("SIGHUP: reloading the configuration is not available yet; restart to take up changes");
-    }
+    runtime.block_on(serve_signals(&engine, &mut signals));
     tracing::info!("stopping: no new mail is accepted, what is on the wire is finished");
     tell_supervisor("STOPPING=1");
     engine.shutdown().map_err(ServeError::End)?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Reloads with each SIGHUP, until it is to end. One that comes meanwhile may be for a newer file: it has its turn.
+async fn serve_signals(engine: &Engine, signals: &mut Signals) {
+    let mut signal = signals.next().await;
+    while signal == Signal::Reload {
+        tell_supervisor(&format!("RELOADING=1\nMONOTONIC_USEC={}", supervisor_clock_us()));
+        let mut next = None;
+        {
+            let mut reloading = std::pin::pin!(reload(engine));
+            loop {
+                tokio::select! {
+                    () = &mut reloading => break,
+                    came = signals.next() => next = Some(came),
+                }
+                if next == Some(Signal::Terminate) {
+                    return;
+                }
+            }
+        }
+        tell_supervisor("READY=1");
+        signal = match next {
+            Some(signal) => signal,
+            None => signals.next().await,
+        };
+    }
+}
+
+/// What came of it is in the log; with an error all is as it was.
+async fn reload(engine: &Engine) {
+    match engine.reload_source().await {
+        Ok(reloaded) if reloaded.changes.is_empty() => {
+            tracing::info!(since = %reloaded.since, "SIGHUP: the configuration has not changed");
+        }
+        Ok(reloaded) => tracing::info!(since = %reloaded.since, "SIGHUP: the configuration is in force"),
+        Err(error) => {
+            for line in error.to_string().lines() {
+                tracing::error!("{line}");
+            }
+            tracing::error!("SIGHUP: the configuration was not taken up; all is as it was");
+        }
+    }
 }
 
 /// That nobody hears it is no reason to stop.

@@ -19,6 +19,7 @@ mod deliver;
 mod moving;
 mod operate;
 mod outcome;
+mod reload;
 mod schedule;
 mod shaping;
 mod spool;
@@ -40,14 +41,15 @@ use self::automation::Bouncing;
 use self::body::HeldBodies;
 use self::deliver::Delivery;
 pub use self::deliver::{ConnectError, Connected, TlsStarted};
-use self::schedule::{PendingRead, RouteCache};
+pub use self::reload::Reload;
+use self::schedule::{PendingRead, RouteCache, StaticRoutes};
 use self::shaping::Shapings;
 use self::spool::HomeLog;
 use crate::accept::Policy;
 use crate::admin::metrics::ShardMetrics;
 use crate::config::{Config, SharedLimits};
 use crate::deliver::content::Chunk;
-use crate::handover::{AcceptAnswer, ControlMessage, RouteKey, ShardMessage, TlsRequirement};
+use crate::handover::{AcceptAnswer, ControlMessage, Generation, ShardMessage, TlsRequirement};
 use crate::limits::{INBOX_MESSAGES_PER_TURN, SWEEP_INTERVAL};
 use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
@@ -168,6 +170,7 @@ pub struct Shard {
     id: usize,
     config: Arc<Config>,
     policy: Arc<Policy>,
+    generation: Generation,
     metrics: Arc<ShardMetrics>,
     random: fastrand::Rng,
 
@@ -229,17 +232,13 @@ impl Shard {
     /// A shard without logs; they are added by [`Self::recover`] before the first turn.
     pub fn new(options: ShardOptions) -> Self {
         let ShardOptions { id, shards, config, policy, metrics, seed, sockets_max } = options;
-        let routes = RouteCache::new(&config.routes);
+        let routes = Arc::new(StaticRoutes::new(&config.routes));
         let shared_limits = Arc::new(SharedLimits::new(&config));
-        let mut shapings = Shapings::new(&config, Arc::clone(&routes.index));
-        for rule in &config.shaping_rules.domains {
-            if let Some(route) = routes.fixed(&RouteKey::of_domain(&*rule.domain)) {
-                shapings.learn_site(&rule.domain, &route.site.name);
-            }
-        }
-        Self {
+        let shapings = Shapings::new(&config, Arc::clone(&routes.index));
+        let mut shard = Self {
             id,
             policy,
+            generation: Generation::default(),
             metrics,
             random: fastrand::Rng::with_seed(seed),
             sockets_max,
@@ -256,7 +255,7 @@ impl Shard {
             home: Home::new(Arc::clone(&shared_limits)),
             retries: Retries::new(&config),
             tls_report: TlsReport::default(),
-            routes,
+            routes: RouteCache::new(routes),
             shapings,
             egress: HashMap::new(),
             avoided: AvoidedSources::default(),
@@ -278,7 +277,9 @@ impl Shard {
             stopping: false,
             stopped: false,
             config,
-        }
+        };
+        shard.learn_fixed_sites();
+        shard
     }
 
     /// One round through the six stages: everything that can go on goes on, each stage within its bound.
@@ -367,8 +368,8 @@ impl Shard {
             ShardMessage::Blocked { pair, blocked } => self.home.block_pair(&pair, blocked),
             ShardMessage::Paced { pair, blocked } => self.home.pace_pair(&pair, blocked),
             ShardMessage::Want(want) => self.keeper.handle_want(now, *want),
-            ShardMessage::Permit { home, pair, flow, waited, permit } => {
-                self.pools.handle_permit(now, home, &pair, &flow, waited, permit);
+            ShardMessage::Permit { home, pair, flow, generation, waited, permit } => {
+                self.pools.handle_permit(now, home, &pair, &flow, generation, waited, permit);
             }
             ShardMessage::Spent { permit, at } => self.keeper.handle_spent(now, &permit, at),
             ShardMessage::AskInjection { home, number, tenant, recipients } => {
@@ -404,6 +405,7 @@ impl Shard {
             ShardMessage::BounceQueue { flow, domain, reason } => self.bounce_queue(&flow, &domain, &reason),
             ShardMessage::EventCursor { log, sequence } => self.set_event_cursor(log, sequence),
             ShardMessage::Inject { injection, admitted } => self.inject(now, injection, *admitted),
+            ShardMessage::Reload(reload) => self.reload(now, &reload),
             ShardMessage::Ask { question, ask } => self.answer(now, question, ask),
             ShardMessage::Stop => self.stop(now),
         }

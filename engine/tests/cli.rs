@@ -224,9 +224,109 @@ fn serve_logs_its_addresses_and_ends_with_0_on_a_signal() {
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
 
         service.signal("-HUP");
-        service.line("not available yet");
+        service.line("the configuration has not changed");
         assert_eq!(service.end(signal).code(), Some(0));
     }
+}
+
+/// What the engine answers to `POST /api/admin/reload/v1`: the status, and the body.
+fn reload(http: &str) -> (u16, String) {
+    let mut http = TcpStream::connect(http).unwrap();
+    let request =
+        "POST /api/admin/reload/v1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    http.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    http.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+fn greeting(smtp: &str) -> String {
+    let mut greeting = String::new();
+    BufReader::new(TcpStream::connect(smtp).unwrap()).read_line(&mut greeting).unwrap();
+    greeting
+}
+
+#[test]
+fn a_changed_file_is_taken_up_and_a_faulty_one_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    configuration(directory.path(), "127.0.0.1:0", "127.0.0.1:0");
+    let file = directory.path().join("postrider.toml");
+    let good = fs::read_to_string(&file).unwrap();
+    let mut service = Service::start(directory.path());
+    let (status, body) = reload(&service.http);
+    assert!(status == 200 && body.starts_with("{\"added\":[],\"removed\":[],\"changed\":[],\"since\":"), "{body}");
+
+    // By HTTP: what a start would use, and what it would not.
+    let changed = good.replace("mta.example.com", "new.example.com") + "[[tenant]]\nname = \"acme\"\n";
+    fs::write(&file, &changed).unwrap();
+    let (status, body) = reload(&service.http);
+    assert_eq!(status, 200, "{body}");
+    let told = "{\"added\":[\"tenant \\\"acme\\\"\"],\"removed\":[],\"changed\":[\"egress_source \\\"unspecified\\\"\",\
+                \"hostname\"],\"since\":";
+    assert!(body.starts_with(told), "{body}");
+    assert_eq!(greeting(&service.smtp), "220 new.example.com ESMTP Postrider\r\n");
+
+    fs::write(&file, changed.replace("name = \"acme\"", "nam = \"acme\"")).unwrap();
+    let (status, body) = reload(&service.http);
+    assert_eq!(status, 422, "{body}");
+    let errors = run(directory.path(), &["check", "--config", "postrider.toml"]).2;
+    assert_eq!(errors.lines().count(), 2, "{errors}");
+    for line in errors.lines() {
+        assert!(body.contains(&line.replace('"', "\\\"")), "{line} in {body}");
+    }
+    fs::write(&file, format!("shards = 3\n{changed}")).unwrap();
+    let (status, body) = reload(&service.http);
+    assert!(status == 409 && body.contains("shards: a change of it needs a restart"), "{body}");
+    assert_eq!(greeting(&service.smtp), "220 new.example.com ESMTP Postrider\r\n");
+
+    // Of an HTTP listener too: the next call needs the token.
+    let token = format!("admin_tokens = [\"sha256:{}\"]\n[[tenant]]", "ab".repeat(32));
+    fs::write(&file, changed.replace("[[tenant]]", &token)).unwrap();
+    assert_eq!(reload(&service.http).0, 200);
+    assert_eq!(reload(&service.http).0, 401);
+
+    // By SIGHUP.
+    fs::write(&file, format!("shards = 3\n{changed}")).unwrap();
+    service.signal("-HUP");
+    service.line("shards: a change of it needs a restart");
+    service.line("all is as it was");
+    fs::write(&file, &good).unwrap();
+    service.signal("-HUP");
+    service.line("the configuration is in force");
+    assert_eq!(greeting(&service.smtp), "220 mta.example.com ESMTP Postrider\r\n");
+    assert_eq!(service.end("-TERM").code(), Some(0));
+}
+
+/// sd_notify(3): RELOADING=1 with the time, then READY=1 again.
+#[test]
+fn the_supervisor_hears_of_a_reload() {
+    let directory = tempfile::tempdir().unwrap();
+    configuration(directory.path(), "127.0.0.1:0", "127.0.0.1:0");
+    let notify = directory.path().join("notify");
+    let told = UnixDatagram::bind(&notify).unwrap();
+    // Only so that a failure ends.
+    told.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let heard = || {
+        let mut message = [0; 256];
+        let length = told.recv(&mut message).unwrap();
+        String::from_utf8_lossy(&message[..length]).into_owned()
+    };
+    let mut command = postrider(directory.path(), &["serve", "--config", "postrider.toml"]);
+    let command = command.env("NOTIFY_SOCKET", &notify).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    assert_eq!(heard(), "READY=1");
+    let kill = |signal: &str| {
+        assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success())
+    };
+    kill("-HUP");
+    let reloading = heard();
+    let time = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").expect(&reloading);
+    assert!(time.parse::<u64>().is_ok_and(|time| time > 0), "{reloading}");
+    assert_eq!(heard(), "READY=1");
+    kill("-TERM");
+    assert_eq!(heard(), "STOPPING=1");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
 /// A log on a full disk is no reason to end: standard error takes nothing, and systemd hears all the same that it runs.

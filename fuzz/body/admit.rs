@@ -17,7 +17,7 @@ pub(crate) fn run(octets: &[u8]) {
     let Ok(content) = clean_content(content, LineEndings::Fix, 1 << 20) else { return };
     let now = Now { monotonic: Duration::ZERO, wall_ms: 1_764_547_200_000 };
     let Ok(mut admitted) = policy().admit(now, received(*choices, content.clone()), [1, 2]) else { return };
-    policy().sign(&mut admitted, now).expect("it can be signed");
+    admitted.sign(now).expect("it can be signed");
 
     assert!(admitted.prefix.is_empty() || admitted.prefix.ends_with(b"\r\n"));
     assert!(admitted.envelope.expires_ms >= admitted.envelope.first_attempt_ms);

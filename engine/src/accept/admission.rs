@@ -39,7 +39,7 @@ pub use sharing::SharedContent;
 #[derive(Debug)]
 pub struct Policy {
     hostname: String,
-    signers: Signers,
+    signers: Arc<Signers>,
     tenants: Tenants,
     max_age_ms: u64,
     captured: Vec<NamePattern>,
@@ -63,7 +63,9 @@ pub struct Admitted {
     /// Where the header block of `content` ends and the body begins.
     header_end: usize,
     body_start: usize,
-    signers: Vec<usize>,
+    /// Of whom, and which of them: those of the policy that admitted it, whatever comes meanwhile.
+    signers: Arc<Signers>,
+    chosen: Vec<usize>,
     rsa_signatures: usize,
 }
 
@@ -74,13 +76,37 @@ impl Admitted {
         (self.prefix.len() + content) as u64
     }
 
-    /// How many slow signatures [`Policy::sign`] will make.
+    /// How many slow signatures [`Self::sign`] will make.
     pub fn rsa_signatures(&self) -> usize {
         self.rsa_signatures
     }
 
     pub fn ed25519_signatures(&self) -> usize {
-        self.signers.len() - self.rsa_signatures
+        self.chosen.len() - self.rsa_signatures
+    }
+
+    /// Puts the signature fields into the prefix. To be called once; does nothing where no identity signs.
+    pub fn sign(&mut self, now: Now) -> Result<(), Refusal> {
+        let chosen = std::mem::take(&mut self.chosen);
+        self.rsa_signatures = 0;
+        if chosen.is_empty() {
+            return Ok(());
+        }
+        let (unsigned, added) = self.prefix.split_at(self.signatures_at);
+        let own_hash;
+        let (header, body_hash) = match &self.shared {
+            Some(shared) => (shared.header(), &shared.body_hash),
+            None => {
+                own_hash = BodyHash::of(&self.content[self.body_start..]);
+                (&self.content[..self.header_end], &own_hash)
+            }
+        };
+        let signatures = self
+            .signers
+            .sign(&chosen, &[added, header], body_hash, now.wall_ms / 1_000)
+            .map_err(|_| Refusal::new(451, (4, 3, 0), "the message could not be signed"))?;
+        self.prefix = [unsigned, &signatures, added].concat();
+        Ok(())
     }
 }
 
@@ -89,12 +115,12 @@ impl Policy {
     pub fn new(config: &Config) -> Result<Self, String> {
         Ok(Self {
             hostname: config.hostname.clone(),
-            signers: Signers::new(&config.dkim)?,
+            signers: Arc::new(Signers::new(&config.dkim)?),
             tenants: Tenants::new(config),
             max_age_ms: u64::try_from(config.retry.max_age.as_millis()).unwrap_or(u64::MAX),
             captured: config.events.headers.iter().map(|pattern| NamePattern::new(pattern)).collect(),
             pools: config.egress_pools.iter().map(|pool| pool.name.clone()).collect(),
-            sources: config.egress_sources.iter().map(|source| source.name.clone()).collect(),
+            sources: sources_in_use(config).collect(),
             feedback_reference: config.feedback_reference,
         })
     }
@@ -126,8 +152,8 @@ impl Policy {
         }
         let max_age_ms = tenant.map_or(self.max_age_ms, |tenant| tenant.max_age_ms);
         let expires_ms = steering.expires_ms.unwrap_or(steering.first_attempt_ms.saturating_add(max_age_ms));
-        let signers = self.signers.select(scan.from_domain.as_deref());
-        let rsa_signatures = signers.iter().filter(|index| self.signers.is_rsa(**index)).count();
+        let chosen = self.signers.select(scan.from_domain.as_deref());
+        let rsa_signatures = chosen.iter().filter(|index| self.signers.is_rsa(**index)).count();
 
         let mut prefix = Vec::with_capacity(PREFIX_BYTES_TYPICAL);
         let date = header::format_date(now.wall_ms);
@@ -202,33 +228,10 @@ impl Policy {
             signatures_at,
             header_end,
             body_start,
-            signers,
+            signers: Arc::clone(&self.signers),
+            chosen,
             rsa_signatures,
         })
-    }
-
-    /// Puts the signature fields into the prefix. To be called once; does nothing where no identity signs.
-    pub fn sign(&self, admitted: &mut Admitted, now: Now) -> Result<(), Refusal> {
-        let chosen = std::mem::take(&mut admitted.signers);
-        admitted.rsa_signatures = 0;
-        if chosen.is_empty() {
-            return Ok(());
-        }
-        let (unsigned, added) = admitted.prefix.split_at(admitted.signatures_at);
-        let own_hash;
-        let (header, body_hash) = match &admitted.shared {
-            Some(shared) => (shared.header(), &shared.body_hash),
-            None => {
-                own_hash = BodyHash::of(&admitted.content[admitted.body_start..]);
-                (&admitted.content[..admitted.header_end], &own_hash)
-            }
-        };
-        let signatures = self
-            .signers
-            .sign(&chosen, &[added, header], body_hash, now.wall_ms / 1_000)
-            .map_err(|_| Refusal::new(451, (4, 3, 0), "the message could not be signed"))?;
-        admitted.prefix = [unsigned, &signatures, added].concat();
-        Ok(())
     }
 
     /// What a trusted client asks for in header fields.
@@ -284,6 +287,11 @@ impl Policy {
         }
         let _ = write!(out, ";\r\n\t{date}\r\n");
     }
+}
+
+/// By the names that X-Virtual-MTA may ask for.
+fn sources_in_use(config: &Config) -> impl Iterator<Item = String> {
+    config.egress_sources.iter().filter(|source| !source.is_retired).map(|source| source.name.clone())
 }
 
 /// Two names for one message, neither of which tells the other.

@@ -157,6 +157,11 @@ impl SmtpServer {
         self.session_id
     }
 
+    /// MAIL was accepted, and what it began has not ended.
+    pub fn is_in_transaction(&self) -> bool {
+        self.transaction.is_some()
+    }
+
     pub fn options(&self) -> &SessionOptions {
         &self.options
     }

@@ -24,11 +24,12 @@ use axum::{Extension, Json, Router};
 use postrider_spool::record::MessageId;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tokio::sync::watch;
 
 use super::http_connection::BoundedListener;
 use super::metrics::Metrics;
 use super::{Backend, MessageFilter, MessageRow, QueueReport, Reply, Status, TlsReportRow, Unavailable};
-use super::{http_bounce, http_inspect, http_suspend};
+use super::{http_bounce, http_inspect, http_reload, http_suspend};
 use crate::limits::{HTTP_BACKEND_TIMEOUT, HTTP_ROWS_DEFAULT, HTTP_ROWS_MAX};
 
 /// Who may ask.
@@ -42,7 +43,7 @@ pub struct AdminOptions {
 /// with I/O and time.
 pub async fn serve(
     listener: tokio::net::TcpListener,
-    options: AdminOptions,
+    options: watch::Receiver<AdminOptions>,
     backend: Arc<dyn Backend>,
     metrics: Arc<Metrics>,
     shutdown: impl Future<Output = ()> + Send + 'static,
@@ -53,7 +54,8 @@ pub async fn serve(
 }
 
 pub(super) struct Service {
-    options: AdminOptions,
+    /// As they are now.
+    options: watch::Receiver<AdminOptions>,
     pub(super) backend: Arc<dyn Backend>,
     metrics: Arc<Metrics>,
 }
@@ -78,6 +80,7 @@ fn router(service: Arc<Service>) -> Router {
         .route("/api/admin/inspect-message/v1", get(http_inspect::inspect))
         .route("/api/admin/bounce/v1", post(http_bounce::bounce))
         .route("/api/admin/release/v1", post(http_bounce::release))
+        .route("/api/admin/reload/v1", post(http_reload::reload))
         .route("/metrics", get(metrics_text))
         .route("/metrics.json", get(metrics_json))
         .route("/api/openapi.json", get(openapi))
@@ -152,7 +155,7 @@ async fn admit(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let permission = service.options.check(peer, request.headers());
+    let permission = service.options.borrow().check(peer, request.headers());
     let open_to_all = matches!(request.uri().path(), LIVENESS | READINESS);
     match permission {
         Err(refusal) if !open_to_all => refusal.into_response(),

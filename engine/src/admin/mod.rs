@@ -1,8 +1,8 @@
 //! What operators see and ask, on the control thread: HTTP calls, metrics, log lines.
 //!
 //! `http_admin` serves; what it tells it asks of a [`Backend`], which the engine implements over its shards. Of the
-//! calls only those of `http_suspend` and `http_bounce` change anything in the engine. They are described for users in
-//! `engine/docs/http-api.md` and for programs in `openapi.json` beside this file.
+//! calls only those of `http_suspend`, `http_bounce` and `http_reload` change anything in the engine. They are
+//! described for users in `engine/docs/http-api.md` and for programs in `openapi.json` beside this file.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,6 +13,9 @@ use std::time::Duration;
 use postrider_spool::record::MessageId;
 use serde::Serialize;
 
+use crate::config::Changes;
+use crate::engine::ReloadError;
+
 pub use crate::outcome::event::WallTime;
 pub use crate::outcome::tls_report::TlsReportRow;
 
@@ -20,6 +23,7 @@ pub mod http_admin;
 mod http_bounce;
 mod http_connection;
 mod http_inspect;
+mod http_reload;
 mod http_suspend;
 pub mod log;
 pub mod metrics;
@@ -51,6 +55,8 @@ pub trait Backend: Send + Sync + 'static {
     fn bounce(&self, choice: MailChoice, reason: String) -> Reply<'_, (String, Chosen)>;
     /// Tries again, of what is chosen, what is held as in doubt.
     fn release(&self, choice: MailChoice, reason: String) -> Reply<'_, Chosen>;
+    /// Takes up the configuration as it is written now.
+    fn reload(&self) -> Reply<'_, Result<Reloaded, ReloadError>>;
     /// Whether mail is taken. Looks at flags only.
     fn readiness(&self) -> Result<(), String>;
     /// Whether a restart would not help. Looks at flags only.
@@ -285,6 +291,14 @@ pub struct EventsStatus {
     pub path: String,
     /// Why events can't be written.
     pub blocked: Option<String>,
+}
+
+/// A configuration that is in force, and what it has changed of the one before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Reloaded {
+    #[serde(flatten)]
+    pub changes: Changes,
+    pub since: WallTime,
 }
 
 /// An answer as operators read it: `451 4.2.0 text`. Empty where there was none.

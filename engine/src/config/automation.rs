@@ -73,9 +73,12 @@ pub struct HalvedLimits {
 }
 
 impl PartialEq for AutomationRule {
-    /// Of one configuration.
     fn eq(&self, other: &Self) -> bool {
-        self.name == other.name
+        let Self { name, when, threshold, action, duration, example } = self;
+        *name == other.name
+            && when.as_str() == other.when.as_str()
+            && (threshold, action, duration, example)
+                == (&other.threshold, &other.action, &other.duration, &other.example)
     }
 }
 

@@ -117,6 +117,7 @@ impl EgressSource {
             source_address: None,
             ehlo_domain: ehlo_domain.into(),
             suspend_when_unplumbed: true,
+            is_retired: false,
         }
     }
 }

@@ -93,6 +93,7 @@ fn read_source(section: Section<'_>, sources: &mut Sources<'_>) {
             source_address: address.map(|found| found.value),
             ehlo_domain: ehlo_domain.map_or_else(|| sources.hostname.into(), |found| found.value),
             suspend_when_unplumbed: suspend.unwrap_or(true),
+            is_retired: false,
         };
         if name.value == UNBOUND_SOURCE {
             let wrong = Wrong::new(format!("{UNBOUND_SOURCE:?} is the name of the unbound source, always there"));

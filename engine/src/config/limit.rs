@@ -42,7 +42,7 @@ pub struct SharedLimits {
     injection: HashMap<String, Rate>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct SharedLimit {
     /// The same over restarts and changes of the configuration, so that what was reserved is found again.
     name: Arc<str>,
@@ -74,6 +74,34 @@ impl SharedLimits {
             all.add(SharedLimit { campaign, source, provider, pool, site, domain, ..any }, tenant.as_ref());
         }
         all
+    }
+
+    /// Those of another configuration, in which a known name keeps its id. What is gone keeps it too, and no mail is
+    /// under it.
+    pub fn replaced_by(&self, config: &Config) -> Self {
+        let new = Self::new(config);
+        let mut ids: HashMap<Arc<str>, LimitId> = HashMap::new();
+        let mut limits: Vec<SharedLimit> = self.limits.clone();
+        ids.extend(self.limits.iter().enumerate().map(|(id, limit)| (Arc::clone(&limit.name), LimitId(id as u32))));
+        let mut places = Vec::with_capacity(new.limits.len());
+        for limit in new.limits {
+            let next = LimitId(limits.len() as u32);
+            let id = *ids.entry(Arc::clone(&limit.name)).or_insert(next);
+            places.push(id);
+            if id == next {
+                limits.push(limit);
+            } else {
+                limits[id.0 as usize] = limit;
+            }
+        }
+        let placed = |ids: Vec<LimitId>| ids.into_iter().map(|id| places[id.0 as usize]).collect::<Vec<_>>();
+        let of_tenants = new.of_tenants.into_iter().map(|(tenant, ids)| (tenant, placed(ids))).collect();
+        Self { limits, of_tenants, of_all: placed(new.of_all), ..new }
+    }
+
+    /// How many there are that no mail is under any more.
+    pub fn retired(&self) -> usize {
+        self.limits.len() - self.of_all.len() - self.of_tenants.values().map(Vec::len).sum::<usize>()
     }
 
     fn add(&mut self, limit: SharedLimit, tenant: Option<&String>) {
@@ -270,6 +298,31 @@ mod tests {
     fn limits(text: &str) -> SharedLimits {
         let text = format!("{text}\n[spool]\nallow_filesystem = true\n");
         SharedLimits::new(&Config::from_toml(&text, "t.toml", Path::new("/nonexistent")).unwrap())
+    }
+
+    #[test]
+    fn a_known_limit_keeps_its_id() {
+        let tenant = |name: &str| format!("[[tenant]]\nname = \"{name}\"\nmax_message_rate = \"9/s\"\n");
+        let limit = |name: &str, rate: &str| format!("[[limit]]\nname = \"{name}\"\nmax_message_rate = \"{rate}\"\n");
+        let config = |text: String| {
+            let text = format!("{text}[spool]\nallow_filesystem = true\n");
+            Config::from_toml(&text, "t.toml", Path::new("/nonexistent")).unwrap()
+        };
+        let first = limits(&(tenant("a") + &limit("x", "1/s") + &limit("y", "2/s")));
+        let second = first.replaced_by(&config(tenant("b") + &limit("y", "3/s") + &limit("z", "4/s")));
+        let of = |limits: &SharedLimits, tenant| {
+            let (campaign, pool, domain, site) = ("", "", "", "mx.test");
+            let subject = Subject { tenant, campaign, pool, domain, site, source: 0, provider: None };
+            let found = limits.of(subject).map(|id| (id.0, limits.name(id).to_string(), limits.rate(id).count));
+            found.collect::<Vec<_>>()
+        };
+        let named = |id, name: &str, count| (id, name.to_owned(), count);
+        let all = [named(2, "limit y", 3), named(4, "limit z", 4)];
+        assert_eq!(of(&second, "a"), all, "neither its tenant's nor x are there any more");
+        assert_eq!(of(&second, "b")[0], named(3, "tenant b", 9));
+        assert_eq!((first.retired(), second.retired()), (0, 2));
+        let third = second.replaced_by(&config(limit("x", "5/s")));
+        assert_eq!((of(&third, "a"), third.retired()), (vec![named(1, "limit x", 5)], 4));
     }
 
     #[test]

@@ -3,7 +3,9 @@
 //! [`Config`] is what the rest of the engine sees: every default filled in, every name resolved, every file read.
 #![expect(clippy::disallowed_methods, reason = "reads its files once, before anything runs")]
 
+mod align;
 mod automation;
+mod change;
 mod default;
 mod describe;
 mod dkim;
@@ -41,6 +43,7 @@ use ipnet::IpNet;
 
 pub use crate::mail::endpoint::UnixPath;
 pub use automation::{AutomationAction, AutomationRule, HalvedLimits, LimitSettings, Threshold};
+pub use change::Changes;
 pub use describe::describe;
 pub use error::{ConfigError, ConfigErrors};
 pub use filesystem::Filesystem;
@@ -52,7 +55,7 @@ pub use shaping::Settings;
 pub use shipped::SHIPPED_PROVIDERS;
 
 /// A checked configuration. [`Config::default`] is what `postrider serve` runs without a file.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     pub hostname: String,
     /// None: one per allowed CPU.
@@ -86,7 +89,7 @@ pub struct Config {
     pub feedback_reference: bool,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct SpoolConfig {
     pub path: PathBuf,
     pub durability: Durability,
@@ -101,7 +104,7 @@ pub enum Durability {
     None,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct SmtpListener {
     pub address: SocketAddr,
     pub relay_from: Vec<IpNet>,
@@ -114,7 +117,7 @@ pub struct SmtpListener {
     pub tls: Option<ListenerTls>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ListenerTls {
     pub certificate_pem: Arc<Vec<u8>>,
     pub key_pem: Arc<Vec<u8>>,
@@ -135,14 +138,14 @@ pub enum ReceivedDetail {
     None,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct HttpListener {
     pub address: SocketAddr,
     /// Lower-case hexadecimal SHA-256 of each token. Empty: only loopback clients are served.
     pub admin_token_sha256: Vec<String>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct DnsConfig {
     /// Empty: the system's resolvers.
     pub servers: Vec<SocketAddr>,
@@ -163,14 +166,14 @@ pub enum Dnssec {
     Validate,
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct TlsConfig {
     /// Root certificates that are trusted beside the public ones.
     pub extra_roots_pem: Arc<Vec<u8>>,
 }
 
 /// A static route; the first that fits is used.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Route {
     pub domain: DomainPattern,
     /// Whose mail goes by it; None: everybody's.
@@ -251,7 +254,7 @@ pub enum TlsMode {
     Disabled,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct EgressSource {
     pub name: String,
     /// None: the kernel chooses.
@@ -259,9 +262,11 @@ pub struct EgressSource {
     /// Default: the hostname.
     pub ehlo_domain: String,
     pub suspend_when_unplumbed: bool,
+    /// Only an earlier configuration has it, before a reload: it keeps its index, and nothing goes by it.
+    pub is_retired: bool,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct EgressPool {
     pub name: String,
     /// Index into [`Config::egress_sources`] and weight ≥ 1.
@@ -269,7 +274,7 @@ pub struct EgressPool {
 }
 
 /// A source's warm-up: recipients for each day from its first on, by provider. Then there is no such limit.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Warmup {
     /// Index into [`Config::egress_sources`].
     pub source: usize,
@@ -281,7 +286,7 @@ pub struct Warmup {
 }
 
 /// Whose mail it is: what may stand in it, how it goes, and how much of a busy pair it gets.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Tenant {
     pub name: String,
     /// The name of one of [`Config::egress_pools`].
@@ -297,7 +302,7 @@ pub struct Tenant {
 }
 
 /// A rate of all mail that the other fields describe; what is None describes any. Counted when MAIL is written.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Limit {
     pub name: String,
     pub tenant: Option<String>,
@@ -321,7 +326,7 @@ pub enum Priority {
     Bulk = 2,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct DkimIdentity {
     pub domain: String,
     pub selector: String,
@@ -333,6 +338,7 @@ pub struct DkimIdentity {
 }
 
 /// A private key that parsed at check.
+#[derive(PartialEq)]
 pub struct DkimKeyPem {
     pub path: PathBuf,
     /// PKCS#1 or PKCS#8.
@@ -354,7 +360,7 @@ impl std::fmt::Debug for DkimKeyPem {
     }
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct RetryConfig {
     pub schedule: RetrySchedule,
     pub max_age: Duration,
@@ -412,7 +418,7 @@ pub struct Shaping {
 }
 
 /// What `[shaping]` and `[provider]` say beside the default. Lists are sorted by name.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct ShapingRules {
     /// By index of the egress source.
     pub default_sources: Vec<(usize, Settings)>,
@@ -422,7 +428,7 @@ pub struct ShapingRules {
 }
 
 /// A roll-up of sites.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Provider {
     pub name: String,
     pub matches: Vec<ProviderMatch>,
@@ -438,7 +444,7 @@ pub enum ProviderMatch {
     Domain(String),
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct DomainShaping {
     pub domain: String,
     /// Whether it holds for the whole site that the domain's MX set is. Else the domain is a site of its own.
@@ -447,7 +453,7 @@ pub struct DomainShaping {
 }
 
 /// What one table says, and what it says of single egress sources, by their index.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Layer {
     pub settings: Settings,
     /// `max_age` is none: it is decided at acceptance.
@@ -499,7 +505,7 @@ pub struct Timeouts {
     pub quit: Duration,
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct EventsConfig {
     /// None: `events` in the spool's directory; see [`Config::events_path`].
     pub path: Option<PathBuf>,

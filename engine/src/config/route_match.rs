@@ -103,14 +103,16 @@ impl Config {
         }
     }
 
-    /// Where routes ask for senders: a digest of all that decides which route a message takes. The choice for a message
-    /// whose sender isn't at hand is known only from one made under the same digest.
+    /// Where routes ask for senders: a digest of all that decides which of those with a `match` a message takes. The
+    /// choice for a message whose sender isn't at hand is known only from one made under the same digest.
     pub fn sender_routes(&self) -> Option<u64> {
         let asks_for_sender = |route: &Route| route.matches.as_ref().is_some_and(|matches| matches.sender.is_some());
         if !self.routes.iter().any(asks_for_sender) {
             return None;
         }
-        let decisive: Vec<_> = self.routes.iter().map(|route| (&route.domain, &route.matches)).collect();
+        // Behind the last one that has a `match` nothing decides about it.
+        let last = self.routes.iter().rposition(|route| route.matches.is_some()).unwrap_or_default();
+        let decisive: Vec<_> = self.routes[..=last].iter().map(|route| (&route.domain, &route.matches)).collect();
         let digest = digest::digest(&digest::SHA256, format!("{decisive:?}").as_bytes());
         Some(digest.as_ref().iter().take(8).fold(0, |number, octet| number << 8 | u64::from(*octet)))
     }

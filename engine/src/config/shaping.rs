@@ -109,6 +109,20 @@ impl Settings {
     }
 }
 
+impl PartialEq for Settings {
+    /// Whether they say the same of the same keys.
+    fn eq(&self, other: &Self) -> bool {
+        let words = |settings: &Self| settings.0.iter().map(|it| (it.key.clone(), it.text.clone())).collect::<Vec<_>>();
+        let effect = |settings: &Self| {
+            let mut shaping = Shaping::default();
+            settings.apply(&mut shaping);
+            shaping
+        };
+        // Only rules are not in the words.
+        words(self) == words(other) && effect(self) == effect(other)
+    }
+}
+
 impl fmt::Debug for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} = {}", self.key, self.text)

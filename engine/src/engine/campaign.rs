@@ -73,7 +73,7 @@ impl Engine {
         let engine = &self.shared;
         let content = clean_content(content.as_ref(), LineEndings::Fix, engine.message_bytes_max())?;
         let id = engine.next_campaign.fetch_add(1, Ordering::Relaxed);
-        let content = Arc::new(engine.policy.share(id, content)?);
+        let content = Arc::new(engine.policy().share(id, content)?);
         if engine.campaigns.fetch_add(1, Ordering::Relaxed) >= CAMPAIGNS_MAX {
             engine.campaigns.fetch_sub(1, Ordering::Relaxed);
             return Err(InjectError::Refused("452 4.3.1 There are too many campaigns, drop one".to_owned()));
@@ -122,8 +122,8 @@ impl Campaign {
         let own_bytes_max = engine.message_bytes_max().saturating_sub(content.octets().len() as u64);
         let received = received(message, own_bytes_max)?;
         let random = [os_random_u64(), os_random_u64()];
-        let mut admitted = engine.policy.admit_sharing(now, received, content, random)?;
-        engine.policy.sign(&mut admitted, now)?;
+        let mut admitted = engine.policy().admit_sharing(now, received, content, random)?;
+        admitted.sign(now)?;
         engine.send(*shard, admitted)
     }
 }

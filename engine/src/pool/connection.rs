@@ -32,6 +32,8 @@ pub struct Slot {
     /// It serves routes with these terms only.
     pub terms: Arc<Terms>,
     pub deliveries: u32,
+    /// Its source is not what it was when it was opened: it takes nothing more.
+    pub is_retired: bool,
     state: SlotState,
 }
 
@@ -63,8 +65,8 @@ impl Slots {
         terms: Arc<Terms>,
     ) -> ConnectionKey {
         let proof = tls.proof_in_clear();
-        let (deliveries, state) = (0, SlotState::Opening);
-        let slot = Slot { pair, host_name, address, site, tls, proof, terms, deliveries, state };
+        let (deliveries, is_retired, state) = (0, false, SlotState::Opening);
+        let slot = Slot { pair, host_name, address, site, tls, proof, terms, deliveries, is_retired, state };
         self.len += 1;
         if let Some(place) = self.free.pop() {
             self.slots[place as usize] = Some(slot);
@@ -130,6 +132,11 @@ impl Slots {
     pub fn set_encrypted(&mut self, key: ConnectionKey) {
         let slot = self.slots[key.0 as usize].as_mut().expect("the connection has a slot");
         slot.proof = slot.tls.proof_of_handshake();
+    }
+
+    /// The connection takes nothing more.
+    pub fn retire(&mut self, key: ConnectionKey) {
+        self.slots[key.0 as usize].as_mut().expect("the connection has a slot").is_retired = true;
     }
 
     /// A transaction rides behind the present one.

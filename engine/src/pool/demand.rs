@@ -362,6 +362,29 @@ impl Demand {
         permits
     }
 
+    /// Other limits over many pairs, and no ticket in hand: credits of flows and wants that are out count no more.
+    /// Returns the permits of these credits.
+    pub(super) fn reload(&mut self, pair: &PairKey, shared_limits: &Arc<SharedLimits>) -> Vec<Permit> {
+        let homes = self.homes.clone();
+        let permits = self.void();
+        // Those are each home's to spend, whatever holds.
+        self.homes = homes;
+        self.shared_limits = Arc::clone(shared_limits);
+        self.lanes.clear();
+        self.postponed.clear();
+        self.granted = 0;
+        let mut flows: Vec<Arc<Flow>> = self.flows.keys().cloned().collect();
+        flows.sort_unstable();
+        for flow in flows {
+            let offered = self.flows.get_mut(&flow).expect("it was just there");
+            offered.limits = pair.shared_limits(shared_limits, &flow);
+            let is_limited = offered.limits.is_some();
+            offered.shares.iter_mut().for_each(|share| share.limited = is_limited.then(Box::default));
+            self.follow(&flow);
+        }
+        permits
+    }
+
     /// None of the wants that were answered to wait waits any more.
     pub(super) fn unwanted(&mut self) {
         let mut flows: Vec<Arc<Flow>> = self.flows.keys().cloned().collect();

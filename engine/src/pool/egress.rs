@@ -31,6 +31,11 @@ impl EgressTurns {
         Self { sources: pool.sources.iter().map(turn).collect() }
     }
 
+    /// Whether the source is of the pool.
+    pub fn has(&self, source: usize) -> bool {
+        self.sources.iter().any(|turn| turn.source == source)
+    }
+
     /// The next source among those that `available` admits; what the others would have had is shared by weight.
     pub fn next(&mut self, available: impl Fn(usize) -> bool) -> Option<usize> {
         let mut total = 0;

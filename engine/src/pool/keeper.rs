@@ -23,7 +23,7 @@ use ahash::{HashMap, HashMapExt as _};
 use super::rate::{Limiter, PastLimits, Started};
 use crate::config::{LimitId, SharedLimits};
 use crate::fair::{Flow, Turns};
-use crate::handover::{Blocked, PairKey, Permit, RollupKey, Want};
+use crate::handover::{Blocked, Generation, PairKey, Permit, RollupKey, Want};
 use crate::limits::PACED_NOTICE_INTERVAL;
 use crate::mail::time::Now;
 
@@ -31,7 +31,15 @@ use crate::mail::time::Now;
 #[derive(Debug)]
 pub enum Said {
     /// To an owner, for a home's flow at a pair. Without a permit: it waits, and another answer will come.
-    Answer { owner: usize, home: usize, pair: PairKey, flow: Arc<Flow>, waited: bool, permit: Option<Permit> },
+    Answer {
+        owner: usize,
+        home: usize,
+        pair: PairKey,
+        flow: Arc<Flow>,
+        generation: Generation,
+        waited: bool,
+        permit: Option<Permit>,
+    },
     /// To an owner: none of its wants at the roll-up's pairs waits any more.
     Unwanted { owner: usize, rollup: RollupKey, number: u64 },
     /// Units of a limit are to be reserved durably; [`Keeper::handle_reserved`] is the answer.
@@ -53,6 +61,7 @@ pub struct Keeper {
     injected: HashMap<Arc<str>, Limiter>,
     past: Arc<PastLimits>,
     started: Option<Started>,
+    generation: Generation,
     said: VecDeque<Said>,
 }
 
@@ -84,8 +93,28 @@ impl Keeper {
             injected: HashMap::new(),
             past: Arc::default(),
             started: None,
+            generation: Generation::default(),
             said: VecDeque::new(),
         }
+    }
+
+    /// Other limits, by the ids that are known. What was counted stays counted. Nobody waits any more: who wants
+    /// something still asks again, once it has the same configuration.
+    pub fn reload(&mut self, now: Now, generation: Generation, rules: Arc<SharedLimits>) {
+        let started = self.started.expect("limits began with the first turn");
+        for (&limit, kept) in &mut self.kept {
+            let past = self.past.get(&**rules.name(limit));
+            kept.limiter.set_rate(now.monotonic, rules.rate(limit), started, past);
+            (kept.turns, kept.next, kept.wakes_at, kept.told_at) = (Turns::default(), None, None, None);
+            kept.wants.clear();
+        }
+        self.wakes.clear();
+        for (tenant, limiter) in &mut self.injected {
+            if let Some(rate) = rules.injection(tenant) {
+                limiter.set_fresh_rate(now.monotonic, rate);
+            }
+        }
+        (self.rules, self.generation) = (rules, generation);
     }
 
     /// Limits count from here on; to be called before anything else, and again as one likes.
@@ -109,6 +138,10 @@ impl Keeper {
 
     /// Somebody wants to write MAIL.
     pub fn handle_want(&mut self, now: Now, want: Want) {
+        assert!(want.generation <= self.generation, "the keeper is the first to have another configuration");
+        if want.generation < self.generation {
+            return;
+        }
         for &limit in &*want.limits {
             self.meet(limit);
         }
@@ -255,7 +288,8 @@ impl Keeper {
     fn answer(&mut self, want: &Want, waited: bool, permit: Option<Permit>) {
         let Want { owner, home, .. } = *want;
         let (pair, flow) = (want.pair.clone(), Arc::clone(&want.flow));
-        self.said.push_back(Said::Answer { owner, home, pair, flow, waited, permit });
+        let generation = want.generation;
+        self.said.push_back(Said::Answer { owner, home, pair, flow, generation, waited, permit });
     }
 
     /// Puts a want where it waits for its turn; in front, where it has had one.

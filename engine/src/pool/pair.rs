@@ -13,6 +13,7 @@ mod order;
 mod pacing;
 mod permit;
 mod quota;
+mod reload;
 mod tickets;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -36,7 +37,7 @@ use super::trust::Trust;
 use super::warmup::DayQuota;
 use crate::config::{Chunking, EgressSource, LimitSettings, Shaping, SharedLimits, Terms, Warmup};
 use crate::fair::{CLASSES, Flow};
-use crate::handover::{Attempt, Backlog, Blocked, Credit, Elsewhere, Need, PairKey, Permit, Route};
+use crate::handover::{Attempt, Backlog, Blocked, Credit, Elsewhere, Generation, Need, PairKey, Permit, Route};
 use crate::limits::PAIRS_KEPT;
 use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
@@ -74,6 +75,9 @@ pub struct Pools {
     /// The pair whose turn it is in its roll-up.
     serving: Option<u32>,
     started: Option<Started>,
+    turn_began: Duration,
+    /// Of the configuration, and of all tickets that are taken.
+    generation: Generation,
     /// What rules have put in force, by source and roll-up.
     stricter: HashMap<(usize, Arc<str>), StricterLimits>,
     /// What was reserved before the start, by limit.
@@ -143,6 +147,8 @@ impl Pools {
             wakes: BTreeSet::new(),
             serving: None,
             started: None,
+            turn_began: Duration::ZERO,
+            generation: Generation::default(),
             stricter: HashMap::new(),
             past: Arc::default(),
             days: HashMap::new(),
@@ -199,7 +205,7 @@ impl Pools {
         self.advance(now, place, random);
     }
 
-    /// A home's ticket for a pair that is suspended: it was sent before its home knew.
+    /// A home's ticket for a pair that is suspended, or of another generation: it was sent before its home knew.
     pub fn refuse_ticket(&mut self, attempt: Box<Attempt>, left: Backlog, credit: Credit) {
         let (place, permit) = self.take_ticket(&attempt, left, credit);
         permit.into_iter().for_each(|permit| self.give_back(permit));
@@ -229,7 +235,7 @@ impl Pools {
             }
             _ => pair.busy -= 1,
         }
-        if self.gives_way(place) {
+        if self.slots.get(connection).is_retired || self.gives_way(place) {
             self.quit(connection);
         }
         self.advance(now, place, random);
@@ -337,7 +343,8 @@ impl Pools {
         let slot = self.slots.get(connection);
         let place = slot.pair;
         let deliveries_max = self.pairs[place as usize].shaping.max_deliveries_per_connection;
-        if self.stopping || slot.deliveries >= deliveries_max || self.is_leaving(place) {
+        let is_used_up = slot.is_retired || slot.deliveries >= deliveries_max;
+        if self.stopping || is_used_up || self.is_leaving(place) {
             return None;
         }
         let pair = &self.pairs[place as usize];

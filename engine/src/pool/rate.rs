@@ -93,21 +93,51 @@ impl Limiter {
         self.rate
     }
 
-    /// Another rate for what this one has counted. A longer period than before has no memory of what this one forgot.
-    pub fn set_rate(&mut self, rate: Rate, started: Started, past: Option<&Past>) {
+    /// Another rate for what this one has counted. A longer period than before counts what this one still knows of.
+    pub fn set_rate(&mut self, now: Duration, rate: Rate, started: Started, past: Option<&Past>) {
+        self.become_rate(now, rate, |rate| Self::new(rate, started, past));
+    }
+
+    /// The same for [`Self::fresh`] ones.
+    pub fn set_fresh_rate(&mut self, now: Duration, rate: Rate) {
+        self.become_rate(now, rate, Self::fresh);
+    }
+
+    fn become_rate(&mut self, now: Duration, rate: Rate, begin: impl FnOnce(Rate) -> Self) {
         if rate == self.rate {
             return;
         }
+        // What is due later than now comes as much earlier or later as the intervals are shorter or longer.
+        let due = self.next / u128::from(self.rate.count);
+        let now = now.as_nanos();
+        let interval = |rate: Rate| (rate.period / rate.count).as_nanos().max(1);
+        let ahead = due.saturating_sub(now).saturating_mul(interval(rate)) / interval(self.rate);
+        let next = (due.min(now) + ahead).saturating_mul(u128::from(rate.count));
         if rate.period != self.rate.period {
-            *self = Self { lent: self.lent, ..Self::new(rate, started, past) };
-            return;
-        }
-        if let Some(reserve) = &mut self.reserve {
+            let mut other = begin(rate);
+            other.lent = self.lent;
+            other.count_taken_of(self);
+            *self = other;
+        } else if let Some(reserve) = &mut self.reserve {
             reserve.available = 0;
         }
-        let due = self.next / u128::from(self.rate.count);
-        self.next = due * u128::from(rate.count);
+        self.next = next;
         self.rate = rate;
+    }
+
+    /// What another limiter remembers counts for this one's period.
+    fn count_taken_of(&mut self, other: &Self) {
+        // What was reserved before the start is known already, if it counts.
+        let is_told = |taken: &Taken| taken.begun > Duration::ZERO || self.reserve.is_none();
+        let period = self.rate.period;
+        let aged = |taken: &Taken| {
+            let last = taken.expires.saturating_sub(other.rate.period);
+            Taken { expires: last + period, ..*taken }
+        };
+        let aged: Vec<Taken> = other.taken.iter().filter(|taken| is_told(taken)).map(aged).collect();
+        self.sum += aged.iter().map(|taken| u64::from(taken.units)).sum::<u64>();
+        self.taken.extend(aged);
+        self.taken.make_contiguous().sort_by_key(|taken| taken.expires);
     }
 
     /// When `units` may be taken together, as far as time goes; it may be over. More than `count` never may.

@@ -1,4 +1,5 @@
 //! The clocks, read once per turn and handed to the cores as [`Now`].
+#![expect(unsafe_code, reason = "std does not tell the clock that supervisors ask for")]
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -24,6 +25,15 @@ impl Clock {
     pub(crate) async fn sleep_until(&self, monotonic: Duration) {
         tokio::time::sleep_until((self.start + monotonic).into()).await;
     }
+}
+
+/// CLOCK_MONOTONIC in microseconds, by which a supervisor puts what it is told in order (sd_notify(3), MONOTONIC_USEC).
+pub(crate) fn supervisor_clock_us() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a timespec that lives through the call, which writes nothing else. It can't fail: the clock is
+    // on every Linux, and the pointer is good.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1_000
 }
 
 /// Sleeps, on a shard or on the control thread.

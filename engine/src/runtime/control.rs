@@ -2,6 +2,7 @@
 //!
 //! Ordinary tokio. A shard waits for it only where it has no route for a domain or no owner for a pair yet.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,15 +19,16 @@ use super::mailbox::{Full, Receiver, Sender};
 use super::mta_sts::PolicyStore;
 use super::net::is_local_address;
 use super::questions::Questions;
+use super::renewal::Renewal;
 use super::shard_loop::Mail;
 use super::suspension_list::SuspensionList;
 use crate::admin::http_admin::{self, AdminOptions};
 use crate::admin::metrics::Metrics;
 use crate::config::{self, Config, HttpListener};
 use crate::deliver::route::{RouteFailure, Site};
-use crate::handover::{Ask, ControlMessage, Route, RouteKey, ShardMessage, Told};
+use crate::handover::{Ask, ControlMessage, Generation, Route, RouteKey, ShardMessage, Told};
 use crate::limits::{
-    LOOKUPS_RUNNING_MAX, MAILBOX_BATCH, MOVE_LOOK_INTERVAL, PLUMBING_INTERVAL, RULE_SITE_INTERVAL_MAX,
+    LIMIT_KEEPER, LOOKUPS_RUNNING_MAX, MAILBOX_BATCH, MOVE_LOOK_INTERVAL, PLUMBING_INTERVAL, RULE_SITE_INTERVAL_MAX,
     RULE_SITE_INTERVAL_MIN, RULE_SITES_PATIENCE,
 };
 use crate::pool::suspension::Suspension;
@@ -54,6 +56,8 @@ pub(crate) enum Command {
     Ask { ask: Ask, reply: oneshot::Sender<Vec<Told>> },
     /// What is suspended, to be looked at or changed.
     Suspensions { call: SuspensionCall, reply: oneshot::Sender<SuspensionAnswer> },
+    /// All shards are to take up another configuration; answered once they have.
+    Reload { renewal: Arc<Renewal>, taken_up: TakenUp },
     /// Ends all shards, waiting for what is on the wire for at most `grace`.
     Shutdown { grace: Duration },
 }
@@ -86,6 +90,11 @@ struct Control {
     resolver: Resolver,
     policies: PolicyStore,
     lookups: Arc<Semaphore>,
+    /// Lookups for an earlier configuration end.
+    lookups_of: watch::Sender<Generation>,
+    reloads: Reloads,
+    /// Of each HTTP server.
+    http_options: Vec<watch::Sender<AdminOptions>>,
     /// Domains with a shaping table of their own whose site was not asked for yet.
     unknown_rule_sites: watch::Receiver<usize>,
     shards: Vec<Sender<Mail>>,
@@ -103,10 +112,11 @@ struct Control {
 impl Control {
     async fn start(setup: ControlSetup) -> std::io::Result<()> {
         let (stop_http, http_stopped) = watch::channel(false);
-        let mut servers = Vec::new();
+        let (mut servers, mut http_options) = (Vec::new(), Vec::new());
         for (listener, config) in setup.http {
             let listener = tokio::net::TcpListener::from_std(listener)?;
-            let options = AdminOptions { admin_token_sha256: config.admin_token_sha256 };
+            let (sender, options) = watch::channel(AdminOptions { admin_token_sha256: config.admin_token_sha256 });
+            http_options.push(sender);
             let mut stopped = http_stopped.clone();
             let shutdown = async move {
                 // An error says that the sender is gone, which is the end as well.
@@ -131,6 +141,9 @@ impl Control {
             resolver: setup.resolver,
             policies: setup.policies,
             lookups: Arc::new(Semaphore::new(LOOKUPS_RUNNING_MAX)),
+            lookups_of: watch::Sender::new(Generation::default()),
+            reloads: Reloads::new(setup.shards.len()),
+            http_options,
             questions: Questions::new(setup.shards.len()),
             directory: Directory::new(setup.shards.len()),
             thread_times: setup.thread_times,
@@ -180,6 +193,10 @@ impl Control {
                         let answer = self.serve_suspensions(call).await;
                         // Who asked may have given up.
                         let _ = reply.send(answer);
+                    }
+                    Some(Command::Reload { renewal, taken_up }) => {
+                        self.reloads.waiting.push_back((renewal, taken_up));
+                        self.reload_waiting().await;
                     }
                     Some(Command::Shutdown { grace }) => self.shut_down(grace).await,
                     None => self.shut_down(self.config.shutdown_grace).await,
@@ -236,17 +253,22 @@ impl Control {
             }
             ControlMessage::Suspend(suspension) => _ = self.suspend(suspension).await,
             ControlMessage::Carried { carried, .. } => {
+                // What moves has its configuration with it, so nothing does until all shards have the same.
+                let carried = if self.reloads.are_under_way() { Vec::new() } else { carried };
                 let told = self.directory.handle_carried(self.clock.now().monotonic, &carried);
                 self.tell(told).await;
             }
             ControlMessage::Released { rollup, state, .. } => {
                 let told = self.directory.handle_released(self.clock.now().monotonic, rollup, state);
                 self.tell(told).await;
+                self.reload_waiting().await;
             }
             ControlMessage::TookOver { rollup, .. } => {
                 let (rollup, owner) = self.directory.handle_took_over(self.clock.now().monotonic, rollup);
                 self.tell_all(|| ShardMessage::Moved { rollup: rollup.clone(), owner }).await;
+                self.reload_waiting().await;
             }
+            ControlMessage::Reloaded { shard } => self.reloads.taken_up(shard),
             ControlMessage::Stopped { .. } => self.stopped += 1,
         }
     }
@@ -298,7 +320,7 @@ impl Control {
         let policies = self.policies.clone();
         let (lookups, shard) = (Arc::clone(&self.lookups), self.shards[shard].clone());
         let mut unknown_rule_sites = self.unknown_rule_sites.clone();
-        tokio::spawn(async move {
+        self.spawn_lookup(async move {
             // Else the first mail could go before it is known what limits hold for its site.
             let rules = unknown_rule_sites.wait_for(|unknown| *unknown == 0);
             let _ = tokio::time::timeout(RULE_SITES_PATIENCE, rules).await;
@@ -319,6 +341,57 @@ impl Control {
         });
     }
 
+    /// A lookup for the configuration that there is now. Once there is another, its answer would be taken for that
+    /// one's.
+    fn spawn_lookup(&self, lookup: impl Future<Output = ()> + Send + 'static) {
+        let mut generation = self.lookups_of.subscribe();
+        let own = *generation.borrow();
+        tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                _ = generation.wait_for(|present| *present != own) => {}
+                () = lookup => {}
+            }
+        });
+    }
+
+    /// What waits to be reloaded is, unless something is just moving from one shard to another: that takes seconds.
+    async fn reload_waiting(&mut self) {
+        while !self.directory.is_moving()
+            && let Some((renewal, taken_up)) = self.reloads.waiting.pop_front()
+        {
+            self.reload(renewal, taken_up).await;
+        }
+    }
+
+    /// Gives another configuration to whoever needs it. Nothing here can fail.
+    async fn reload(&mut self, renewal: Arc<Renewal>, taken_up: TakenUp) {
+        let generation = renewal.reload.generation;
+        let before = std::mem::replace(&mut self.config, Arc::clone(&renewal.reload.config));
+        self.unplumbed.resize(self.config.egress_sources.len(), false);
+        self.suspensions.set_sources(&self.config.egress_sources);
+        for (options, new) in self.http_options.iter().zip(&renewal.http) {
+            options.send_replace(new.clone());
+        }
+        if let Some((resolver, policies)) = renewal.names.clone() {
+            (self.resolver, self.policies) = (resolver, policies);
+        }
+        self.lookups_of.send_replace(generation);
+        // The keeper of limits has to be the first: others ask it by what they have.
+        const { assert!(LIMIT_KEEPER == 0) };
+        for shard in &self.shards {
+            send(shard, Mail::Reload(Arc::clone(&renewal))).await;
+        }
+        self.reloads.add(taken_up);
+        if self.config.delivers_as(&before) {
+            return;
+        }
+        let (rule_sites, unknown_rule_sites) = watch::channel(0);
+        self.unknown_rule_sites = unknown_rule_sites;
+        self.follow_rule_sites(rule_sites);
+        self.look_at_sources().await;
+    }
+
     /// Tells all shards which site the domains have that shaping has tables for; looked up again as their TTLs say.
     fn follow_rule_sites(&self, unknown: watch::Sender<usize>) {
         let is_fixed = |domain: &str| {
@@ -334,7 +407,7 @@ impl Control {
             let (config, resolver, clock) = (Arc::clone(&self.config), self.resolver.clone(), self.clock);
             let (shards, lookups, unknown) = (self.shards.clone(), Arc::clone(&self.lookups), Arc::clone(&unknown));
             let domain: Arc<str> = Arc::from(&*rule.domain);
-            tokio::spawn(async move {
+            self.spawn_lookup(async move {
                 let mut is_first = true;
                 while !shards.iter().all(Sender::is_closed) {
                     let permit = lookups.acquire().await;
@@ -400,8 +473,10 @@ impl Control {
     async fn look_at_sources(&mut self) {
         for source in 0..self.config.egress_sources.len() {
             let config = &self.config.egress_sources[source];
-            if let (Some(address), true) = (config.source_address, config.suspend_when_unplumbed) {
-                self.set_plumbed(source, is_local_address(address)).await;
+            match config.source_address.filter(|_| config.suspend_when_unplumbed && !config.is_retired) {
+                Some(address) => self.set_plumbed(source, is_local_address(address)).await,
+                // It may have been, under an earlier configuration.
+                None => self.set_plumbed(source, true).await,
             }
         }
     }
@@ -452,6 +527,51 @@ async fn send(shard: &Sender<Mail>, mut mail: Mail) {
         }
         mail = back;
         clock::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// What is done once all shards have a configuration, whoever still waits for it.
+pub(crate) struct TakenUp(pub(crate) Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for TakenUp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TakenUp")
+    }
+}
+
+/// Configurations that shards are about to take up.
+#[derive(Debug)]
+struct Reloads {
+    /// They are not sent yet.
+    waiting: VecDeque<(Arc<Renewal>, TakenUp)>,
+    sent: u64,
+    /// By shard.
+    taken_up: Vec<u64>,
+    /// What is done when all have so many.
+    then: VecDeque<(u64, TakenUp)>,
+}
+
+impl Reloads {
+    fn new(shards: usize) -> Self {
+        Self { waiting: VecDeque::new(), sent: 0, taken_up: vec![0; shards], then: VecDeque::new() }
+    }
+
+    fn add(&mut self, taken_up: TakenUp) {
+        self.sent += 1;
+        self.then.push_back((self.sent, taken_up));
+    }
+
+    /// Whether some shard may not have the last one yet.
+    fn are_under_way(&self) -> bool {
+        !self.waiting.is_empty() || !self.then.is_empty()
+    }
+
+    fn taken_up(&mut self, shard: usize) {
+        self.taken_up[shard] += 1;
+        let by_all = self.taken_up.iter().copied().min().unwrap_or_default();
+        while let Some((_, TakenUp(then))) = self.then.pop_front_if(|(number, _)| *number <= by_all) {
+            then();
+        }
     }
 }
 

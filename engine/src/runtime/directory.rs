@@ -67,6 +67,11 @@ impl Directory {
         owner
     }
 
+    /// Whether a roll-up is on its way from one shard to another.
+    pub(crate) fn is_moving(&self) -> bool {
+        self.moving.is_some()
+    }
+
     /// Looks whether a shard has stayed busy while another has not: it is asked what it carries.
     pub(crate) fn look(&mut self, now: Duration, threads: &ThreadTimes) -> Option<Told> {
         let taken: Option<Vec<Duration>> = (0..self.shards).map(|shard| threads.taken(shard)).collect();

@@ -307,7 +307,7 @@ impl<'a> LinkTask<'a> {
                 TlsSession::server(config)
             }
             Wish::TlsClient { host_name, tls } => {
-                let verifiers = &self.shard_loop.verifiers;
+                let verifiers = self.shard_loop.verifiers.borrow();
                 let name = tls.server_name(&host_name);
                 match &tls {
                     TlsRequirement::Verified => TlsSession::client(&verifiers.public_roots, name),

@@ -16,6 +16,7 @@ pub(crate) mod mta_sts;
 pub(crate) mod net;
 pub(crate) mod questions;
 pub(crate) mod random;
+pub(crate) mod renewal;
 pub(crate) mod shard_loop;
 pub(crate) mod signal;
 pub(crate) mod socket;

@@ -29,11 +29,11 @@ use super::limit_file::LimitMail;
 use super::link::{Link, Side};
 use super::mailbox::{Full, Receiver, Sender};
 use super::net::is_local_address;
+use super::renewal::{ListenerPolicy, Renewal, Verifiers};
 use super::socket::{ConnectOptions, Listener, Socket, is_out_of_descriptors};
-use super::tls::TlsVerifier;
 use super::uring;
 use crate::accept::Admitted;
-use crate::config::{Config, SmtpListener};
+use crate::config::Config;
 use crate::handover::{AcceptAnswer, ControlMessage, ShardMessage};
 use crate::limits::{
     EVENTS_WAITING_MAX, LISTENER_COMPLAINT_INTERVAL, LISTENER_PAUSE, MAILBOX_BATCH, OVERDUE_PAUSE, QUIET_DELAY,
@@ -53,6 +53,8 @@ pub(crate) enum Mail {
         admitted: Box<Admitted>,
         reply: oneshot::Sender<AcceptAnswer>,
     },
+    /// Another configuration.
+    Reload(Arc<Renewal>),
     /// The thread ends.
     Exit,
 }
@@ -82,15 +84,7 @@ pub(crate) struct ShardSetup {
 
 pub(crate) struct ListenerSetup {
     pub(crate) socket: Arc<TcpListener>,
-    pub(crate) config: SmtpListener,
-    pub(crate) tls: Option<Arc<rustls::ServerConfig>>,
-}
-
-/// One of each for the whole engine: a session is resumed only with the verifier that made it.
-#[derive(Clone)]
-pub(crate) struct Verifiers {
-    pub(crate) any_certificate: TlsVerifier,
-    pub(crate) public_roots: TlsVerifier,
+    pub(crate) policy: Arc<ListenerPolicy>,
 }
 
 /// Runs a shard on this thread until it is told to exit.
@@ -117,7 +111,8 @@ async fn start(setup: ShardSetup) {
             return;
         }
     }
-    let listeners = setup.listeners.into_iter().map(|listener| Ok((Listener::new(&listener.socket)?, listener)));
+    let policies = setup.listeners.iter().map(|listener| Arc::clone(&listener.policy)).collect();
+    let listeners = setup.listeners.iter().map(|listener| Listener::new(&listener.socket));
     let listeners = match listeners.collect::<io::Result<Vec<_>>>() {
         Ok(listeners) => listeners,
         Err(error) => {
@@ -134,9 +129,10 @@ async fn start(setup: ShardSetup) {
     };
     let shard_loop = Rc::new(ShardLoop {
         shard: RefCell::new(shard),
-        config,
+        config: RefCell::new(config),
+        listeners: RefCell::new(policies),
         clock,
-        verifiers: setup.verifiers,
+        verifiers: RefCell::new(setup.verifiers),
         dane: DaneVerifiers::default(),
         turn: Notify::new(),
         inputs: Semaphore::new(TURN_INPUTS),
@@ -159,8 +155,8 @@ async fn start(setup: ShardSetup) {
         is_stopping: Cell::new(false),
         progress: Notify::new(),
     });
-    for (listener, setup) in listeners {
-        uring::spawn(Rc::clone(&shard_loop).accept(listener, setup));
+    for (place, listener) in listeners.into_iter().enumerate() {
+        uring::spawn(Rc::clone(&shard_loop).accept(listener, place));
     }
     uring::spawn(Rc::clone(&shard_loop).take_turns());
     uring::spawn(Rc::clone(&shard_loop).each_second());
@@ -176,9 +172,11 @@ async fn start(setup: ShardSetup) {
 /// A shard with all that is its thread's.
 pub(super) struct ShardLoop {
     pub(super) shard: RefCell<Shard>,
-    pub(super) config: Arc<Config>,
+    config: RefCell<Arc<Config>>,
+    /// In the order in which they are bound.
+    listeners: RefCell<Vec<Arc<ListenerPolicy>>>,
     pub(super) clock: Clock,
-    pub(super) verifiers: Verifiers,
+    pub(super) verifiers: RefCell<Verifiers>,
     pub(super) dane: DaneVerifiers,
     turn: Notify,
     /// What peers may still bring before the next turn.
@@ -349,7 +347,8 @@ impl ShardLoop {
     }
 
     fn connect(self: &Rc<Self>, connection: ConnectionKey, source: usize, to: Endpoint) {
-        let source_config = &self.config.egress_sources[source];
+        let config = Arc::clone(&self.config.borrow());
+        let source_config = &config.egress_sources[source];
         let options = ConnectOptions { source: source_config.source_address, freebind: false, to };
         let opened = Socket::open(&options);
         let socket = match opened {
@@ -375,8 +374,9 @@ impl ShardLoop {
         uring::spawn(link.run_connection(Rc::clone(self), connection, to));
     }
 
-    async fn accept(self: Rc<Self>, listener: Listener, setup: ListenerSetup) {
-        let ListenerSetup { config, tls, .. } = setup;
+    async fn accept(self: Rc<Self>, listener: Listener, place: usize) {
+        // Each session begins under what is in force when it does.
+        let policy = || Arc::clone(&self.listeners.borrow()[place]);
         let mut complain_again = Duration::ZERO;
         loop {
             if self.is_stopping.get() {
@@ -390,12 +390,12 @@ impl ShardLoop {
                 biased;
                 () = self.stopping.notified() => break,
                 accepted = listener.accept() => match accepted {
-                    Ok((socket, client)) => self.open_session(socket, client, &config, tls.clone()),
+                    Ok((socket, client)) => self.open_session(socket, client, &policy()),
                     Err(error) => {
                         let now = self.clock.now().monotonic;
                         if now >= complain_again {
                             complain_again = now + LISTENER_COMPLAINT_INTERVAL;
-                            let address = config.address;
+                            let address = policy().config.address;
                             if is_out_of_descriptors(&error) {
                                 let advice = "clients wait until connections end; raise `ulimit -n`";
                                 tracing::warn!(%error, %address, "{advice}");
@@ -409,19 +409,13 @@ impl ShardLoop {
             }
         }
         if let Some((socket, client)) = listener.close().await {
-            self.open_session(socket, client, &config, tls);
+            self.open_session(socket, client, &policy());
         }
     }
 
-    fn open_session(
-        self: &Rc<Self>,
-        socket: Socket,
-        client: std::net::SocketAddr,
-        config: &SmtpListener,
-        tls: Option<Arc<rustls::ServerConfig>>,
-    ) {
+    fn open_session(self: &Rc<Self>, socket: Socket, client: std::net::SocketAddr, policy: &ListenerPolicy) {
         let now = self.clock.now();
-        let Some(session) = self.shard.borrow_mut().open_session(now, config, client) else {
+        let Some(session) = self.shard.borrow_mut().open_session(now, &policy.config, client) else {
             uring::spawn(async move {
                 let refusal = b"421 4.3.2 Too many connections, try again later\r\n".to_vec();
                 let _ = socket.send(vec![refusal]).await;
@@ -434,7 +428,7 @@ impl ShardLoop {
         self.links.borrow_mut().insert(Side::Session(session), Rc::clone(&link));
         self.carry_out();
         self.turn.notify_one();
-        uring::spawn(link.run_session(Rc::clone(self), session, tls));
+        uring::spawn(link.run_session(Rc::clone(self), session, policy.tls.clone()));
     }
 
     pub(super) fn end_session(self: &Rc<Self>, session: SessionKey) {
@@ -473,6 +467,13 @@ impl ShardLoop {
                         self.next_injection.set(injection + 1);
                         self.injections.borrow_mut().insert(injection, reply);
                         self.shard.borrow_mut().handle_message(ShardMessage::Inject { injection, admitted });
+                    }
+                    Mail::Reload(renewal) => {
+                        *self.config.borrow_mut() = Arc::clone(&renewal.reload.config);
+                        self.listeners.borrow_mut().clone_from(&renewal.listeners);
+                        *self.verifiers.borrow_mut() = renewal.verifiers.clone();
+                        let reload = Arc::clone(&renewal.reload);
+                        self.shard.borrow_mut().handle_message(ShardMessage::Reload(reload));
                     }
                     Mail::Exit => return,
                 }

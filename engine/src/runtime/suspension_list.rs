@@ -74,6 +74,11 @@ impl SuspensionList {
         this
     }
 
+    /// Those of another configuration, by the indices that are known.
+    pub(crate) fn set_sources(&mut self, sources: &[EgressSource]) {
+        self.sources = sources.iter().map(|source| source.name.clone()).collect();
+    }
+
     fn load(&mut self, now_ms: u64) -> Result<(), String> {
         let Some(bytes) = self.file.read().map_err(|error| error.to_string())? else { return Ok(()) };
         let stored: StoredList = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
@@ -257,6 +262,7 @@ mod tests {
             source_address: None,
             ehlo_domain: "mta.example".to_owned(),
             suspend_when_unplumbed: true,
+            is_retired: false,
         };
         names.iter().map(source).collect()
     }

@@ -493,6 +493,37 @@ impl Home {
         withdrawn
     }
 
+    /// Another configuration: what is ready, and what waits for a route or a source, is due again at its own time, and
+    /// goes as is said now. `matched` tells the route with a `match` that a queue's mail takes.
+    pub fn reload(&mut self, shared_limits: Arc<SharedLimits>, matched: impl Fn(&Queue) -> Option<MatchedRoute>) {
+        let mut released = self.withdraw_ready(|_| true, |_| true);
+        let mut domains: Vec<(RouteKey, Domain)> = self.domains.drain().collect();
+        // A map has no order, but what comes next must not depend on chance.
+        domains.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        released.extend(domains.into_iter().flat_map(|(_, domain)| domain.unrouted));
+        for key in released {
+            self.due.insert(&mut self.entries, key);
+        }
+        self.retry_all_sources();
+        self.stays_at.clear();
+        self.shared_limits = shared_limits;
+        self.flows.clear();
+        for place in 0..self.queues.len() {
+            let Some(queue) = &self.queues[place] else { continue };
+            let matched = matched(queue);
+            let (tenant, campaign) = (Arc::clone(&queue.tenant), Arc::clone(&queue.campaign));
+            let flow =
+                self.flow(queue.priority, tenant, campaign, &Arc::clone(&queue.pool), &Arc::clone(&queue.domain));
+            let queue = self.queues[place].as_mut().expect("it was just there");
+            (queue.flow, queue.route.matched) = (flow, matched);
+        }
+        let names = std::mem::take(&mut self.queue_names);
+        self.queue_names.extend(names.into_iter().map(|(parts, key)| {
+            let matched = self.queues[key.0 as usize].as_ref().and_then(|queue| queue.route.matched);
+            (QueueParts { matched, ..parts }, key)
+        }));
+    }
+
     /// Takes all that waits in some queues, due or not, from wherever it waits. Each entry must be given to
     /// [`Self::remove`]. Tells as well which of their entries are out.
     pub fn withdraw_queues(&mut self, is_meant: impl Fn(&Queue) -> bool) -> (Vec<EntryKey>, Vec<EntryKey>) {
@@ -708,21 +739,7 @@ impl Home {
             return key;
         }
         let (tenant, campaign) = (Arc::<str>::from(&*name.tenant), Arc::<str>::from(&*name.campaign));
-        let flow = Flow {
-            priority: name.priority,
-            tenant: Arc::clone(&tenant),
-            campaign: Arc::clone(&campaign),
-            pool: self.shared_limits.told_pool(&name.pool),
-            domain: self.shared_limits.told_domain(&name.domain),
-        };
-        let flow = match self.flows.get(&flow) {
-            Some(known) => Arc::clone(known),
-            None => {
-                let flow = Arc::new(flow);
-                self.flows.insert(Arc::clone(&flow));
-                flow
-            }
-        };
+        let flow = self.flow(name.priority, Arc::clone(&tenant), Arc::clone(&campaign), &name.pool, &name.domain);
         self.queue_serial += 1;
         let queue = Queue {
             name: QueueName { campaign: &campaign, tenant: &tenant, domain: &name.domain }.to_string().into(),
@@ -752,6 +769,18 @@ impl Home {
         };
         self.queue_names.insert(name, key);
         key
+    }
+
+    /// The flow of these, shared among the queues that have it.
+    fn flow(&mut self, priority: u8, tenant: Arc<str>, campaign: Arc<str>, pool: &str, domain: &str) -> Arc<Flow> {
+        let (pool, domain) = (self.shared_limits.told_pool(pool), self.shared_limits.told_domain(domain));
+        let flow = Flow { priority, tenant, campaign, pool, domain };
+        if let Some(known) = self.flows.get(&flow) {
+            return Arc::clone(known);
+        }
+        let flow = Arc::new(flow);
+        self.flows.insert(Arc::clone(&flow));
+        flow
     }
 
     /// Why an entry has not gone, where something holds it.

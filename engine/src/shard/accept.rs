@@ -11,7 +11,7 @@ use super::spool::{AnswerTo, Appended, Uncommitted};
 use super::{Action, SessionKey, Shard};
 use crate::accept::Refusal;
 use crate::accept::smtp_server::ServerEvent;
-use crate::accept::{Admitted, Received, SessionOptions, SmtpServer};
+use crate::accept::{Admitted, Policy, Received, SessionOptions, SmtpServer};
 use crate::config::SmtpListener;
 use crate::handover::{AcceptAnswer, ShardMessage};
 use crate::limits::{LIMIT_KEEPER, RSA_SIGNATURES_PER_TURN, SESSION_CLOSE_MAX, SESSIONS_MAX, SIGNING_QUEUE_MAX};
@@ -21,6 +21,8 @@ use crate::mail::time::Now;
 #[derive(Debug)]
 pub(super) struct Session {
     server: SmtpServer,
+    /// What was in force when its transaction began.
+    policy: Arc<Policy>,
     /// Input that the server didn't take yet, because it waits for an answer.
     pending: Vec<u8>,
     /// Once it is to be closed: until when what waits to be sent may take its time.
@@ -59,7 +61,8 @@ impl Shard {
         let mut greeting = Vec::new();
         let session_id = (self.id as u64) << 48 | key.0;
         let server = SmtpServer::new(now, options, session_id, &mut greeting);
-        self.sessions.insert(key, Session { server, pending: Vec::new(), closing: None });
+        let policy = Arc::clone(&self.policy);
+        self.sessions.insert(key, Session { server, policy, pending: Vec::new(), closing: None });
         self.metrics.connections_in_accepted.inc();
         self.metrics.connections_in.set(self.sessions.len() as u64);
         self.actions.push_back(Action::SessionSend { session: key, bytes: greeting });
@@ -121,7 +124,7 @@ impl Shard {
             rsa += signing.admitted.rsa_signatures().max(1);
             self.metrics.signatures_rsa.add(signing.admitted.rsa_signatures() as u64);
             self.metrics.signatures_ed25519.add(signing.admitted.ed25519_signatures() as u64);
-            match self.policy.sign(&mut signing.admitted, now) {
+            match signing.admitted.sign(now) {
                 Ok(()) => self.append(now, signing.admitted, signing.answer_to),
                 Err(refusal) => self.answer_sender(now, signing.answer_to, Err(refusal)),
             }
@@ -217,6 +220,9 @@ impl Shard {
             if session.closing.is_some() {
                 return input.len();
             }
+            if !session.server.is_in_transaction() && !Arc::ptr_eq(&session.policy, &self.policy) {
+                session.policy = Arc::clone(&self.policy);
+            }
             let mut out = Vec::new();
             let handled = session.server.handle(now, &input[taken..], &mut out);
             taken += handled.consumed;
@@ -259,7 +265,8 @@ impl Shard {
     fn admit(&mut self, now: Now, received: Received, key: SessionKey) {
         let answer_to = AnswerTo::Session(key);
         let random = [self.random.u64(..), self.random.u64(..)];
-        let admitted = self.admission().and_then(|()| self.policy.admit(now, received, random));
+        let policy = self.sessions.get(&key).map_or(&self.policy, |session| &session.policy);
+        let admitted = self.admission().and_then(|()| policy.admit(now, received, random));
         match admitted {
             Err(refusal) => self.answer_sender(now, answer_to, Err(refusal)),
             Ok(admitted) => self.take(now, Box::new(admitted), answer_to),
@@ -313,7 +320,7 @@ impl Shard {
             let refusal = Refusal::new(452, (4, 3, 1), "Too many messages wait to be signed, try again");
             return self.answer_sender(now, answer_to, Err(refusal));
         }
-        match self.policy.sign(&mut admitted, now) {
+        match admitted.sign(now) {
             Ok(()) => self.append(now, admitted, answer_to),
             Err(refusal) => self.answer_sender(now, answer_to, Err(refusal)),
         }

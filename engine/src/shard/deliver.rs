@@ -136,7 +136,8 @@ impl Shard {
                     self.announce_suspension(now, scope, Effect::Stop, &reason, lasts);
                 }
                 Order::Want { home, pair, flow, limits, units } => {
-                    let want = Want { owner: self.id, home, pair, flow, limits, units };
+                    let generation = self.generation;
+                    let want = Want { owner: self.id, home, pair, flow, limits, units, generation };
                     self.tell(LIMIT_KEEPER, ShardMessage::Want(Box::new(want)));
                 }
                 Order::Spent { permit, at } => {
@@ -173,8 +174,8 @@ impl Shard {
     pub(super) fn pass_on_permits(&mut self, now: Now) {
         while let Some(said) = self.keeper.poll() {
             match said {
-                Said::Answer { owner, home, pair, flow, waited, permit } => {
-                    self.tell(owner, ShardMessage::Permit { home, pair, flow, waited, permit });
+                Said::Answer { owner, home, pair, flow, generation, waited, permit } => {
+                    self.tell(owner, ShardMessage::Permit { home, pair, flow, generation, waited, permit });
                 }
                 Said::Unwanted { owner, rollup, number } => {
                     self.tell(owner, ShardMessage::Unwanted { rollup, number });
@@ -192,6 +193,9 @@ impl Shard {
     }
 
     pub(super) fn receive_ticket(&mut self, now: Now, attempt: Box<Attempt>, left: Backlog, credit: Credit) {
+        if attempt.generation < self.generation {
+            return self.pools.refuse_ticket(attempt, left, credit);
+        }
         // Its home may not know yet that the source's address is gone, or the pair suspended.
         let flow = suspension::Flow {
             tenant: &attempt.flow.tenant,

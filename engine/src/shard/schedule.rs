@@ -8,12 +8,15 @@ use postrider_spool::record::{Answer, Fate, MessageId};
 use postrider_spool::{Closed, Message, ReadError};
 
 use super::ask::EntryRows;
+use super::shaping::Place;
 use super::{Action, Shard};
 use crate::config::{self, EgressPool, RouteIndex, RouteTarget, Shaping};
 use crate::deliver::dane::HostDane;
 use crate::deliver::route::{Host, RouteFailure, RouteFailureKind, Site};
 use crate::fair::Flow;
-use crate::handover::{Attempt, Blocked, ControlMessage, Credit, PairKey, Route, RouteKey, ShardMessage, Ticket};
+use crate::handover::{
+    Attempt, Blocked, ControlMessage, Credit, Generation, PairKey, Route, RouteKey, ShardMessage, Ticket,
+};
 use crate::limits::{DUE_ENTRIES_PER_TURN, ROUTES_CACHED_MAX, SOURCE_RETRY, UNREADABLE_RETRY, UNRECORDED_RETRY};
 use crate::mail::address::domain_of;
 use crate::mail::endpoint::Endpoint;
@@ -30,6 +33,7 @@ pub(super) struct PendingTicket {
     pair: PairKey,
     pub(super) entry: EntryKey,
     credit: Credit,
+    generation: Generation,
 }
 
 /// What waits for a message to be read from the disk.
@@ -49,24 +53,35 @@ pub(super) struct Ending {
     pub(super) answer: Answer,
 }
 
-/// Where mail went lately. Static routes to plain addresses need no lookup and never expire.
+/// Static routes, prepared once. Those to plain addresses need no lookup and never expire.
 #[derive(Debug)]
-pub(super) struct RouteCache {
+pub(super) struct StaticRoutes {
     fixed: Vec<Option<Route>>,
     pub(super) index: Arc<RouteIndex>,
     any_discards: bool,
     /// Some routes are not everybody's.
     pub(super) any_matched: bool,
-    found: HashMap<RouteKey, Route>,
 }
 
-impl RouteCache {
+impl StaticRoutes {
     pub(super) fn new(routes: &[config::Route]) -> Self {
         let any_discards = routes.iter().any(config::Route::discards);
         let any_matched = routes.iter().any(|route| route.matches.is_some());
         let fixed = routes.iter().map(fixed_route).collect();
-        let index = Arc::new(RouteIndex::new(routes));
-        Self { fixed, index, any_discards, any_matched, found: HashMap::new() }
+        Self { fixed, index: Arc::new(RouteIndex::new(routes)), any_discards, any_matched }
+    }
+}
+
+/// Where mail went lately.
+#[derive(Debug)]
+pub(super) struct RouteCache {
+    pub(super) statics: Arc<StaticRoutes>,
+    found: HashMap<RouteKey, Route>,
+}
+
+impl RouteCache {
+    pub(super) fn new(statics: Arc<StaticRoutes>) -> Self {
+        Self { statics, found: HashMap::new() }
     }
 
     fn get(&self, now: Now, key: &RouteKey) -> Option<Route> {
@@ -79,17 +94,17 @@ impl RouteCache {
 
     /// Whether mail is thrown away.
     fn discards(&self, routes: &[config::Route], key: &RouteKey) -> bool {
-        self.any_discards && self.place_of(key).is_some_and(|place| routes[place].discards())
+        self.statics.any_discards && self.place_of(key).is_some_and(|place| routes[place].discards())
     }
 
     /// A static route to plain addresses.
     pub(super) fn fixed(&self, key: &RouteKey) -> Option<&Route> {
-        self.fixed[self.place_of(key)?].as_ref()
+        self.statics.fixed.get(self.place_of(key)?)?.as_ref()
     }
 
     /// Of the static route that mail takes, if it takes one.
     fn place_of(&self, key: &RouteKey) -> Option<usize> {
-        self.index.place_of(&key.domain, key.matched)
+        self.statics.index.place_of(&key.domain, key.matched)
     }
 
     fn insert(&mut self, now: Now, key: &RouteKey, route: Route) {
@@ -192,7 +207,8 @@ impl Shard {
                     self.tell(owner, ShardMessage::Ready { home, pair, flow, backlog, unused });
                 }
                 Need::Ticket { owner, pair, entry, credit } => {
-                    self.make_ticket(now, PendingTicket { owner, pair, entry, credit });
+                    let generation = self.generation;
+                    self.make_ticket(now, PendingTicket { owner, pair, entry, credit, generation });
                 }
             }
         }
@@ -202,7 +218,7 @@ impl Shard {
     fn make_ticket(&mut self, now: Now, pending: PendingTicket) {
         let Entry { message: id, expires_ms, .. } = self.home.entry(pending.entry);
         if expires_ms <= now.wall_ms {
-            let PendingTicket { owner, pair, entry, credit } = pending;
+            let PendingTicket { owner, pair, entry, credit, .. } = pending;
             let flow = Arc::clone(&self.home.queue_of(entry).flow);
             self.home.take_back(entry);
             self.route(now, entry);
@@ -219,7 +235,7 @@ impl Shard {
     /// What becomes of the message could not be written down: without a record, a restart would send it again. So no
     /// attempt is begun, and the entry waits as if it had no source.
     fn hold_unrecorded(&mut self, now: Now, pending: PendingTicket, closed: Closed) {
-        let PendingTicket { owner, pair, entry, credit } = pending;
+        let PendingTicket { owner, pair, entry, credit, .. } = pending;
         let flow = Arc::clone(&self.home.queue_of(entry).flow);
         self.home.take_back(entry);
         if !self.bounce_returned(entry) {
@@ -232,7 +248,7 @@ impl Shard {
 
     /// The message is at hand: its ticket goes to the pair's owner.
     pub(super) fn send_ticket(&mut self, now: Now, pending: PendingTicket, message: Message) {
-        let PendingTicket { owner, pair, entry, credit } = pending;
+        let PendingTicket { owner, pair, entry, credit, generation } = pending;
         if !self.home.is_owned_by(&pair, owner) {
             // The pair has moved while the message was read, and with it all credits are void.
             self.unpin(message.id());
@@ -243,8 +259,9 @@ impl Shard {
         let (key, flow) = (queue.route.clone(), Arc::clone(&queue.flow));
         let route = self.routes.get(now, &key);
         let placed = route.map(|route| (self.shapings.place(&key, &route), route));
-        let Some((place, mut route)) = placed.filter(|(place, _)| place.is_of(&pair)) else {
-            // The route expired or changed while the entry was ready.
+        let stands = |place: &Place| generation == self.generation && place.is_of(&pair);
+        let Some((place, mut route)) = placed.filter(|(place, _)| stands(place)) else {
+            // The route expired or changed while the entry was ready, or the configuration did.
             self.unpin(message.id());
             self.home.take_back_to(entry, pair.source);
             self.route(now, entry);
@@ -258,13 +275,13 @@ impl Shard {
         self.bound_recipients(entry, batch_max);
         let ticket = Ticket { home: self.id, entry };
         let recipients = self.home.entry(entry).recipients;
-        match attempt(&message, ticket, pair.clone(), (flow, key.domain), route, shaping, recipients) {
+        match attempt(&message, ticket, pair.clone(), (flow, key.domain, generation), route, shaping, recipients) {
             Ok(attempt) => {
                 // As it is now: the message may have been read meanwhile, and the owner been told of more.
                 let left = self.home.left_behind(&attempt.pair, &attempt.flow);
                 self.tell(owner, ShardMessage::Ticket { attempt: Box::new(attempt), left, credit });
             }
-            Err(error) => self.hold_unreadable(now, &PendingTicket { owner, pair, entry, credit }, &error),
+            Err(error) => self.hold_unreadable(now, &PendingTicket { owner, pair, entry, credit, generation }, &error),
         }
     }
 
@@ -290,7 +307,7 @@ impl Shard {
 
     /// The message can't be read from the spool: it is kept, and tried again later; its expiry ends it.
     fn hold_unreadable(&mut self, now: Now, ticket: &PendingTicket, error: &ReadError) {
-        let &PendingTicket { owner, ref pair, entry, credit } = ticket;
+        let &PendingTicket { owner, ref pair, entry, credit, .. } = ticket;
         let Entry { message: id, recipients, attempts, expires_ms, .. } = self.home.entry(entry);
         // What is due when it expires counts as held in doubt.
         let due_ms = (now.wall_ms + UNREADABLE_RETRY.as_millis() as u64).min(expires_ms.saturating_sub(1));
@@ -391,7 +408,7 @@ impl Shard {
             plumbed[source] && reaching(source) && suspensions.find(now.wall_ms, source, rollup, flow).is_none()
         };
         let is_welcome = |source| usable(source) && !avoided.avoids(now.monotonic, &queue.domain, source);
-        if let Some(source) = kept.filter(|&source| is_welcome(source)) {
+        if let Some(source) = kept.filter(|&source| turns.has(source) && is_welcome(source)) {
             return Ok(source);
         }
         let welcome = turns.next(is_welcome);
@@ -451,7 +468,7 @@ fn named_pool(config: &config::Config, name: &str) -> EgressPool {
     if let Some(pool) = config.pool(name) {
         return pool.clone();
     }
-    match config.egress_sources.iter().position(|source| source.name == name) {
+    match config.source_named(name) {
         Some(source) => EgressPool { name: name.to_owned(), sources: vec![(source, 1)] },
         // A pool that an earlier configuration had: its mail goes by the default one rather than not at all.
         None => config.default_pool().clone(),
@@ -462,7 +479,7 @@ fn attempt(
     message: &Message,
     ticket: Ticket,
     pair: PairKey,
-    (flow, domain): (Arc<Flow>, Arc<str>),
+    (flow, domain, generation): (Arc<Flow>, Arc<str>, Generation),
     route: Route,
     shaping: Arc<Shaping>,
     recipients: Recipients<'_>,
@@ -489,6 +506,7 @@ fn attempt(
         message: message.clone(),
         is_counted: false,
         permit: None,
+        generation,
     })
 }
 

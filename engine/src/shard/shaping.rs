@@ -69,6 +69,30 @@ impl Shapings {
         }
     }
 
+    /// Those of another configuration. What is known of domains' sites is known still.
+    pub(super) fn replaced_by(&self, config: &Arc<Config>, routes: Arc<RouteIndex>) -> Self {
+        let mut new = Self::new(config, routes);
+        for (rule, site) in self.config.shaping_rules.domains.iter().zip(&self.rule_sites) {
+            if let Some(site) = site {
+                new.learn_site(&rule.domain, site);
+            }
+        }
+        new
+    }
+
+    /// What holds at an owner's pair, as far as its names tell. None: no mail has such a pair now.
+    pub(super) fn of_pair(&self, pair: &PairKey) -> Option<Arc<Shaping>> {
+        let rules = &self.config.shaping_rules;
+        let of_domain = pair.site.split_once('@').and_then(|(domain, hosts)| Some((rules.of_domain(domain)?, hosts)));
+        let of_domain = of_domain.filter(|(rule, _)| !rules.domains[*rule].mx_rollup);
+        let hosts = of_domain.map_or(&*pair.site, |(_, hosts)| hosts);
+        let named = |name: &str| rules.providers.iter().position(|provider| provider.name == name);
+        let provider = if pair.rollup == pair.site { None } else { Some(named(&pair.rollup)?) };
+        let site_rules = self.site_rules.get(hosts).into_iter().flatten().copied();
+        let domain_rule = of_domain.map(|(rule, _)| rule);
+        Some(Arc::new(rules.resolve(&self.config.shaping, pair.source, provider, site_rules, domain_rule)))
+    }
+
     /// Where mail is counted when it goes by this route.
     pub(super) fn place(&mut self, key: &RouteKey, route: &Route) -> Arc<Place> {
         if let Some(place) = self.places.get(key)

@@ -171,7 +171,7 @@ impl Shard {
         let options = RecoverOptions { seed, event_cursor, ..RecoverOptions::default() };
         let batch_max = self.batch_max;
         let (home, metrics) = (&mut self.home, &self.metrics);
-        let matching = self.routes.any_matched.then_some(&*self.config);
+        let matching = self.routes.statics.any_matched.then_some(&*self.config);
         let sender_routes = self.config.sender_routes();
         let mut summaries = SummaryReader::new(batch_max, matching);
         let log = Log::recover(directory, options, &mut |recovered| match recovered {
@@ -349,7 +349,7 @@ impl Shard {
                 Uncommitted::Message(appended) => {
                     let Appended { message, envelope, size, answer_to } = *appended;
                     let mut spooled = spooled(message, &envelope, self.batch_max);
-                    if self.routes.any_matched {
+                    if self.routes.statics.any_matched {
                         match_routes(&self.config, &mut spooled, &envelope.reverse_path);
                     }
                     self.answer_sender(now, answer_to, Ok(spooled.message));

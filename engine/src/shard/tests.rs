@@ -12,6 +12,7 @@ mod limits;
 mod moving;
 mod openings;
 mod operate;
+mod reload;
 mod suspend;
 mod unplumbed;
 
@@ -1071,7 +1072,7 @@ fn an_expired_route_leaves_the_credits_where_they_are() {
     config.shaping.chunking = Chunking::Off;
     let mut world = World::open(TempDir::new().unwrap(), START, config.clone());
     world.shard.config = Arc::new(config);
-    world.shard.routes = super::RouteCache::new(&[]);
+    world.shard.routes = super::RouteCache::new(Arc::new(super::StaticRoutes::new(&[])));
     let route = |world: &mut World| {
         let address: SocketAddr = "127.0.0.1:25".parse().unwrap();
         let (addresses, dane) = (vec![address.into()], HostDane::default());

@@ -665,6 +665,7 @@ fn config(holds: bool) -> Config {
         source_address: None,
         ehlo_domain: "mta.example".to_owned(),
         suspend_when_unplumbed: false,
+        is_retired: false,
     };
     config.egress_sources = vec![source("one"), source("two")];
     config.egress_pools[0].sources = vec![(0, 2), (1, 1)];

@@ -27,6 +27,7 @@ mod header_rules;
 mod mta_sts;
 mod multi_recipient;
 mod null_mx;
+mod reload;
 mod restart_keeps_due;
 mod retry_451;
 mod route_match;

@@ -19,6 +19,7 @@ pub(super) fn two_sources(directory: &Path, sink: SocketAddr) -> Config {
         source_address: Some(IpAddr::from([127, 0, 0, last])),
         ehlo_domain: format!("{name}.mta.test"),
         suspend_when_unplumbed: true,
+        is_retired: false,
     };
     config.egress_sources = [("a", 11), ("b", 12)].map(source).into();
     config.egress_pools = vec![EgressPool { name: "default".to_owned(), sources: vec![(0, 1), (1, 1)] }];

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::render::{Cell, Table, bytes, count, duration, printable, write_pairs};
-use crate::row::{Message, Messages, Queue, Queues, Status, Suspended};
+use crate::row::{Message, Messages, Queue, Queues, Reloaded, Status, Suspended};
 use crate::spool::{self, SpoolCommand};
 
 /// Operates a running Postrider engine over its HTTP service, and reads a spool at rest
@@ -45,6 +45,10 @@ enum Command {
     },
     /// The engine at a glance
     Status,
+    /// Has the engine read its configuration anew, and take it up as a whole or not at all
+    ///
+    /// With errors everything is as before: they are printed as `postrider check` prints them, and the exit code is 2.
+    Reload,
     /// A spool that no engine has open; it is only read
     #[command(subcommand)]
     Spool(SpoolCommand),
@@ -225,6 +229,7 @@ pub(crate) fn execute(
         }
         Command::Why { id } => session.why(&id, out),
         Command::Status => session.status(out),
+        Command::Reload => session.reload(out),
         Command::Spool(_) | Command::Completions { .. } => unreachable!("answered above, without an engine"),
     }
 }
@@ -263,6 +268,25 @@ impl Session {
         } else {
             writeln!(out, "{} in {}", count(answer.total, "recipient"), count(queues, "queue"))?;
         }
+        Ok(())
+    }
+
+    fn reload(&self, out: &mut impl Write) -> Result<(), Failure> {
+        let answer = self.client.post(RELOAD, &json!({})).map_err(Failure::of_reload)?;
+        if self.json {
+            return write_json(&answer, out);
+        }
+        let Reloaded { added, removed, changed, since } = self.read(answer)?;
+        if added.is_empty() && removed.is_empty() && changed.is_empty() {
+            writeln!(out, "nothing has changed; in force since {since}")?;
+            return Ok(());
+        }
+        for (what, tables) in [("added", added), ("removed", removed), ("changed", changed)] {
+            for table in tables {
+                writeln!(out, "{what:<8} {}", printable(&table))?;
+            }
+        }
+        writeln!(out, "in force since {since}")?;
         Ok(())
     }
 
@@ -566,3 +590,4 @@ const SUSPEND: &str = "/api/admin/suspend/v1";
 const SUSPEND_READY: &str = "/api/admin/suspend-ready-q/v1";
 const BOUNCE: &str = "/api/admin/bounce/v1";
 const RELEASE: &str = "/api/admin/release/v1";
+const RELOAD: &str = "/api/admin/reload/v1";

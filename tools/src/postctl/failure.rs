@@ -19,6 +19,8 @@ pub(crate) enum Failure {
         code: String,
         message: String,
     },
+    /// The engine's configuration, as it is written now, can't be taken up.
+    Configuration(String),
     /// Something answers there, but not as Postrider does.
     Strange {
         url: String,
@@ -45,7 +47,15 @@ pub(crate) enum Failure {
 
 impl Failure {
     pub(crate) fn is_usage(&self) -> bool {
-        matches!(self, Self::Url(_) | Self::Usage(_))
+        matches!(self, Self::Url(_) | Self::Usage(_) | Self::Configuration(_))
+    }
+
+    /// What a refusal of `reload` means.
+    pub(crate) fn of_reload(self) -> Self {
+        match self {
+            Self::Refused { status: 409 | 422, message, .. } => Self::Configuration(message),
+            other => other,
+        }
     }
 
     /// As the HTTP service tells its errors. The code is what a program may look at.
@@ -63,6 +73,7 @@ impl Failure {
             Self::Spool(_) => "spool",
             Self::Damage { .. } => "damage",
             Self::File { .. } | Self::Write(_) => "file",
+            Self::Configuration(_) => "configuration",
         }
     }
 }
@@ -83,6 +94,9 @@ impl fmt::Display for Failure {
             }
             Self::Refused { status: 403, message, .. } => {
                 write!(f, "{message}\n  Run postctl on the engine's machine, or give the listener admin_tokens.")
+            }
+            Self::Configuration(errors) => {
+                write!(f, "the configuration was not taken up; the engine goes on as before\n{errors}")
             }
             Self::Refused { message, .. } => f.write_str(message),
             Self::Strange { url, status } => write!(

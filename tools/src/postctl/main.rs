@@ -1,7 +1,8 @@
 //! postctl: asks a running engine over its HTTP service, and reads a spool that no engine uses.
 //!
 //! Exit codes: 0 done; 1 the engine can't be reached, refused, or has no such thing, or the spool is damaged, in use or
-//! has no such message; 2 the command line is wrong.
+//! has no such message; 2 the command line is wrong, or the
+//! configuration that the engine was to reload.
 
 mod client;
 mod command;

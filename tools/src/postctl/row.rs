@@ -126,3 +126,12 @@ impl Suspended {
         }
     }
 }
+
+/// What a configuration has changed of the one before.
+#[derive(Deserialize)]
+pub(crate) struct Reloaded {
+    pub(crate) added: Vec<String>,
+    pub(crate) removed: Vec<String>,
+    pub(crate) changed: Vec<String>,
+    pub(crate) since: String,
+}

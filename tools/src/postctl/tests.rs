@@ -420,3 +420,34 @@ fn a_queued_message_is_printed_as_it_is_sent() {
     let asked = "GET /api/admin/inspect-message/v1?id=000100000000002a&want_body=true HTTP/1.1\n";
     assert!(request.starts_with(asked), "{request}");
 }
+
+#[test]
+fn reload_tells_what_it_changed() {
+    let answer = json!({
+        "added": ["egress_source \"ip-b\""], "removed": [], "changed": ["limit \"acme\"", "retry"],
+        "since": "2026-11-18T11:06:40.000Z",
+    });
+    let expected = "\
+added    egress_source \"ip-b\"
+changed  limit \"acme\"
+changed  retry
+in force since 2026-11-18T11:06:40.000Z
+";
+    let (ended, request) = with_engine("200 OK", &answer.to_string(), &["reload"]);
+    assert_eq!((ended.code, &*ended.out, &*ended.err), (0, expected, ""));
+    assert!(request.starts_with("POST /api/admin/reload/v1 "), "{request}");
+    let none = json!({ "added": [], "removed": [], "changed": [], "since": "2026-11-18T11:06:40.000Z" });
+    assert_eq!(shown(&none, &["reload"]), "nothing has changed; in force since 2026-11-18T11:06:40.000Z\n");
+    assert_eq!(shown(&none, &["reload", "--json"]), format!("{none:#}\n"));
+}
+
+#[test]
+fn a_configuration_that_is_not_taken_up_ends_with_2() {
+    let lines = "a.toml:1:1: x: is not a known key\na.toml:2:1: y: is not a known key";
+    let body = json!({ "error": { "code": "invalid_configuration", "message": lines } }).to_string();
+    let (ended, _) = with_engine("422 Unprocessable Entity", &body, &["reload"]);
+    let expected = format!("postctl: the configuration was not taken up; the engine goes on as before\n{lines}\n");
+    assert_eq!((ended.code, &*ended.out, ended.err), (2, "", expected));
+    let body = json!({ "error": { "code": "unavailable", "message": "shutting down" } }).to_string();
+    assert_eq!(with_engine("503 Service Unavailable", &body, &["reload"]).0.code, 1);
+}

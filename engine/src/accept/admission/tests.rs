@@ -18,6 +18,7 @@ fn config() -> Config {
         source_address: None,
         ehlo_domain: "mta.example".to_owned(),
         suspend_when_unplumbed: false,
+        is_retired: false,
     }];
     config.egress_pools =
         ["default", "bulk"].map(|name| EgressPool { name: name.to_owned(), sources: vec![(0, 1)] }).to_vec();
@@ -338,7 +339,7 @@ pub(super) fn signing_config() -> Config {
 fn signed(content: &[u8]) -> (Admitted, Vec<u8>) {
     let policy = Policy::new(&signing_config()).unwrap();
     let mut admitted = policy.admit(NOW, received(content), [1, 2]).unwrap();
-    policy.sign(&mut admitted, NOW).unwrap();
+    admitted.sign(NOW).unwrap();
     let message = [&admitted.prefix[..], &admitted.content].concat();
     (admitted, message)
 }
@@ -350,7 +351,7 @@ fn signatures_stand_under_received_and_verify() {
     let mut admitted = policy.admit(NOW, received(content), [1, 2]).unwrap();
     assert_eq!((admitted.rsa_signatures(), admitted.ed25519_signatures()), (1, 2));
     let before = admitted.prefix.clone();
-    policy.sign(&mut admitted, NOW).unwrap();
+    admitted.sign(NOW).unwrap();
     assert_eq!((admitted.rsa_signatures(), admitted.ed25519_signatures()), (0, 0));
     let prefix = text(&admitted.prefix);
     let order: Vec<&str> = prefix
@@ -400,7 +401,7 @@ fn odd_messages_are_signed_so_that_they_verify() {
 fn nobody_signs() {
     let mut admitted = admit("From: a@a.example\r\n\r\n").unwrap();
     let before = admitted.prefix.clone();
-    policy().sign(&mut admitted, NOW).unwrap();
+    admitted.sign(NOW).unwrap();
     assert_eq!(admitted.prefix, before);
 }
 
@@ -446,7 +447,7 @@ proptest! {
         message.trusted = trusted;
         let policy = policy();
         if let Ok(mut admitted) = policy.admit(NOW, message, [3, 4]) {
-            policy.sign(&mut admitted, NOW).unwrap();
+            admitted.sign(NOW).unwrap();
         }
     }
 }

@@ -15,8 +15,11 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::admin::metrics::ShardMetrics;
 use crate::admin::{
-    Chosen, Inspected, MailChoice, MessageState, QueueRow, SuspensionEnd, SuspensionRow, TlsReportRow, WallTime,
+    Chosen, Inspected, MailChoice, MessageState, QueueRow, Reloaded, SuspensionEnd, SuspensionRow, TlsReportRow,
+    WallTime,
 };
+use crate::config::Changes;
+use crate::engine::ReloadError;
 use crate::runtime::event_file::EventLogStatistics;
 
 #[derive(Default)]
@@ -27,6 +30,7 @@ struct Engine {
     asked: Mutex<Vec<MessageFilter>>,
     suspended: Mutex<Vec<SuspensionRow>>,
     chosen: Mutex<Vec<(MailChoice, String)>>,
+    reload_fails: Option<ReloadError>,
 }
 
 impl Engine {
@@ -143,6 +147,14 @@ impl Backend for Engine {
         Box::pin(async { Ok(chosen) })
     }
 
+    fn reload(&self) -> Reply<'_, Result<Reloaded, ReloadError>> {
+        let changed = vec!["tenant \"acme\"".to_owned()];
+        let changes = Changes { added: vec!["route \"a.test\"".to_owned()], removed: Vec::new(), changed };
+        let reloaded = Reloaded { changes, since: WallTime(1_795_000_000_123) };
+        let answer = self.reload_fails.clone().map_or(Ok(reloaded), Err);
+        Box::pin(async { Ok(answer) })
+    }
+
     fn readiness(&self) -> Result<(), String> {
         self.unready.clone().map_or(Ok(()), Err)
     }
@@ -155,7 +167,7 @@ impl Backend for Engine {
 /// Sends each request over a connection of its own to a served engine.
 fn ask(engine: Engine, tokens: &[&str], requests: &[&str]) -> (Vec<(u16, String, String)>, Arc<Engine>) {
     let tokens = tokens.iter().map(|token| hexadecimal(digest::digest(&digest::SHA256, token.as_bytes()).as_ref()));
-    let options = AdminOptions { admin_token_sha256: tokens.collect() };
+    let options = watch::Sender::new(AdminOptions { admin_token_sha256: tokens.collect() }).subscribe();
     let engine = Arc::new(engine);
     let backend: Arc<dyn Backend> = Arc::<Engine>::clone(&engine);
     // The clock jumps while everybody waits, so that timeouts take no time.
@@ -481,4 +493,24 @@ fn a_message_is_inspected() {
     message["recipient"] = json!(["r0@example.net", "r1@example.net"]);
     message["data"] = json!("Subject: \u{fffd}\r\n\r\n");
     assert_eq!(json(1), json!({ "id": "0000000000000002", "message": message }));
+}
+
+#[test]
+fn a_reload_tells_what_it_changes_or_all_that_is_wrong() {
+    let (status, body) = ask_one(Engine::default(), "POST /api/admin/reload/v1");
+    let expected = json!({
+        "added": ["route \"a.test\""], "removed": [], "changed": ["tenant \"acme\""],
+        "since": "2026-11-18T11:06:40.123Z",
+    });
+    assert_eq!((status, body), (200, expected));
+    let lines = "a.toml:1:1: x: is not a known key\na.toml:2:1: y: is not a known key";
+    let keys = vec!["shards: a change of it needs a restart".to_owned()];
+    for (error, status, code, message) in [
+        (ReloadError::Invalid(lines.to_owned()), 422, "invalid_configuration", lines),
+        (ReloadError::NeedsRestart(keys.clone()), 409, "needs_restart", &*keys[0]),
+    ] {
+        let engine = Engine { reload_fails: Some(error), ..Engine::default() };
+        let expected = json!({ "error": { "code": code, "message": message } });
+        assert_eq!(ask_one(engine, "POST /api/admin/reload/v1"), (status, expected));
+    }
 }

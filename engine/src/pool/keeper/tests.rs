@@ -35,7 +35,10 @@ impl Bench {
         let flow = Arc::new(Flow { priority, tenant: tenant.into(), campaign: "".into(), ..Flow::default() });
         let pair = PairKey { source: 0, rollup: provider.into(), site: "mx.test".into() };
         let limits = pair.shared_limits(&self.rules, &flow).expect("some limit covers it");
-        self.keeper.handle_want(self.now, Want { owner: 0, home: 0, pair, flow, limits, units });
+        self.keeper.handle_want(
+            self.now,
+            Want { owner: 0, home: 0, pair, flow, limits, units, generation: Generation::default() },
+        );
         self.listen();
     }
 

@@ -91,6 +91,7 @@ impl Pools {
     /// Limits count from here on; to be called before anything else, and again as one likes.
     pub fn begin(&mut self, now: Now) {
         self.started.get_or_insert(Started { monotonic: now.monotonic, wall_ms: now.wall_ms });
+        self.turn_began = now.monotonic;
     }
 
     /// What was reserved before this start, by limit; to be called before anything else.
@@ -224,7 +225,7 @@ impl Pools {
         };
         match kept {
             Some(mut limiter) => {
-                limiter.set_rate(rate, started, past.get(&*name));
+                limiter.set_rate(self.turn_began, rate, started, past.get(&*name));
                 Some(limiter)
             }
             None => Some(Limiter::new(rate, started, past.get(&*name))),
@@ -464,7 +465,11 @@ impl Pools {
         let pair = &self.pairs[place as usize];
         let stays = |connection: &&ConnectionKey| self.slots.state(**connection) != SlotState::Closing;
         let limit = pair.shaping.connection_limit as usize;
-        pair.open.len() > limit && pair.open.iter().filter(stays).count() > limit
+        let rollup = pair.pace.rollup.map(|rollup| &self.rollups[rollup as usize]);
+        let shared = rollup.and_then(|rollup| Some((&rollup.open, rollup.connection_limit? as usize)));
+        let surplus =
+            |open: &[ConnectionKey], limit: usize| open.len() > limit && open.iter().filter(stays).count() > limit;
+        surplus(&pair.open, limit) || shared.is_some_and(|(open, limit)| surplus(open, limit))
     }
 
     /// Whether an idle connection of this pair is to go, because others wait for one, or there are too many.

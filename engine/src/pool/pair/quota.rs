@@ -34,6 +34,17 @@ impl Pools {
         allowance == Allowance::Now
     }
 
+    /// Days that have begun go on under the quotas that there are now.
+    pub(super) fn set_quotas(&mut self) {
+        let warmups = &self.options.warmups;
+        self.days.retain(|(source, rollup), day| {
+            let warmup = warmups.iter().find(|warmup| warmup.source == *source);
+            let quota = warmup.and_then(|warmup| warmup.quota(rollup, day.day));
+            day.quota = quota.unwrap_or(day.quota);
+            quota.is_some()
+        });
+    }
+
     pub(super) fn take_quota(&mut self, place: u32, units: u32) {
         if self.days.is_empty() {
             return;

@@ -182,8 +182,69 @@ fn another_rate_keeps_the_window() {
     for _ in 0..20 {
         life.take(1, Duration::ZERO);
     }
-    life.limiter.set_rate(rate(5, 1, 1), START, None);
+    life.limiter.set_rate(life.now, rate(5, 1, 1), START, None);
     let ready = life.limiter.ready_at(1);
     assert!(ready >= life.now + Duration::from_millis(800), "15 of the 20 have to be a second old: {ready:?}");
     life.take(1, Duration::ZERO);
+}
+
+proptest! {
+    /// Over changes at any time: in a window that one falls into the larger limit counts.
+    #[test]
+    fn no_window_has_more_than_the_larger_limit(
+        counts in prop::collection::vec((1_u32..200, 0_u32..1_000), 2..5),
+        seconds in prop::sample::select(vec![1_u64, 60]),
+        steps in prop::collection::vec((1_u32..20, 0_u8..20), 1..120),
+    ) {
+        let rates: Vec<Rate> = counts.iter().map(|&(count, burst)| {
+            rate(count, seconds, if burst < 500 { 1 } else { 1 + burst % count })
+        }).collect();
+        let mut life = Life::start(rates[0], START, &Past::new());
+        let mut taken: Vec<(Duration, u32, usize)> = Vec::new();
+        let mut changes = vec![Duration::ZERO];
+        for (place, &next) in rates.iter().enumerate() {
+            life.limiter.set_rate(life.now, next, START, None);
+            changes.push(life.wall());
+            for &(units, pause) in &steps {
+                if pause == 0 {
+                    life.now += next.period / next.count * 7;
+                }
+                let units = units.min(next.batch_max());
+                taken.push((life.take(units, Duration::ZERO), units, place));
+            }
+        }
+        let period = Duration::from_secs(seconds);
+        for (place, &(at, ..)) in taken.iter().enumerate() {
+            let within = taken[place..].iter().take_while(|(later, ..)| *later < at + period);
+            let (units, last) = within.fold((0, 0), |(sum, _), &(_, units, rate)| (sum + units, rate));
+            let allowed = rates[taken[place].2..=last].iter().map(|rate| rate.count).max().unwrap();
+            prop_assert!(units <= allowed, "{units} from {at:?}, {allowed} allowed");
+        }
+    }
+}
+
+/// From 20 in a second to 20 in a minute: what went in the last second counts for a minute.
+#[test]
+fn a_longer_period_counts_what_the_shorter_one_knew() {
+    let mut life = Life::start(rate(20, 1, 20), START, &Past::new());
+    let last = (0..20).map(|_| life.take(1, Duration::ZERO)).last().unwrap();
+    life.limiter.set_rate(life.now, rate(20, 60, 20), START, None);
+    assert!(life.take(1, Duration::ZERO) >= last + Duration::from_secs(60));
+    // And back: a minute's memory is more than enough for a second.
+    life.limiter.set_rate(life.now, rate(20, 1, 20), START, None);
+    let first = life.take(1, Duration::ZERO);
+    assert!(life.take(1, Duration::ZERO) <= first + Duration::from_secs(1));
+}
+
+/// Who writes 100 in place of 1 an hour need not wait for the hour to be over; and nobody bursts.
+#[test]
+fn what_is_ahead_moves_with_the_rate() {
+    let mut life = Life::start(rate(1, 3_600, 1), START, &Past::new());
+    let first = life.take(1, Duration::ZERO);
+    life.limiter.set_rate(life.now, rate(100, 3_600, 1), START, None);
+    let second = life.take(1, Duration::ZERO);
+    assert_eq!(second - first, Duration::from_secs(36));
+    assert_eq!(life.take(1, Duration::ZERO) - second, Duration::from_secs(36));
+    life.limiter.set_rate(life.now, rate(50, 3_600, 1), START, None);
+    assert_eq!(life.take(1, Duration::ZERO) - second, Duration::from_secs(36 + 72));
 }

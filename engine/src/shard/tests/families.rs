@@ -14,7 +14,7 @@ fn world(addresses: &[Option<&str>]) -> World {
     }
     let mut world = World::open(TempDir::new().unwrap(), START, config.clone());
     world.shard.config = Arc::new(config);
-    world.shard.routes = super::super::RouteCache::new(&[]);
+    world.shard.routes = super::super::RouteCache::new(Arc::new(super::super::StaticRoutes::new(&[])));
     world
 }
 

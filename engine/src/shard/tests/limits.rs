@@ -4,6 +4,7 @@
 //! what can go and some more.
 
 mod moves;
+mod reload;
 mod shared;
 mod warmup;
 
@@ -49,6 +50,7 @@ enum Event {
 struct Engine {
     config: Arc<Config>,
     policy: Arc<Policy>,
+    reload: Arc<crate::shard::Reload>,
     disk: SimDisk,
     shards: Vec<Shard>,
     mail: Vec<VecDeque<ShardMessage>>,
@@ -125,9 +127,11 @@ impl Engine {
             }
             shard
         };
+        let reload = Arc::new(crate::shard::Reload::first(Arc::clone(&config), Arc::clone(&policy)));
         let shards = spool.assign(count).unwrap().into_iter().enumerate().map(make).collect();
         Self {
             policy,
+            reload,
             disk,
             shards,
             mail: (0..count).map(|_| VecDeque::new()).collect(),
@@ -309,6 +313,7 @@ impl Engine {
                 }
                 self.moves.push((rollup, true));
             }
+            Action::Control(ControlMessage::Reloaded { .. }) => {}
             Action::Reserve(reservation) => self.soon(self.reserving_takes, Event::Reserved(shard, reservation)),
             Action::Injected { answer: Err(refusal), .. } if refusal.code() == 450 => self.put_off += 1,
             Action::Injected { answer, .. } => _ = answer.unwrap(),

@@ -11,6 +11,7 @@ pub(super) fn config_with_sources(count: u8) -> Config {
         source_address: Some(std::net::IpAddr::from([127, 0, 0, 11 + number])),
         ehlo_domain: "mta.example".to_owned(),
         suspend_when_unplumbed: true,
+        is_retired: false,
     };
     config.egress_sources = (0..count).map(source).collect();
     let sources = (0..usize::from(count)).map(|source| (source, 1)).collect();

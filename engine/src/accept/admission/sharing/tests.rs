@@ -13,9 +13,9 @@ fn policy() -> Policy {
 }
 
 /// Signed, with its octets on the wire.
-fn whole(policy: &Policy, admitted: Result<Admitted, Refusal>) -> Result<(Admitted, Vec<u8>), Refusal> {
+fn whole(admitted: Result<Admitted, Refusal>) -> Result<(Admitted, Vec<u8>), Refusal> {
     let mut admitted = admitted?;
-    policy.sign(&mut admitted, NOW)?;
+    admitted.sign(NOW)?;
     let shared = admitted.shared.as_ref().map_or(&[][..], |shared| shared.octets());
     let octets = [&admitted.prefix, &admitted.content[..], shared].concat();
     assert_eq!(admitted.size(), octets.len() as u64);
@@ -28,7 +28,7 @@ fn both(own: &[u8], shared: &[u8]) -> [Result<(Admitted, Vec<u8>), Refusal>; 2] 
     let together = Received { smtputf8_declared: true, ..received([own, shared].concat()) };
     let apart = Received { content: own.to_vec(), ..together.clone() };
     let apart = policy.admit_sharing(NOW, apart, &content, [1, 2]);
-    [whole(&policy, apart), whole(&policy, policy.admit(NOW, together, [1, 2]))]
+    [whole(apart), whole(policy.admit(NOW, together, [1, 2]))]
 }
 
 fn assert_alike(own: &[u8], shared: &[u8]) {
