@@ -50,7 +50,8 @@ pub(super) struct Shapings {
     routes: Arc<RouteIndex>,
     default: Arc<Shaping>,
     places: HashMap<RouteKey, Arc<Place>>,
-    merged: HashMap<(usize, Arc<str>), Arc<Shaping>>,
+    /// By source, site and provider: a provider may have some of a site's domains only.
+    merged: HashMap<(usize, Arc<str>, Option<usize>), Arc<Shaping>>,
     /// The site of each domain that has a table, by the table's index.
     rule_sites: Vec<Option<Arc<str>>>,
     site_rules: HashMap<Arc<str>, BTreeSet<usize>>,
@@ -172,7 +173,7 @@ impl Shapings {
         if rules.is_empty() {
             return Arc::clone(&self.default);
         }
-        let key = (source, Arc::clone(&place.site));
+        let key = (source, Arc::clone(&place.site), place.provider);
         if let Some(shaping) = self.merged.get(&key) {
             return Arc::clone(shaping);
         }
@@ -235,6 +236,13 @@ mod tests {
         let (a, b) = (pair(&mut shapings, "a.test"), pair(&mut shapings, "b.test"));
         assert_eq!((&*a.site, &*a.rollup), ("a.test@mx.test", "a.test@mx.test"));
         assert_eq!((&*b.site, &*b.rollup), ("mx.test", "mx.test"));
+    }
+
+    #[test]
+    fn a_providers_limits_are_not_those_of_other_domains_at_the_same_hosts() {
+        let mut shapings = shapings("[provider.p]\nmatch = [{ domain = \"a.test\" }]\nconnection_limit = 3\n");
+        assert_eq!(limit(&mut shapings, "a.test", "mx.test"), 3);
+        assert_eq!(limit(&mut shapings, "b.test", "mx.test"), 10);
     }
 
     #[test]
