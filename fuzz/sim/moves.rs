@@ -52,7 +52,8 @@ impl World {
     /// Now and then a roll-up is to move, whatever is under way there.
     pub(crate) fn begin_move(&mut self) {
         let wait = 10 * SECOND + self.moves.random.below(MINUTE);
-        self.clock.after(wait, Event::Move);
+        // Where windows are looked at, more often than most of them are long.
+        self.clock.after(if self.has_rates { wait / 10 } else { wait }, Event::Move);
         let now = self.clock.micros();
         if let Some(Move { begun, rollup, .. }) = &self.moves.under_way {
             assert!(now < begun + MOVE_MAX, "{rollup:?} moves since {begun}: its mail waits");
