@@ -112,7 +112,8 @@ async fn start(setup: ShardSetup) {
         }
     }
     let policies = setup.listeners.iter().map(|listener| Arc::clone(&listener.policy)).collect();
-    let listeners = setup.listeners.iter().map(|listener| Listener::new(&listener.socket));
+    // Nobody else keeps their sockets: where no shard accepts any more, clients are refused.
+    let listeners = setup.listeners.into_iter().map(|listener| Listener::new(&listener.socket));
     let listeners = match listeners.collect::<io::Result<Vec<_>>>() {
         Ok(listeners) => listeners,
         Err(error) => {
