@@ -75,9 +75,11 @@ impl Storage for FileStorage {
 
     fn create(&self, path: &Path, bytes: u64) -> io::Result<Arc<dyn StorageFile>> {
         let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
+        let length = file.metadata()?.len();
         if let Err(error) = allocate(&file, bytes) {
-            // A file without its space is worth nothing, and would be found at the next start.
-            let _ = fs::remove_file(path);
+            // A new file without its space is worth nothing, and would be found at the next start. One that was to grow
+            // keeps what it holds.
+            let _ = if length == 0 { fs::remove_file(path) } else { file.set_len(length) };
             return Err(error);
         }
         file.sync_all()?;
@@ -433,6 +435,22 @@ mod tests {
             token: 0,
             work: Work::Write { file: Arc::clone(file), offset: 0, buffer: BLOCK.into(), start: 0, sync },
         }
+    }
+
+    /// A checkpoint's file grows while the log runs. Once it was removed when the disk had no room for that, with the
+    /// checkpoint in it.
+    #[test]
+    fn a_file_that_can_not_grow_keeps_what_it_holds() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("file");
+        let file = FileStorage.create(&path, 8_192).expect("a small file");
+        file.write_at(b"held", 4_096, true).expect("a write into it");
+        FileStorage.create(&path, 1 << 62).expect_err("no disk has room for that");
+        let bytes = fs::read(&path).expect("the file is still there");
+        assert_eq!((bytes.len(), &bytes[4_096..4_100]), (8_192, &b"held"[..]));
+        let fresh = directory.path().join("fresh");
+        FileStorage.create(&fresh, 1 << 62).expect_err("no disk has room for that");
+        assert!(!fresh.exists());
     }
 
     fn check(completion: &Completion) {
