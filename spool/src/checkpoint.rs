@@ -23,7 +23,7 @@ use crate::format::{FORMAT_VERSION, SEGMENT_HEADER_BYTES};
 use crate::index::{Pending, Place};
 use crate::limits::{
     BLOCK_BYTES, CHECKPOINT_FILE_BYTES_MIN, CHECKPOINT_FILE_HEADROOM_PERCENT, CHECKPOINT_FREED_RATIO,
-    CHECKPOINT_RETRY_MS, CHECKPOINT_ROW_BYTES_DEFAULT, CHECKPOINT_SLICE_BYTES, CHECKPOINT_SLICE_INTERVAL_MS,
+    CHECKPOINT_RETRY_MS, CHECKPOINT_ROW_BYTES_MIN, CHECKPOINT_SLICE_BYTES, CHECKPOINT_SLICE_INTERVAL_MS,
     CHECKPOINT_WRITE_BYTES, CHECKPOINT_WRITTEN_BYTES_MAX, CHECKPOINT_WRITTEN_RATIO,
 };
 use crate::log::{Log, State};
@@ -212,7 +212,8 @@ impl Log {
         let capacity = self.checkpoints.files[running.file].as_ref().map_or(0, |file| file.capacity);
         if end > capacity {
             // Rows are longer than was expected. A larger file is made, unless enough ends before, and it begins anew.
-            self.checkpoints.row_bytes = self.checkpoint_row_bytes() * 2;
+            let measured = running.message_bytes.div_ceil(running.header.messages.max(1));
+            self.checkpoints.row_bytes = measured.max(self.checkpoints.row_bytes + 1);
             self.checkpoints.retry_at = Some(now + Duration::from_millis(CHECKPOINT_SLICE_INTERVAL_MS));
             return None;
         }
@@ -275,7 +276,8 @@ impl Log {
 
     fn wants_checkpoint(&self) -> bool {
         let checkpoints = &self.checkpoints;
-        let has_files = checkpoints.files.iter().flatten().all(|file| file.capacity >= self.checkpoint_bytes_needed(0));
+        let needed = self.checkpoint_bytes(checkpoints.row_bytes, 0);
+        let has_files = checkpoints.files.iter().flatten().all(|file| file.capacity >= needed);
         if checkpoints.writing || !has_files || checkpoints.files.iter().any(Option::is_none) {
             return false;
         }
@@ -427,21 +429,20 @@ impl Log {
         self.flight.iter().map(Flight::frame).chain(&self.closed).chain(&self.open)
     }
 
-    /// What a checkpoint of what is live now needs, with `percent` more.
+    /// What a file for a checkpoint of what is live now should have, with `percent` more. Rows become longer when their
+    /// messages are deferred, which must not find a full disk: a log without checkpoints can't be emptied.
     fn checkpoint_bytes_needed(&self, percent: u64) -> u64 {
-        let rows = self.index.len() as u64 * self.checkpoint_row_bytes()
+        self.checkpoint_bytes(self.checkpoints.row_bytes.max(CHECKPOINT_ROW_BYTES_MIN), percent)
+    }
+
+    /// What a checkpoint needs in which a message's row has so many bytes.
+    fn checkpoint_bytes(&self, row_bytes: u64, percent: u64) -> u64 {
+        let rows = self.index.len() as u64 * row_bytes
             + (self.segments.in_use.len() * SEGMENT_ROW_BYTES + self.bodies.len() * BODY_ROW_BYTES) as u64;
         let needed = rows + rows / 8;
         // The header, and a slice of each kind that is not full.
         let needed = (needed + needed * percent / 100).next_multiple_of(BLOCK_BYTES) + 4 * BLOCK_BYTES;
         needed.max(CHECKPOINT_FILE_BYTES_MIN)
-    }
-
-    fn checkpoint_row_bytes(&self) -> u64 {
-        match self.checkpoints.row_bytes {
-            0 => CHECKPOINT_ROW_BYTES_DEFAULT,
-            bytes => bytes,
-        }
     }
 
     /// Makes the files, and makes them larger in time.

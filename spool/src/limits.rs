@@ -127,8 +127,8 @@ pub const CHECKPOINT_WRITE_BYTES: usize = 256 << 10;
 pub const CHECKPOINT_FILE_BYTES_MIN: u64 = 8 * BLOCK_BYTES;
 pub const CHECKPOINT_FILE_HEADROOM_PERCENT: u64 = 50;
 
-/// What a message's row is taken to need before one was measured.
-pub const CHECKPOINT_ROW_BYTES_DEFAULT: u64 = 64;
+/// What a checkpoint file has for each message's row at the least: one that was deferred, with a summary, takes less.
+pub const CHECKPOINT_ROW_BYTES_MIN: u64 = 64;
 
 /// How long checkpoints rest after one could not be written.
 pub const CHECKPOINT_RETRY_MS: u64 = 1_000;

@@ -12,7 +12,7 @@ use postrider_spool::record::Answer;
 use postrider_spool::sim::{Faults, SimDisk};
 use postrider_spool::{
     AppendError, Closed, Envelope, Fate, Fetch, FileStorage, Log, MessageId, Outcome, Progress, Recipient,
-    RecipientResult, RecoverOptions, Recovered, Sequence, Spool, SpoolOptions, Storage, execute,
+    RecipientResult, RecoverOptions, Recovered, Sequence, Spool, SpoolOptions, Storage, Summarize, execute,
 };
 
 const SEGMENT_BYTES: u64 = 64 << 10;
@@ -178,6 +178,60 @@ fn a_full_disk_empties_in_any_order() {
 fn defer(log: &mut Log, now: Duration, id: MessageId) {
     log.append_outcome(&outcome(id, Fate::Deferred { due_ms: 1 }, 1)).unwrap();
     settle(log, now);
+}
+
+/// Tells more of a message that was deferred, as an engine does.
+struct Summaries {
+    octets: usize,
+}
+
+impl Summarize for Summaries {
+    fn begin(&mut self) {}
+    fn summarize(&mut self, _: MessageId, _: u32, summary: &mut Vec<u8>) {
+        summary.resize(self.octets, 1);
+    }
+}
+
+/// Checkpoints take more when much is deferred, and then the disk may be full. Once they had no room any more, and
+/// without them no segment was used again.
+#[test]
+fn a_full_disk_has_room_for_checkpoints_of_what_is_deferred() {
+    let disk = SimDisk::new(1);
+    let options = SpoolOptions { segment_bytes: 256 << 10, ..options() };
+    let (_spool, mut log) = open(Arc::new(disk.clone()), Path::new("/spool"), options);
+    let (mut now, mut ids, mut summaries) = (Duration::ZERO, Vec::new(), Summaries { octets: 8 });
+    let run = |log: &mut Log, now: &mut Duration, summaries: &mut Summaries| {
+        for _ in 0..30 {
+            *now += Duration::from_millis(50);
+            while let Some(operation) = log.poll_operation(*now, summaries) {
+                log.handle_completion(*now, execute(operation));
+            }
+        }
+    };
+    disk.set_faults(Faults { capacity: Some(2 << 20), ..Faults::default() });
+    while log.is_open_for_mail().is_ok() {
+        for _ in 0..100 {
+            ids.extend(log.append_message(&envelope(), b"", b"small").ok().map(|(id, _)| id));
+        }
+        run(&mut log, &mut now, &mut summaries);
+    }
+    assert!(ids.len() > 2_000, "{}", ids.len());
+    summaries.octets = 30;
+    for fate in [Fate::Deferred { due_ms: 1 }, Fate::Delivered] {
+        for some in ids.chunks(100) {
+            let mut rests = 0;
+            for id in some {
+                while log.append_outcome(&outcome(*id, fate, 1)).is_err() {
+                    rests += 1;
+                    assert!(rests < 40, "outcomes find no room any more: {:?}", log.statistics());
+                    run(&mut log, &mut now, &mut summaries);
+                }
+            }
+            run(&mut log, &mut now, &mut summaries);
+        }
+    }
+    run(&mut log, &mut now, &mut summaries);
+    assert_eq!(log.is_open_for_mail(), Ok(()));
 }
 
 /// Each start went on in another segment, and on a full disk the last one was soon begun. Then what became of messages
