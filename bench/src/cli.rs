@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use postrider_bench::campaign::CampaignOptions;
 use postrider_bench::compare::{CompareOptions, Mta};
-use postrider_bench::deliver::{Chunking, DeliverOptions};
+use postrider_bench::deliver::{Chunking, DeliverOptions, Server};
 use postrider_bench::growth::{Axis, GrowthOptions};
 use postrider_bench::inject::InjectOptions;
 use postrider_bench::kill::KillOptions;
@@ -473,17 +473,11 @@ impl CompareArgs {
     pub(crate) fn options(&self) -> Result<CompareOptions> {
         let relay = self.relay.options()?;
         ensure!(relay.engine.tls.is_none() && relay.engine.dkim == Dkim::None, "the others neither sign nor encrypt");
-        // Beside the folder that postbench was built into.
-        let made = std::env::current_exe()?.parent().and_then(Path::parent).map(|target| target.join("interop/root"));
-        let tree = |given: &Option<PathBuf>, program: &str| {
-            let root = given.clone().or_else(|| made.clone())?;
-            (given.is_some() || root.join(program).is_file()).then_some(root)
-        };
         let own_postfix = || Path::new("/usr/sbin/postfix").is_file().then_some(None);
         let found = [
             (SystemName::Postfix, self.postfix_root.clone().map(Some).or_else(own_postfix).map(Mta::Postfix)),
-            (SystemName::Exim, tree(&self.exim_root, "usr/sbin/exim4").map(Mta::Exim)),
-            (SystemName::OpenSmtpd, tree(&self.opensmtpd_root, "usr/sbin/smtpd").map(Mta::OpenSmtpd)),
+            (SystemName::Exim, tree(self.exim_root.as_ref(), "usr/sbin/exim4")?.map(Mta::Exim)),
+            (SystemName::OpenSmtpd, tree(self.opensmtpd_root.as_ref(), "usr/sbin/smtpd")?.map(Mta::OpenSmtpd)),
             (SystemName::KumoMta, self.kumomta.clone().map(Mta::KumoMta)),
         ];
         let mut rivals = Vec::new();
@@ -849,11 +843,15 @@ pub(crate) struct WanArgs {
     /// There and back.
     #[arg(long, value_parser = parse_duration, default_value = "40ms", value_name = "DURATION")]
     round_trip: Duration,
-    /// To a server of one's own instead of the sink; smtp-source finds that server's limit, without the long way.
-    #[arg(long, value_name = "ADDRESS", requires = "smtp_source")]
-    server: Option<SocketAddr>,
+    /// To a server instead of the sink: one's own at an address, or `postfix` or `exim`, which are started and throw
+    /// the mail away. smtp-source finds that server's limit, without the long way, and feeds the engine.
+    #[arg(long, value_name = "ADDRESS|postfix|exim", requires = "smtp_source")]
+    server: Option<String>,
     #[arg(long, value_name = "PATH")]
     smtp_source: Option<PathBuf>,
+    /// A tree of unpacked packages with usr/sbin/exim4; default: what .ci/run made.
+    #[arg(long, value_name = "DIR")]
+    exim_root: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }
@@ -872,7 +870,19 @@ pub(crate) struct ClientArgs {
 
 impl WanArgs {
     pub(crate) fn options(&self) -> Result<DeliverOptions> {
-        let server = self.server.zip(self.smtp_source.clone());
+        let server = match self.server.as_deref() {
+            None => None,
+            Some("postfix") => Some(Server::Started(Mta::Postfix(None))),
+            Some("exim") => {
+                let root = tree(self.exim_root.as_ref(), "usr/sbin/exim4")?;
+                Some(Server::Started(Mta::Exim(root.context("no exim4 was found; README.md says how to get it")?)))
+            }
+            Some(address) => {
+                let address = address.parse();
+                Some(Server::At(address.context("--server: write an address and a port, postfix, or exim")?))
+            }
+        };
+        let server = server.zip(self.smtp_source.clone());
         let options = self.drain.options(&self.engine, self.messages)?;
         Ok(DeliverOptions { round_trip: self.round_trip, server, ..options })
     }
@@ -901,6 +911,13 @@ impl DrainArgs {
             server: None,
         })
     }
+}
+
+/// The tree of unpacked packages that was named, or else the one beside the folder that postbench was built into.
+fn tree(given: Option<&PathBuf>, program: &str) -> Result<Option<PathBuf>> {
+    let made = std::env::current_exe()?.parent().and_then(Path::parent).map(|target| target.join("interop/root"));
+    let found = given.cloned().or_else(|| made.filter(|root| root.join(program).is_file()));
+    Ok(found)
 }
 
 fn tool_path(tool: &str, name: &str) -> Result<PathBuf> {

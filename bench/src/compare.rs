@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value, json};
 
-use self::group::ControlGroup;
+pub(crate) use self::group::ControlGroup;
 pub use self::mta::Mta;
-use self::mta::RunningMta;
+pub(crate) use self::mta::RunningMta;
 use crate::interrupt::Interrupt;
 use crate::measure::Machine;
 use crate::peers::{Durability, Engine, EngineSite};
@@ -222,7 +222,7 @@ impl Contender {
                 Running::Engine(site, engine)
             }
             Self::Rival(mta) => {
-                let running = mta.start(sink.address(), group, interrupt)?;
+                let running = mta.start(Some(sink.address()), group, interrupt)?;
                 system.config.clone_from(&running.config);
                 system.version.clone_from(&running.version);
                 Running::Rival(running)

@@ -5,6 +5,7 @@
 //! All messages are in the spool before the proxy lets the first octet through, so that accepting them is not in the
 //! figures. What is: scheduling, pools, the client, outcomes and their commits, the event log.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 
 use self::bare::BareLoop;
 use self::proxy::Proxy;
+use crate::compare::{ControlGroup, Mta, RunningMta};
 use crate::inject::{InjectOptions, Injector};
 use crate::interrupt::Interrupt;
 use crate::measure::{Machine, Usage};
@@ -44,8 +46,17 @@ pub struct DeliverOptions {
     /// All go by STARTTLS, the bare loops too. Not to a server of one's own.
     pub tls: bool,
     pub rounds: usize,
-    /// A server of one's own instead of the sink, and smtp-source, which finds that server's own limit.
-    pub server: Option<(SocketAddr, PathBuf)>,
+    /// A server instead of the sink, and smtp-source, which finds that server's own limit.
+    pub server: Option<(Server, PathBuf)>,
+}
+
+/// Who takes the mail instead of the sink.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Server {
+    /// One's own, which runs already.
+    At(SocketAddr),
+    /// Is started for a round, and throws away what it takes.
+    Started(Mta),
 }
 
 /// The engine's `chunking` key.
@@ -82,7 +93,7 @@ struct Pass {
 }
 
 pub fn deliver(options: &DeliverOptions, interrupt: &Interrupt) -> Result<DeliverReport> {
-    ensure!(!options.tls || options.server.is_none(), "a server of one's own is spoken to in the clear");
+    ensure!(!options.tls || options.server.is_none(), "a server is spoken to in the clear");
     ensure!(options.rounds > 0 && options.messages > 1, "at least one round and two messages are needed");
     let setup = json!({
         "machine": Machine::look(),
@@ -96,7 +107,7 @@ pub fn deliver(options: &DeliverOptions, interrupt: &Interrupt) -> Result<Delive
         "sink_offers_chunking": options.sink_chunking,
         "tls": options.tls,
         "durability": options.engine.durability,
-        "server": options.server.as_ref().map(|(address, _)| address.to_string()),
+        "server": options.server.as_ref().map(|(server, _)| server.to_string()),
         "engine_config": options.config(),
     });
     let mut rounds = Vec::new();
@@ -126,18 +137,26 @@ fn round(options: &DeliverOptions, interrupt: &Interrupt) -> Result<Figures> {
         figures.push("cpu_engine_by_bare", "", engine.cpu_us / one.cpu_us);
         figures.push("cpu_engine_by_bare_two_round_trips", "", engine.cpu_us / two.cpu_us);
     }
-    if let Some((address, smtp_source)) = &options.server {
-        let run = SmtpSourceRun {
+    if let Some((server, smtp_source)) = &options.server {
+        let mut started: Option<(RunningMta, ControlGroup)> = None;
+        let to = match server {
+            Server::At(address) => *address,
+            Server::Started(mta) => {
+                let group = ControlGroup::create()?;
+                started.insert((mta.start(None, &group, interrupt)?, group)).0.address
+            }
+        };
+        let source = SmtpSourceRun {
             program: smtp_source.clone(),
-            to: *address,
+            to,
             sessions: options.connections,
             messages: options.messages,
             message_bytes: options.message_bytes,
             one_connection_per_message: false,
         };
-        let own = run.run(interrupt)?;
+        let own = source.run(interrupt)?;
         let limit = options.messages as f64 / own.ended.duration_since(own.begun).as_secs_f64();
-        let engine = engine(options, interrupt, Some(*address))?;
+        let engine = engine(options, interrupt, Some(&source))?;
         figures.push("server_limit_per_second", "messages/s", limit);
         figures.push("engine_per_second", "messages/s", engine.per_second);
         figures.push("engine_cpu_us_per_message", "µs", engine.cpu_us);
@@ -145,6 +164,15 @@ fn round(options: &DeliverOptions, interrupt: &Interrupt) -> Result<Figures> {
         figures.push("rate_engine_by_server_limit", "", engine.per_second / limit);
     }
     Ok(figures)
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At(address) => write!(f, "{address}"),
+            Self::Started(mta) => f.write_str(mta.name()),
+        }
+    }
 }
 
 impl DeliverOptions {
@@ -192,23 +220,21 @@ fn bare(options: &DeliverOptions, interrupt: &Interrupt, round_trips: u32) -> Re
     Ok(Pass { per_second: rate(&sink)?, cpu_us: per_message(cpu, options.messages) })
 }
 
-/// To the sink, or to a server, of which the engine itself tells what it took.
-fn engine(options: &DeliverOptions, interrupt: &Interrupt, server: Option<SocketAddr>) -> Result<Pass> {
+/// To the sink; or to the server that `source` has sent to, the same messages. What that took the engine itself tells.
+fn engine(options: &DeliverOptions, interrupt: &Interrupt, source: Option<&SmtpSourceRun>) -> Result<Pass> {
     let sink = options.sink()?;
-    let proxy = Proxy::start(server.unwrap_or(sink.addresses()[0]), options.round_trip / 2)?;
+    let to = source.map_or(sink.addresses()[0], |source| source.to);
+    let proxy = Proxy::start(to, options.round_trip / 2)?;
     let tls = if options.tls { Some(OutboundTls::Required) } else { options.engine.tls };
     let engine_options = EngineOptions { config_extra: options.config(), tls, ..options.engine.clone() };
     let site = EngineSite::prepare(engine_options, proxy.address())?;
     let mut engine = site.start(interrupt)?;
-    let inject = InjectOptions {
-        messages: Some(options.messages),
-        sizes: Sizes::fixed(options.message_bytes),
-        ..InjectOptions::to(site.smtp)
-    };
-    let injector = Injector::start(inject)?;
-    interrupt.until(|| Ok(injector.is_finished()))?;
-    let (injected, _) = injector.finish()?;
-    ensure!(injected.accepted == options.messages, "{} of {} accepted", injected.accepted, options.messages);
+    match source {
+        Some(source) => {
+            SmtpSourceRun { to: site.smtp, ..source.clone() }.run(interrupt)?;
+        }
+        None => inject(options, site.smtp, interrupt)?,
+    }
     // What accepting left to be done is not delivering.
     interrupt.pause(SETTLE)?;
     let before = Usage::of(engine.pid())?;
@@ -217,7 +243,7 @@ fn engine(options: &DeliverOptions, interrupt: &Interrupt, server: Option<Socket
     let patience = PATIENCE + 4 * options.round_trip * u32::try_from(options.messages).unwrap_or(u32::MAX);
     let done = interrupt.wait_until(patience, || {
         engine.check_alive(&site)?;
-        if server.is_none() {
+        if source.is_none() {
             return Ok(sink.ledger().totals().messages >= options.messages);
         }
         let (queued, _) = site.queued("")?;
@@ -237,6 +263,19 @@ fn engine(options: &DeliverOptions, interrupt: &Interrupt, server: Option<Socket
         None => rate(&sink)?,
     };
     Ok(Pass { per_second, cpu_us: per_message(cpu, options.messages) })
+}
+
+fn inject(options: &DeliverOptions, to: SocketAddr, interrupt: &Interrupt) -> Result<()> {
+    let inject = InjectOptions {
+        messages: Some(options.messages),
+        sizes: Sizes::fixed(options.message_bytes),
+        ..InjectOptions::to(to)
+    };
+    let injector = Injector::start(inject)?;
+    interrupt.until(|| Ok(injector.is_finished()))?;
+    let (injected, _) = injector.finish()?;
+    ensure!(injected.accepted == options.messages, "{} of {} accepted", injected.accepted, options.messages);
+    Ok(())
 }
 
 fn per_message(cpu: Duration, messages: u64) -> f64 {

@@ -17,11 +17,11 @@ use crate::measure::Memory;
 
 /// A control group; all that is still in it is killed when it is dropped.
 #[derive(Debug)]
-pub(super) struct ControlGroup(PathBuf);
+pub(crate) struct ControlGroup(PathBuf);
 
 impl ControlGroup {
     /// Needs a writable hierarchy of control groups of version 2, which root has unless a container withholds it.
-    pub(super) fn create() -> Result<Self> {
+    pub(crate) fn create() -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let mounts = fs::read_to_string("/proc/self/mounts")?;
         let mount = mount_point(&mounts).context("no control groups of version 2 are mounted here")?;

@@ -31,9 +31,9 @@ pub enum Mta {
 
 /// A rival that is running; ended when dropped, and the rest of its processes with its group.
 #[derive(Debug)]
-pub(super) struct RunningMta {
+pub(crate) struct RunningMta {
     child: Child,
-    pub(super) address: SocketAddr,
+    pub(crate) address: SocketAddr,
     pub(super) version: String,
     pub(super) config: String,
     directory: TempDir,
@@ -83,19 +83,25 @@ impl Mta {
         Ok(line.unwrap_or_default().trim().to_owned())
     }
 
-    /// Starts it in a control group, passing on to `to`.
-    pub(super) fn start(&self, to: SocketAddr, group: &ControlGroup, interrupt: &Interrupt) -> Result<RunningMta> {
+    /// Starts it in a control group, passing on to `to`, or else throwing away what it takes.
+    pub(crate) fn start(
+        &self,
+        to: Option<SocketAddr>,
+        group: &ControlGroup,
+        interrupt: &Interrupt,
+    ) -> Result<RunningMta> {
         ensure!(
             rustix::process::geteuid().is_root(),
             "{} has to be started by root: its processes run as users of their own",
             self.name()
         );
         let address = free_port()?;
-        let prepared = match self {
-            Self::Postfix(root) => postfix(root.as_deref(), address, to)?,
-            Self::Exim(root) => exim(root, address, to)?,
-            Self::OpenSmtpd(root) => opensmtpd(root, address, to)?,
-            Self::KumoMta(program) => kumomta(program, address, to)?,
+        let prepared = match (self, to) {
+            (Self::Postfix(root), to) => postfix(root.as_deref(), address, to)?,
+            (Self::Exim(root), to) => exim(root, address, to)?,
+            (Self::OpenSmtpd(root), Some(to)) => opensmtpd(root, address, to)?,
+            (Self::KumoMta(program), Some(to)) => kumomta(program, address, to)?,
+            (Self::OpenSmtpd(_) | Self::KumoMta(_), None) => bail!("{} throws no mail away here", self.name()),
         };
         let Prepared { directory, command, config } = prepared;
         let version = self.version(directory.path())?;
@@ -230,7 +236,7 @@ fn write_anew(path: &Path, text: &str) -> Result<()> {
 }
 
 /// In a tree it runs chrooted and finds its directories at the usual places; else at those of the run.
-fn postfix(root: Option<&Path>, address: SocketAddr, to: SocketAddr) -> Result<Prepared> {
+fn postfix(root: Option<&Path>, address: SocketAddr, to: Option<SocketAddr>) -> Result<Prepared> {
     let directory = match root {
         Some(root) => tree(root, &["postfix", "postdrop"])?,
         None => place()?,
@@ -250,10 +256,14 @@ fn postfix(root: Option<&Path>, address: SocketAddr, to: SocketAddr) -> Result<P
     let owner = if root.is_some() { USER.to_string() } else { "postfix".to_owned() };
     run(Command::new("chown").arg(owner).arg(outside("data")))?;
     let (queue, data, log) = (inside("spool"), inside("data"), inside("maillog"));
+    let way = match to {
+        Some(to) => format!("relayhost = [127.0.0.1]:{}", to.port()),
+        None => "default_transport = discard:".to_owned(),
+    };
     let main = format!(
         "compatibility_level = 3.6\nqueue_directory = {}\ndata_directory = {}\nmaillog_file = {}\n\
          maillog_file_prefixes = {}\nmyhostname = postfix.postbench.test\nmydestination =\nmynetworks = 127.0.0.0/8\n\
-         inet_interfaces = 127.0.0.1\ninet_protocols = ipv4\nalias_maps =\nrelayhost = [127.0.0.1]:{}\n\
+         inet_interfaces = 127.0.0.1\ninet_protocols = ipv4\nalias_maps =\n{way}\n\
          smtpd_recipient_restrictions = permit_mynetworks, reject\nsmtpd_peername_lookup = no\n\
          smtpd_client_connection_count_limit = 0\ninitial_destination_concurrency = 20\n\
          default_process_limit = 200\nin_flow_delay = 0\nmessage_size_limit = 0\n",
@@ -261,12 +271,12 @@ fn postfix(root: Option<&Path>, address: SocketAddr, to: SocketAddr) -> Result<P
         data.display(),
         log.display(),
         inside("").display(),
-        to.port(),
     );
     let services = "cleanup unix n - n - 0 cleanup\nqmgr unix n - n 300 1 qmgr\n\
                     rewrite unix - - n - - trivial-rewrite\nproxymap unix - - n - - proxymap\n\
                     bounce unix - - n - 0 bounce\ndefer unix - - n - 0 bounce\ntrace unix - - n - 0 bounce\n\
-                    smtp unix - - n - - smtp\nerror unix - - n - - error\nretry unix - - n - - error\n\
+                    smtp unix - - n - - smtp\ndiscard unix - - n - - discard\n\
+                    error unix - - n - - error\nretry unix - - n - - error\n\
                     scache unix - - n - 1 scache\nanvil unix - - n - 1 anvil\n\
                     postlog unix-dgram n - n - 1 postlogd\n";
     let master = format!("{address} inet n - n - - smtpd\n{services}");
@@ -282,24 +292,29 @@ fn postfix(root: Option<&Path>, address: SocketAddr, to: SocketAddr) -> Result<P
     Ok(Prepared { directory, command, config: format!("# main.cf\n{main}# master.cf\n{master}") })
 }
 
-fn exim(root: &Path, address: SocketAddr, to: SocketAddr) -> Result<Prepared> {
+fn exim(root: &Path, address: SocketAddr, to: Option<SocketAddr>) -> Result<Prepared> {
     let directory = tree(root, &["Debian-exim"])?;
     for folder in ["var/spool/exim4", "var/log/exim4"] {
         fs::create_dir_all(directory.path().join(folder))?;
         run(Command::new("chown").args(["-R", &format!("{USER}:{USER}")]).arg(directory.path().join(folder)))?;
     }
+    let way = match to {
+        Some(to) => format!(
+            "begin routers\non:\n  driver = manualroute\n  transport = smtp\n  route_list = * 127.0.0.1 byname\n\
+             \x20 self = send\n\
+             begin transports\nsmtp:\n  driver = smtp\n  port = {}\n  allow_localhost\n  hosts_avoid_tls = *\n",
+            to.port(),
+        ),
+        None => "begin routers\naway:\n  driver = redirect\n  data = :blackhole:\n".to_owned(),
+    };
     let config = format!(
         "primary_hostname = exim.postbench.test\ndisable_ipv6\nlocal_interfaces = 127.0.0.1\ndaemon_smtp_ports = {}\n\
          smtp_accept_max = 0\nsmtp_accept_max_per_connection = 0\nsmtp_accept_queue_per_connection = 0\n\
          smtp_connect_backlog = 50\nmessage_size_limit = 0\nrfc1413_query_timeout = 0s\nnever_users =\n\
          keep_environment =\nlog_file_path = /tmp/log_%s\ntls_advertise_hosts =\n\
          acl_smtp_mail = accept\nacl_smtp_rcpt = accept\nacl_smtp_data = accept\n\
-         begin routers\non:\n  driver = manualroute\n  transport = smtp\n  route_list = * 127.0.0.1 byname\n\
-         \x20 self = send\n\
-         begin transports\nsmtp:\n  driver = smtp\n  port = {}\n  allow_localhost\n  hosts_avoid_tls = *\n\
-         begin retry\n* * F,1h,1s\n",
+         {way}begin retry\n* * F,1h,1s\n",
         address.port(),
-        to.port(),
     );
     fs::create_dir_all(directory.path().join("etc/exim4"))?;
     write_anew(&directory.path().join("etc/exim4/exim4.conf"), &config)?;
