@@ -215,7 +215,7 @@ ID                SENDER             RECIPIENT      SIZE  CREATED               
 4 recipients
 
 LOG   MESSAGES    BYTES  SEGMENTS  SPARES  STATE
-0000         3  1.2 KiB         1       2  whole
+0000         3  1.2 KiB         1       3  whole
 ";
     assert_eq!(world.done("ls", &[]).text(), expected);
     let rows = |arguments: &[&str]| {
@@ -350,7 +350,7 @@ fn verify_of_a_whole_spool() {
     let world = World::new();
     let expected = "\
 LOG   MESSAGES    BYTES  SEGMENTS  SPARES  STATE
-0000         3  1.2 KiB         1       2  whole
+0000         3  1.2 KiB         1       3  whole
 no damage in 1 log
 ";
     assert_eq!(world.done("verify", &[]).text(), expected);
@@ -372,7 +372,7 @@ FILE                   OFFSET  BYTES  WHAT
 log-0000/segment-0000   12352    352  damaged record 3 about message 0000000000000003
 
 LOG   MESSAGES  BYTES  SEGMENTS  SPARES  STATE
-0000         2  928 B         1       2  damaged (1 place)
+0000         2  928 B         1       3  damaged (1 place)
 ";
     assert_eq!((ended.code, ended.text()), (1, expected));
     assert_eq!(
@@ -411,7 +411,7 @@ FILE                   OFFSET  BYTES  WHAT
 log-0000/segment-0000   24576   4096  unfinished last commit, never acknowledged
 
 LOG   MESSAGES  BYTES  SEGMENTS  SPARES  STATE
-0000         2  928 B         1       2  whole, 1 unfinished commit cut
+0000         2  928 B         1       3  whole, 1 unfinished commit cut
 no damage in 1 log; what was cut was never acknowledged, and is no damage
 ";
     assert_eq!(ended.text(), expected);
