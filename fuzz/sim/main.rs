@@ -19,6 +19,7 @@ mod net;
 mod peer;
 mod random;
 mod rates;
+mod reload;
 mod shares;
 #[cfg(test)]
 mod tests;

@@ -92,6 +92,8 @@ faults! {
     Stopped "engine: stopped and started" 10_000,
     ShardsChanged "engine: another number of shards" 10_000,
     PairMoved "control: pairs move to another shard" 10_000,
+    /// Which runs have it is drawn elsewhere.
+    Reloaded "control: another configuration" 0,
 }
 
 /// A run's rates, and how often each fault struck.
@@ -105,7 +107,7 @@ pub(crate) struct Mix {
 impl Mix {
     /// `own`: for what came later, so that seeds draw what they always did.
     pub(crate) fn draw(random: &mut Random, own: &mut Random) -> Self {
-        let rate = |&(fault, _, often): &(Fault, &str, u64)| {
+        let mut rate = |&(fault, _, often): &(Fault, &str, u64)| {
             let random = if fault == Fault::PairMoved { &mut *own } else { &mut *random };
             match random.below(4) {
                 0 => 0,
@@ -114,7 +116,9 @@ impl Mix {
                 _ => often / (1 << random.below(6)),
             }
         };
-        Self { rates: FAULTS.iter().map(rate).collect(), struck: vec![0; FAULTS.len()], is_healed: false }
+        // The last one draws nothing here.
+        let rates = FAULTS.iter().map(|fault| if fault.0 == Fault::Reloaded { 0 } else { rate(fault) });
+        Self { rates: rates.collect(), struck: vec![0; FAULTS.len()], is_healed: false }
     }
 
     /// Whether the fault strikes on this occasion.

@@ -36,6 +36,10 @@ impl Moves {
         Self { random: Random::new(seed.rotate_left(32) ^ 0x6d6f_7665), under_way: None, done: 0, told_at: Vec::new() }
     }
 
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.under_way.is_some()
+    }
+
     /// A life begins.
     pub(crate) fn begin(&mut self, shards: usize) {
         self.under_way = None;
@@ -60,6 +64,10 @@ impl World {
             return;
         }
         let shards = self.shards.len();
+        // What moves has its configuration with it.
+        if self.reloads.is_under_way() {
+            return;
+        }
         if shards < 2 || self.owners.is_empty() || !self.mix.strikes(Fault::PairMoved, &mut self.moves.random) {
             return;
         }

@@ -4,6 +4,7 @@
 //! All that was seen is looked at in the end, over all lives: no window of a limit's own length has more than it may.
 //! Shares of one pair are compared likewise, where nothing is wrong in the world.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use postrider::config::{Config, Limit, Priority, Rate, RetryRules, Tenant};
@@ -13,6 +14,7 @@ use crate::checker::{Ledger, Marker, marker_of};
 use crate::clock::Micros;
 use crate::peer::Host;
 use crate::random::Random;
+use crate::reload::Epoch;
 use crate::world::{OTHER_POOL, SITES};
 
 /// One recipient of a transaction.
@@ -44,40 +46,48 @@ impl Rates {
         self.seen.push(Recipient { at, source, site, domain, marker: marker_of(reverse_path) });
     }
 
-    /// LIMITS-HOLD, for all limits that the operator has configured. The pairs of the first `sites` are known by them.
-    pub(crate) fn check(&mut self, config: &Config, ledger: &Ledger, hosts: &[Host], sites: usize) {
+    /// LIMITS-HOLD, for all limits that the operator has configured over time. The pairs of the first `sites` are known
+    /// by them.
+    pub(crate) fn check(&mut self, epochs: &[Epoch], ledger: &Ledger, hosts: &[Host], sites: usize) {
         self.seen.sort_by_key(|recipient| recipient.at);
-        if let Some(rate) = config.shaping.max_message_rate {
-            for source in 0..config.egress_sources.len() {
-                for site in 0..sites {
-                    let of_pair = self.seen.iter().filter(|seen| (seen.source, seen.site) == (source, site));
-                    check(&format!("source {source} at site {site}"), rate, of_pair);
-                }
+        let rates = |of: &dyn Fn(&Config) -> Option<Rate>| -> Vec<InForce> {
+            let in_force = |epoch: &Epoch| InForce { from: epoch.from, until: epoch.until, rate: of(&epoch.config) };
+            epochs.iter().map(in_force).collect()
+        };
+        let of_pair = rates(&|config| config.shaping.max_message_rate);
+        for source in 0..epochs.iter().map(|epoch| epoch.config.egress_sources.len()).max().unwrap_or_default() {
+            for site in 0..sites {
+                let seen = self.seen.iter().filter(|seen| (seen.source, seen.site) == (source, site));
+                check(&format!("source {source} at site {site}"), &of_pair, seen);
             }
         }
         let is_of = |seen: &Recipient, field: &str, value: &str| {
             ledger.sent(seen.marker).steering.contains(&format!("{field}: {value}\r\n"))
         };
-        for tenant in &config.tenants {
-            if let Some(rate) = tenant.max_message_rate {
-                check(&tenant.name, rate, self.seen.iter().filter(|seen| is_of(seen, "X-Tenant", &tenant.name)));
-            }
+        for tenant in &epochs[0].config.tenants {
+            let of_tenant = rates(&|config| config.tenant(&tenant.name)?.max_message_rate);
+            check(&tenant.name, &of_tenant, self.seen.iter().filter(|seen| is_of(seen, "X-Tenant", &tenant.name)));
         }
-        for limit in &config.limits {
+        for limit in &epochs[0].config.limits {
             let covered = self.seen.iter().filter(|seen| {
                 limit.tenant.as_ref().is_none_or(|tenant| is_of(seen, "X-Tenant", tenant))
                     && limit.campaign.as_ref().is_none_or(|campaign| is_of(seen, "X-Campaign", campaign))
                     && limit.source.is_none_or(|source| source == seen.source)
                     && limit.egress_pool.as_ref().is_none_or(|pool| {
-                        let sources =
-                            config.egress_pools.iter().find(|other| other.name == *pool).map(|pool| &pool.sources);
+                        let sources = epochs[0]
+                            .config
+                            .egress_pools
+                            .iter()
+                            .find(|other| other.name == *pool)
+                            .map(|pool| &pool.sources);
                         // No source belongs to two pools.
                         sources.is_some_and(|sources| sources.iter().any(|(source, _)| *source == seen.source))
                     })
                     && limit.site.as_ref().is_none_or(|name| *name == name_of(hosts, seen.site))
                     && limit.domain.as_ref().is_none_or(|domain| *domain == self.domains[seen.domain])
             });
-            check(&limit.name, limit.max_message_rate, covered);
+            let named = |config: &Config| config.limits.iter().find(|it| it.name == limit.name).cloned();
+            check(&limit.name, &rates(&|config| Some(named(config)?.max_message_rate)), covered);
         }
     }
 
@@ -109,13 +119,29 @@ impl Rates {
     }
 }
 
-/// Of recipients in the order of their times.
-fn check<'a>(whose: &str, rate: Rate, seen: impl Iterator<Item = &'a Recipient>) {
+/// A limit as a configuration has it, while that may be in force. None: it has none.
+#[derive(Debug, Clone, Copy)]
+struct InForce {
+    from: Micros,
+    until: Micros,
+    rate: Option<Rate>,
+}
+
+/// Of recipients in the order of their times. In a window into which a change falls the larger limit counts.
+fn check<'a>(whose: &str, rates: &[InForce], seen: impl Iterator<Item = &'a Recipient>) {
     let times: Vec<Micros> = seen.map(|seen| seen.at).collect();
-    let period = rate.period.as_micros() as Micros;
-    for window in times.windows(rate.count as usize + 1) {
-        let [first, .., last] = window else { continue };
-        assert!(last - first >= period, "LIMITS-HOLD: more than {rate} of {whose}, from {first} to {last}");
+    let known: BTreeSet<(u32, Micros)> =
+        rates.iter().filter_map(|it| Some((it.rate?.count, it.rate?.period.as_micros() as Micros))).collect();
+    for (count, period) in known {
+        for window in times.windows(count as usize + 1) {
+            let [first, .., last] = *window else { continue };
+            let mut in_force = rates.iter().filter(|it| it.from <= last && it.until >= first);
+            let allows = |it: &InForce| it.rate.is_none_or(|rate| rate.count > count);
+            assert!(
+                last - first >= period || in_force.any(allows),
+                "LIMITS-HOLD: more than {count} of {whose}, from {first} to {last}"
+            );
+        }
     }
 }
 

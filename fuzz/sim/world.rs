@@ -42,6 +42,7 @@ use crate::net::{Link, LinkId, NetEvent};
 use crate::peer::{Host, PeerLimits};
 use crate::random::Random;
 use crate::rates::{self, Rates};
+use crate::reload::Reloads;
 use crate::workload::{self, Campaign};
 
 /// What happens next, and to whom.
@@ -82,6 +83,7 @@ pub(crate) enum Event {
     Hosts,
     /// Pairs are to move to another shard.
     Move,
+    Reload,
     EndLife,
     Heal,
 }
@@ -153,9 +155,10 @@ pub(crate) struct World {
     pub(crate) wanted: Arc<Config>,
     /// What was reserved of limits, over all lives.
     reserved: HashMap<String, Past>,
+    pub(crate) reloads: Reloads,
 
     // the engine's present life
-    config: Arc<Config>,
+    pub(crate) config: Arc<Config>,
     spool_options: SpoolOptions,
     pub(crate) policy: Arc<Policy>,
     pub(crate) peer_limits: PeerLimits,
@@ -191,6 +194,9 @@ impl World {
         world.start(1 + (seed % 3) as usize);
         for event in [Event::Submit, Event::WriteEvents, Event::Hosts, Event::Compare] {
             world.clock.after(0, event);
+        }
+        for at in world.reloads.times(world.has_rates, world.heal_at) {
+            world.clock.at(at, Event::Reload);
         }
         if world.mix.has(Fault::PairMoved) {
             world.clock.after(0, Event::Move);
@@ -275,6 +281,7 @@ impl World {
             rates::double(&mut given);
         }
         let policy = Arc::new(Policy::new(&given).expect("it has no keys"));
+        let given = Arc::new(given);
         Self {
             clock: Clock::new(),
             own,
@@ -309,9 +316,10 @@ impl World {
             },
             connection_limit: config.shaping.connection_limit as usize,
             sockets_max: if seed.is_multiple_of(SOCKETS_FEW_EVERY) { SOCKETS_FEW } else { SOCKETS_MAX },
+            reloads: Reloads::new(seed, &config, &given, &policy),
             wanted: config,
             reserved: HashMap::new(),
-            config: Arc::new(given),
+            config: given,
             spool_options,
             policy,
             shards: Vec::new(),
@@ -375,6 +383,7 @@ impl World {
             }
             self.shards.push(shard);
         }
+        self.reloads.begin_life(self.clock.micros());
         self.stopped = vec![false; shards];
         self.is_stopping = false;
         self.armed = vec![Micros::MAX; shards];
@@ -447,6 +456,7 @@ impl World {
             Event::Compare => self.compare(),
             Event::Hosts => self.trouble_hosts(),
             Event::Move => self.begin_move(),
+            Event::Reload => self.reload(),
             Event::EndLife => self.end_life(),
             Event::Heal => self.heal(),
         }
@@ -630,6 +640,7 @@ impl World {
                 }
                 self.suspensions.push(suspension);
             }
+            ControlMessage::Reloaded { .. } => self.reloads.taken_up(self.clock.micros()),
             ControlMessage::Stopped { shard } => self.stop_over(shard),
             message => unreachable!("{message:?}"),
         }
@@ -776,7 +787,7 @@ impl World {
     fn begin_life(&mut self) {
         self.clock.retain(|event| {
             matches!(event, Event::Submit | Event::WriteEvents | Event::Compare | Event::Hosts | Event::Move)
-                || matches!(event, Event::EndLife | Event::Heal)
+                || matches!(event, Event::EndLife | Event::Heal | Event::Reload)
         });
         self.clients.clear();
         self.injections.clear();
@@ -810,6 +821,13 @@ impl World {
             host.heal();
         }
         self.break_all_links();
+        if self.reloads.has_begun() {
+            self.clock.after(0, Event::Reload);
+        }
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.is_stopping
     }
 
     fn is_over(&mut self) -> bool {
@@ -819,6 +837,9 @@ impl World {
             self.spool = None;
             self.disk = self.crash_disk(true);
             self.begin_life();
+            if self.mix.is_healed() && self.reloads.has_begun() {
+                self.clock.after(0, Event::Reload);
+            }
         }
         if !self.mix.is_healed() {
             return false;
@@ -852,7 +873,7 @@ impl World {
         let rows = self.ask().expect("nothing is left to be read");
         assert!(rows.is_empty(), "NOTHING-LOST: {rows:#?}");
         self.ledger.check_finished();
-        self.rates.check(&self.wanted, &self.ledger, &self.hosts, SITES);
+        self.rates.check(self.reloads.epochs(), &self.ledger, &self.hosts, SITES);
         self.report.counts = self.ledger.counts;
         self.report.duration = self.clock.micros();
         self.report.moves = self.moves.done;
