@@ -61,7 +61,7 @@ impl Storage for FileStorage {
                 // Only for whoever finds it locked; a disk too full for it must not keep a spool from being opened.
                 let holder = format!("{}\n", std::process::id());
                 let _ = file.set_len(0).and_then(|()| file.write_all_at(holder.as_bytes(), 0));
-                Ok(Box::new(FileLock { _file: file }))
+                Ok(Box::new(FileLock { file }))
             }
             Err(TryLockError::WouldBlock) => Err(held_by(path)),
             Err(TryLockError::Error(error)) => Err(error),
@@ -148,10 +148,18 @@ impl fmt::Debug for Map {
 
 #[derive(Debug)]
 struct FileLock {
-    _file: File,
+    file: File,
 }
 
 impl LockGuard for FileLock {}
+
+impl Drop for FileLock {
+    /// Closing it is not enough: a child that was just forked for a program has the descriptor too, until its exec.
+    fn drop(&mut self) {
+        // What can't be unlocked is when it is closed.
+        let _ = self.file.unlock();
+    }
+}
 
 #[derive(Debug)]
 pub(crate) struct PlainFile {
@@ -451,6 +459,20 @@ mod tests {
         let fresh = directory.path().join("fresh");
         FileStorage.create(&fresh, 1 << 62).expect_err("no disk has room for that");
         assert!(!fresh.exists());
+    }
+
+    /// As a child has it between its fork and its exec.
+    #[test]
+    fn a_lock_ends_with_its_guard_whoever_has_a_copy_of_the_descriptor() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("LOCK");
+        let file = File::create(&path).expect("a file to lock");
+        file.try_lock().expect("nobody has locked it");
+        let copy = file.try_clone().expect("a copy of the descriptor");
+        FileStorage.lock(&path).expect_err("it is locked");
+        drop(FileLock { file });
+        FileStorage.lock(&path).expect("it is not locked any more");
+        drop(copy);
     }
 
     fn check(completion: &Completion) {

@@ -36,7 +36,8 @@ impl Storage for ReadOnlyStorage {
             file => file?,
         };
         match file.try_lock_shared() {
-            Ok(()) => Ok(Box::new(NotHeld)),
+            // Not only by closing it: see `FileLock`.
+            Ok(()) => file.unlock().map(|()| Box::new(NotHeld) as Box<dyn LockGuard>),
             Err(TryLockError::WouldBlock) => Err(held_by(path)),
             Err(TryLockError::Error(error)) => Err(error),
         }

@@ -34,7 +34,7 @@ use crate::outcome::event_log::{Cursors, EventStream, FrameEncoder, Subscribers}
 mod directory;
 
 pub(crate) use directory::node_id;
-use directory::{EventFileName, cut, last_seal, lock_directory};
+use directory::{DirectoryLock, EventFileName, cut, last_seal, lock_directory};
 
 /// Where events go and how often they are synced.
 #[derive(Debug, Clone)]
@@ -354,7 +354,7 @@ struct EventWriter {
     gathering: Option<(Instant, Instant)>,
     failures_in_a_row: u32,
     /// Held as long as we may write.
-    _lock: File,
+    _lock: DirectoryLock,
 }
 
 /// The newest file.

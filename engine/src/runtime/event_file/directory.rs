@@ -72,12 +72,23 @@ impl EventFileName {
     }
 }
 
-pub(super) fn lock_directory(path: &Path) -> Result<File, EventLogError> {
+/// Whoever has it is the only one who writes there.
+pub(super) struct DirectoryLock(File);
+
+impl Drop for DirectoryLock {
+    /// Closing it is not enough: a child that was just forked for a program has the descriptor too, until its exec.
+    fn drop(&mut self) {
+        // What can't be unlocked is when it is closed.
+        let _ = self.0.unlock();
+    }
+}
+
+pub(super) fn lock_directory(path: &Path) -> Result<DirectoryLock, EventLogError> {
     let lock_path = path.join(".lock");
     let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o640).open(&lock_path);
     let lock = lock.map_err(EventLogError::io("open", &lock_path))?;
     match lock.try_lock() {
-        Ok(()) => Ok(lock),
+        Ok(()) => Ok(DirectoryLock(lock)),
         Err(TryLockError::WouldBlock) => Err(EventLogError::Locked { path: path.to_owned() }),
         Err(TryLockError::Error(error)) => Err(EventLogError::io("lock", &lock_path)(error)),
     }
