@@ -1,4 +1,6 @@
 //! The command line, turned into the options of each part.
+//!
+//! Over 500 lines, because options that commands share are told once, and all commands stand beside them.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;

@@ -4,6 +4,8 @@
 //! A run has two phases. In the first everything fails that the run's mix has in it, and the promises of safety must
 //! hold at every moment. Then all heals and no mail comes any more: within bounded time every message must have come to
 //! its end.
+//!
+//! Over 500 lines: each event of a run, and all actions of a shard, meet here.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;

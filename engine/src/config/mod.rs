@@ -1,7 +1,7 @@
-//! Configuration: text → checked [`Config`], once, at start.
+//! Configuration: text → checked [`Config`], at start and again for each reload.
 //!
 //! [`Config`] is what the rest of the engine sees: every default filled in, every name resolved, every file read.
-#![expect(clippy::disallowed_methods, reason = "reads its files once, before anything runs")]
+#![expect(clippy::disallowed_methods, reason = "reads its files before anything goes by them, off the shards")]
 
 mod align;
 mod automation;

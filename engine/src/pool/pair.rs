@@ -6,6 +6,9 @@
 //!
 //! A pair none of whose hosts can be tried now is *blocked*: it holds no ticket and no credit, and each home knows why
 //! and until when.
+//!
+//! Over 500 lines: whatever comes to a pair changes its tickets, connections and demand together, so all that comes
+//! stands here; what is a thing of its own is in `pair/`.
 
 mod moving;
 mod opening;

@@ -1,4 +1,4 @@
-//! The control thread: routes, owners, questions, HTTP, and the start and end of all other threads.
+//! The control thread: routes, owners, questions, HTTP, and the start, reload and end of all other threads.
 //!
 //! Ordinary tokio. A shard waits for it only where it has no route for a domain or no owner for a pair yet.
 

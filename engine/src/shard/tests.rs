@@ -1,4 +1,6 @@
 //! A whole shard in memory: the test is its clock, its clients, its peers and the executor of its spool's operations.
+//!
+//! Over 500 lines: that world, which the tests in `tests/` share, and what looks at a shard as a whole.
 
 mod ask;
 mod automation;
