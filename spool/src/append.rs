@@ -22,6 +22,7 @@ use crate::limits::{
 use crate::log::{Log, State};
 use crate::packed;
 use crate::record::{BodyId, CommitNumber, CopiedState, Envelope, MessageId, Outcome, Sequence};
+use crate::tombstone::Final;
 
 /// Where the next frame goes.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +50,8 @@ pub(crate) struct Frame {
     records_crc: u32,
     pub(crate) record_bytes: u64,
     pub(crate) changes: Vec<Change>,
+    /// For the segment's tombstones.
+    pub(crate) finals: Vec<Final>,
 }
 
 /// A change of the index, as it is taken back.
@@ -202,6 +205,7 @@ impl Log {
                 self.bodies.unreference(&mut self.segments, body, written.commit);
             }
             self.note(Change::Replaced(before));
+            self.note_finals(written.place.slot, outcome);
             if present.is_some_and(|entry| self.index.states_len(&entry) > STATES_MAX) {
                 self.copy_forward.restate_soon(id.sequence().0);
             }
@@ -297,12 +301,16 @@ impl Log {
 
     /// Notes how a change of the index is taken back, with the record that was appended last.
     pub(crate) fn note(&mut self, change: Change) {
-        let frame = match &mut self.open {
+        self.last_frame().changes.push(change);
+    }
+
+    /// The frame of the record that was appended last.
+    pub(crate) fn last_frame(&mut self) -> &mut Frame {
+        match &mut self.open {
             Some(frame) if frame.record_count > 0 => frame,
             // The record filled its frame.
             _ => self.closed.back_mut().expect("the frame of the last record"),
-        };
-        frame.changes.push(change);
+        }
     }
 
     /// Segments that could be begun at once.
@@ -429,6 +437,7 @@ impl Log {
             records_crc: 0,
             record_bytes: 0,
             changes: self.change_lists.pop().unwrap_or_default(),
+            finals: Vec::new(),
         });
         Ok(())
     }
@@ -469,6 +478,12 @@ impl WriteArchive for Outcome {
 impl WriteArchive for CopiedState {
     fn write_to(&self, buffer: &mut Vec<u8>) {
         packed::write_state(self, buffer);
+    }
+}
+
+impl WriteArchive for Vec<Final> {
+    fn write_to(&self, buffer: &mut Vec<u8>) {
+        packed::write_tombstones(self, buffer);
     }
 }
 

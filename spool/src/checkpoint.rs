@@ -63,6 +63,8 @@ pub(crate) struct Checkpoints {
     pub(crate) next_number: u64,
     /// What the log had written when the last one was begun.
     written_at_begin: u64,
+    /// Messages below this sequence may have a row in some checkpoint.
+    pub(crate) last_begin: u64,
     /// Nothing is begun before, because something failed.
     retry_at: Option<Duration>,
     /// What a message's row needed in the last one, for an estimate.
@@ -330,6 +332,7 @@ impl Log {
         self.gather_bodies(&mut running);
         self.checkpoints.next_number += 1;
         self.checkpoints.written_at_begin = self.counters.bytes_frames;
+        self.checkpoints.last_begin = self.next_sequence;
         self.checkpoints.running = Some(running);
         summaries.begin();
     }

@@ -50,6 +50,10 @@ pub(crate) enum Purpose {
     Remove {
         slot: u16,
     },
+    /// Of a segment that is given up: its header.
+    Cover {
+        slot: u16,
+    },
     DropCache,
     ReadMessage {
         id: MessageId,
@@ -170,6 +174,10 @@ impl Log {
                 self.handle_create(now, slot, result);
                 Progress::Nothing
             }
+            (Purpose::Cover { slot }, Done::Write { result, .. }) => {
+                self.handle_cover(slot, result);
+                Progress::Nothing
+            }
             (Purpose::Remove { slot }, Done::Remove { result }) => {
                 self.handle_remove(slot, result);
                 Progress::Nothing
@@ -259,6 +267,7 @@ impl Log {
                 other: self.seal_of_left(segment.chain.other()),
             };
             header.encode(&mut buffer[..SEGMENT_HEADER_BYTES]);
+            self.note_header(frame.slot, &header);
         }
         Flight { frame, rest: Some((buffer, 0)) }
     }
@@ -297,6 +306,7 @@ impl Log {
         segment.last_commit = frame.commit.0;
         segment.last_sequence = segment.last_sequence.max(frame.last_sequence);
         segment.last_event = segment.last_event.max(frame.last_event);
+        segment.graves.extend(&mut frame.finals, segment.capacity);
         self.directory.budget().charge(bytes);
         assert!(self.durable < frame.commit);
         self.durable = frame.commit;
@@ -342,6 +352,7 @@ impl Log {
         }
         self.end_tails();
         for slot in self.segments.in_use.clone() {
+            self.segments.get_mut(slot).graves.take_back(self.durable);
             self.segments.note_dead(slot);
         }
         Progress::Failed { error }

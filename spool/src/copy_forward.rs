@@ -196,6 +196,9 @@ impl Log {
             return None;
         }
         self.leave_dead_copies();
+        if let Some(operation) = self.poll_tombstones() {
+            return Some(operation);
+        }
         if self.leaves_present_segment() {
             self.force_segment();
             return self.poll_commit();
@@ -551,7 +554,7 @@ impl Log {
 
     /// Whether there is a segment that copies of so many bytes can go to. A full disk may have none, but where mail and
     /// outcomes go there may be room.
-    fn has_room_for_copies(&self, bytes: u64) -> bool {
+    pub(crate) fn has_room_for_copies(&self, bytes: u64) -> bool {
         let needed = bytes + bytes / 8 + 2 * BLOCK_BYTES;
         self.tail_room(Chain::Copies) >= needed || self.spares_ready() > SPARES_RESERVED_FROM_COPIES
     }

@@ -11,7 +11,7 @@ use crate::limits::{ALIGN_BYTES, BLOCK_BYTES};
 use crate::record::LogId;
 
 /// The format that this program writes, and the newest that it reads.
-pub const FORMAT_VERSION: u16 = 3;
+pub const FORMAT_VERSION: u16 = 4;
 
 /// Which records a segment takes. Mail and outcomes die soon, copies late, so they do not share segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -248,6 +248,8 @@ pub enum RecordKind {
     State = 4,
     /// A body that messages share; also when it is copied, under its old id.
     Body = 5,
+    /// What the final outcomes in a segment of mail told that is being given up.
+    Tombstones = 6,
 }
 
 /// The head of a record.
@@ -263,7 +265,7 @@ pub struct RecordHeader {
     pub prefix_length: u32,
     pub body_length: u32,
     pub sequence: u64,
-    /// The message or body that it is, or is about.
+    /// The message or body that it is, or is about; of tombstones, log and segment number in the same form.
     pub message: u64,
     /// The sequence of the body that a message or its copy shares; 0 where it has one of its own.
     pub shared_body: u64,
@@ -469,6 +471,7 @@ pub const OUTCOME_SCHEMA: u8 = 2;
 pub const COPY_SCHEMA: u8 = 2;
 pub const STATE_SCHEMA: u8 = 2;
 pub const BODY_SCHEMA: u8 = 1;
+pub const TOMBSTONES_SCHEMA: u8 = 1;
 
 mod segment {
     use std::ops::Range;

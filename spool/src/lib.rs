@@ -67,6 +67,7 @@ mod segment;
 pub mod sim;
 mod storage;
 mod survey;
+mod tombstone;
 
 pub use checkpoint::Summarize;
 pub use directory::{Durability, LogDirectory, Spool, SpoolOptions};

@@ -133,6 +133,10 @@ pub const CHECKPOINT_ROW_BYTES_MIN: u64 = 64;
 /// How long checkpoints rest after one could not be written.
 pub const CHECKPOINT_RETRY_MS: u64 = 1_000;
 
+/// For so many bytes of a segment one final fate is kept in mind, of 16 bytes, so that the segment can be used again
+/// before checkpoints pass it. With more of them it waits.
+pub const TOMBSTONES_SEGMENT_PART: u64 = 1_024;
+
 /// How long copy-forward rests when it found nothing that can be copied just then.
 pub const COPY_FORWARD_PAUSE_MS: u64 = 100;
 

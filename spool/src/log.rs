@@ -123,6 +123,7 @@ pub(crate) struct Counters {
     pub(crate) bytes_checkpoints: u64,
     pub(crate) checkpoints: u64,
     pub(crate) segments_retired: u64,
+    pub(crate) segments_given_up: u64,
     pub(crate) damaged: u64,
     pub(crate) scrubbed: u64,
     pub(crate) failures: u64,
@@ -157,7 +158,10 @@ pub struct Statistics {
     pub bytes_checkpoints: u64,
     /// Checkpoints that were completed.
     pub checkpoints: u64,
+    /// Segments that were made free for use again.
     pub segments_retired: u64,
+    /// Those of them that did not wait for checkpoints, since tombstones stand for them.
+    pub segments_given_up: u64,
     /// Times that copy-forward or the scrub found something that could not be read.
     pub damaged: u64,
     /// Messages that the scrub has checked.
@@ -438,6 +442,7 @@ impl Log {
             bytes_checkpoints: self.counters.bytes_checkpoints,
             checkpoints: self.counters.checkpoints,
             segments_retired: self.counters.segments_retired,
+            segments_given_up: self.counters.segments_given_up,
             damaged: self.counters.damaged,
             messages_scrubbed: self.counters.scrubbed,
             write_failures: self.counters.failures,

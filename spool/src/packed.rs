@@ -13,7 +13,9 @@ use std::mem;
 use rkyv::rancor::Failure;
 use serde::{Deserialize, Serialize};
 
+use crate::format::TOMBSTONES_SCHEMA;
 use crate::record::{Answer, ArchivedCopiedState, ArchivedOutcome, CopiedState, Fate, Outcome, RecipientResult};
+use crate::tombstone::Final;
 
 /// Appends an outcome.
 pub(crate) fn write_outcome(outcome: &Outcome, buffer: &mut Vec<u8>) {
@@ -50,6 +52,33 @@ pub(crate) fn write_state(state: &CopiedState, buffer: &mut Vec<u8>) {
         deferred: state.deferred.iter().map(PackedResult::from).collect(),
     };
     write(&packed, buffer);
+}
+
+/// Appends tombstones, which are sorted: fewer messages than recipients.
+pub(crate) fn write_tombstones(finals: &[Final], buffer: &mut Vec<u8>) {
+    let mut before = 0;
+    let packed: Vec<PackedTombstone> = finals
+        .chunk_by(|(one, _), (other, _)| one == other)
+        .map(|finals| {
+            let sequence = finals[0].0;
+            let distance = sequence - mem::replace(&mut before, sequence);
+            PackedTombstone { distance, recipients: finals.iter().map(|(_, index)| *index).collect() }
+        })
+        .collect();
+    write(&packed, buffer);
+}
+
+/// Messages with their recipients; `None` where the bytes are none.
+pub(crate) fn read_tombstones(schema: u8, bytes: &[u8]) -> Option<Vec<(u64, Vec<u32>)>> {
+    if schema != TOMBSTONES_SCHEMA {
+        return None;
+    }
+    let mut sequence = 0_u64;
+    let unpack = |packed: PackedTombstone| {
+        sequence = sequence.checked_add(packed.distance)?;
+        Some((sequence, packed.recipients))
+    };
+    read::<Vec<PackedTombstone>>(bytes)?.into_iter().map(unpack).collect()
 }
 
 /// An outcome about `message`; `None` where the bytes are none.
@@ -140,6 +169,13 @@ struct PackedState<'a> {
     finished: Cow<'a, [u32]>,
     #[serde(borrow)]
     deferred: Vec<PackedResult<'a>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PackedTombstone {
+    /// From the sequence of the message before.
+    distance: u64,
+    recipients: Vec<u32>,
 }
 
 impl PackedOutcome<'_> {
@@ -345,6 +381,18 @@ mod tests {
             prop_assert_eq!(read_state(1, &archive), Some(state));
         }
 
+        #[test]
+        fn tombstones_come_out_as_they_went_in(finals in prop::collection::btree_set((0_u64..20, 0_u32..9), 0..40)) {
+            let finals: Vec<Final> = finals.into_iter().collect();
+            let mut bytes = Vec::new();
+            write_tombstones(&finals, &mut bytes);
+            let read = read_tombstones(TOMBSTONES_SCHEMA, &bytes).expect("what was written is read");
+            let flat = read.iter().flat_map(|(message, indexes)| indexes.iter().map(|index| (*message, *index)));
+            prop_assert_eq!(flat.collect::<Vec<Final>>(), finals);
+            prop_assert!(read.is_sorted_by(|(one, _), (other, _)| one < other));
+            prop_assert_eq!(read_tombstones(TOMBSTONES_SCHEMA + 1, &bytes), None);
+        }
+
         /// A disk may say anything: it is refused, or it is something.
         #[test]
         fn bytes_are_not_trusted(bytes in prop::collection::vec(any::<u8>(), 0..300), schema in 0_u8..4) {
@@ -352,6 +400,8 @@ mod tests {
             prop_assert!(outcome.is_none_or(|outcome| outcome.message == 1));
             let state = read_state(schema, &bytes);
             prop_assert!(state.is_none_or(|state| state.deferred.len() <= bytes.len()));
+            let tombstones = read_tombstones(schema, &bytes);
+            prop_assert!(tombstones.is_none_or(|messages| messages.len() <= bytes.len()));
         }
     }
 

@@ -13,7 +13,7 @@
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::{fmt, io};
+use std::{fmt, io, mem};
 
 use rkyv::rancor::Failure;
 
@@ -53,7 +53,7 @@ pub struct RecoverOptions {
     pub reads_everything: bool,
 }
 
-/// What recovery tells, in this order: records and damage as they are met, then the summaries, then the live messages
+/// What recovery tells, in this order: records as they are met, and damage, then the summaries, then the live messages
 /// that have none, and those that are held.
 #[derive(Debug)]
 pub enum Recovered<'a> {
@@ -230,6 +230,8 @@ impl Log {
             reads_everything: options.reads_everything,
             begin_sequence: 0,
             held_below: 0,
+            given_up: Vec::new(),
+            damages: Vec::new(),
             open_ends: OpenEnds::default(),
         };
         let newest = recovery.take_checkpoints(checkpoints);
@@ -371,7 +373,19 @@ struct Recovery<'a> {
     begin_sequence: u64,
     /// Without a checkpoint, messages up to here may be finished, and what told so be gone.
     held_below: u64,
+    /// Numbers of segments that tombstones stand for.
+    given_up: Vec<u64>,
+    /// Found, and not reported yet.
+    damages: Vec<Damage>,
     open_ends: OpenEnds,
+}
+
+/// A region of a segment that is not what was written.
+struct Damage {
+    slot: u16,
+    segment: u64,
+    region: Range<u64>,
+    reason: Reason,
 }
 
 /// Segments whose end no header tells, and no checkpoint.
@@ -403,17 +417,7 @@ impl Recovery<'_> {
     }
 
     fn read_segments(&mut self, sorted: Sorted, checkpoint: Option<&Checkpoint>) -> DoubtfulHeaders {
-        let Sorted { used, spares, damaged_headers, missing, next_number, discarded } = sorted;
-        for number in &missing {
-            self.report(Quarantine {
-                log: self.log.id(),
-                file: self.log.directory.path().to_owned(),
-                offset: 0,
-                bytes: 0,
-                reason: Reason::Missing { segment: *number },
-                kept: Kept::Not { reason: "there is nothing".to_owned() },
-            });
-        }
+        let Sorted { used, spares, damaged_headers, mut missing, next_number, discarded } = sorted;
         self.log.next_number = next_number;
         self.log.discarded = discarded;
         for (slot, segment) in spares {
@@ -443,6 +447,17 @@ impl Recovery<'_> {
         let salvaged: Vec<(u16, u64)> =
             used.iter().filter(|used| used.is_salvaged).map(|used| (used.slot, used.first_commit)).collect();
         let replayed = self.replay(used, &mut unfinished);
+        missing.retain(|number| !self.given_up.contains(number));
+        for number in &missing {
+            self.report(Quarantine {
+                log: self.log.id(),
+                file: self.log.directory.path().to_owned(),
+                offset: 0,
+                bytes: 0,
+                reason: Reason::Missing { segment: *number },
+                kept: Kept::Not { reason: "there is nothing".to_owned() },
+            });
+        }
         // Nothing of a segment may be left but its header.
         self.log.next_sequence = self.log.next_sequence.max(first_sequence);
         self.log.next_commit = self.log.next_commit.max(first_commit);
@@ -484,7 +499,10 @@ impl Recovery<'_> {
         for found in damaged {
             let slot = self.log.segments.by_number(found.number);
             let is_dead = || *has_checkpoint && slot.is_none_or(|slot| self.log.segments.get(slot).live == 0);
-            let is_unfinished = found.number == 0 && !is_any_missing || unfinished.contains(&found.number) || is_dead();
+            // Its header was being covered.
+            let is_given_up = self.given_up.contains(&found.number);
+            let is_unfinished =
+                found.number == 0 && !is_any_missing || unfinished.contains(&found.number) || is_given_up || is_dead();
             let kept = self.report_header(found, is_unfinished);
             let first_commit = salvaged.iter().find(|(slot, _)| *slot == found.slot).map(|(_, commit)| *commit);
             if let (Kept::File(_), Some(first_commit)) = (kept, first_commit) {
@@ -551,6 +569,7 @@ impl Recovery<'_> {
             }
             next[chain as usize] = self.next_frame(reader, &mut ends, unfinished_headers);
         }
+        self.report_damages();
         let next_commit = self.log.next_commit;
         for Unfinished { segment, commit, region } in ends {
             let Some(slot) = self.log.segments.by_number(segment).or_else(|| self.spare_of(segment)) else { continue };
@@ -569,6 +588,23 @@ impl Recovery<'_> {
         readers.iter().map(|reader| reader.read_bytes).sum()
     }
 
+    /// What is damaged in a segment that was given up was written over by the begin of its file's next use, whose
+    /// header is torn.
+    fn report_damages(&mut self) {
+        for Damage { slot, segment, region, reason } in mem::take(&mut self.damages) {
+            if !self.given_up.contains(&segment) {
+                let segment_of = self.log.segments.get(slot);
+                let mut bytes = SegmentBytes::default();
+                bytes.begin_at(
+                    Arc::clone(&segment_of.file),
+                    segment_of.capacity,
+                    region.start / BLOCK_BYTES * BLOCK_BYTES,
+                );
+                self.quarantine_at(slot, segment, &mut bytes, region, reason);
+            }
+        }
+    }
+
     fn spare_of(&self, number: u64) -> Option<u16> {
         self.log.segments.spares.iter().copied().find(|slot| self.log.segments.get(*slot).number == number)
     }
@@ -585,7 +621,7 @@ impl Recovery<'_> {
                 Step::Unfinished(unfinished) => ends.push(unfinished),
                 Step::Damaged(segment, region) => {
                     let slot = self.log.segments.by_number(segment).expect("a segment that is being read is in use");
-                    self.quarantine_at(slot, segment, &mut reader.bytes, region, Reason::Frame);
+                    self.damages.push(Damage { slot, segment, region, reason: Reason::Frame });
                 }
                 Step::Ended(ended) => self.end_segment(ended, unfinished_headers),
             }
@@ -634,7 +670,8 @@ impl Recovery<'_> {
                     sequence: Sequence(header.sequence),
                     message: MessageId::from_raw(header.message),
                 };
-                self.quarantine_at(*slot, *number, bytes, offset..offset + length as u64, reason);
+                let region = offset..offset + length as u64;
+                self.damages.push(Damage { slot: *slot, segment: *number, region, reason });
             }
             self.log.next_sequence = self.log.next_sequence.max(header.sequence + 1);
         }
@@ -705,6 +742,13 @@ impl Recovery<'_> {
                     }
                 }
             }
+            TOMBSTONES => {
+                let finals = packed::read_tombstones(header.schema, archive)?;
+                self.given_up.push(message);
+                if is_applied {
+                    self.apply_tombstones(place, finals);
+                }
+            }
             _ => return None,
         }
         let segment = self.log.segments.get_mut(slot);
@@ -741,6 +785,17 @@ impl Recovery<'_> {
         if let Some(before) = self.log.index.relocate(message, place) {
             self.log.recount(&before, CommitNumber(0));
             self.mark(header, message);
+        }
+    }
+
+    /// Fates that outcomes told which are gone by now.
+    fn apply_tombstones(&mut self, place: Place, finals: Vec<(u64, Vec<u32>)>) {
+        for (message, recipients) in finals {
+            let finals = recipients.into_iter().map(|index| (index, Settles::Finally));
+            if let Some((before, _)) = self.log.index.settle(message, place, finals) {
+                self.log.recount(&before, CommitNumber(0));
+                self.log.index.set_flag(message, TOUCHED, true);
+            }
         }
     }
 
@@ -1068,5 +1123,6 @@ const OUTCOME: u8 = RecordKind::Outcome as u8;
 const COPY: u8 = RecordKind::Copy as u8;
 const STATE: u8 = RecordKind::State as u8;
 const BODY: u8 = RecordKind::Body as u8;
+const TOMBSTONES: u8 = RecordKind::Tombstones as u8;
 
 const STATES_WINDOW_BYTES: usize = 256 << 10;

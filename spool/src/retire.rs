@@ -59,7 +59,7 @@ impl Log {
     }
 
     /// Whether nothing counts in a segment that is not needed for itself.
-    fn is_dead(&self, slot: u16) -> bool {
+    pub(crate) fn is_dead(&self, slot: u16) -> bool {
         let segment = self.segments.get(slot);
         segment.end > 0
             && segment.live == 0
@@ -68,29 +68,39 @@ impl Log {
     }
 
     /// Whether nobody needs a dead segment, but for checkpoints.
-    fn is_unneeded(&self, slot: u16) -> bool {
+    pub(crate) fn is_unneeded(&self, slot: u16) -> bool {
         let segment = self.segments.get(slot);
         segment.pins == 0
             && segment.reads == 0
             && segment.changed_in <= self.durable
             && segment.last_event <= self.event_cursor
+            && !segment.graves.is_covering()
     }
 
-    fn is_covered(&self, slot: u16) -> bool {
+    pub(crate) fn is_covered(&self, slot: u16) -> bool {
         self.is_unneeded(slot) && self.checkpoints.cover(self.segments.get(slot))
     }
 
     /// Bytes in dead segments that wait for nothing but checkpoints.
     pub(crate) fn bytes_waiting_for_checkpoint(&self) -> u64 {
-        let waits = |slot: &&u16| self.is_dead(**slot) && self.is_unneeded(**slot) && !self.is_covered(**slot);
+        let waits = |slot: &&u16| {
+            self.is_dead(**slot)
+                && self.is_unneeded(**slot)
+                && !self.is_covered(**slot)
+                && !self.can_be_given_up(**slot)
+        };
         self.segments.dead.iter().filter(waits).map(|slot| self.segments.get(*slot).charged).sum()
     }
 
     fn retire(&mut self, slot: u16) {
+        self.discarded = self.discarded.max(self.segments.get(slot).last_sequence);
+        self.make_spare(slot);
+    }
+
+    pub(crate) fn make_spare(&mut self, slot: u16) {
         let segment = self.segments.get_mut(slot);
         self.directory.budget().refund(segment.charged);
         segment.charged = 0;
-        self.discarded = self.discarded.max(segment.last_sequence);
         self.segments.in_use.retain(|other| *other != slot);
         self.segments.spares.push_back(slot);
         self.counters.segments_retired += 1;

@@ -17,6 +17,7 @@ use crate::format::{Chain, Seal};
 use crate::index::{NOWHERE, Place};
 use crate::record::CommitNumber;
 use crate::storage::StorageFile;
+use crate::tombstone::Graves;
 
 /// One segment file.
 #[derive(Debug)]
@@ -47,6 +48,9 @@ pub(crate) struct Segment {
     pub(crate) charged: u64,
     /// Of a file that was never used: up to where its blocks are written, so that a commit need not convert them.
     pub(crate) zeroed: u64,
+    /// Number of the segment before it in its chain, whose end its header tells; 0: none.
+    pub(crate) previous: u64,
+    pub(crate) graves: Graves,
     map: MapState,
 }
 
@@ -79,6 +83,8 @@ impl Segment {
             reads: 0,
             charged: 0,
             zeroed: 0,
+            previous: 0,
+            graves: Graves::Unknown,
             map: MapState::None,
         }
     }
@@ -89,7 +95,7 @@ impl Segment {
         assert_eq!(self.pins, 0);
         assert_eq!(self.charged, 0);
         let fresh = Self::new(Arc::clone(&self.file), self.capacity);
-        *self = Self { chain, number, generation, first_sequence, ..fresh };
+        *self = Self { chain, number, generation, first_sequence, graves: Graves::Noted(Vec::new()), ..fresh };
     }
 
     fn add_live(&mut self, bytes: u64, commit: CommitNumber) {

@@ -110,8 +110,8 @@ fn the_bytes_are_these() {
     log.append_outcome(&outcome(id, 0, Fate::Deferred { due_ms: 1_700_000_300_000 })).unwrap();
     settle(&mut log, Duration::ZERO);
     let segment = disk.bytes(Path::new("/spool/log-0000/segment-0000"));
-    compare("segment-v3.txt", &segment);
-    compare("meta-v3.txt", &disk.bytes(Path::new("/spool/SPOOL")));
+    compare("segment-v4.txt", &segment);
+    compare("meta-v4.txt", &disk.bytes(Path::new("/spool/SPOOL")));
 
     // And they say what FORMAT.md says.
     let SegmentBlock::Header(header) = SegmentHeader::decode(&segment[..SEGMENT_HEADER_BYTES]) else { panic!() };
@@ -132,12 +132,18 @@ fn the_bytes_are_these() {
 
 /// Records of one kind about one message or body, header and bytes.
 fn records(disk: &SimDisk, kind: RecordKind, id: MessageId) -> Vec<(RecordHeader, Vec<u8>)> {
+    let mut records = all_records(disk, kind);
+    records.retain(|(record, _)| record.message == id.to_raw());
+    records
+}
+
+fn all_records(disk: &SimDisk, kind: RecordKind) -> Vec<(RecordHeader, Vec<u8>)> {
     let mut found = Vec::new();
     for path in disk.paths().iter().filter(|path| path.to_str().unwrap().contains("segment-")) {
         let bytes = disk.bytes(path);
         for at in (4096..bytes.len()).step_by(4096).filter(|at| FrameHeader::has_magic(&bytes[*at..])) {
             for (position, record) in FrameHeader::decode(&bytes[at..]).records(&bytes[at..]).unwrap() {
-                if record.kind == kind as u8 && record.message == id.to_raw() {
+                if record.kind == kind as u8 {
                     let length = record.checked_length().unwrap();
                     found.push((record, bytes[at + position..at + position + length].to_vec()));
                 }
@@ -237,8 +243,47 @@ fn a_shared_body_and_a_checkpoint_are_this() {
     }
     assert_eq!(log.statistics().checkpoints, 1);
     let checkpoint = disk.bytes(Path::new("/spool/log-0000/checkpoint-0"));
-    compare("checkpoint-v3.txt", &checkpoint);
+    compare("checkpoint-v4.txt", &checkpoint);
     let CheckpointBlock::Header(header) = CheckpointHeader::decode(&checkpoint[..4096]) else { panic!() };
     assert_eq!((header.log, header.number, header.slices, header.messages), (LogId(0), 1, 3, 2));
     assert_eq!((header.begin_sequence, header.begin_segment, header.discarded), (9, 2, 0));
+}
+
+/// What the final outcomes in a segment told that was given up.
+#[test]
+fn tombstones_are_this() {
+    let disk = SimDisk::new(1);
+    let options = SpoolOptions { segment_bytes: 32 << 10, max_bytes: 8 * (32 << 10), ..SpoolOptions::default() };
+    let mut spool = Spool::open_on(Arc::new(disk.clone()), Path::new("/spool"), options).unwrap();
+    let directory = spool.assign(1).unwrap().remove(0).remove(0);
+    let recover = RecoverOptions { seed: 42, event_cursor: Sequence(u64::MAX), ..RecoverOptions::default() };
+    let mut log = Log::recover(directory, recover, &mut |_| {}).unwrap();
+    let recipients = |count: usize| Envelope { recipients: vec![Recipient::default(); count], ..Envelope::default() };
+    let mut now = Duration::ZERO;
+    let mut staying = Vec::new();
+    for _ in 0..30 {
+        staying.extend(log.append_message(&recipients(3), b"", &[0; 3_000]).ok().map(|(id, _)| id));
+        settle(&mut log, now);
+        now += Duration::from_millis(5);
+    }
+    for round in 0_usize..400 {
+        if let Ok((filler, _)) = log.append_message(&recipients(1), b"", &[0; 6_000]) {
+            log.append_outcome(&outcome(filler, 0, Fate::Delivered)).unwrap();
+        }
+        for index in [0, 2] {
+            if let Some(id) = staying.get(round) {
+                log.append_outcome(&outcome(*id, index, Fate::Bounced)).unwrap();
+            }
+        }
+        now += Duration::from_millis(5);
+        settle(&mut log, now);
+        let found =
+            all_records(&disk, RecordKind::Tombstones).into_iter().find(|(record, _)| record.archive_length > 1);
+        if let Some((record, bytes)) = found {
+            assert_eq!((record.schema, record.content_bytes(), record.state_length), (1, 0, 0));
+            assert_eq!(MessageId::from_raw(record.message).log(), LogId(0));
+            return compare("tombstones-v4.txt", &bytes);
+        }
+    }
+    panic!("{:?}", log.statistics());
 }

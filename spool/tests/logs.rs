@@ -131,10 +131,10 @@ fn a_newer_format_is_refused_by_name() {
         let recover = RecoverOptions { seed: 1, event_cursor: Sequence(0), ..RecoverOptions::default() };
         Log::recover(directory, recover, &mut |_| {}).unwrap_err()
     };
-    assert!(matches!(error, RecoverError::NewerVersion { found: 9, known: 3, .. }));
+    assert!(matches!(error, RecoverError::NewerVersion { found: 9, known: 4, .. }));
     assert_eq!(
         error.to_string(),
-        "/spool/log-0000/segment-0000: format version 9 is newer than 3, the newest that this program knows; \
+        "/spool/log-0000/segment-0000: format version 9 is newer than 4, the newest that this program knows; \
          use the program that wrote it"
     );
 
@@ -152,9 +152,9 @@ fn a_newer_format_is_refused_by_name() {
     let meta = Path::new("/spool/SPOOL");
     let good = disk.bytes(meta);
     let mut newer = good.clone();
-    newer[12] = 4;
+    newer[12] = 5;
     disk.set_bytes(meta, newer);
-    assert!(matches!(open(&disk), Err(OpenError::NewerVersion { found: 4, known: 3, .. })));
+    assert!(matches!(open(&disk), Err(OpenError::NewerVersion { found: 5, known: 4, .. })));
     let mut damaged = good.clone();
     damaged[17] ^= 1;
     disk.set_bytes(meta, damaged);

@@ -121,7 +121,7 @@ fn a_spool_of_version_1_goes_on() {
         assert_eq!(id.sequence(), Sequence(3), "the numbers go on");
         settle(&mut log, Duration::ZERO);
     }
-    assert_eq!((version(&disk, "segment-0000"), version(&disk, "segment-0001")), (1, 3));
+    assert_eq!((version(&disk, "segment-0000"), version(&disk, "segment-0001")), (1, 4));
     let second = (MessageId::new(LogId(0), Sequence(3)), vec![0], vec![]);
     let (spool, mut log, told) = open(&disk.restart(), 2);
     assert_eq!(told, [golden.clone(), second.clone()]);

@@ -197,6 +197,7 @@ struct SharedBody {
 pub(crate) struct Seen {
     pub(crate) copies: u64,
     pub(crate) retired: u64,
+    pub(crate) given_up: u64,
     pub(crate) failures: u64,
     pub(crate) reopened: u64,
     pub(crate) cuts: u64,
@@ -252,6 +253,7 @@ impl World {
         let statistics = self.log().statistics();
         self.seen.copies += statistics.messages_copied;
         self.seen.retired += statistics.segments_retired;
+        self.seen.given_up += statistics.segments_given_up;
         self.seen.failures += statistics.write_failures;
         self.seen.checkpoints += statistics.checkpoints;
         self.log = None;
@@ -366,6 +368,14 @@ impl World {
             }
             Err(AppendError::Full(_) | AppendError::Failed) => false,
             Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// The message that so many newer ones follow is delivered.
+    pub(crate) fn deliver_behind(&mut self, newer: usize) {
+        let id = self.expected().keys().rev().nth(newer).copied();
+        if let Some(id) = id {
+            self.deliver(id);
         }
     }
 

@@ -1,0 +1,233 @@
+//! Tombstones: where room is short, a segment in which nothing counts is used again before checkpoints pass it, and
+//! what its final outcomes told stays told.
+
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use postrider_spool::format::{FrameHeader, RecordHeader, RecordKind, SegmentBlock, SegmentHeader};
+use postrider_spool::record::Answer;
+use postrider_spool::sim::SimDisk;
+use postrider_spool::{
+    Envelope, Fate, Log, MessageId, Outcome, Reason, Recipient, RecipientResult, RecoverOptions, Recovered, Sequence,
+    Spool, SpoolOptions, execute,
+};
+
+const SEGMENT_BYTES: u64 = 64 << 10;
+
+/// Each live message's pending recipients.
+type Live = BTreeMap<MessageId, BTreeSet<u32>>;
+
+struct Rig {
+    disk: SimDisk,
+    _spool: Spool,
+    log: Log,
+    live: Live,
+    now: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Found {
+    live: Live,
+    held: usize,
+    reasons: Vec<Reason>,
+    cuts: usize,
+}
+
+fn open(disk: &SimDisk, seed: u64) -> (Spool, Log, Found) {
+    let options =
+        SpoolOptions { segment_bytes: SEGMENT_BYTES, max_bytes: 16 * SEGMENT_BYTES, ..SpoolOptions::default() };
+    let mut spool = Spool::open_on(Arc::new(disk.clone()), Path::new("/spool"), options).unwrap();
+    let directory = spool.assign(1).unwrap().remove(0).remove(0);
+    let recover = RecoverOptions { seed, event_cursor: Sequence(u64::MAX), ..RecoverOptions::default() };
+    let mut found = Found::default();
+    let log = Log::recover(directory, recover, &mut |recovered| match recovered {
+        Recovered::Message { id, pending, .. } => {
+            found.live.insert(id, pending.iter().copied().collect());
+        }
+        Recovered::Held { .. } => found.held += 1,
+        Recovered::Quarantined(quarantine) => found.reasons.push(quarantine.reason),
+        Recovered::Cut(_) => found.cuts += 1,
+        Recovered::Record { .. } | Recovered::Summary { .. } => panic!("{recovered:?}"),
+    })
+    .unwrap();
+    (spool, log, found)
+}
+
+impl Rig {
+    fn new(seed: u64) -> Self {
+        let disk = SimDisk::new(seed);
+        let (spool, log, _) = open(&disk, seed);
+        Self { disk, _spool: spool, log, live: Live::new(), now: Duration::ZERO }
+    }
+
+    fn settle(&mut self) {
+        self.now += Duration::from_millis(5);
+        while let Some(operation) = self.log.poll_operation(self.now, &mut ()) {
+            self.log.handle_completion(self.now, execute(operation));
+        }
+    }
+
+    fn append(&mut self, recipients: u32, bytes: usize) -> MessageId {
+        let addresses = (0..recipients).map(|index| Recipient { address: format!("r{index}@example.net") });
+        let envelope = Envelope { recipients: addresses.collect(), ..Envelope::default() };
+        for _ in 0..100 {
+            if let Ok((id, _)) = self.log.append_message(&envelope, b"", &vec![b'x'; bytes]) {
+                self.live.insert(id, (0..recipients).collect());
+                return id;
+            }
+            // The next segments are made ready.
+            self.settle();
+        }
+        panic!("{:?}", self.log.statistics());
+    }
+
+    fn finish(&mut self, id: MessageId, index: u32) {
+        let result = RecipientResult {
+            index,
+            recipient: format!("r{index}@example.net"),
+            queue: "example.net".into(),
+            fate: Fate::Delivered,
+            attempts: 1,
+            answer: Answer::default(),
+        };
+        let outcome = Outcome { message: id.to_raw(), results: vec![result], ..Outcome::default() };
+        self.log.append_outcome(&outcome).unwrap();
+        let pending = self.live.get_mut(&id).unwrap();
+        pending.remove(&index);
+        if pending.is_empty() {
+            self.live.remove(&id);
+        }
+    }
+
+    /// Mail that is delivered a few messages later passes by what stays, of which now and then a recipient is done
+    /// with, until so many segments have been given up.
+    fn pass_by(&mut self, staying: &[MessageId], given_up: u64) {
+        let mut stays = staying.iter().flat_map(|id| (0..3).map(|index| (*id, index))).step_by(2);
+        let mut passing = VecDeque::new();
+        for round in 0..4_000 {
+            passing.push_back(self.append(1, 2_000));
+            if passing.len() > 3 {
+                let id = passing.pop_front().unwrap();
+                self.finish(id, 0);
+            }
+            if round % 9 == 0
+                && let Some((id, index)) = stays.next()
+            {
+                self.finish(id, index);
+            }
+            self.settle();
+            if self.log.statistics().segments_given_up >= given_up {
+                return;
+            }
+        }
+        panic!("{:?}", self.log.statistics());
+    }
+
+    /// What a start finds.
+    fn found(&self) -> Found {
+        open(&self.disk.restart(), 99).2
+    }
+
+    /// Of all segments, the records of a kind, and where they are.
+    fn records(&self, kind: RecordKind) -> Vec<(PathBuf, usize, RecordHeader)> {
+        let mut found = Vec::new();
+        for path in self.disk.paths().into_iter().filter(|path| path.to_str().unwrap().contains("segment-")) {
+            let bytes = self.disk.bytes(&path);
+            let SegmentBlock::Header(segment) = SegmentHeader::decode(&bytes[..4096]) else { continue };
+            for at in (4096..bytes.len()).step_by(4096).filter(|at| FrameHeader::has_magic(&bytes[*at..])) {
+                let frame = FrameHeader::decode(&bytes[at..]);
+                let records = frame.records(&bytes[at..]).filter(|_| frame.generation == segment.generation);
+                let records = records.into_iter().flatten().filter(|(_, record)| record.kind == kind as u8);
+                found.extend(records.map(|(position, record)| (path.clone(), at + position, record)));
+            }
+        }
+        found
+    }
+
+    /// Checkpoint files, the newest first.
+    fn checkpoints(&self) -> Vec<PathBuf> {
+        let mut files: Vec<(u64, PathBuf)> = Vec::new();
+        for path in self.disk.paths().into_iter().filter(|path| path.to_str().unwrap().contains("checkpoint-")) {
+            let number = u64::from_le_bytes(self.disk.bytes(&path)[16..24].try_into().unwrap());
+            files.push((number, path));
+        }
+        files.sort_unstable_by_key(|(number, _)| std::cmp::Reverse(*number));
+        files.into_iter().filter(|(number, _)| *number > 0).map(|(_, path)| path).collect()
+    }
+
+    fn flip(&self, path: &Path, at: usize) {
+        let mut bytes = self.disk.bytes(path);
+        bytes[at] ^= 1;
+        self.disk.set_bytes(path, bytes);
+    }
+}
+
+/// Two thirds of what stays is half done, by outcomes in segments that are gone: none of it comes back, whichever
+/// checkpoint is read.
+#[test]
+fn what_ended_stays_ended() {
+    for seed in 0..8 {
+        let mut rig = Rig::new(seed);
+        let staying: Vec<MessageId> = (0..120).map(|_| rig.append(3, 4_000)).collect();
+        rig.settle();
+        let mut tombstones = 0;
+        for round in 1..12 {
+            rig.pass_by(&staying, 2 * round);
+            tombstones += rig.records(RecordKind::Tombstones).len();
+            let found = rig.found();
+            assert_eq!(found.live, rig.live, "seed {seed}, round {round}");
+            assert_eq!((found.reasons, found.held), (vec![], 0), "seed {seed}, round {round}");
+
+            let newest = rig.checkpoints().remove(0);
+            rig.flip(&newest, 4_096 + 20);
+            let found = rig.found();
+            assert_eq!(found.reasons, [Reason::Checkpoint]);
+            assert_eq!((found.live, found.held), (rig.live.clone(), 0), "seed {seed}, round {round}, the one before");
+            rig.flip(&newest, 4_096 + 20);
+        }
+        assert!(tombstones > 0);
+    }
+}
+
+/// Tombstones that can't be read are reported, and what is live all the same is there.
+#[test]
+fn damaged_tombstones_are_reported() {
+    let mut rig = Rig::new(1);
+    let staying: Vec<MessageId> = (0..120).map(|_| rig.append(3, 4_000)).collect();
+    rig.settle();
+    rig.pass_by(&staying, 6);
+    // What is damaged in the very last commit can't be told from one that was not finished.
+    rig.append(1, 10);
+    rig.settle();
+    let tombstones = rig.records(RecordKind::Tombstones);
+    let (path, at, record) = tombstones.into_iter().max_by_key(|(_, _, record)| record.sequence).unwrap();
+    assert!(record.archive_length > 1, "it tells of something");
+    assert_eq!(rig.found().reasons, []);
+    rig.flip(&path, at + record.archive_range().start);
+    let found = rig.found();
+    assert_eq!(found.reasons.first(), Some(&Reason::Frame));
+    assert!(rig.live.keys().all(|id| found.live.contains_key(id)));
+}
+
+/// A segment that is full of final fates waits for checkpoints: it would take too much memory to keep them in mind.
+#[test]
+fn with_too_many_fates_a_segment_waits() {
+    let mut rig = Rig::new(1);
+    let mut staying: VecDeque<MessageId> = (0..3_000).map(|_| rig.append(1, 10)).collect();
+    rig.settle();
+    let given_up = rig.log.statistics().segments_given_up;
+    while let Some(id) = staying.pop_front() {
+        rig.finish(id, 0);
+        if staying.len().is_multiple_of(20) {
+            rig.settle();
+        }
+    }
+    let statistics = rig.log.statistics();
+    assert!(statistics.segments_retired > 10, "{statistics:?}");
+    assert_eq!(statistics.segments_given_up, given_up);
+    assert_eq!(rig.found().live, rig.live);
+}
