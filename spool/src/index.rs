@@ -1,9 +1,12 @@
 //! Where each live message is, and which of its recipients have no final fate yet. In memory only; recovery rebuilds
 //! it.
 //!
-//! Entries are 36 bytes, sorted by sequence in chunks: appending is a push, looking up two binary searches, and
-//! removing moves at most one chunk's entries. A table hashed by sequence would need about half as much again.
+//! Entries are 36 bytes, sorted by sequence in chunks: appending is a push, and removing moves at most one chunk's
+//! entries. A table hashed by sequence would need about half as much again. Looking up is a binary search for the
+//! chunk and a guess in it, where each entry that is looked at is a cache miss. Who asks about a message asks again,
+//! and most often about its neighbour next: so it is looked first where the last one was.
 
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::mem::size_of;
 
@@ -158,6 +161,8 @@ pub(crate) enum Pending {
 pub(crate) struct Index {
     chunks: VecDeque<Chunk>,
     length: usize,
+    /// Chunk and position of the entry that was found last; it may have moved since.
+    found_last: Cell<(usize, usize)>,
     /// Pending recipients of messages with more than [`INLINE_RECIPIENTS_MAX`], one bit each.
     wide: HashMap<u64, Box<[u64]>>,
     /// Outcomes before the newest that still tell the state of some recipient, oldest first.
@@ -504,8 +509,24 @@ impl Index {
     }
 
     fn find(&self, sequence: u64) -> Option<(usize, usize)> {
-        let chunk = self.chunks.partition_point(|chunk| chunk.first <= sequence).checked_sub(1)?;
-        let position = self.chunks[chunk].entries.binary_search_by_key(&sequence, Entry::sequence).ok()?;
+        let place = self.find_near_last(sequence).or_else(|| self.search(sequence))?;
+        self.found_last.set(place);
+        Some(place)
+    }
+
+    /// At the place that was found last, or close behind it.
+    fn find_near_last(&self, sequence: u64) -> Option<(usize, usize)> {
+        let (chunk, last) = self.found_last.get();
+        let entries = self.chunks.get(chunk)?.entries.get(last..)?;
+        let near = entries.iter().take(NEIGHBOURS).position(|entry| entry.sequence() == sequence)?;
+        Some((chunk, last + near))
+    }
+
+    fn search(&self, sequence: u64) -> Option<(usize, usize)> {
+        let after = self.chunks.partition_point(|chunk| chunk.first <= sequence);
+        let chunk = after.checked_sub(1)?;
+        let end = self.chunks.get(after).map(|next| next.first);
+        let position = self.chunks[chunk].search(sequence, end)?;
         Some((chunk, position))
     }
 
@@ -591,6 +612,44 @@ impl Chunk {
     fn position_of(&self, sequence: u64) -> usize {
         self.entries.partition_point(|entry| entry.sequence() < sequence)
     }
+
+    /// Finds an entry whose sequence is not below the chunk's first. `end` is above all in it, `None` in the last one.
+    ///
+    /// What stays long is a sample of all that came, so its sequences lie about evenly: a guess comes close, and from
+    /// there the search goes in steps that double.
+    fn search(&self, sequence: u64, end: Option<u64>) -> Option<usize> {
+        let entries = &self.entries;
+        let end = end.or_else(|| entries.last().map(|last| last.sequence() + 1))?;
+        if sequence >= end {
+            return None;
+        }
+        let share = (sequence - self.first) as f64 / (end - self.first) as f64;
+        let guess = ((share * entries.len() as f64) as usize).min(entries.len() - 1);
+        let (mut low, mut high, mut step) = (0, entries.len(), SEARCH_STEP);
+        if entries[guess].sequence() < sequence {
+            low = guess + 1;
+            while low + step < high {
+                if entries[low + step].sequence() > sequence {
+                    high = low + step;
+                    break;
+                }
+                low += step;
+                step *= 2;
+            }
+        } else {
+            high = guess + 1;
+            while high > step {
+                if entries[high - step - 1].sequence() < sequence {
+                    low = high - step;
+                    break;
+                }
+                high -= step;
+                step *= 2;
+            }
+        }
+        let position = low + entries[low..high].binary_search_by_key(&sequence, Entry::sequence).ok()?;
+        Some(position)
+    }
 }
 
 /// A place in the index that only goes forward.
@@ -637,6 +696,10 @@ pub(crate) enum Settles {
 }
 
 const WIDE: u32 = u32::MAX;
+/// Entries that are looked at where the last one was found: they lie in two or three cache lines.
+const NEIGHBOURS: usize = 3;
+/// The first step away from a guess, in entries.
+const SEARCH_STEP: usize = 4;
 
 /// Flags of an entry: older outcomes count, see [`Index::older`].
 const OLDER: u16 = 1;
@@ -712,6 +775,28 @@ mod tests {
         }
         let allocated: usize = index.chunks.iter().map(|chunk| chunk.entries.capacity() * size_of::<Entry>()).sum();
         assert!(allocated <= 4 * size_of::<Entry>() * index.len(), "{allocated} bytes for {} entries", index.len());
+    }
+
+    /// Guesses go wrong where sequences lie unevenly; what is found does not.
+    #[test]
+    fn finds_what_is_there_however_it_lies() {
+        let even: Vec<u64> = (0..3_000).map(|number| 100 + number * 20).collect();
+        let close: Vec<u64> = (0..3_000).map(|number| 7 + number).collect();
+        let squares: Vec<u64> = (0..3_000).map(|number| number * number * 5).collect();
+        let late: Vec<u64> = (0..3_000).map(|number| (1 << 40) - (3_000 - number) * (3_000 - number)).collect();
+        let far: Vec<u64> = (0..3_000_u64).map(|number| (number / 200) << 40 | number).collect();
+        for sequences in [even, close, squares, late, far] {
+            let mut index = Index::default();
+            for sequence in &sequences {
+                index.insert(*sequence, place(1), 1, &[]);
+            }
+            // Backwards, so that nothing is near what was found last.
+            for (number, sequence) in sequences.iter().enumerate().rev() {
+                assert_eq!(index.get(*sequence).map(Entry::sequence), Some(*sequence));
+                let next = sequences.get(number + 1).copied();
+                assert_eq!(index.get(sequence + 1).map(Entry::sequence), next.filter(|next| *next == sequence + 1));
+            }
+        }
     }
 
     #[test]
