@@ -279,7 +279,7 @@ pub enum Credit {
 pub struct Settled {
     pub attempt: Attempt,
     pub result: TransactionResult,
-    pub context: DeliveryContext,
+    pub context: Arc<DeliveryContext>,
 }
 
 /// A transaction's last octet waits until it is durable that, from then on, it is in doubt whether it was taken.
@@ -302,7 +302,7 @@ pub struct IntentKey {
     pub number: u64,
 }
 
-/// Where an attempt was made, for its record.
+/// Where an attempt was made, for its record: the same for all of a connection.
 #[derive(Debug, Clone, Default)]
 pub struct DeliveryContext {
     pub peer_name: String,

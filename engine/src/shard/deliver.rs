@@ -43,7 +43,7 @@ pub(super) struct Delivery {
     attempts: VecDeque<(Duration, Attempt)>,
     /// What the client waits for before it ends the content of the first of them.
     intent: Option<IntentKey>,
-    context: DeliveryContext,
+    context: Arc<DeliveryContext>,
 }
 
 impl Delivery {
@@ -217,8 +217,9 @@ impl Shard {
         }
         self.inputs += 1;
         self.metrics.connections_out_made.inc();
-        delivery.context.peer_address = made.peer.to_string();
-        delivery.context.source_address = made.local.map(|local| local.ip().to_string()).unwrap_or_default();
+        let context = Arc::make_mut(&mut delivery.context);
+        context.peer_address = made.peer.to_string();
+        context.source_address = made.local.map(|local| local.ip().to_string()).unwrap_or_default();
         let terms = &self.pools.slot(connection).terms;
         let options = ClientOptions {
             ehlo: self.config.egress_sources[delivery.source].ehlo_domain.clone(),
@@ -282,10 +283,11 @@ impl Shard {
     pub fn connection_tls(&mut self, now: Now, connection: ConnectionKey, result: Result<TlsStarted, HandshakeError>) {
         self.count_session(connection, result.as_ref().map(|_| ()).map_err(|error| error.failure));
         if let (Ok(started), Some(delivery)) = (&result, self.deliveries.get_mut(&connection)) {
-            delivery.context.tls_protocol.clone_from(&started.protocol);
-            delivery.context.tls_verified_by = delivery.tls.proof_of_handshake().verified_by();
-            delivery.context.tls_cipher.clone_from(&started.cipher);
-            delivery.context.tls_peer_subject.clone_from(&started.peer_subject);
+            let context = Arc::make_mut(&mut delivery.context);
+            context.tls_protocol.clone_from(&started.protocol);
+            context.tls_verified_by = delivery.tls.proof_of_handshake().verified_by();
+            context.tls_cipher.clone_from(&started.cipher);
+            context.tls_peer_subject.clone_from(&started.peer_subject);
             self.pools.handle_encrypted(connection);
         }
         self.with_client(now, connection, |client, out| match &result {
@@ -341,11 +343,11 @@ impl Shard {
         shaping: Arc<Shaping>,
     ) {
         let deadline = now.monotonic + shaping.timeouts.connect;
-        let context = DeliveryContext {
+        let context = Arc::new(DeliveryContext {
             peer_name: host_name.clone(),
             session_id: self.random.u64(..),
             ..DeliveryContext::default()
-        };
+        });
         let state = DeliveryState::Connecting { deadline };
         let attempts = VecDeque::new();
         let delivery =
@@ -461,7 +463,7 @@ impl Shard {
                     }
                     self.distrust(connection, irregularity.leaves());
                 }
-                let context = self.deliveries[&connection].context.clone();
+                let context = Arc::clone(&self.deliveries[&connection].context);
                 for (_, verdict) in &mut result.results {
                     if let Fate::BounceIfLastHost(need) = verdict.fate {
                         verdict.elsewhere(self.pools.lacks(now, connection, &attempt.route, need));

@@ -46,7 +46,7 @@ impl Shard {
         let delivered = results.iter().filter(|result| result.fate == Fate::Delivered).count();
         self.home.count_delivered(key, delivered as u32);
         if !results.is_empty() {
-            self.record(now, &attempt, context, results);
+            self.record(now, &attempt, &context, results);
         }
         let entry = self.home.entry(key);
         let (old_attempts, old_due_ms) = (entry.attempts, entry.due_ms);
@@ -241,7 +241,7 @@ impl Shard {
         disposition
     }
 
-    fn record(&mut self, now: Now, attempt: &Attempt, context: DeliveryContext, results: Vec<RecipientResult>) {
+    fn record(&mut self, now: Now, attempt: &Attempt, context: &DeliveryContext, results: Vec<RecipientResult>) {
         self.count(&results);
         let source = &self.config.egress_sources[attempt.pair.source];
         let mut outcome = match attempt.message.envelope() {
@@ -265,9 +265,9 @@ impl Shard {
             DeliveryProtocol::Smtp => "ESMTP".to_owned(),
             DeliveryProtocol::Lmtp => "LMTP".to_owned(),
         };
-        outcome.peer_name = context.peer_name;
-        outcome.peer_address = context.peer_address;
-        outcome.source_address = context.source_address;
+        outcome.peer_name.clone_from(&context.peer_name);
+        outcome.peer_address.clone_from(&context.peer_address);
+        outcome.source_address.clone_from(&context.source_address);
         outcome.set_tls_protocol(&context.tls_protocol, context.tls_verified_by);
         outcome.set_tls_cipher(&context.tls_cipher, &context.tls_peer_subject);
         outcome.session_id = context.session_id;

@@ -17,7 +17,9 @@ use crate::accept::Refusal;
 use crate::admin::answer_text;
 use crate::config::{Config, RoutedMail};
 use crate::handover::{IntentKey, RecipientGroup, ShardMessage, Spooled};
-use crate::limits::{COMMIT_GATHER, OUTCOME_COMMIT_DELAY, UNREAD_PER_TURN, UPKEEP_SKIPPED_MAX};
+use crate::limits::{
+    COMMIT_GATHER, OUTCOME_COMMIT_DELAY, OUTCOMES_GATHERED_MAX, UNREAD_PER_TURN, UPKEEP_DELAY, UPKEEP_SKIPPED_MAX,
+};
 use crate::mail::address::domain_of;
 use crate::mail::time::Now;
 use crate::outcome::event::{Logged, LoggedRecord};
@@ -37,6 +39,10 @@ pub(super) struct HomeLog {
     events: Vec<LoggedRecord>,
     /// Nobody waits for an outcome's commit, so it may ride with a message's until then.
     commit_at: Duration,
+    /// The outcomes among what the next commit takes.
+    outcomes_gathered: usize,
+    /// What the log has to do for itself doesn't wait as long for that commit.
+    upkeep_at: Duration,
     /// Senders that shared a commit come back about together. So behind such a one the next waits until then for more
     /// to share it: fewer syncs, and in the mean the answers come sooner.
     gather_until: Duration,
@@ -128,13 +134,17 @@ impl HomeLog {
     /// Appends what waits, for as long as the log takes it.
     fn append_waiting(&mut self, now: Now) -> Result<(), AppendError> {
         while let Some(decided) = self.waiting.pop_front() {
-            if decided.intent.is_some() {
-                self.commit_at = now.monotonic;
-            } else if !self.log.has_uncommitted() {
+            if !self.log.has_uncommitted() {
                 self.commit_at = now.monotonic + OUTCOME_COMMIT_DELAY;
+                self.upkeep_at = now.monotonic + UPKEEP_DELAY;
+                self.outcomes_gathered = 0;
+            }
+            if decided.intent.is_some() || self.outcomes_gathered + 1 >= OUTCOMES_GATHERED_MAX {
+                self.commit_at = self.commit_at.min(now.monotonic);
             }
             match self.log.append_outcome(&decided.outcome) {
                 Ok((sequence, commit)) => {
+                    self.outcomes_gathered += 1;
                     self.uncommitted.push_back((commit, Uncommitted::Outcome(sequence, decided)));
                 }
                 Err(error) => {
@@ -153,9 +163,19 @@ impl HomeLog {
     }
 
     pub(super) fn next_timeout(&self) -> Duration {
-        let may_commit = self.log.has_uncommitted() && !self.log.is_committing();
-        let commit = if may_commit { self.commit_at } else { Duration::MAX };
-        commit.min(self.log.next_timeout().unwrap_or(Duration::MAX))
+        let upkeep = self.log.next_timeout().unwrap_or(Duration::MAX);
+        match self.log.has_uncommitted() {
+            false => upkeep,
+            true if self.log.is_committing() => upkeep.max(self.upkeep_at.min(self.commit_at)),
+            true => self.commit_at.min(upkeep.max(self.upkeep_at)),
+        }
+    }
+
+    /// Whether what is to be committed waits for more that shares its commit.
+    fn is_gathering(&self, now: Now) -> bool {
+        let is_upkeep_due = || self.log.next_timeout().is_some_and(|due| due <= now.monotonic);
+        let waits = self.log.has_uncommitted() && now.monotonic < self.commit_at;
+        waits && (now.monotonic < self.upkeep_at || !is_upkeep_due())
     }
 
     pub(super) fn is_quiet(&self) -> bool {
@@ -208,6 +228,8 @@ impl Shard {
             waiting: VecDeque::new(),
             events,
             commit_at: Duration::ZERO,
+            outcomes_gathered: 0,
+            upkeep_at: Duration::ZERO,
             gather_until: Duration::ZERO,
             running_operations: 0,
             committing_since: None,
@@ -261,7 +283,7 @@ impl Shard {
         for home in &mut self.logs {
             // What still finds no room is tried again with the next turn.
             let _ = home.append_waiting(now);
-            if home.log.has_uncommitted() && now.monotonic < home.commit_at {
+            if home.is_gathering(now) {
                 continue;
             }
             let ahead = home.waiting.iter().map(|decided| decided.outcome.message).collect();
