@@ -39,6 +39,7 @@ use crate::mail::dsn::{self, BadDsn, DsnRequest};
 use crate::outcome::event_log::EventStream;
 use crate::pool::rate::PastLimits;
 use crate::pool::suspension::{Effect, Scope, Suspension};
+use crate::progress::{SharedProgress, Suspect};
 use crate::runtime::clock::Clock;
 use crate::runtime::control::{self, Addresses, Command, ControlSetup, Heartbeats, SuspensionAnswer, SuspensionCall};
 use crate::runtime::directory::ThreadTimes;
@@ -51,7 +52,7 @@ use crate::runtime::random::os_random_u64;
 use crate::runtime::renewal::{ListenerPolicy, Verifiers};
 use crate::runtime::shard_loop::{self, ListenerSetup, Mail, ShardSetup};
 use crate::runtime::suspension_list::{id_text, parse_id};
-use crate::runtime::{net, uring};
+use crate::runtime::{net, progress_file, uring};
 use crate::shard::{Reload, Reservation, ShardOptions};
 
 /// A running engine. Dropping it without [`Engine::shutdown`] shuts it down as well, and waits for that.
@@ -256,6 +257,11 @@ impl Engine {
         if let Some(events) = self.events.take() {
             events.shutdown().map_err(|error| StartError(format!("event log: {error}")))?;
         }
+        if result.is_ok()
+            && let Err(error) = progress_file::forget_suspects(&self.shared.config().spool.path)
+        {
+            tracing::debug!(%error, "the file of progress stays as it is");
+        }
         self.spool = None;
         result
     }
@@ -367,8 +373,19 @@ impl EngineBuilder {
             spool: Some(spool),
         };
 
+        let (progress, left) = progress_file::take_up(&config.spool.path, shards);
+        if left.unrecorded > 0 {
+            shard_metrics[0].possible_duplicates.add(left.unrecorded);
+            let recipients = left.unrecorded;
+            tracing::warn!(
+                recipients,
+                "the engine died before it had recorded what became of these: they may get theirs twice"
+            );
+        }
         let thread_times = Arc::new(ThreadTimes::new(shards));
         let setup = ShardThreads {
+            progress,
+            quarantined: left.suspects.into_iter().filter(Suspect::is_quarantined).collect(),
             config: &config,
             policy: &policy,
             clock,
@@ -417,6 +434,8 @@ struct ShardThreads<'a> {
     limits: std::sync::mpsc::Sender<LimitMail>,
     past_limits: Arc<PastLimits>,
     metrics: &'a [Arc<ShardMetrics>],
+    progress: Vec<SharedProgress>,
+    quarantined: Arc<[Suspect]>,
     listeners: &'a Listeners,
     thread_times: &'a Arc<ThreadTimes>,
     verifiers: Verifiers,
@@ -442,6 +461,8 @@ impl ShardThreads<'_> {
                     config: Arc::clone(self.config),
                     policy: Arc::clone(self.policy),
                     metrics: Arc::clone(&self.metrics[id]),
+                    progress: Arc::clone(&self.progress[id]),
+                    quarantined: Arc::clone(&self.quarantined),
                     seed: os_random_u64(),
                     sockets_max: self.sockets_max,
                 },

@@ -14,6 +14,7 @@ pub mod limits;
 pub mod mail;
 pub mod outcome;
 pub mod pool;
+pub mod progress;
 mod runtime;
 pub mod schedule;
 pub mod shard;

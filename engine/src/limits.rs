@@ -288,12 +288,16 @@ pub const ASK_READS_MAX: usize = 1_000;
 pub const INSPECTED_OCTETS_MAX: usize = 16 << 20;
 /// How often time limits of minutes are looked at.
 pub const SWEEP_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
-/// How long an outcome waits for a message's commit to ride with, and how many of a log do; a crash repeats the deliveries
-/// of these, and of `QUIET_DELAY`.
+/// How long an outcome waits for a message's commit to ride with, and how many of a log do; a crash repeats the
+/// deliveries of these, and of `QUIET_DELAY`.
 pub const OUTCOME_COMMIT_DELAY: std::time::Duration = std::time::Duration::from_millis(10);
 pub const OUTCOMES_GATHERED_MAX: usize = 64;
 /// How long a log's upkeep, where some is due, waits for such a commit.
 pub const UPKEEP_DELAY: std::time::Duration = std::time::Duration::from_millis(2);
+/// Starts in a row that find a shard dead over the same message, before that is quarantined; and such messages that are
+/// remembered.
+pub const UNCLEAN_STARTS_MAX: u64 = 3;
+pub const SUSPECTS_MAX: usize = 32;
 /// How long after a commit that several messages shared the next may begin.
 pub const COMMIT_GATHER: std::time::Duration = std::time::Duration::from_micros(250);
 /// Turns in which a commit goes before the upkeep of its log; then both are done in one.

@@ -62,6 +62,7 @@ use crate::pool::keeper::Keeper;
 use crate::pool::pair::Pools;
 use crate::pool::rate::PastLimits;
 use crate::pool::suspension::Suspensions;
+use crate::progress::{SharedProgress, Suspect};
 use crate::schedule::queue::Home;
 use crate::schedule::retry::Retries;
 
@@ -159,6 +160,9 @@ pub struct ShardOptions {
     pub config: Arc<Config>,
     pub policy: Arc<Policy>,
     pub metrics: Arc<ShardMetrics>,
+    pub progress: SharedProgress,
+    /// What is not to be worked on again: found in a shard's hands at so many starts.
+    pub quarantined: Arc<[Suspect]>,
     /// Seeds jitter, shuffles and session numbers.
     pub seed: u64,
     /// Sessions and connections that the shard may have together; bounded by file descriptors.
@@ -172,6 +176,8 @@ pub struct Shard {
     policy: Arc<Policy>,
     generation: Generation,
     metrics: Arc<ShardMetrics>,
+    progress: SharedProgress,
+    quarantined: Arc<[Suspect]>,
     random: fastrand::Rng,
 
     sockets_max: usize,
@@ -231,7 +237,7 @@ pub struct Shard {
 impl Shard {
     /// A shard without logs; they are added by [`Self::recover`] before the first turn.
     pub fn new(options: ShardOptions) -> Self {
-        let ShardOptions { id, shards, config, policy, metrics, seed, sockets_max } = options;
+        let ShardOptions { id, shards, config, policy, metrics, progress, quarantined, seed, sockets_max } = options;
         let routes = Arc::new(StaticRoutes::new(&config.routes));
         let shared_limits = Arc::new(SharedLimits::new(&config));
         let shapings = Shapings::new(&config, Arc::clone(&routes.index));
@@ -240,6 +246,8 @@ impl Shard {
             policy,
             generation: Generation::default(),
             metrics,
+            progress,
+            quarantined,
             random: fastrand::Rng::with_seed(seed),
             sockets_max,
             sockets_left: sockets_max,

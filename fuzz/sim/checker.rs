@@ -81,6 +81,8 @@ struct Taken {
     times: u64,
     /// The engine can't know of the last time, so that it may come again.
     is_unknown: bool,
+    /// Attempts on record when it was last taken: with more, the engine has recorded that it heard nothing.
+    attempts: u32,
 }
 
 #[derive(Debug, Clone)]
@@ -227,6 +229,7 @@ impl Ledger {
             self.counts.repeated += u64::from(taken.times > 0);
             taken.times += 1;
             taken.is_unknown = false;
+            taken.attempts = self.durable[&id].recipients[index].attempts;
             if is_foreign {
                 self.foreign.insert(marker);
             }
@@ -416,8 +419,9 @@ impl Ledger {
         self.last_of_life.clear();
     }
 
-    /// The engine has told all that it found: whatever was promised must be among it.
-    pub(crate) fn check_recovered(&mut self) {
+    /// The engine has told all that it found: whatever was promised must be among it. `unrecorded` is what the life
+    /// before had noted as sent without a durable outcome, which bounds what is sent again.
+    pub(crate) fn check_recovered(&mut self, unrecorded: u64) {
         self.is_recovering = false;
         self.doubts.clear();
         assert!(self.untold.is_empty(), "ACK-AFTER-SYNC: these were told, and are gone: {:#?}", self.untold);
@@ -440,14 +444,20 @@ impl Ledger {
                 self.counts.held += 1;
             }
         }
+        let mut unnoted = 0;
         for ((marker, recipient), taken) in &mut self.taken {
             let index = self.sent[marker].0.recipients.iter().position(|known| known == recipient);
             let state = self.durable[&self.ids[marker]].recipients[index.expect("one of its recipients")];
             if state.fate.is_none() && !taken.is_unknown {
                 taken.is_unknown = true;
                 self.counts.forgotten += 1;
+                unnoted += u64::from(state.attempts == taken.attempts);
             }
         }
+        assert!(
+            self.holds || unnoted <= unrecorded,
+            "DELIVERED-ONCE: {unnoted} deliveries were forgotten, and only {unrecorded} noted as such"
+        );
     }
 
     /// What is scheduled must be what is durable, to the millisecond.

@@ -26,6 +26,7 @@ use postrider::outcome::event::{Logged, LoggedRecord};
 use postrider::pool::connection::ConnectionKey;
 use postrider::pool::rate::Past;
 use postrider::pool::suspension::Suspension;
+use postrider::progress::{self, Progress, SharedProgress};
 use postrider::shard::{Action, Reservation, SessionKey, Shard, ShardOptions};
 use postrider_spool::record::LogId;
 use postrider_spool::sim::SimDisk;
@@ -169,6 +170,8 @@ pub(crate) struct World {
     pub(crate) sockets_max: usize,
     pub(crate) shards: Vec<Shard>,
     metrics: Vec<Arc<ShardMetrics>>,
+    /// What this life notes for the next.
+    progress: Vec<SharedProgress>,
     /// The log of each shard that takes mail.
     active: Vec<LogId>,
     stopped: Vec<bool>,
@@ -326,6 +329,7 @@ impl World {
             policy,
             shards: Vec::new(),
             metrics: Vec::new(),
+            progress: Vec::new(),
             active: Vec::new(),
             stopped: Vec::new(),
             is_stopping: false,
@@ -364,6 +368,8 @@ impl World {
         self.shards.clear();
         self.active.clear();
         self.metrics = (0..shards).map(|_| Arc::default()).collect();
+        let unrecorded = Progress::unrecorded(self.progress.iter().map(|progress| &***progress));
+        self.progress = (0..shards).map(|_| progress::in_memory()).collect();
         for (id, logs) in logs.into_iter().enumerate() {
             let mut shard = Shard::new(ShardOptions {
                 id,
@@ -371,6 +377,8 @@ impl World {
                 config: Arc::clone(&self.config),
                 policy: Arc::clone(&self.policy),
                 metrics: Arc::clone(&self.metrics[id]),
+                progress: Arc::clone(&self.progress[id]),
+                quarantined: Arc::default(),
                 seed: self.random.below(u64::MAX),
                 sockets_max: self.sockets_max,
             });
@@ -404,7 +412,7 @@ impl World {
             assert_eq!(metrics.spool_quarantined_records.get(), 0, "NOTHING-LOST: a crash is not damage");
             assert_eq!(metrics.spool_held_messages.get(), 0, "NOTHING-LOST: a checkpoint was there");
         }
-        self.ledger.check_recovered();
+        self.ledger.check_recovered(unrecorded);
         let rows = self.ask().expect("a life begins without reads");
         self.ledger.check_schedule(&rows, self.clock.now().wall_ms);
     }

@@ -52,7 +52,7 @@ impl MessageId {
         self.0
     }
 
-    pub fn from_raw(raw: u64) -> Self {
+    pub const fn from_raw(raw: u64) -> Self {
         Self(raw)
     }
 }

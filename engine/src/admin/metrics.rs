@@ -116,6 +116,8 @@ pub struct ShardMetrics {
     pub failures: Counter,
     /// Deliveries that a crash or a lost reply may have made twice.
     pub possible_duplicates: Counter,
+    /// Entries of messages that the engine died of, again and again, and that are held therefore.
+    pub quarantined_messages: Counter,
     /// Suspensions made here, by a rule or by a peer that refuses our address.
     pub suspensions_made: Counter,
     /// Automation rules that have fired here.
@@ -170,6 +172,7 @@ impl Default for ShardMetrics {
             transient_failures: Counter::default(),
             failures: Counter::default(),
             possible_duplicates: Counter::default(),
+            quarantined_messages: Counter::default(),
             suspensions_made: Counter::default(),
             automation_fired: Counter::default(),
             moves_begun: Counter::default(),
@@ -294,6 +297,8 @@ impl Metrics {
             // Ours.
             one("possible_duplicates", "Deliveries that may have been made twice.", C,
                 |s| s.possible_duplicates.get()),
+            one("quarantined_messages", "Messages held because the engine died over them.", C,
+                |s| s.quarantined_messages.get()),
             one("suspensions", "Suspensions in force.", G, |s| s.suspensions.get()),
             one("suspensions_made", "Suspensions made by the engine itself.", C, |s| s.suspensions_made.get()),
             Family { name: "session_failures", help: "Sessions with hosts that came to nothing.", kind: C,

@@ -48,6 +48,9 @@ pub struct TransactionResult {
     pub results: Vec<(u32, RecipientVerdict)>,
     /// MAIL went out, in part at least.
     pub mail_written: bool,
+    /// Recipients for whom the content's last octets were given to the connection, and who are sent it again when what
+    /// became of them is lost.
+    pub sent_recipients: u32,
     pub irregularity: Option<Irregularity>,
 }
 

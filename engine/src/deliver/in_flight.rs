@@ -23,6 +23,8 @@ pub(crate) struct InFlight<C: Content> {
     pub(crate) writer: Option<ContentWriter<C::Piece>>,
     /// Where the content, final dot included, ends in the connection's outgoing stream.
     pub(crate) content_end: Option<u64>,
+    /// How many of its recipients [`SmtpClient::take_sent`](super::smtp_client::SmtpClient::take_sent) has counted.
+    pub(crate) sent_recipients: u32,
     /// The reply to the content, each of them in LMTP, was positive: the peer has forgotten the envelope.
     pub(crate) taken: bool,
     pub(crate) irregularity: Option<Irregularity>,
@@ -107,6 +109,7 @@ impl<C: Content> InFlight<C> {
             accepted: 0,
             writer: None,
             content_end: None,
+            sent_recipients: 0,
             taken: true,
             irregularity: None,
             intent: Intent::NotAsked,
@@ -115,6 +118,10 @@ impl<C: Content> InFlight<C> {
 
     pub(crate) fn is_settled(&self) -> bool {
         self.slots.iter().all(|slot| matches!(slot.state, SlotState::Settled(_)))
+    }
+
+    pub(crate) fn unsettled_count(&self) -> u32 {
+        self.slots.iter().filter(|slot| !matches!(slot.state, SlotState::Settled(_))).count() as u32
     }
 
     /// The first recipient, from the one at `from` on, that the peer has not answered for.
@@ -223,6 +230,12 @@ impl<C: Content> InFlight<C> {
             SlotState::Waiting | SlotState::Accepted => unreachable!("a recipient without a verdict"),
         });
         let results = results.collect();
-        TransactionResult { ticket: self.ticket, results, mail_written, irregularity: self.irregularity }
+        TransactionResult {
+            ticket: self.ticket,
+            results,
+            mail_written,
+            sent_recipients: self.sent_recipients,
+            irregularity: self.irregularity,
+        }
     }
 }

@@ -58,6 +58,8 @@ pub struct SmtpClient<C: Content> {
     emitted: u64,
     written: u64,
     mails_begun: u32,
+    /// Since [`Self::take_sent`].
+    sent_recipients: u64,
     mails_answered: u32,
     /// The tickets of transactions whose MAIL was put into `out`, since somebody asked.
     mails: Vec<u64>,
@@ -158,6 +160,7 @@ impl<C: Content> SmtpClient<C> {
             emitted: 0,
             written: 0,
             mails_begun: 0,
+            sent_recipients: 0,
             mails: Vec::new(),
             mails_answered: 0,
             deadline: None,
@@ -196,6 +199,12 @@ impl<C: Content> SmtpClient<C> {
     pub fn poll_mail(&mut self) -> Option<u64> {
         // Never more than those of one call, which are few.
         if self.mails.is_empty() { None } else { Some(self.mails.remove(0)) }
+    }
+
+    /// Recipients for whom the last octets of a message were put into `out` since the last call, and who are sent it
+    /// again when what became of them is lost. [`TransactionResult::sent_recipients`] tells it at the end.
+    pub fn take_sent(&mut self) -> u64 {
+        std::mem::take(&mut self.sent_recipients)
     }
 
     pub fn in_flight(&self) -> usize {

@@ -608,7 +608,8 @@ impl Home {
 
     /// An entry that [`Self::withdraw_one`] took waits for a new due time.
     pub fn put_back(&mut self, key: EntryKey, due_ms: u64, answer: &str) {
-        let attempts = self.entries[key].attempts();
+        // As the record has it: it was tried, though nothing may have come of it.
+        let attempts = self.entries[key].attempts().max(1);
         assert!(matches!(self.entries[key].state(), State::Withdrawn), "it was taken from where it waited");
         self.set_answer(key, answer);
         self.entries[key].set_due(due_ms, attempts);

@@ -4,7 +4,7 @@ use postrider_spool::record::{ArchivedEnvelope, MessageId};
 use postrider_spool::{Fetch, Message, ReadError};
 
 use super::schedule::PendingRead;
-use super::spool::entry_of;
+use super::spool::{QUARANTINED, entry_of};
 use super::{Action, Shard};
 use crate::admin::{Inspected, MessageFilter, MessageRow, MessageState, QueueRow, WallTime};
 use crate::handover::{Ask, ControlMessage, Told};
@@ -188,10 +188,11 @@ impl Shard {
             due: Some(self.due(key)),
             last_answer: entry.last_answer.map(str::to_owned),
             blocked_by: if is_held {
-                Some(format!(
-                    "held: it may have been delivered, and is not sent again; ends {}",
-                    WallTime(entry.expires_ms)
-                ))
+                let why = match entry.last_answer {
+                    Some(last) if last.contains(QUARANTINED) => "the engine died each time that it worked on it",
+                    _ => "it may have been delivered, and is not sent again",
+                };
+                Some(format!("held: {why}; ends {}", WallTime(entry.expires_ms)))
             } else {
                 blocked.map(|blocked| format!("{}; next try {}", blocked.reason, WallTime(blocked.until_ms)))
             },

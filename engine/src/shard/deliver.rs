@@ -384,6 +384,9 @@ impl Shard {
     ) {
         let Some(delivery) = self.deliveries.get_mut(&connection) else { return };
         let DeliveryState::Up(client) = &mut delivery.state else { return };
+        if let Some((_, attempt)) = delivery.attempts.front() {
+            self.progress.begin_work(attempt.message.id());
+        }
         let mut chunks = Vec::new();
         client.set_chunking(self.pools.chunking(now, connection));
         act(client, &mut chunks);
@@ -405,6 +408,7 @@ impl Shard {
             let attempt = begun.next().expect("MAIL is written for what was given");
             self.pools.mail_written(now, connection, attempt);
         }
+        self.progress.add_sent(client.take_sent());
         let first = client.poll_event();
         let rest: Vec<ClientEvent> = std::iter::from_fn(|| client.poll_event()).collect();
         if !chunks.is_empty() {
@@ -413,6 +417,7 @@ impl Shard {
         for event in first.into_iter().chain(rest) {
             self.handle_client_event(now, connection, event);
         }
+        self.progress.end_work();
     }
 
     fn handle_client_event(&mut self, now: Now, connection: ConnectionKey, event: ClientEvent) {

@@ -39,14 +39,19 @@ impl Shard {
     /// An attempt was made: its outcome is recorded, and what remains of the entry goes on.
     pub(super) fn settle(&mut self, now: Now, settled: Settled) {
         let Settled { attempt, result, context } = settled;
+        let sent = result.sent_recipients;
         let key = attempt.ticket.entry;
+        self.progress.begin_work(attempt.message.id());
         self.unpin(attempt.message.id());
         let disposition = self.dispose(now, &attempt, result.results);
         let Disposition { results, deferred, held, moved, at_once, attempts } = disposition;
         let delivered = results.iter().filter(|result| result.fate == Fate::Delivered).count();
         self.home.count_delivered(key, delivered as u32);
-        if !results.is_empty() {
-            self.record(now, &attempt, &context, results);
+        if results.is_empty() {
+            self.progress.add_recorded(u64::from(sent));
+        } else {
+            let outcome = self.outcome_of_attempt(now, &attempt, &context, results);
+            self.append_outcome(now, outcome, sent);
         }
         let entry = self.home.entry(key);
         let (old_attempts, old_due_ms) = (entry.attempts, entry.due_ms);
@@ -71,6 +76,7 @@ impl Shard {
             }
         }
         self.bounce_returned(key);
+        self.progress.end_work();
     }
 
     /// A transaction's last octet is about to be written: what is so if nothing is heard of it any more is recorded
@@ -156,12 +162,15 @@ impl Shard {
             self.home.count_delivered(ending.entry, outcome.results.len() as u32);
         }
         self.count(&outcome.results);
-        self.append_outcome(now, outcome);
+        self.append_outcome(now, outcome, 0);
         match ending.fate {
-            // It ends not, but is tried again although it may have been delivered.
+            // It ends not, but is held, or tried again although it may have been delivered.
             Fate::Deferred { due_ms } => {
                 let Answer { code, enhanced, text, .. } = &ending.answer;
-                self.metrics.possible_duplicates.add(self.home.entry(ending.entry).recipients.len() as u64);
+                let entry = self.home.entry(ending.entry);
+                if due_ms < entry.expires_ms {
+                    self.metrics.possible_duplicates.add(entry.recipients.len() as u64);
+                }
                 self.home.put_back(ending.entry, due_ms, &answer_text(*code, *enhanced, text));
             }
             _ => self.remove_entry(ending.entry),
@@ -241,7 +250,13 @@ impl Shard {
         disposition
     }
 
-    fn record(&mut self, now: Now, attempt: &Attempt, context: &DeliveryContext, results: Vec<RecipientResult>) {
+    fn outcome_of_attempt(
+        &self,
+        now: Now,
+        attempt: &Attempt,
+        context: &DeliveryContext,
+        results: Vec<RecipientResult>,
+    ) -> Outcome {
         self.count(&results);
         let source = &self.config.egress_sources[attempt.pair.source];
         let mut outcome = match attempt.message.envelope() {
@@ -271,7 +286,7 @@ impl Shard {
         outcome.set_tls_protocol(&context.tls_protocol, context.tls_verified_by);
         outcome.set_tls_cipher(&context.tls_cipher, &context.tls_peer_subject);
         outcome.session_id = context.session_id;
-        self.append_outcome(now, outcome);
+        outcome
     }
 
     fn decided(&self, ending: &Ending, recipient: impl Fn(u32) -> String) -> Vec<RecipientResult> {
@@ -282,7 +297,8 @@ impl Shard {
             recipient: recipient(index),
             queue: queue.to_string(),
             fate: ending.fate,
-            attempts: entry.attempts,
+            // What is held has been tried, though nothing may have come of it.
+            attempts: if ending.fate.is_final() { entry.attempts } else { entry.attempts.max(1) },
             answer: ending.answer.clone(),
         };
         entry.recipients.map(result).collect()

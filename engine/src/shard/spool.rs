@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ahash::{HashMap, HashMapExt as _, HashSet};
-use postrider_spool::record::{Envelope, LogId, MessageId, Outcome, RecipientResult, Sequence};
+use postrider_spool::record::{Answer, Envelope, Fate, LogId, MessageId, Outcome, RecipientResult, Sequence};
 use postrider_spool::{
     AppendError, Closed, CommitNumber, Completion, Fetch, Log, LogDirectory, Message, Operation, Progress, ReadError,
     RecordRef, RecoverError, RecoverOptions, Recovered, Summarize,
@@ -18,13 +18,18 @@ use crate::admin::answer_text;
 use crate::config::{Config, RoutedMail};
 use crate::handover::{IntentKey, RecipientGroup, ShardMessage, Spooled};
 use crate::limits::{
-    COMMIT_GATHER, OUTCOME_COMMIT_DELAY, OUTCOMES_GATHERED_MAX, UNREAD_PER_TURN, UPKEEP_DELAY, UPKEEP_SKIPPED_MAX,
+    COMMIT_GATHER, OUTCOME_COMMIT_DELAY, OUTCOMES_GATHERED_MAX, UNCLEAN_STARTS_MAX, UNREAD_PER_TURN, UPKEEP_DELAY,
+    UPKEEP_SKIPPED_MAX,
 };
 use crate::mail::address::domain_of;
 use crate::mail::time::Now;
 use crate::outcome::event::{Logged, LoggedRecord};
+use crate::progress::Suspect;
 use crate::schedule::queue::{Entry, EntryKey, Home};
 use crate::schedule::summary::{SummaryError, SummaryReader, SummaryWriter};
+
+/// How the last answer of a quarantined message begins.
+pub(super) const QUARANTINED: &str = "Quarantined:";
 
 /// A log with what waits for its commits.
 #[derive(Debug)]
@@ -67,6 +72,8 @@ pub(super) struct Decided {
     outcome: Box<Outcome>,
     /// It is an intent, and somebody waits for it.
     intent: Option<IntentKey>,
+    /// The recipients whose message was sent, of which a crash knows more once this is durable.
+    sent: u32,
 }
 
 /// A message in the log's memory: nobody is told of it, and nothing is done with it, before its commit.
@@ -190,12 +197,18 @@ impl Shard {
         let log_id = directory.id();
         let options = RecoverOptions { seed, event_cursor, ..RecoverOptions::default() };
         let batch_max = self.batch_max;
-        let (home, metrics) = (&mut self.home, &self.metrics);
+        let (home, metrics, progress) = (&mut self.home, &self.metrics, &self.progress);
+        // One that ended the engine even while it was to be held is not looked at any more.
+        let is_left = |id: MessageId| {
+            let suspect = self.quarantined.iter().find(|suspect| suspect.message == id);
+            suspect.is_some_and(|suspect| suspect.starts > UNCLEAN_STARTS_MAX)
+        };
         let matching = self.routes.statics.any_matched.then_some(&*self.config);
         let sender_routes = self.config.sender_routes();
         let mut summaries = SummaryReader::new(batch_max, matching);
         let log = Log::recover(directory, options, &mut |recovered| match recovered {
             Recovered::Record { sequence, record } => events.push(logged(log_id, sequence, record)),
+            Recovered::Summary { id, .. } if is_left(id) => {}
             Recovered::Summary { id, summary, pending, handle } => match summaries.read(home, id, summary, pending) {
                 Ok(entry) => *handle = entry.map(handle_of),
                 Err(SummaryError::Sender) => {}
@@ -205,7 +218,12 @@ impl Shard {
                 metrics.spool_held_messages.inc();
                 tracing::error!(%id, "held: it may have been delivered; see `postctl spool`");
             }
+            Recovered::Message { id, .. } if is_left(id) => {
+                metrics.quarantined_messages.inc();
+                tracing::error!(%id, "quarantined: the engine died even over holding it; it stays in the spool");
+            }
             Recovered::Message { id, message, pending, results, handle } => {
+                progress.begin_work(id);
                 match recovered_message(id, message, pending, results, batch_max, matching) {
                     Ok(spooled) => *handle = home.insert(&spooled).map_or(0, handle_of),
                     Err(error) => tracing::error!(%id, %error, "a message can not be read; it stays in the spool"),
@@ -217,6 +235,7 @@ impl Shard {
             }
             Recovered::Cut(cut) => tracing::warn!("spool: {cut}"),
         })?;
+        self.progress.end_work();
         let of_log = |(_, entry): &(EntryKey, Entry<'_>)| entry.message.log() == log_id && entry.is_held();
         let held: usize = self.home.entries().filter(of_log).map(|(_, entry)| entry.recipients.len()).sum();
         if held > 0 {
@@ -236,7 +255,31 @@ impl Shard {
             upkeep_skipped: 0,
             summaries: SummaryWriter::new(sender_routes),
         });
+        self.quarantine(log_id);
         Ok(())
+    }
+
+    /// Holds what the engine died of, it seems, so that the rest goes on: as what is in doubt, until an operator
+    /// releases or bounces it, or it expires.
+    fn quarantine(&mut self, log: LogId) {
+        let of_log: Vec<Suspect> =
+            self.quarantined.iter().filter(|suspect| suspect.message.log() == log).copied().collect();
+        for Suspect { message, starts } in of_log {
+            let entries: Vec<EntryKey> = self.entries_of(message).collect();
+            for key in entries {
+                let entry = self.home.entry(key);
+                let expires_ms = entry.expires_ms;
+                if entry.is_held() || !self.home.withdraw_one(key) {
+                    continue;
+                }
+                self.metrics.quarantined_messages.inc();
+                tracing::error!(id = %message, starts, "quarantined: the engine died each time that it worked on it");
+                let text = format!("{QUARANTINED} the engine died {starts} times while it worked on this message");
+                // RFC 3463 §3.4: X.3.0, our own system.
+                let answer = Answer { code: 451, enhanced: Some((4, 3, 0)), text, command: String::new() };
+                self.decide(vec![key], Fate::Deferred { due_ms: expires_ms }, Arc::new(answer));
+            }
+        }
     }
 
     /// A log without a shard of its own takes no mail; once it is empty, nothing is left to serve.
@@ -324,14 +367,14 @@ impl Shard {
         }
     }
 
-    /// Writes an outcome's record; the events follow once it is durable.
-    pub(super) fn append_outcome(&mut self, now: Now, outcome: Outcome) {
-        self.append_decided(now, Decided { outcome: Box::new(outcome), intent: None });
+    /// Writes an outcome's record; the events follow once it is durable. `sent`: recipients counted as sent to.
+    pub(super) fn append_outcome(&mut self, now: Now, outcome: Outcome, sent: u32) {
+        self.append_decided(now, Decided { outcome: Box::new(outcome), intent: None, sent });
     }
 
     /// Writes an intent's record, and tells who waits for it once it is durable.
     pub(super) fn append_intent(&mut self, now: Now, outcome: Outcome, key: IntentKey) {
-        self.append_decided(now, Decided { outcome: Box::new(outcome), intent: Some(key) });
+        self.append_decided(now, Decided { outcome: Box::new(outcome), intent: Some(key), sent: 0 });
     }
 
     fn append_decided(&mut self, now: Now, decided: Decided) {
@@ -380,7 +423,8 @@ impl Shard {
                     let record = Logged::Message { envelope, size };
                     self.logs[place].events.push(LoggedRecord { log, sequence: message.sequence(), record });
                 }
-                Uncommitted::Outcome(sequence, Decided { outcome, intent }) => {
+                Uncommitted::Outcome(sequence, Decided { outcome, intent, sent }) => {
+                    self.progress.add_recorded(u64::from(sent));
                     let record = Logged::Outcome(*outcome);
                     self.logs[place].events.push(LoggedRecord { log, sequence, record });
                     if let Some(key) = intent {
@@ -441,7 +485,11 @@ impl Shard {
 
     fn give_message(&mut self, now: Now, pending: PendingRead, result: Result<&Message, &ReadError>) {
         match (pending, result) {
-            (PendingRead::Ticket(ticket), Ok(message)) => self.send_ticket(now, ticket, message.clone()),
+            (PendingRead::Ticket(ticket), Ok(message)) => {
+                self.progress.begin_work(message.id());
+                self.send_ticket(now, ticket, message.clone());
+                self.progress.end_work();
+            }
             (PendingRead::Ticket(ticket), Err(error)) => self.fail_ticket(now, &ticket, error),
             (PendingRead::Ask { question, rows }, result) => self.ask_read(question, rows, result),
             (PendingRead::Inspect { question, want_body }, result) => {
@@ -487,9 +535,7 @@ fn recovered_message(
         let address = envelope.recipients.get(index as usize)?.address.as_str();
         let state = results.iter().find(|result| result.index == index);
         let (attempts, due_ms) = match state {
-            Some(RecipientResult { attempts, fate: postrider_spool::record::Fate::Deferred { due_ms }, .. }) => {
-                (*attempts, *due_ms)
-            }
+            Some(RecipientResult { attempts, fate: Fate::Deferred { due_ms }, .. }) => (*attempts, *due_ms),
             _ => (0, first_attempt_ms),
         };
         let answer = state.map(|result| &result.answer);

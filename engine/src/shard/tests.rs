@@ -14,6 +14,7 @@ mod limits;
 mod moving;
 mod openings;
 mod operate;
+mod progress;
 mod reload;
 mod suspend;
 mod unplumbed;
@@ -41,6 +42,7 @@ use crate::mail::time::Now;
 use crate::outcome::event::{Logged, LoggedRecord};
 use crate::pool::connection::ConnectionKey;
 use crate::pool::suspension::Suspension;
+use crate::progress::Suspect;
 
 const CLIENT: &str = "EHLO client.example\r\nMAIL FROM:<a@client.example>\r\nRCPT TO:<b@peer.example>\r\nDATA\r\n";
 const CONTENT: &str = "Subject: x\r\n\r\nHello\r\n.\r\n";
@@ -82,7 +84,18 @@ impl World {
         Self::open_with(directory, now, config, 1 << 20)
     }
 
-    fn open_with(directory: TempDir, now: Now, mut config: Config, segment_bytes: u64) -> Self {
+    fn open_with(directory: TempDir, now: Now, config: Config, segment_bytes: u64) -> Self {
+        Self::open_after(directory, now, config, segment_bytes, &[])
+    }
+
+    /// The last parameter: what earlier lives died over.
+    fn open_after(
+        directory: TempDir,
+        now: Now,
+        mut config: Config,
+        segment_bytes: u64,
+        quarantined: &[Suspect],
+    ) -> Self {
         let to = vec![RouteTarget::Address("127.0.0.1:25".parse().unwrap())];
         config.routes.push(Route { tls: Some(TlsMode::Disabled), ..Route::new(DomainPattern::Any, to) });
         let config = Arc::new(config);
@@ -91,7 +104,18 @@ impl World {
         let mut spool = Spool::open(directory.path(), options).unwrap();
         let logs = spool.assign(1).unwrap().remove(0);
         let metrics = Arc::default();
-        let options = ShardOptions { id: 0, shards: 1, config, policy, metrics, seed: 7, sockets_max: 100 };
+        let (progress, quarantined) = (crate::progress::in_memory(), quarantined.into());
+        let options = ShardOptions {
+            id: 0,
+            shards: 1,
+            config,
+            policy,
+            metrics,
+            progress,
+            quarantined,
+            seed: 7,
+            sockets_max: 100,
+        };
         let mut shard = Shard::new(options);
         for log in logs {
             shard.recover(log, Sequence(0), 7).unwrap();

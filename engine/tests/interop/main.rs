@@ -23,6 +23,7 @@ mod dovecot_lmtp;
 mod egress_shares;
 mod foreign_envelopes;
 mod kill_under_load;
+mod killed_at_work;
 mod odd_mail;
 mod peer_failures;
 mod rates;

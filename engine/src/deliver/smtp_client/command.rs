@@ -128,6 +128,12 @@ impl<C: Content> SmtpClient<C> {
         if writer.is_finished() {
             transaction.writer = None;
             transaction.content_end = Some(self.emitted);
+            // What is in doubt is sent again then, unless it is held.
+            if self.options.in_doubt == InDoubt::Retry {
+                let recipients = transaction.unsettled_count();
+                transaction.sent_recipients += recipients;
+                self.sent_recipients += u64::from(recipients);
+            }
         }
     }
 

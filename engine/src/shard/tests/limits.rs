@@ -119,7 +119,18 @@ impl Engine {
         let make = |(id, logs): (usize, Vec<_>)| {
             let (config, policy) = (Arc::clone(&config), Arc::clone(&policy));
             let (metrics, seed) = (Arc::default(), id as u64);
-            let options = ShardOptions { id, shards: count, config, policy, metrics, seed, sockets_max: 1_000 };
+            let (progress, quarantined) = (crate::progress::in_memory(), Arc::default());
+            let options = ShardOptions {
+                id,
+                shards: count,
+                config,
+                policy,
+                metrics,
+                progress,
+                quarantined,
+                seed,
+                sockets_max: 1_000,
+            };
             let mut shard = Shard::new(options);
             shard.recall_limits(Arc::clone(&past));
             for log in logs {
