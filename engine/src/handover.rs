@@ -360,8 +360,8 @@ pub enum ShardMessage {
     Credits { pair: PairKey, flow: Option<Arc<Flow>>, credits: u32 },
     /// Home ← owner: the pair is blocked, all credits are void.
     Blocked { pair: PairKey, blocked: Blocked },
-    /// Home ← owner: a rate holds the pair; its credits stay.
-    Paced { pair: PairKey, blocked: Blocked },
+    /// Home ← owner: a rate holds the pair; its credits stay. Of its tickets, `waiting` are not begun.
+    Paced { pair: PairKey, blocked: Blocked, waiting: Box<[Ticket]> },
     /// Keeper ← owner: a limit over many pairs is to let something pass; answered by `Permit`.
     Want(Box<Want>),
     /// Owner ← keeper: it may be written. Without a permit: the want waits, and `waited` will be told with it.

@@ -374,7 +374,7 @@ impl Shard {
             ShardMessage::Ticket { attempt, left, credit } => self.receive_ticket(now, attempt, left, credit),
             ShardMessage::Credits { pair, flow, credits } => self.home.add_credits(&pair, flow.as_ref(), credits),
             ShardMessage::Blocked { pair, blocked } => self.home.block_pair(&pair, blocked),
-            ShardMessage::Paced { pair, blocked } => self.home.pace_pair(&pair, blocked),
+            ShardMessage::Paced { pair, blocked, waiting } => self.home.pace_pair(&pair, blocked, waiting),
             ShardMessage::Want(want) => self.keeper.handle_want(now, *want),
             ShardMessage::Permit { home, pair, flow, generation, waited, permit } => {
                 self.pools.handle_permit(now, home, &pair, &flow, generation, waited, permit);

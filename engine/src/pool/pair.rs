@@ -180,6 +180,7 @@ impl Pools {
         let unused = self.pairs[place as usize].demand.tell(home, key, flow, backlog, unused);
         unused.into_iter().for_each(|permit| self.give_back(permit));
         self.grant(now, place);
+        self.tell_newcomer(now, place, home);
     }
 
     /// A home's ticket; `left` is ready of its flow behind it.
@@ -204,8 +205,10 @@ impl Pools {
         }
         let pair = &mut self.pairs[place as usize];
         pair.terms = Arc::clone(&attempt.route.terms);
+        let home = attempt.ticket.home;
         self.pairs[place as usize].insert(attempt);
         self.advance(now, place, random);
+        self.tell_newcomer(now, place, home);
     }
 
     /// A home's ticket for a pair that is suspended, or of another generation: it was sent before its home knew.

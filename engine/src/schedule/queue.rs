@@ -30,7 +30,7 @@ use super::fair::FairQueue;
 pub use super::recipients::Recipients;
 use crate::config::{LimitId, MatchedRoute, SharedLimits};
 use crate::fair::Flow;
-use crate::handover::{Backlog, Blocked, Credit, PairKey, RollupKey, RouteKey, Spooled};
+use crate::handover::{Backlog, Blocked, Credit, PairKey, RollupKey, RouteKey, Spooled, Ticket};
 use crate::limits::{EXPIRY_SWEEP_ENTRIES, PACED_NOTICE_INTERVAL, PAIRS_KEPT, QUEUES_KEPT, STANDING_CREDITS};
 use crate::mail::queue_name::QueueName;
 
@@ -129,9 +129,16 @@ struct Pair {
     blocked: Option<Blocked>,
     /// Why it was blocked last.
     last_block: Option<Arc<str>>,
-    /// A rate holds it: it takes tickets, only slowly.
-    paced: Option<Blocked>,
+    paced: Option<Paced>,
     out: u64,
+}
+
+/// A rate holds a pair: it takes tickets, only slowly.
+#[derive(Debug)]
+struct Paced {
+    blocked: Blocked,
+    /// Those that the owner had, and had not begun when it told.
+    waiting: Box<[Ticket]>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -441,9 +448,9 @@ impl Home {
     }
 
     /// The owner takes what it has credits for, but a rate holds it now.
-    pub fn pace_pair(&mut self, pair_key: &PairKey, blocked: Blocked) {
+    pub fn pace_pair(&mut self, pair_key: &PairKey, blocked: Blocked, waiting: Box<[Ticket]>) {
         let pair = self.pair(pair_key);
-        self.pair_mut(pair).paced = Some(blocked);
+        self.pair_mut(pair).paced = Some(Paced { blocked, waiting });
     }
 
     /// What is under this limit waits.
@@ -461,7 +468,7 @@ impl Home {
         let kept_ms = 2 * PACED_NOTICE_INTERVAL.as_millis() as u64;
         self.limit_holds.retain(|_, blocked| wall_ms < blocked.until_ms + kept_ms);
         for pair in self.pairs.iter_mut().flatten() {
-            pair.paced = pair.paced.take().filter(|paced| wall_ms < paced.until_ms + kept_ms);
+            pair.paced = pair.paced.take().filter(|paced| wall_ms < paced.blocked.until_ms + kept_ms);
         }
     }
 
@@ -787,7 +794,11 @@ impl Home {
     /// Why an entry has not gone, where something holds it.
     pub fn blocked_by(&self, key: EntryKey) -> Option<&Blocked> {
         match self.entries[key].state() {
-            State::Due { .. } | State::Out { .. } | State::Withdrawn => None,
+            State::Due { .. } | State::Withdrawn => None,
+            State::Out { pair } => {
+                let waits = |paced: &&Paced| paced.waiting.iter().any(|ticket| ticket.entry == key);
+                self.known_pair(pair).paced.as_ref().filter(waits).map(|paced| &paced.blocked)
+            }
             State::Unrouted => match self.sourceless.get(&self.entries[key].queue) {
                 Some(waiting) => Some(&waiting.blocked),
                 None => self.domains.get(&self.queue_of(key).route)?.blocked.as_ref(),
@@ -796,7 +807,7 @@ impl Home {
                 let pair = self.known_pair(pair);
                 let limits = self.shared_limits.of(pair.key.subject(&self.queue_of(key).flow));
                 let mut holding = limits.filter_map(|limit| self.limit_holds.get(&limit));
-                pair.blocked.as_ref().or_else(|| holding.next()).or(pair.paced.as_ref())
+                pair.blocked.as_ref().or_else(|| holding.next()).or(pair.paced.as_ref().map(|paced| &paced.blocked))
             }
         }
     }
@@ -814,6 +825,8 @@ impl Home {
             State::Due { .. } => "scheduled",
             State::Unrouted | State::Withdrawn => "routing",
             State::Ready { .. } => "ready",
+            // Its pair's owner has it, and a rate holds it there.
+            State::Out { .. } if self.blocked_by(key).is_some() => "ready",
             State::Out { .. } => "in delivery",
         }
     }

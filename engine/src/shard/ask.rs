@@ -194,7 +194,8 @@ impl Shard {
                 };
                 Some(format!("held: {why}; ends {}", WallTime(entry.expires_ms)))
             } else {
-                blocked.map(|blocked| format!("{}; next try {}", blocked.reason, WallTime(blocked.until_ms)))
+                let told = blocked.map(|b| format!("{}; next try {}", b.reason, WallTime(b.until_ms)));
+                told.or_else(|| self.what_it_waits_for(key))
             },
             state: match self.home.state_name(key) {
                 _ if is_held => MessageState::Held,
@@ -212,6 +213,19 @@ impl Shard {
             egress_source: pair.map(|pair| self.config.egress_sources[pair.source].name.clone()),
         };
         Box::new(EntryRows { row, recipients: entry.recipients.collect() })
+    }
+
+    /// What comes next for an entry that is due and that nothing holds; nobody knows until when that takes.
+    fn what_it_waits_for(&self, key: EntryKey) -> Option<String> {
+        match self.home.state_name(key) {
+            "routing" => Some(format!("the hosts of {} are being looked up", self.home.queue_of(key).domain)),
+            "ready" => {
+                let pair = self.home.pair_of(key)?;
+                let source = &self.config.egress_sources[pair.source].name;
+                Some(format!("waits for a connection to {} by {source}", pair.site))
+            }
+            _ => None,
+        }
     }
 
     /// When an entry goes at the earliest: its due time, or the end of what blocks it.

@@ -124,7 +124,9 @@ impl Shard {
                     self.tell(home, ShardMessage::Credits { pair, flow, credits });
                 }
                 Order::Block { home, pair, blocked } => self.tell(home, ShardMessage::Blocked { pair, blocked }),
-                Order::Paced { home, pair, blocked } => self.tell(home, ShardMessage::Paced { pair, blocked }),
+                Order::Paced { home, pair, blocked, waiting } => {
+                    self.tell(home, ShardMessage::Paced { pair, blocked, waiting });
+                }
                 Order::Reserve { limit, units } => {
                     let reservation = Reservation { limit, at_ms: now.wall_ms, units };
                     self.actions.push_back(Action::Reserve(reservation));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::config::{LimitId, Shaping};
 use crate::fair::Flow;
-use crate::handover::{Attempt, Blocked, PairKey, Permit, RollupKey, TlsPolicyKey, TlsRequirement};
+use crate::handover::{Attempt, Blocked, PairKey, Permit, RollupKey, Ticket, TlsPolicyKey, TlsRequirement};
 use crate::mail::endpoint::Endpoint;
 use crate::pool::connection::ConnectionKey;
 
@@ -41,11 +41,12 @@ pub enum Order {
         pair: PairKey,
         blocked: Blocked,
     },
-    /// The pair's homes are to know that a rate holds it.
+    /// One of the pair's homes is to know that a rate holds the pair, and which of its tickets wait.
     Paced {
         home: usize,
         pair: PairKey,
         blocked: Blocked,
+        waiting: Box<[Ticket]>,
     },
     /// Units of a limit are to be reserved durably; [`super::Pools::handle_reserved`] is the answer.
     Reserve {

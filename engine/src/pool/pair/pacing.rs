@@ -27,6 +27,8 @@ pub(super) struct Pace {
     stricter: Option<Limiter>,
     wakes_at: Option<Duration>,
     told_at: Option<Duration>,
+    /// What homes were told, and until when it holds.
+    told: Option<(Duration, Blocked)>,
     rollup: Option<u32>,
     /// It stands in its roll-up's queues.
     waits_for_turn: bool,
@@ -48,7 +50,7 @@ impl Pace {
     /// Stands and waits nowhere any more, and keeps what it has counted. Returns when it would have been woken.
     pub(super) fn leave(&mut self) -> Option<Duration> {
         (self.rollup, self.waits_for_turn, self.waits_for_slot) = (None, false, false);
-        self.told_at = None;
+        (self.told_at, self.told) = (None, None);
         self.wakes_at.take()
     }
 }
@@ -324,6 +326,8 @@ impl Pools {
             }
         }
         self.take_quota(place, units);
+        // What homes were told is over.
+        self.pairs[place as usize].pace.told = None;
         if self.serving == Some(place) {
             self.serving = None;
         }
@@ -603,13 +607,15 @@ impl Pools {
 
     /// Homes learn why their mail waits, and until when; not more often than anybody could read it.
     fn tell_paced(&mut self, now: Now, place: u32, until: Duration) {
-        let pair = &mut self.pairs[place as usize];
-        let is_told = pair.pace.told_at.is_some_and(|told| now.monotonic < told + PACED_NOTICE_INTERVAL);
-        if is_told || until == Duration::MAX {
+        let pace = &self.pairs[place as usize].pace;
+        let is_told = pace.told_at.is_some_and(|told| now.monotonic < told + PACED_NOTICE_INTERVAL);
+        // A wait that is much longer than what was said is told at once: until it is over, nothing may happen here.
+        let is_news = until > now.monotonic + PACED_NOTICE_INTERVAL
+            && pace.told.as_ref().is_none_or(|(told, _)| until > *told + PACED_NOTICE_INTERVAL);
+        if is_told && !is_news || until == Duration::MAX {
             return;
         }
-        pair.pace.told_at = Some(now.monotonic);
-        let shared = pair.pace.rollup.and_then(|rollup| self.rollups[rollup as usize].messages.as_ref());
+        let shared = pace.rollup.and_then(|rollup| self.rollups[rollup as usize].messages.as_ref());
         let pair = &self.pairs[place as usize];
         let stricter = self.stricter.get(&(pair.key.source, Arc::clone(&pair.key.rollup)));
         let stricter = pair.pace.stricter.as_ref().zip(stricter);
@@ -622,9 +628,34 @@ impl Pools {
         };
         let wait_ms = until.saturating_sub(now.monotonic).as_millis() as u64;
         let blocked = Blocked { until_ms: now.wall_ms + wait_ms, reason };
-        for home in pair.demand.homes_with_mail() {
-            self.orders.push_back(Order::Paced { home, pair: pair.key.clone(), blocked: blocked.clone() });
+        let pair = &mut self.pairs[place as usize];
+        pair.pace.told_at = Some(now.monotonic);
+        pair.pace.told = Some((until, blocked.clone()));
+        let mut homes: Vec<usize> = pair.tickets.iter().map(|attempt| attempt.ticket.home).collect();
+        homes.extend(pair.demand.homes_with_mail());
+        homes.sort_unstable();
+        homes.dedup();
+        let orders = homes.into_iter().map(|home| pair.paced(home, blocked.clone()));
+        self.orders.extend(orders);
+    }
+
+    /// Something comes to a pair that a rate holds for longer than until it tells its homes again.
+    pub(super) fn tell_newcomer(&mut self, now: Now, place: u32, home: usize) {
+        let pair = &self.pairs[place as usize];
+        if let Some((until, blocked)) = &pair.pace.told
+            && *until > now.monotonic + PACED_NOTICE_INTERVAL
+        {
+            let order = pair.paced(home, blocked.clone());
+            self.orders.push_back(order);
         }
+    }
+}
+
+impl Pair {
+    fn paced(&self, home: usize, blocked: Blocked) -> Order {
+        let tickets = self.tickets.iter().map(|attempt| attempt.ticket);
+        let waiting = tickets.filter(|ticket| ticket.home == home).collect();
+        Order::Paced { home, pair: self.key.clone(), blocked, waiting }
     }
 }
 

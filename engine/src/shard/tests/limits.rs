@@ -584,6 +584,29 @@ fn a_paced_message_says_what_holds_it() {
     assert!((60_000..61_000).contains(&next), "{next}");
 }
 
+/// So does all that waits with it: tickets that the owner has, and what comes while nothing may go.
+#[test]
+fn all_that_waits_for_a_rate_says_so() {
+    for shards in [1, 2] {
+        let mut engine = Engine::start("[shaping.\"slow.test\"]\nmax_message_rate = \"1/min\"\n", shards);
+        for second in 1..=4 {
+            for number in 0..2 {
+                engine.inject(second as usize % shards, &format!("r{second}{number}@slow.test"), Priority::Normal);
+            }
+            engine.run_until(seconds(second));
+        }
+        engine.run_until(seconds(5));
+        assert_eq!(engine.sink(SLOW).mails.len(), 1);
+        let homes = engine.shards.iter().map(|shard| &shard.home);
+        let waiting: Vec<_> = homes.flat_map(|home| home.entries().map(move |(key, _)| (home, key))).collect();
+        assert_eq!(waiting.len(), 7, "with {shards} shards");
+        for (home, key) in waiting {
+            let reason = home.blocked_by(key).map(|blocked| &*blocked.reason);
+            assert_eq!((home.state_name(key), reason), ("ready", Some("rate limit of 1/min")), "with {shards} shards");
+        }
+    }
+}
+
 /// A transaction of many recipients would be a burst.
 #[test]
 fn a_transaction_is_divided_as_its_rate_asks() {
