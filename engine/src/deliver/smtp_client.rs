@@ -343,8 +343,8 @@ impl<C: Content> SmtpClient<C> {
     /// Gives the connection up if its time has come.
     pub fn handle_timeout(&mut self, now: Now) {
         if self.deadline.is_some_and(|deadline| deadline <= now.monotonic) {
-            let seconds = self.stage().timeout(&self.options.timeouts).unwrap_or_default().as_secs();
-            self.end(Happened::TimedOut { seconds });
+            let after = self.stage().timeout(&self.options.timeouts).unwrap_or_default();
+            self.end(Happened::TimedOut { after });
         }
     }
 

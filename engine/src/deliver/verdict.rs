@@ -12,6 +12,8 @@
 //!
 //! Over 500 lines: one table decides what a failure means.
 
+use std::time::Duration;
+
 use postrider_spool::record::Answer;
 
 use crate::config::TlsMode;
@@ -116,7 +118,7 @@ pub enum Happened {
     /// Closed, reset, or a write failed; in the words of the caller.
     Lost(String),
     TimedOut {
-        seconds: u64,
+        after: Duration,
     },
     /// The peer no longer speaks SMTP.
     Garbled(String),
@@ -460,8 +462,8 @@ pub fn connect_failed(reason: &str) -> SessionFailure {
     judge_session(Stage::Connect, &Happened::Lost(reason.to_owned()), TlsMode::Disabled, "")
 }
 
-pub fn connect_timed_out(seconds: u64) -> SessionFailure {
-    judge_session(Stage::Connect, &Happened::TimedOut { seconds }, TlsMode::Disabled, "")
+pub fn connect_timed_out(after: Duration) -> SessionFailure {
+    judge_session(Stage::Connect, &Happened::TimedOut { after }, TlsMode::Disabled, "")
 }
 
 /// What we refuse to put on the wire to this peer, without asking it.
@@ -637,9 +639,13 @@ impl Happened {
                 (451, Some((4, 7, 5)), format!("{reason} ({stage})"))
             }
             Self::Lost(reason) => (451, Some((4, 4, 2)), format!("connection lost {stage}: {reason}")),
-            Self::TimedOut { seconds } => {
+            Self::TimedOut { after } => {
                 let detail = if stage == Stage::Connect { 1 } else { 2 };
-                (451, Some((4, 4, detail)), format!("timed out after {seconds} s {stage}"))
+                let after = match after.subsec_millis() {
+                    0 => format!("{} s", after.as_secs()),
+                    _ => format!("{} ms", after.as_millis()),
+                };
+                (451, Some((4, 4, detail)), format!("timed out after {after} {stage}"))
             }
             Self::TlsNotOffered => (451, Some((4, 7, 4)), "TLS is required, but the peer does not offer it".to_owned()),
             // RFC 4954 §6: X.7.0 for authentication.
@@ -735,7 +741,7 @@ mod tests {
     fn for_all(mut visit: impl FnMut(&Circumstances<'_>)) {
         let mut all = vec![
             Happened::Lost("reset".to_owned()),
-            Happened::TimedOut { seconds: 300 },
+            Happened::TimedOut { after: Duration::from_secs(300) },
             Happened::Garbled("noise".to_owned()),
         ];
         for code in [200, 250, 354, 399, 400, 421, 450, 451, 452, 499, 500, 503, 530, 550, 552, 554, 599] {
@@ -925,7 +931,9 @@ mod tests {
         }
         let failure = connect_failed("connection refused");
         assert_eq!((failure.rule, failure.answer.enhanced), ("connect_failed", Some((4, 4, 1))));
-        assert_eq!(connect_timed_out(30).answer.text, "timed out after 30 s connecting");
+        assert_eq!(connect_timed_out(Duration::from_secs(30)).answer.text, "timed out after 30 s connecting");
+        let short = connect_timed_out(Duration::from_millis(1_500));
+        assert_eq!(short.answer.text, "timed out after 1500 ms connecting");
     }
 
     #[test]

@@ -262,7 +262,7 @@ impl Shard {
             }
             ConnectError::Unplumbed => verdict::connect_failed("the source's address is not on this machine"),
             ConnectError::Failed(_) if deadline <= now.monotonic => {
-                verdict::connect_timed_out(delivery.shaping.timeouts.connect.as_secs())
+                verdict::connect_timed_out(delivery.shaping.timeouts.connect)
             }
             ConnectError::Failed(error) => verdict::connect_failed(&error.to_string()),
         };
