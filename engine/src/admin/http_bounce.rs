@@ -63,7 +63,7 @@ pub(super) async fn bounce(
     State(service): Shared,
     request: Result<Json<BounceRequest>, JsonRejection>,
 ) -> Result<Json<Bounced>, ApiError> {
-    let Json(request) = request.map_err(|rejection| ApiError::bad_request(rejection.body_text()))?;
+    let Json(request) = request?;
     let BounceRequest { campaign, tenant, domain, queue_names, message, held, reason, .. } = request;
     let refused = [
         ("routing_domain", request.routing_domain.is_some(), "no queue has one"),
@@ -89,7 +89,7 @@ pub(super) async fn release(
     State(service): Shared,
     request: Result<Json<ReleaseRequest>, JsonRejection>,
 ) -> Result<Json<Released>, ApiError> {
-    let Json(request) = request.map_err(|rejection| ApiError::bad_request(rejection.body_text()))?;
+    let Json(request) = request?;
     let ReleaseRequest { campaign, tenant, domain, message, reason } = request;
     let choice = choose(campaign, tenant, domain, message)?;
     let chosen = in_time(service.backend.release(choice, checked(reason)?)).await?;

@@ -115,7 +115,7 @@ pub(super) async fn suspend_ready(
     State(service): Shared,
     request: Result<Json<ReadyRequest>, JsonRejection>,
 ) -> Result<Json<Suspended>, ApiError> {
-    let Json(request) = request.map_err(|rejection| ApiError::bad_request(rejection.body_text()))?;
+    let Json(request) = request?;
     let (egress_source, site) = parse_queue_name(&request.name)
         .ok_or_else(|| ApiError::bad_request("name: write SOURCE->SITE@smtp_client, or SOURCE->* for all its sites"))?;
     let row = SuspensionRow { egress_source: Some(egress_source), site, ..SuspensionRow::default() };
@@ -126,7 +126,7 @@ pub(super) async fn suspend(
     State(service): Shared,
     request: Result<Json<Request>, JsonRejection>,
 ) -> Result<Json<Suspended>, ApiError> {
-    let Json(request) = request.map_err(|rejection| ApiError::bad_request(rejection.body_text()))?;
+    let Json(request) = request?;
     let Request { campaign, tenant, domain, reason, duration, expires } = request;
     if campaign.is_none() && tenant.is_none() && domain.is_none() {
         return Err(ApiError::bad_request("name a tenant, a campaign or a domain; without, all mail would stop"));
@@ -140,7 +140,7 @@ pub(super) async fn resume(
     State(service): Shared,
     request: Result<Json<CancelRequest>, JsonRejection>,
 ) -> Result<Json<Suspended>, ApiError> {
-    let Json(CancelRequest { id }) = request.map_err(|rejection| ApiError::bad_request(rejection.body_text()))?;
+    let Json(CancelRequest { id }) = request?;
     if in_time(service.backend.resume(id.clone())).await? {
         return Ok(Json(Suspended { id }));
     }

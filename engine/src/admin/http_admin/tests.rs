@@ -281,6 +281,15 @@ fn bad_requests_get_json_that_says_what_is_wrong() {
         let (status, body) = bad(&format!("GET /api/admin/messages/v1?{query}"));
         assert_eq!((status, body["error"]["code"].as_str()), (400, Some("bad_request")), "{query}");
     }
+    let large = format!("POST /api/admin/release/v1\n\n\n{{\"reason\":\"{}\"}}", "x".repeat(3 << 20));
+    for (request, status, code) in [
+        (&*large, 413, "too_large"),
+        ("POST /api/admin/release/v1", 415, "unsupported_media_type"),
+        ("POST /api/admin/release/v1\n\n\n{", 400, "bad_request"),
+    ] {
+        let (found, body) = bad(request);
+        assert_eq!((found, body["error"]["code"].as_str()), (status, Some(code)), "{body}");
+    }
     assert_eq!(
         bad("GET /api/inject/v1"),
         error(404, "not_found", "there is no /api/inject/v1; GET /api/openapi.json lists what there is")
