@@ -16,7 +16,8 @@ pub(crate) fn node_id(directory: &Path, random: [u64; 2]) -> io::Result<NodeId> 
     let path = directory.join("nodeid");
     match fs::read_to_string(&path) {
         Ok(text) => {
-            return text.trim().parse().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
+            let damaged = |error| format!("{}: {error}; restore it, or remove it and get a new one", path.display());
+            return text.trim().parse().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, damaged(error)));
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),

@@ -374,7 +374,9 @@ fn a_node_id_is_made_once() {
     assert_eq!(made.to_string(), "01234567-89ab-4def-bedc-ba9876543210");
     assert_eq!(node_id(directory.path(), [1, 2]).unwrap(), made);
     fs::write(directory.path().join("nodeid"), "what?").unwrap();
-    assert_eq!(node_id(directory.path(), [1, 2]).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    let error = node_id(directory.path(), [1, 2]).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    assert!(error.to_string().starts_with(&format!("{}/nodeid: ", directory.path().display())), "{error}");
 }
 
 #[test]
