@@ -31,8 +31,9 @@ use crate::admin::{
 use crate::config::{Config, ConfigErrors, Durability, LimitSettings, LineEndings, ReceivedDetail, SmtpListener};
 use crate::handover::{AcceptAnswer, Ask, ShardMessage, Told};
 use crate::limits::{
-    DESCRIPTORS_OWN, DESCRIPTORS_OWN_PER_SHARD, DESCRIPTORS_PER_SHARD_MIN, HEARTBEAT_PATIENCE, INJECT_PATIENCE,
-    MAILBOX_CAPACITY, SEGMENT_BYTES_MIN, SEGMENT_BYTES_UNIT, SEGMENTS_PER_SHARD_MIN, SUSPENSION_MAX,
+    CAPTURED_FIELDS_MAX, DESCRIPTORS_OWN, DESCRIPTORS_OWN_PER_SHARD, DESCRIPTORS_PER_SHARD_MIN, HEARTBEAT_PATIENCE,
+    INJECT_PATIENCE, MAILBOX_CAPACITY, ROUTING_NAME_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENT_BYTES_UNIT,
+    SEGMENTS_PER_SHARD_MIN, SUSPENSION_MAX,
 };
 use crate::mail::address::Address;
 use crate::mail::dsn::{self, BadDsn, DsnRequest};
@@ -106,6 +107,9 @@ pub struct Message {
     pub content: Vec<u8>,
     /// What is passed on to peers that offer DSN. Nobody else is told: this engine makes no notifications yet.
     pub dsn: DsnRequest,
+    /// Names and values that stand in the message's events as `[events] meta` says: at most 64, each name once, of 1
+    /// to 255 octets; of a value the first 1,024 octets are kept.
+    pub meta: Vec<(String, String)>,
 }
 
 /// A message that the engine has taken over: it is durable.
@@ -908,6 +912,15 @@ fn received(message: Message, bytes_max: u64) -> Result<Received, InjectError> {
     }
     let dsn = dsn::parameters(&message.dsn, |place| places[place])
         .map_err(|BadDsn(why)| InjectError::Refused(format!("501 5.5.4 {why}")))?;
+    if message.meta.len() > CAPTURED_FIELDS_MAX {
+        return Err(InjectError::Refused(format!("501 5.5.4 meta: more than {CAPTURED_FIELDS_MAX} names")));
+    }
+    for (number, (name, _)) in message.meta.iter().enumerate() {
+        let is_name = (1..=ROUTING_NAME_BYTES_MAX).contains(&name.len()) && !name.contains(char::is_control);
+        if !is_name || message.meta[..number].iter().any(|(other, _)| other == name) {
+            return Err(InjectError::Refused(format!("501 5.5.4 meta: {name:?} is no name, or is there twice")));
+        }
+    }
     if recipients.is_empty() {
         return Err(InjectError::Refused("554 5.5.1 No valid recipients".to_owned()));
     }
@@ -924,6 +937,7 @@ fn received(message: Message, bytes_max: u64) -> Result<Received, InjectError> {
         trusted: true,
         received_detail: ReceivedDetail::Full,
         dsn,
+        meta: message.meta,
     })
 }
 

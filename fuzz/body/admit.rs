@@ -57,6 +57,7 @@ fn received(choices: u8, content: Vec<u8>) -> Received {
         received_detail: [ReceivedDetail::Full, ReceivedDetail::NoClient, ReceivedDetail::None]
             [usize::from(choices >> 3) % 3],
         dsn: DsnParameters::default(),
+        meta: Vec::new(),
     }
 }
 

@@ -85,6 +85,7 @@ impl World {
                 trusted: true,
                 received_detail: ReceivedDetail::Full,
                 dsn: DsnParameters::default(),
+                meta: Vec::new(),
             };
             self.ledger.finish(marker);
             let policy = Arc::clone(&self.policy);

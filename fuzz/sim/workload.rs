@@ -104,6 +104,7 @@ impl World {
             trusted: true,
             received_detail: ReceivedDetail::Full,
             dsn: DsnParameters::default(),
+            meta: Vec::new(),
         };
         self.ledger.finish(marker);
         let (now, random) = (self.clock.now(), [marker, marker]);

@@ -43,6 +43,8 @@ pub struct Policy {
     tenants: Tenants,
     max_age_ms: u64,
     captured: Vec<NamePattern>,
+    /// Of metadata.
+    captured_meta: Vec<NamePattern>,
     pools: HashSet<String>,
     sources: HashSet<String>,
     feedback_reference: bool,
@@ -119,6 +121,7 @@ impl Policy {
             tenants: Tenants::new(config),
             max_age_ms: u64::try_from(config.retry.max_age.as_millis()).unwrap_or(u64::MAX),
             captured: config.events.headers.iter().map(|pattern| NamePattern::new(pattern)).collect(),
+            captured_meta: config.events.meta.iter().map(|pattern| NamePattern::new(pattern)).collect(),
             pools: config.egress_pools.iter().map(|pool| pool.name.clone()).collect(),
             sources: sources_in_use(config).collect(),
             feedback_reference: config.feedback_reference,
@@ -218,6 +221,7 @@ impl Policy {
             headers: captured,
             meta: Vec::new(),
         };
+        envelope.meta = self.capture_meta(received.meta, &envelope);
         envelope.set_dsn(&received.dsn);
         let shared = shared.map(Arc::clone);
         Ok(Admitted {
@@ -260,6 +264,32 @@ impl Policy {
             })?;
         }
         Ok(())
+    }
+
+    /// What its sender said of the message, and what the engine found, under the names that KumoMTA has for it.
+    fn capture_meta(&self, given: Vec<(String, String)>, envelope: &Envelope) -> Vec<(String, String)> {
+        // Nearly always nothing is asked for.
+        if self.captured_meta.is_empty() {
+            return Vec::new();
+        }
+        let found = [
+            ("tenant", &envelope.tenant),
+            ("campaign", &envelope.campaign),
+            ("egress_pool", &envelope.egress_pool),
+            ("received_from", &envelope.client_address),
+            ("reception_protocol", &envelope.reception_protocol),
+        ];
+        let found = found.into_iter().filter(|(_, value)| !value.is_empty());
+        let found: Vec<_> = found.map(|(name, value)| (name.to_owned(), value.clone())).collect();
+        let is_given = |name: &str| given.iter().any(|(given, _)| given == name);
+        let found = found.into_iter().filter(|(name, _)| !is_given(name)).collect::<Vec<_>>();
+        let asked_for = |name: &str| self.captured_meta.iter().any(|pattern| pattern.fits(name.as_bytes()));
+        let all = given.into_iter().chain(found).filter(|(name, _)| asked_for(name)).take(CAPTURED_FIELDS_MAX);
+        all.map(|(name, mut value)| {
+            value.truncate(value.floor_char_boundary(CAPTURED_VALUE_BYTES_MAX));
+            (name, value)
+        })
+        .collect()
     }
 
     /// RFC 5321 §4.4. The spool gives a message its id when it is appended, so the id here is another one; it finds the
@@ -455,7 +485,7 @@ fn check_routing_name(field: &str, name: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// A header name of `[events] headers`; a `*` at its end stands for any rest.
+/// A name of `[events] headers` or `meta`; a `*` at its end stands for any rest.
 #[derive(Debug)]
 struct NamePattern {
     name: Vec<u8>,

@@ -46,6 +46,8 @@ pub struct Received {
     pub received_detail: ReceivedDetail,
     /// What the sender asked for by RFC 3461.
     pub dsn: DsnParameters,
+    /// Names and values that an embedding program gave; a bounded name each.
+    pub meta: Vec<(String, String)>,
 }
 
 /// A refusal that a client may see: its text is one line of printable ASCII and tells nothing of our insides.

@@ -577,6 +577,7 @@ impl SmtpServer {
             trusted: self.options.trusted,
             received_detail: self.options.received_detail,
             dsn: DsnParameters::default(),
+            meta: Vec::new(),
         };
         self.state = State::Waiting;
         Step::Event(consumed, ServerEvent::Message(Box::new(received)))

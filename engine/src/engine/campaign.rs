@@ -61,6 +61,8 @@ pub struct CampaignMessage {
     pub header: Vec<u8>,
     /// As in [`super::Message`].
     pub dsn: DsnRequest,
+    /// As in [`super::Message`].
+    pub meta: Vec<(String, String)>,
 }
 
 impl Engine {
@@ -117,8 +119,8 @@ impl Campaign {
     fn send(&self, message: CampaignMessage) -> Result<Waiting, InjectError> {
         let Inner { engine, content, shard } = &*self.inner;
         let now = engine.clock.now();
-        let CampaignMessage { reverse_path, recipients, header, dsn } = message;
-        let message = super::Message { reverse_path, recipients, content: header, dsn };
+        let CampaignMessage { reverse_path, recipients, header, dsn, meta } = message;
+        let message = super::Message { reverse_path, recipients, content: header, dsn, meta };
         let own_bytes_max = engine.message_bytes_max().saturating_sub(content.octets().len() as u64);
         let received = received(message, own_bytes_max)?;
         let random = [os_random_u64(), os_random_u64()];

@@ -613,6 +613,7 @@ fn received(sent: &Sent, content: Vec<u8>) -> Received {
         trusted: true,
         received_detail: ReceivedDetail::Full,
         dsn: DsnParameters::default(),
+        meta: Vec::new(),
     }
 }
 

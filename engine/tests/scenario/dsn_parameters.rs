@@ -30,6 +30,7 @@ fn inject(running: &Running, dsn: DsnRequest) -> Result<(), InjectError> {
         recipients: ["ada@shop.test", "ada@shop.test", "bob@shop.test"].map(str::to_owned).to_vec(),
         content: message("dsn"),
         dsn,
+        ..Message::default()
     };
     block_on(running.engine.inject(message)).map(|_| ())
 }

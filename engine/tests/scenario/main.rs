@@ -16,6 +16,7 @@ mod bounce_5xx;
 mod bounce_queued;
 mod busy_shard;
 mod campaign;
+mod captured_metadata;
 mod dane;
 mod deliver_once;
 mod dns_mx;

@@ -45,6 +45,7 @@ pub(super) fn received(content: impl Into<Vec<u8>>) -> Received {
         trusted: true,
         received_detail: ReceivedDetail::Full,
         dsn: DsnParameters::default(),
+        meta: Vec::new(),
     }
 }
 
@@ -324,6 +325,30 @@ fn captured_headers() {
     assert!(headers[4].1.starts_with('<'));
     let many = policy.admit(NOW, received("Subject: x\r\n".repeat(500)), [1, 2]).unwrap();
     assert_eq!(many.envelope.headers.len(), CAPTURED_FIELDS_MAX);
+}
+
+#[test]
+fn captured_metadata() {
+    let mut config = config();
+    let with = |meta: &[&str], config: &mut Config| {
+        config.events.meta = meta.iter().map(|name| (*name).to_owned()).collect();
+        let given = [("customer", "17"), ("customer_tag", &"é".repeat(9_999)), ("campaign", "own")];
+        let given = given.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        let message = Received { meta: given, ..received("X-Campaign: spring\r\n\r\nx\r\n") };
+        Policy::new(config).unwrap().admit(NOW, message, [1, 2]).unwrap().envelope.meta
+    };
+    assert_eq!(with(&[], &mut config), []);
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    assert_eq!(
+        with(&["customer", "egress_pool", "tenant"], &mut config),
+        [pair("customer", "17"), pair("egress_pool", "default")]
+    );
+    let all = with(&["*"], &mut config);
+    let names: Vec<&str> = all.iter().map(|(name, _)| &name[..]).collect();
+    let found = ["egress_pool", "received_from", "reception_protocol"];
+    assert_eq!(names, [["customer", "customer_tag", "campaign"], found].concat());
+    assert_eq!(all[1].1.len(), CAPTURED_VALUE_BYTES_MAX);
+    assert_eq!(all[2], pair("campaign", "own"), "what its sender says counts");
 }
 
 pub(super) fn signing_config() -> Config {

@@ -52,6 +52,7 @@ fn admit(config: &Config, reverse_path: &str, header: &str, trusted: bool) -> Re
         trusted,
         received_detail: ReceivedDetail::None,
         dsn: DsnParameters::default(),
+        meta: Vec::new(),
     };
     let admitted = Policy::new(config).unwrap().admit(NOW, received, [1, 2]);
     admitted.map_err(|refusal| refusal.to_string())

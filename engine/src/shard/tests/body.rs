@@ -32,6 +32,7 @@ impl World {
             trusted: true,
             received_detail: ReceivedDetail::Full,
             dsn: DsnParameters::default(),
+            meta: Vec::new(),
         };
         let admitted = self.shard.policy.admit_sharing(self.now, received, shared, [1, 2]).unwrap();
         self.shard.handle_message(ShardMessage::Inject { injection: 1, admitted: Box::new(admitted) });

@@ -204,6 +204,7 @@ impl Engine {
             trusted: true,
             received_detail: ReceivedDetail::Full,
             dsn: postrider_spool::record::DsnParameters::default(),
+            meta: Vec::new(),
         };
         let mut admitted = self.policy.admit(self.clock(), received, [1, 2]).unwrap();
         admitted.envelope.priority = priority as u8;
@@ -229,6 +230,7 @@ impl Engine {
             trusted: true,
             received_detail: ReceivedDetail::Full,
             dsn: postrider_spool::record::DsnParameters::default(),
+            meta: Vec::new(),
         };
         let admitted = self.policy.admit(self.clock(), received, [1, 2]).unwrap();
         self.mail[home].push_back(ShardMessage::Inject { injection: 0, admitted: Box::new(admitted) });
