@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::{env, fmt, fs};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ClientConnection, Resumption};
+use rustls::client::{ClientConnection, Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::ServerConnection;
 use rustls::{
@@ -74,16 +74,16 @@ impl TlsVerifier {
     fn with_roots(more_pem: &[u8]) -> Result<Self, TlsError> {
         // Compiled in, because a container may have no roots at all.
         let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+        let mut added = Vec::new();
         for certificate in CertificateDer::pem_slice_iter(more_pem) {
             let certificate = certificate.map_err(|error| TlsError::new(format!("a root certificate: {error}")))?;
+            added.push(certificate.clone());
             roots.add(certificate).map_err(|error| TlsError::new(format!("a root certificate: {error}")))?;
         }
-        let config = ClientConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
-            .expect("the provider has the default versions")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Self::of(config, TLS_SESSIONS_MAX))
+        let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
+            .build()
+            .map_err(|error| TlsError::new(format!("the root certificates: {error}")))?;
+        Ok(Self::custom(Arc::new(Roots { webpki, added }), TLS_SESSIONS_MAX))
     }
 
     fn of(mut config: ClientConfig, sessions_max: usize) -> Self {
@@ -316,6 +316,65 @@ impl From<io::Error> for TlsError {
     }
 }
 
+/// Certificates as webpki checks them. One that is itself among the added roots is good for its own names, too, though
+/// it says that it is an authority's: so does every certificate that `openssl req -x509` makes, and webpki takes an
+/// authority for no host.
+#[derive(Debug)]
+struct Roots {
+    webpki: Arc<WebPkiServerVerifier>,
+    added: Vec<CertificateDer<'static>>,
+}
+
+impl ServerCertVerifier for Roots {
+    fn verify_server_cert(
+        &self,
+        shown: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let found = self.webpki.verify_server_cert(shown, intermediates, name, ocsp_response, now);
+        let Err(rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(wrong)))) = &found else {
+            return found;
+        };
+        // webpki looks at the dates before.
+        let is_authority = matches!(wrong.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity));
+        if !is_authority || !self.added.contains(shown) {
+            return found;
+        }
+        match webpki::EndEntityCert::try_from(shown).map(|shown| shown.verify_is_valid_for_subject_name(name)) {
+            Ok(Ok(())) => Ok(ServerCertVerified::assertion()),
+            _ => {
+                let expected = name.to_owned();
+                Err(CertificateError::NotValidForNameContext { expected, presented: Vec::new() }.into())
+            }
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.webpki.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.webpki.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.webpki.supported_verify_schemes()
+    }
+}
+
 /// Takes certificates that no library could check: old forms, weak keys, other people's names. That a server proves to
 /// hold such a certificate's key would prove nothing, so the proof is not looked at either.
 #[derive(Debug)]
@@ -429,11 +488,16 @@ mod tests {
     }
 
     fn identity(names: &[&str]) -> Identity {
+        identity_with(names, |_| {})
+    }
+
+    fn identity_with(names: &[&str], change: impl FnOnce(&mut rcgen::CertificateParams)) -> Identity {
         let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
         let mut parameters = rcgen::CertificateParams::new(names).unwrap();
         parameters.distinguished_name = rcgen::DistinguishedName::new();
         parameters.distinguished_name.push(rcgen::DnType::OrganizationName, "Example, Inc.");
         parameters.distinguished_name.push(rcgen::DnType::CommonName, "mx.example.com");
+        change(&mut parameters);
         let key = rcgen::KeyPair::generate().unwrap();
         Identity { certificate: parameters.self_signed(&key).unwrap().pem(), key: key.serialize_pem() }
     }
@@ -586,22 +650,49 @@ mod tests {
         assert!(!resumed(&any, "mx2.example.com"), "another host begins anew");
     }
 
+    /// The peer's refusal has the result type of RFC 8460 in front.
+    fn attempt(config: &Arc<ServerConfig>, verifier: &TlsVerifier, name: &str) -> Result<(), String> {
+        let mut client = TlsSession::client(verifier, name).unwrap();
+        let mut server = TlsSession::server(config).unwrap();
+        let result = converse(&mut client, &mut server, 1_000).map(|_| ());
+        let mut alert = Vec::new();
+        client.poll_wire(&mut alert);
+        assert_eq!(alert.is_empty(), result.is_ok(), "a refusal is told to the peer");
+        result.map_err(|error| {
+            let HandshakeError { failure, text } = error.into();
+            format!("{}: {text}", failure.name())
+        })
+    }
+
+    /// As `openssl req -x509` makes it: for a host, signed by itself, and an authority's by its own word.
+    #[test]
+    fn a_host_with_a_trusted_certificate_of_its_own_is_verified() {
+        let authority = |parameters: &mut rcgen::CertificateParams| {
+            parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        };
+        let own = identity_with(&["mx.example.com"], authority);
+        let config = server(&own);
+        let trusting = TlsVerifier::with_roots(own.certificate.as_bytes()).unwrap();
+        attempt(&config, &trusting, "mx.example.com").unwrap();
+        let error = attempt(&config, &trusting, "mx.example.net").unwrap_err();
+        assert!(error.starts_with("certificate-host-mismatch: ") && error.contains("mx.example.net"), "{error}");
+        let other = identity_with(&["mx.example.com"], authority);
+        let error = attempt(&server(&other), &trusting, "mx.example.com").unwrap_err();
+        assert!(error.starts_with("certificate-not-trusted: "), "{error}");
+        let old = identity_with(&["mx.example.com"], |parameters| {
+            authority(parameters);
+            parameters.not_after = rcgen::date_time_ymd(2020, 1, 1);
+        });
+        let trusting = TlsVerifier::with_roots(old.certificate.as_bytes()).unwrap();
+        let error = attempt(&server(&old), &trusting, "mx.example.com").unwrap_err();
+        assert!(error.starts_with("certificate-expired: "), "{error}");
+    }
+
     #[test]
     fn a_verified_session_needs_a_known_root_and_the_right_name() {
         let identity = identity(&["mx.example.com"]);
         let config = server(&identity);
-        let attempt = |verifier: &TlsVerifier, name| {
-            let mut client = TlsSession::client(verifier, name).unwrap();
-            let mut server = TlsSession::server(&config).unwrap();
-            let result = converse(&mut client, &mut server, 1_000).map(|_| ());
-            let mut alert = Vec::new();
-            client.poll_wire(&mut alert);
-            assert_eq!(alert.is_empty(), result.is_ok(), "a refusal is told to the peer");
-            result.map_err(|error| {
-                let HandshakeError { failure, text } = error.into();
-                format!("{}: {text}", failure.name())
-            })
-        };
+        let attempt = |verifier: &TlsVerifier, name| attempt(&config, verifier, name);
         let public = TlsVerifier::public_roots(&TlsConfig::default()).unwrap();
         assert!(attempt(&public, "mx.example.com").unwrap_err().starts_with("certificate-not-trusted: "));
         let trusting = TlsVerifier::with_roots(identity.certificate.as_bytes()).unwrap();
