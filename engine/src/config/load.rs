@@ -136,13 +136,17 @@ fn read_spool(top: &Section<'_>) -> SpoolConfig {
 
 fn check_filesystem(top: &Section<'_>, place: Place, spool: &SpoolConfig) {
     if spool.path.exists() && !spool.path.is_dir() {
-        let wrong = Wrong::new(format!("{} is not a directory", spool.path.display()));
-        return top.report.add(place, "spool.path", wrong.instead("write the path of a directory, or of a new one"));
+        return top.report.add(place, "spool.path", not_a_directory(&spool.path));
     }
     if let Err(reason) = spool.filesystem() {
         let instead = "put it on ext4 or XFS, or write allow_filesystem = true at your own risk";
         top.report.add(place, "spool.path", Wrong::new(reason).instead(instead));
     }
+}
+
+fn not_a_directory(path: &Path) -> Wrong {
+    let wrong = Wrong::new(format!("{} is not a directory", path.display()));
+    wrong.instead("write the path of a directory, or of a new one")
 }
 
 fn read_dns(section: Section<'_>) -> DnsConfig {
@@ -198,7 +202,11 @@ fn read_trust_anchor(section: &Section<'_>) -> Option<Arc<str>> {
 fn read_events(section: Section<'_>) -> EventsConfig {
     let mut events = EventsConfig::default();
     if let Some(path) = section.text("path", "\"/var/log/postrider\"", not_empty) {
-        events.path = Some(section.report.base_dir(path.place).join(path.value));
+        let directory = section.report.base_dir(path.place).join(path.value);
+        if directory.exists() && !directory.is_dir() {
+            section.wrong(path.place, "path", not_a_directory(&directory));
+        }
+        events.path = Some(directory);
     }
     if let Some(headers) = section.list("headers", "[\"Subject\"]", name_pattern) {
         events.headers = headers.value.into_iter().map(|header| header.value).collect();

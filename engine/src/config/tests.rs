@@ -212,6 +212,10 @@ fn unreadable_files_are_errors() {
     let not_utf8 = "cannot be read: it is not UTF-8 from byte 2";
     assert_eq!(strip(load("latin1.toml")), format!("DIR/latin1.toml: {not_utf8}; save it as UTF-8"));
     std::fs::write(directory.path().join("spool.toml"), "[spool]\npath = \"latin1.toml\"\n").unwrap();
+    std::fs::write(directory.path().join("events.toml"), "[events]\npath = \"latin1.toml\"\n").unwrap();
+    let events = strip(load("events.toml"));
+    let wrong = "2:8: events.path: DIR/latin1.toml is not a directory; write the path of a directory, or of a new one";
+    assert!(events.contains(wrong), "{events}");
     let spool = "spool.path: DIR/latin1.toml is not a directory; write the path of a directory, or of a new one";
     assert_eq!(strip(load("spool.toml")), format!("DIR/spool.toml:2:8: {spool}"));
     std::fs::write(directory.path().join("large.toml"), "#".repeat(8 << 20) + "#").unwrap();

@@ -44,7 +44,16 @@ impl LimitFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error),
         };
-        let past = read(&String::from_utf8_lossy(&text), now_ms);
+        let text = String::from_utf8_lossy(&text);
+        let damaged = damaged_lines(&text);
+        if damaged > 0 {
+            let path = path.display();
+            tracing::error!(
+                lines = damaged,
+                "{path} is damaged; limits over a minute or longer may let pass once more what was reserved there"
+            );
+        }
+        let past = read(&text, now_ms);
         let (file, octets) = replace(&path, &past, is_synced)?;
         Ok((Self { path, file, octets, is_synced }, past))
     }
@@ -124,13 +133,8 @@ fn line(reservation: &Reservation) -> String {
 fn read(text: &str, now_ms: u64) -> PastLimits {
     let mut past: PastLimits = PastLimits::new();
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    for line in whole.lines() {
-        let mut parts = line.splitn(3, ' ');
-        let (at_ms, units, limit) = (parts.next(), parts.next(), parts.next());
-        let parsed = at_ms.and_then(|at_ms| at_ms.parse().ok()).zip(units.and_then(|units| units.parse().ok()));
-        if let (Some(reservation), Some(limit)) = (parsed, limit) {
-            past.entry(limit.to_owned()).or_default().push(reservation);
-        }
+    for (limit, reservation) in whole.lines().filter_map(parse) {
+        past.entry(limit.to_owned()).or_default().push(reservation);
     }
     let forgotten_ms = now_ms.saturating_sub(LIMIT_PERIOD_MAX.as_millis() as u64);
     past.retain(|_, reservations| {
@@ -139,6 +143,19 @@ fn read(text: &str, now_ms: u64) -> PastLimits {
         reservations.last().is_some_and(|(at_ms, _)| *at_ms >= forgotten_ms)
     });
     past
+}
+
+/// The limit, when it was reserved and how much.
+fn parse(line: &str) -> Option<(&str, (u64, u32))> {
+    let mut parts = line.splitn(3, ' ');
+    let reservation = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    Some((parts.next()?, reservation))
+}
+
+/// Lines that are whole and no reservations.
+fn damaged_lines(text: &str) -> usize {
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    whole.lines().filter(|line| parse(line).is_none()).count()
 }
 
 /// Puts a file with these lines in the place of the one that is there.
@@ -197,6 +214,14 @@ mod tests {
             assert_eq!(past["recipients by ip-a at mx.test"], [(NOW, 5)]);
             assert_eq!(past["b"], [(NOW + 1, 7)]);
         }
+    }
+
+    #[test]
+    fn damage_is_seen_and_costs_nothing_else() {
+        let text = "1800000000000 5 a\n\0\0\0\n1800000000001 x b\n1800000000002 7 a b\n1800000000003 9 cut o";
+        assert_eq!(damaged_lines(text), 2);
+        let past = read(text, NOW);
+        assert_eq!((past.len(), &past["a"][..], &past["a b"][..]), (2, &[(NOW, 5)][..], &[(NOW + 2, 7)][..]));
     }
 
     #[test]
