@@ -86,7 +86,7 @@ fn run(seed: u64, steps: &[Step]) {
             Step::Release => world.release_body(),
             Step::Execute { times } => (0..times).for_each(|_| world.step(0)),
             Step::Deliver { newer } => world.deliver_behind(newer),
-        Step::Settle => world.settle(),
+            Step::Settle => world.settle(),
             Step::Advance { ms } => world.advance(ms),
             Step::MoveCursor => world.move_cursor(),
             Step::Read => world.read_one(),
