@@ -290,7 +290,7 @@ pub const INSPECTED_OCTETS_MAX: usize = 16 << 20;
 pub const SWEEP_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
 /// How long an outcome waits for a message's commit to ride with, and how many of a log do; a crash repeats the
 /// deliveries of these, and of `QUIET_DELAY`.
-pub const OUTCOME_COMMIT_DELAY: std::time::Duration = std::time::Duration::from_millis(10);
+pub const OUTCOME_COMMIT_DELAY: std::time::Duration = std::time::Duration::from_millis(5);
 pub const OUTCOMES_GATHERED_MAX: usize = 64;
 /// How long a log's upkeep, where some is due, waits for such a commit.
 pub const UPKEEP_DELAY: std::time::Duration = std::time::Duration::from_millis(2);
