@@ -408,6 +408,13 @@ impl SmtpSourceRun {
     }
 }
 
+/// A metric without labels.
+pub(crate) fn metric(http: SocketAddr, name: &str) -> Result<f64> {
+    let (_, text) = self::http(http, "GET", "/metrics", "").context("the engine's metrics")?;
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.and_then(|value| value.parse().ok()).with_context(|| format!("no metric {name}"))
+}
+
 fn is_ready(http: SocketAddr) -> bool {
     self::http(http, "GET", READINESS, "").is_ok_and(|(code, _)| code == 200)
 }
