@@ -394,6 +394,8 @@ const _: () = assert!(HTTP_BACKEND_TIMEOUT.as_secs() < HTTP_REQUEST_TIMEOUT.as_s
 /// For a configuration to be read and all shards to have it: keys and routes may be many.
 pub(crate) const HTTP_RELOAD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(9);
 const _: () = assert!(HTTP_RELOAD_TIMEOUT.as_secs() < HTTP_REQUEST_TIMEOUT.as_secs());
+/// After so long, what is due and held by nothing says what it waits for.
+pub(crate) const DUE_FOR_LONG: std::time::Duration = std::time::Duration::from_secs(5);
 /// Rows of one answer when the request doesn't say, and at most.
 pub(crate) const HTTP_ROWS_DEFAULT: usize = 100;
 pub(crate) const HTTP_ROWS_MAX: usize = 10_000;

@@ -8,7 +8,7 @@ use super::spool::{QUARANTINED, entry_of};
 use super::{Action, Shard};
 use crate::admin::{Inspected, MessageFilter, MessageRow, MessageState, QueueRow, WallTime};
 use crate::handover::{Ask, ControlMessage, Told};
-use crate::limits::{ASK_READS_MAX, INSPECTED_OCTETS_MAX};
+use crate::limits::{ASK_READS_MAX, DUE_FOR_LONG, INSPECTED_OCTETS_MAX};
 use crate::mail::address::domain_of;
 use crate::mail::time::Now;
 use crate::schedule::queue::EntryKey;
@@ -34,7 +34,7 @@ pub(super) struct EntryRows {
 impl Shard {
     pub(super) fn answer(&mut self, now: Now, question: u64, ask: Ask) {
         let told = match ask {
-            Ask::Messages { filter } => return self.ask_messages(question, filter),
+            Ask::Messages { filter } => return self.ask_messages(now, question, filter),
             Ask::Inspect { id, want_body } if self.entries_of(id).next().is_some() => {
                 return self.fetch(now, id, PendingRead::Inspect { question, want_body });
             }
@@ -112,7 +112,7 @@ impl Shard {
     }
 
     /// Messages that are no longer in memory are read first, up to a bound; the answer comes when all are at hand.
-    fn ask_messages(&mut self, question: u64, filter: MessageFilter) {
+    fn ask_messages(&mut self, now: Now, question: u64, filter: MessageFilter) {
         let domain = filter.recipient.as_deref().map(domain_of);
         let fits = |key: &EntryKey| {
             let queue = self.home.queue_of(*key);
@@ -130,7 +130,7 @@ impl Shard {
             }
             let id = self.home.entry(key).message;
             let place = self.log_index(id.log());
-            let rows = self.entry_rows(key);
+            let rows = self.entry_rows(now, key);
             match self.logs[place].log.message(id) {
                 Ok(Fetch::Ready(message)) => asked.take(rows, Some(&message)),
                 Ok(Fetch::Read(operation)) => {
@@ -174,7 +174,7 @@ impl Shard {
         self.actions.push_back(Action::Control(ControlMessage::Answer { question, told }));
     }
 
-    fn entry_rows(&self, key: EntryKey) -> Box<EntryRows> {
+    fn entry_rows(&self, now: Now, key: EntryKey) -> Box<EntryRows> {
         let entry = self.home.entry(key);
         let queue = self.home.queue_of(key);
         let pair = self.home.pair_of(key);
@@ -195,7 +195,7 @@ impl Shard {
                 Some(format!("held: {why}; ends {}", WallTime(entry.expires_ms)))
             } else {
                 let told = blocked.map(|b| format!("{}; next try {}", b.reason, WallTime(b.until_ms)));
-                told.or_else(|| self.what_it_waits_for(key))
+                told.or_else(|| self.what_it_waits_for(now, key))
             },
             state: match self.home.state_name(key) {
                 _ if is_held => MessageState::Held,
@@ -215,8 +215,12 @@ impl Shard {
         Box::new(EntryRows { row, recipients: entry.recipients.collect() })
     }
 
-    /// What comes next for an entry that is due and that nothing holds; nobody knows until when that takes.
-    fn what_it_waits_for(&self, key: EntryKey) -> Option<String> {
+    /// What comes next for an entry that has been due for some time and that nothing holds; nobody knows how long that
+    /// takes.
+    fn what_it_waits_for(&self, now: Now, key: EntryKey) -> Option<String> {
+        if now.wall_ms < self.home.entry(key).due_ms + DUE_FOR_LONG.as_millis() as u64 {
+            return None;
+        }
         match self.home.state_name(key) {
             "routing" => Some(format!("the hosts of {} are being looked up", self.home.queue_of(key).domain)),
             "ready" => {

@@ -178,7 +178,7 @@ impl World {
             Action::Control(ControlMessage::FindRoute { key, .. }) => {
                 // Without a route the test answers.
                 let Some(config) = self.shard.config.route_of(&key.domain, key.matched) else { return };
-                let RouteTarget::Address(address) = config.to[0] else { panic!("all routes lead to addresses") };
+                let RouteTarget::Address(address) = config.to[0] else { return };
                 let host = Host {
                     name: address.ip().to_string(),
                     preference: 0,

@@ -45,3 +45,33 @@ fn messages_and_recipients_are_counted_together() {
         assert_eq!(answers.next(), Some((count, count, 0)));
     }
 }
+
+/// What nothing holds says nothing at first; after five seconds, what it waits for.
+#[test]
+fn what_is_due_for_long_says_what_it_waits_for() {
+    let mut config = Config::new("mta.example");
+    config.shaping.connection_limit = 1;
+    // By MX, which the world leaves to the test.
+    let unknown = DomainPattern::Exact("unknown.example".to_owned());
+    config.routes = vec![Route::new(unknown, vec![RouteTarget::Mx("mx.example".to_owned())])];
+    let mut world = World::open(TempDir::new().unwrap(), START, config);
+    for domain in ["unknown.example", "peer.example", "peer.example", "peer.example", "peer.example", "peer.example"] {
+        accepted_for(&mut world, domain);
+    }
+    let told = |world: &mut World| -> Vec<(MessageState, Option<String>)> {
+        world.ask(MessageFilter { limit: 10, ..MessageFilter::default() });
+        world.sync();
+        let rows = world.rows.take().expect("the question is answered");
+        rows.into_iter().map(|row| (row.state, row.blocked_by)).collect()
+    };
+    let first = told(&mut world);
+    assert!(first.iter().all(|(_, blocked_by)| blocked_by.is_none()), "{first:?}");
+    world.pass(Duration::from_secs(6));
+    let then = told(&mut world);
+    let count = |state, reason: Option<&str>| {
+        then.iter().filter(|(found, told)| (*found, told.as_deref()) == (state, reason)).count()
+    };
+    assert_eq!(count(MessageState::Ready, Some("the hosts of unknown.example are being looked up")), 1, "{then:?}");
+    let others = count(MessageState::Ready, Some("waits for a connection to 127.0.0.1:25 by unspecified"));
+    assert!(others > 0 && others + count(MessageState::Delivering, None) == 5, "{then:?}");
+}
