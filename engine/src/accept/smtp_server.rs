@@ -69,6 +69,8 @@ pub struct SmtpServer {
     tls: bool,
     transaction: Option<Transaction>,
     errors: u32,
+    /// 4xx and 5xx replies that nobody has counted yet.
+    refused: u32,
     deadline: Duration,
     /// The engine shuts down: close after the message that is under way.
     stopping: bool,
@@ -148,6 +150,7 @@ impl SmtpServer {
             tls: false,
             transaction: None,
             errors: 0,
+            refused: 0,
             deadline: now.monotonic + SERVER_IDLE_MAX,
             stopping: false,
         }
@@ -160,6 +163,11 @@ impl SmtpServer {
     /// MAIL was accepted, and what it began has not ended.
     pub fn is_in_transaction(&self) -> bool {
         self.transaction.is_some()
+    }
+
+    /// How many 4xx and 5xx replies were appended since this was asked last.
+    pub fn take_refused(&mut self) -> u32 {
+        std::mem::take(&mut self.refused)
     }
 
     pub fn options(&self) -> &SessionOptions {
@@ -412,6 +420,7 @@ impl SmtpServer {
             if transaction.recipients.len() >= RECIPIENTS_MAX {
                 // RFC 5321 §4.5.3.1.10. No error of the client: it sends the rest in another transaction.
                 write_line(out, &format!("452 4.5.3 more than {RECIPIENTS_MAX} recipients"));
+                self.refused += 1;
                 return Ok(());
             }
             transaction.recipients.push(recipient);
@@ -585,6 +594,7 @@ impl SmtpServer {
 
     fn refuse(&mut self, refusal: &Refusal, out: &mut Vec<u8>) {
         write_line(out, &refusal.to_string());
+        self.refused += 1;
         if refusal.is_temporary() {
             return;
         }
@@ -602,6 +612,7 @@ impl SmtpServer {
 
     fn close_with(&mut self, codes: &str, why: &str, out: &mut Vec<u8>) {
         write_line(out, &format!("{codes} {} {why}, closing", self.options.hostname));
+        self.refused += 1;
         self.state = State::Closed;
         self.transaction = None;
     }

@@ -144,7 +144,7 @@ impl Shard {
         match (&answer, to) {
             (Ok(_), AnswerTo::Session(_)) => self.metrics.received_smtp.inc(),
             (Ok(_), AnswerTo::Injection(_)) => self.metrics.received_embedded.inc(),
-            (Err(_), _) => self.metrics.rejections.inc(),
+            (Err(_), _) => {}
         }
         match to {
             AnswerTo::Injection(injection) => self.actions.push_back(Action::Injected { injection, answer }),
@@ -196,6 +196,7 @@ impl Shard {
     fn close_session(&mut self, now: Now, key: SessionKey, out: Vec<u8>) {
         if let hash_map::Entry::Occupied(mut session) = self.sessions.entry(key) {
             session.get_mut().closing = Some(now.monotonic + SESSION_CLOSE_MAX);
+            self.metrics.rejections.add(session.get_mut().server.take_refused().into());
             self.actions.push_back(Action::SessionSend { session: key, bytes: out });
             self.actions.push_back(Action::SessionClose { session: key });
         }
@@ -226,6 +227,10 @@ impl Shard {
             let mut out = Vec::new();
             let handled = session.server.handle(now, &input[taken..], &mut out);
             taken += handled.consumed;
+            let refused = session.server.take_refused();
+            if refused > 0 {
+                self.metrics.rejections.add(refused.into());
+            }
             if !out.is_empty() {
                 self.actions.push_back(Action::SessionSend { session: key, bytes: out });
             }

@@ -350,6 +350,27 @@ fn a_sites_retries_stand_over_its_providers() {
     }
 }
 
+/// Whatever a client is refused, by whichever command, and a session's end by our 421.
+#[test]
+fn refusals_are_counted() {
+    let mut world = World::new();
+    let count = |world: &World| world.shard.metrics.rejections.get();
+    let session = world.connect_client();
+    world.client_says(session, "FOO\r\nMAIL FROM:<a@b.example>\r\n");
+    assert_eq!(count(&world), 2, "neither is known or in order");
+    world.client_says(session, "EHLO c\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<@>\r\nRCPT TO:<a@b.example>\r\nDATA\r\n");
+    assert_eq!(count(&world), 3);
+    world.client_says(session, "Subject: \0\r\n\r\n.\r\n");
+    assert_eq!(count(&world), 4, "by the session");
+    world.client_says(session, "MAIL FROM:<a@b.example>\r\nRCPT TO:<a@b.example>\r\nDATA\r\n");
+    world.client_says(session, &format!("{}\r\n.\r\n", "Received: x\r\n".repeat(101)));
+    assert!(world.to_client.is_empty() && count(&world) == 5, "by policy: {}", count(&world));
+    accepted(&mut world);
+    assert_eq!(count(&world), 5);
+    world.pass(Duration::from_secs(600));
+    assert_eq!(count(&world), 7, "both sessions were idle for too long");
+}
+
 /// ACK-AFTER-SYNC: neither the answer, nor an attempt, nor an event comes before the commit's completion.
 #[test]
 fn nothing_is_said_or_done_before_the_commit() {
