@@ -24,7 +24,8 @@ use crate::index::{Pending, Place};
 use crate::limits::{
     BLOCK_BYTES, CHECKPOINT_FILE_BYTES_MIN, CHECKPOINT_FILE_HEADROOM_PERCENT, CHECKPOINT_FREED_RATIO,
     CHECKPOINT_RETRY_MS, CHECKPOINT_ROW_BYTES_MIN, CHECKPOINT_SLICE_BYTES, CHECKPOINT_SLICE_INTERVAL_MS,
-    CHECKPOINT_WRITE_BYTES, CHECKPOINT_WRITTEN_BYTES_MAX, CHECKPOINT_WRITTEN_RATIO,
+    CHECKPOINT_WRITE_BYTES, CHECKPOINT_WRITTEN_BYTES_MAX, CHECKPOINT_WRITTEN_RATIO, CHECKPOINT_WRITTEN_RATIO_HURRIED,
+    CHECKPOINT_WRITTEN_SEGMENTS_HURRIED,
 };
 use crate::log::{Log, State};
 use crate::record::{CommitNumber, MessageId, Sequence};
@@ -283,9 +284,13 @@ impl Log {
         if checkpoints.writing || !has_files || checkpoints.files.iter().any(Option::is_none) {
             return false;
         }
-        let interval = (checkpoints.last_bytes * CHECKPOINT_WRITTEN_RATIO)
-            .min(CHECKPOINT_WRITTEN_BYTES_MAX)
-            .max(self.directory.options().segment_bytes);
+        let mut interval = checkpoints.last_bytes * CHECKPOINT_WRITTEN_RATIO;
+        if self.is_room_wanted() {
+            // Dead segments do not wait for it then, but for those that tombstones can't stand for.
+            let rare = self.directory.options().segment_bytes * CHECKPOINT_WRITTEN_SEGMENTS_HURRIED;
+            interval = interval.max(rare.min(checkpoints.last_bytes * CHECKPOINT_WRITTEN_RATIO_HURRIED));
+        }
+        let interval = interval.min(CHECKPOINT_WRITTEN_BYTES_MAX).max(self.directory.options().segment_bytes);
         let written = self.counters.bytes_frames.wrapping_sub(checkpoints.written_at_begin);
         written >= interval || self.is_short_of_segments()
     }

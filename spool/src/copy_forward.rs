@@ -29,10 +29,11 @@ use crate::index::{Entry, HELD, Place};
 use crate::limits::{
     BLOCK_BYTES, COPY_FORWARD_BYTES_PER_S, COPY_FORWARD_EARNED_BYTES_MAX, COPY_FORWARD_EARNED_RATIO,
     COPY_FORWARD_GATHER_BYTES, COPY_FORWARD_GATHER_CALM_BYTES, COPY_FORWARD_HURRIED_PERCENT_MAX,
-    COPY_FORWARD_HURRIED_USED_PERCENT, COPY_FORWARD_LIVE_PERCENT_MAX, COPY_FORWARD_PAUSE_MS,
-    COPY_FORWARD_PRESSED_PERCENT_MAX, COPY_FORWARD_READS_MAX, COPY_FORWARD_RETRY_MS, COPY_FORWARD_SCAN_ENTRIES,
-    COPY_FORWARD_SCAN_INTERVAL_MS, COPY_FORWARD_SEGMENTS_MIN, COPY_FORWARD_SLICE_INTERVAL_US, COPY_FORWARD_SLICE_ITEMS,
-    COPY_FORWARD_WINDOW_BYTES, RESTATES_WAITING_MAX, SPARES_RESERVED_FROM_COPIES,
+    COPY_FORWARD_HURRIED_PERCENT_MIN, COPY_FORWARD_HURRIED_PERCENT_STEP, COPY_FORWARD_HURRIED_USED_PERCENT,
+    COPY_FORWARD_LIVE_PERCENT_MAX, COPY_FORWARD_PAUSE_MS, COPY_FORWARD_PRESSED_PERCENT_MAX, COPY_FORWARD_READS_MAX,
+    COPY_FORWARD_RETRY_MS, COPY_FORWARD_SCAN_ENTRIES, COPY_FORWARD_SCAN_INTERVAL_MS, COPY_FORWARD_SEGMENTS_MIN,
+    COPY_FORWARD_SLICE_INTERVAL_US, COPY_FORWARD_SLICE_ITEMS, COPY_FORWARD_WINDOW_BYTES, RESTATES_WAITING_MAX,
+    SPARES_RESERVED_FROM_COPIES,
 };
 use crate::log::{Log, State};
 use crate::message::{Memory, Message};
@@ -725,19 +726,19 @@ impl Log {
     /// The segment that it is best to empty, if it is worth it.
     fn emptiest(&self) -> Option<u16> {
         let urgency = self.urgency();
-        if urgency == Urgency::Calm {
+        let is_sparse = || {
             let counting = self.segments.in_use.iter().map(|slot| self.segments.get(*slot));
             let counting: Vec<_> = counting.filter(|segment| segment.live > 0).collect();
             let live: u64 = counting.iter().map(|segment| segment.live_bytes).sum();
             let charged: u64 = counting.iter().map(|segment| segment.charged).sum();
-            let is_sparse = live * 100 <= charged * COPY_FORWARD_LIVE_PERCENT_MAX;
-            if counting.len() <= COPY_FORWARD_SEGMENTS_MIN || !is_sparse {
-                return None;
-            }
-        }
+            counting.len() > COPY_FORWARD_SEGMENTS_MIN && live * 100 <= charged * COPY_FORWARD_LIVE_PERCENT_MAX
+        };
+        let calm_percent_max =
+            if urgency < Urgency::Pressed && is_sparse() { COPY_FORWARD_LIVE_PERCENT_MAX } else { 0 };
         let percent_max = match urgency {
-            Urgency::Calm => COPY_FORWARD_LIVE_PERCENT_MAX,
-            Urgency::Hurried => COPY_FORWARD_HURRIED_PERCENT_MAX,
+            Urgency::Calm if calm_percent_max == 0 => return None,
+            Urgency::Calm => calm_percent_max,
+            Urgency::Hurried => self.hurried_percent_max().max(calm_percent_max),
             Urgency::Pressed => COPY_FORWARD_PRESSED_PERCENT_MAX,
         };
         let is_candidate = |slot: &&u16| {
@@ -760,6 +761,15 @@ impl Log {
         let live_bytes = self.segments.get(slot).live_bytes;
         let has_room = self.has_room_for_copies(live_bytes) || self.tail_room(Chain::Mail) / 2 >= live_bytes;
         has_room.then_some(slot)
+    }
+
+    /// What is worth copying while room gets less: the less there is, the fuller a segment. What is copied too early
+    /// would have died by itself, or would have been copied out of an emptier one.
+    fn hurried_percent_max(&self) -> u64 {
+        let used = self.directory.budget().used_percent();
+        let beyond = used.saturating_sub(COPY_FORWARD_HURRIED_USED_PERCENT);
+        let percent = COPY_FORWARD_HURRIED_PERCENT_MIN + beyond * COPY_FORWARD_HURRIED_PERCENT_STEP;
+        percent.min(COPY_FORWARD_HURRIED_PERCENT_MAX)
     }
 
     pub(crate) fn urgency(&self) -> Urgency {

@@ -65,12 +65,17 @@ pub const COPY_FORWARD_SEGMENTS_MIN: usize = 4;
 /// The oldest segment counts as mostly dead when its live bytes are at most this share of its size, in percent.
 pub const COPY_FORWARD_LIVE_PERCENT_MAX: u64 = 50;
 
-/// The same while room gets less, and while mail is refused for want of space: then nearly anything is worth copying.
-pub const COPY_FORWARD_HURRIED_PERCENT_MAX: u64 = 75;
-pub const COPY_FORWARD_PRESSED_PERCENT_MAX: u64 = 90;
-
 /// Room gets less when so much of what mail may take is used, in percent.
-pub const COPY_FORWARD_HURRIED_USED_PERCENT: u64 = 70;
+pub const COPY_FORWARD_HURRIED_USED_PERCENT: u64 = 85;
+
+/// While room gets less, a segment is worth copying with a live share of at most so many percent, and so many more for
+/// each percent that is used beyond that, up to the last of these.
+pub const COPY_FORWARD_HURRIED_PERCENT_MIN: u64 = 25;
+pub const COPY_FORWARD_HURRIED_PERCENT_STEP: u64 = 6;
+pub const COPY_FORWARD_HURRIED_PERCENT_MAX: u64 = 75;
+
+/// While mail is refused for want of space nearly anything is worth copying.
+pub const COPY_FORWARD_PRESSED_PERCENT_MAX: u64 = 90;
 
 /// Bytes that copy-forward may read in a second while there is room.
 pub const COPY_FORWARD_BYTES_PER_S: u64 = 16 << 20;
@@ -113,6 +118,12 @@ pub const RESTATES_WAITING_MAX: usize = 65_536;
 pub const CHECKPOINT_WRITTEN_RATIO: u64 = 12;
 pub const CHECKPOINT_WRITTEN_BYTES_MAX: u64 = 768 << 20;
 
+/// While so much is used that dead segments don't wait for it, when this many times its last size has been written, but
+/// no more than so many segments for that: a log of a million messages waits for as much in any case, and a start reads
+/// no more.
+pub const CHECKPOINT_WRITTEN_RATIO_HURRIED: u64 = 48;
+pub const CHECKPOINT_WRITTEN_SEGMENTS_HURRIED: u64 = 7;
+
 /// When there is need of room, a checkpoint is begun when it can free this many times the last one's size.
 pub const CHECKPOINT_FREED_RATIO: u64 = 6;
 
@@ -132,6 +143,9 @@ pub const CHECKPOINT_ROW_BYTES_MIN: u64 = 64;
 
 /// How long checkpoints rest after one could not be written.
 pub const CHECKPOINT_RETRY_MS: u64 = 1_000;
+
+/// Dead segments do not wait for checkpoints when so much of what mail may take is used, in percent.
+pub const TOMBSTONES_USED_PERCENT: u64 = 50;
 
 /// For so many bytes of a segment one final fate is kept in mind, of 16 bytes, so that the segment can be used again
 /// before checkpoints pass it. With more of them it waits.

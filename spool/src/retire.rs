@@ -112,7 +112,10 @@ impl Log {
             return None;
         }
         let zeroing = self.preallocation.zeroing;
-        let position = self.segments.spares.iter().position(|slot| zeroing != Some(*slot))?;
+        let mut idle = self.segments.spares.iter().enumerate().filter(|(_, slot)| zeroing != Some(**slot));
+        // Until a header tells what was discarded, what is still in a retired file can be read where no checkpoint can.
+        let is_blank = |(_, slot): &(usize, &u16)| self.segments.get(**slot).graves.is_covered();
+        let (position, _) = idle.clone().find(is_blank).or_else(|| idle.next())?;
         let slot = self.segments.spares.remove(position).expect("a position that was just found");
         self.preallocation.removing = true;
         let (storage, path) = (self.directory.storage(), self.segment_path(slot));

@@ -48,8 +48,6 @@ pub(crate) struct Segment {
     pub(crate) charged: u64,
     /// Of a file that was never used: up to where its blocks are written, so that a commit need not convert them.
     pub(crate) zeroed: u64,
-    /// Number of the segment before it in its chain, whose end its header tells; 0: none.
-    pub(crate) previous: u64,
     pub(crate) graves: Graves,
     map: MapState,
 }
@@ -83,7 +81,6 @@ impl Segment {
             reads: 0,
             charged: 0,
             zeroed: 0,
-            previous: 0,
             graves: Graves::Unknown,
             map: MapState::None,
         }
@@ -270,6 +267,11 @@ impl Budget {
     /// Whether more than so many percent of what mail may take are used.
     pub(crate) fn is_used_above(&self, percent: u64) -> bool {
         self.used() / 100 >= self.mail_bytes_max / 10_000 * percent
+    }
+
+    /// Of what mail may take.
+    pub(crate) fn used_percent(&self) -> u64 {
+        self.used() / (self.mail_bytes_max / 100).max(1)
     }
 
     pub(crate) fn has_room_for_mail(&self, bytes: u64) -> bool {

@@ -12,8 +12,8 @@
 //! fates are noted as outcomes are appended, up to a bound; a segment with more of them, or from before the last start,
 //! waits for checkpoints as ever.
 //!
-//! A segment's header also tells where segments before it end, and which were never acknowledged. So it is given up
-//! only after the one before it in its chain, and not when its header says anything else.
+//! A segment's header also tells where the one before it ends, which shows by itself where no frame failed. One that
+//! tells of more, of a failed frame or segment or of the end of the other chain, waits for checkpoints, too.
 //!
 //! See also `retire.rs`.
 
@@ -22,12 +22,11 @@ use std::sync::Arc;
 
 use crate::append::RoomFor;
 use crate::commit::Purpose;
-use crate::copy_forward::Urgency;
 use crate::directory::Durability;
 use crate::format::{
     Chain, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEGMENT_HEADER_BYTES, Seal, SegmentHeader, TOMBSTONES_SCHEMA,
 };
-use crate::limits::TOMBSTONES_SEGMENT_PART;
+use crate::limits::{TOMBSTONES_SEGMENT_PART, TOMBSTONES_USED_PERCENT};
 use crate::log::Log;
 use crate::record::{CommitNumber, MessageId, Outcome, Sequence};
 use crate::storage::{Operation, Work};
@@ -47,6 +46,8 @@ pub(crate) enum Graves {
     Told { finals: Vec<Final>, commit: CommitNumber },
     /// The header is being covered.
     Covering,
+    /// It is covered, and the file a spare in which nothing can be found.
+    Covered,
 }
 
 impl Graves {
@@ -63,6 +64,10 @@ impl Graves {
 
     pub(crate) fn is_covering(&self) -> bool {
         matches!(self, Self::Covering)
+    }
+
+    pub(crate) fn is_covered(&self) -> bool {
+        matches!(self, Self::Covered)
     }
 
     /// A commit failed. Those above `durable` are void.
@@ -93,10 +98,8 @@ impl Log {
         let mut between = header.previous.number + 1..header.number;
         let tells_nothing_else =
             header.other == Seal::default() && between.all(|number| self.segments.by_number(number).is_some());
-        let segment = self.segments.get_mut(slot);
-        segment.previous = header.previous.number;
         if header.chain != Chain::Mail || !tells_nothing_else {
-            segment.graves = Graves::Unknown;
+            self.segments.get_mut(slot).graves = Graves::Unknown;
         }
     }
 
@@ -105,9 +108,14 @@ impl Log {
         let segment = self.segments.get(slot);
         match &segment.graves {
             Graves::Unknown => false,
-            Graves::Noted(_) => self.urgency() > Urgency::Calm && self.segments.by_number(segment.previous).is_none(),
-            Graves::Told { .. } | Graves::Covering => true,
+            Graves::Noted(_) => self.is_room_wanted(),
+            Graves::Told { .. } | Graves::Covering | Graves::Covered => true,
         }
+    }
+
+    /// Whether so much is used that dead segments should not wait for checkpoints, which are rarer in return.
+    pub(crate) fn is_room_wanted(&self) -> bool {
+        self.directory.budget().is_used_above(TOMBSTONES_USED_PERCENT) || self.is_pressed()
     }
 
     /// Gives dead segments up, one step at a time.
@@ -130,7 +138,7 @@ impl Log {
                         return Some(self.cover_header(slot));
                     }
                 }
-                Graves::Unknown | Graves::Told { .. } | Graves::Covering => {}
+                Graves::Unknown | Graves::Told { .. } | Graves::Covering | Graves::Covered => {}
             }
         }
         if is_told { self.poll_commit() } else { None }
@@ -192,6 +200,7 @@ impl Log {
             self.segments.dead.retain(|dead| *dead != slot);
             // What its outcomes told is there: nothing is discarded.
             self.make_spare(slot);
+            self.segments.get_mut(slot).graves = Graves::Covered;
             self.counters.segments_given_up += 1;
         }
         // Else the header may be torn, which a start takes for the begin of another use; checkpoints will pass it.
