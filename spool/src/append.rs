@@ -11,8 +11,8 @@ use crate::body::Body;
 use crate::checksum::crc32c_append;
 use crate::error::{AppendError, Closed};
 use crate::format::{
-    Chain, FRAME_HEADER_BYTES, FrameHeader, MESSAGE_SCHEMA, OUTCOME_SCHEMA, RECORD_HEADER_BYTES, RecordHeader,
-    RecordKind, SEGMENT_HEADER_BYTES,
+    Chain, FRAME_HEADER_BYTES, FrameHeader, LATER_OUTCOME_SCHEMA, MESSAGE_SCHEMA, OUTCOME_SCHEMA, RECORD_HEADER_BYTES,
+    RecordHeader, RecordKind, SEGMENT_HEADER_BYTES,
 };
 use crate::index::{Before, Entry, Place, Settles};
 use crate::limits::{
@@ -52,6 +52,21 @@ pub(crate) struct Frame {
     pub(crate) changes: Vec<Change>,
     /// For the segment's tombstones.
     pub(crate) finals: Vec<Final>,
+    /// The first outcome with final fates only. Later ones refer to it.
+    base: Option<Base>,
+}
+
+#[derive(Debug)]
+enum Base {
+    /// Nothing has referred to it yet; where in the buffer its record begins.
+    Written {
+        sequence: u64,
+        start: usize,
+    },
+    Read {
+        sequence: u64,
+        outcome: Box<Outcome>,
+    },
 }
 
 /// A change of the index, as it is taken back.
@@ -79,18 +94,31 @@ impl Frame {
         self.is_forced || self.record_count > 0
     }
 
+    /// The outcome that later ones may refer to.
+    fn take_base(&mut self) -> Option<(u64, Box<Outcome>)> {
+        match self.base.take()? {
+            Base::Read { sequence, outcome } => Some((sequence, outcome)),
+            Base::Written { sequence, start } => {
+                let record = &self.buffer[start..];
+                let header = RecordHeader::decode(&record[..RECORD_HEADER_BYTES]);
+                let outcome = packed::read_outcome(header.schema, header.message, &record[header.archive_range()]);
+                Some((sequence, Box::new(outcome.expect("an outcome as it was just written"))))
+            }
+        }
+    }
+
     /// Bytes that the buffer will have when it is written.
     pub(crate) fn padded(&self) -> u64 {
         (self.buffer.len() as u64).next_multiple_of(BLOCK_BYTES)
     }
 
-    fn base(&self) -> usize {
+    fn start(&self) -> usize {
         if self.begins_segment { SEGMENT_HEADER_BYTES } else { 0 }
     }
 
     /// Fills in the frame header and the padding.
     fn close(&mut self, log: crate::record::LogId, segment: u64, generation: u64) {
-        let base = self.base();
+        let start = self.start();
         let header = FrameHeader {
             log,
             segment,
@@ -98,10 +126,10 @@ impl Frame {
             commit: self.commit.0,
             first_sequence: self.first_sequence,
             record_count: self.record_count,
-            length: (self.buffer.len() - base) as u32,
+            length: (self.buffer.len() - start) as u32,
             crc: 0,
         };
-        header.encode(self.records_crc, &mut self.buffer[base..base + FRAME_HEADER_BYTES]);
+        header.encode(self.records_crc, &mut self.buffer[start..start + FRAME_HEADER_BYTES]);
         let padded = self.padded() as usize;
         self.buffer.resize(padded, 0);
     }
@@ -262,7 +290,20 @@ impl Log {
             assert_eq!(segment.chain, chain);
             let start = frame.buffer.len();
             let mut header = RecordHeader { sequence: self.next_sequence, ..header };
-            write_record(&mut frame.buffer, &mut header, archive, state, content);
+            let settled = archive.and_then(WriteArchive::as_settled);
+            let base = settled.and_then(|_| frame.take_base());
+            let later = settled.zip(base.as_ref()).map(|(outcome, (_, base))| Later { outcome, base });
+            if let Some((sequence, _)) = &base {
+                header.schema = LATER_OUTCOME_SCHEMA;
+                header.base = *sequence;
+            }
+            let archive_here = later.as_ref().map(|later| later as &dyn WriteArchive).or(archive);
+            write_record(&mut frame.buffer, &mut header, archive_here, state, content);
+            frame.base = match base {
+                Some((sequence, outcome)) => Some(Base::Read { sequence, outcome }),
+                None if settled.is_some() => Some(Base::Written { sequence: header.sequence, start }),
+                None => frame.base.take(),
+            };
             if frame.offset + frame.padded() <= segment.capacity {
                 let record = &mut frame.buffer[start..];
                 header.seal(segment.generation, record);
@@ -438,6 +479,7 @@ impl Log {
             record_bytes: 0,
             changes: self.change_lists.pop().unwrap_or_default(),
             finals: Vec::new(),
+            base: None,
         });
         Ok(())
     }
@@ -460,6 +502,24 @@ pub(crate) struct Written {
 /// What writes itself as an archive.
 pub(crate) trait WriteArchive {
     fn write_to(&self, buffer: &mut Vec<u8>);
+
+    /// An outcome with final fates only: once it is an event it is read by a start alone, with its whole frame, so it
+    /// may refer to another one there.
+    fn as_settled(&self) -> Option<&Outcome> {
+        None
+    }
+}
+
+/// An outcome behind another one in its frame.
+struct Later<'a> {
+    outcome: &'a Outcome,
+    base: &'a Outcome,
+}
+
+impl WriteArchive for Later<'_> {
+    fn write_to(&self, buffer: &mut Vec<u8>) {
+        packed::write_later_outcome(self.outcome, self.base, buffer);
+    }
 }
 
 impl WriteArchive for Envelope {
@@ -473,6 +533,10 @@ impl WriteArchive for Outcome {
     fn write_to(&self, buffer: &mut Vec<u8>) {
         packed::write_outcome(self, buffer);
     }
+
+    fn as_settled(&self) -> Option<&Outcome> {
+        is_settled(self).then_some(self)
+    }
 }
 
 impl WriteArchive for CopiedState {
@@ -485,6 +549,11 @@ impl WriteArchive for Vec<Final> {
     fn write_to(&self, buffer: &mut Vec<u8>) {
         packed::write_tombstones(self, buffer);
     }
+}
+
+/// Whether it tells of final fates only.
+pub(crate) fn is_settled(outcome: &Outcome) -> bool {
+    outcome.results.iter().all(|result| result.fate.is_final())
 }
 
 /// An archive as it was read: its pointers are relative, so that it is the same anywhere with the same alignment.

@@ -269,6 +269,8 @@ pub struct RecordHeader {
     pub message: u64,
     /// The sequence of the body that a message or its copy shares; 0 where it has one of its own.
     pub shared_body: u64,
+    /// The sequence of the outcome in the same frame that an outcome of schema 3 refers to; 0 in all others.
+    pub base: u64,
     /// Over the header up to here and both archives.
     pub head_crc: u32,
     /// Over prefix and body.
@@ -293,6 +295,7 @@ impl RecordHeader {
         bytes[record::SEQUENCE].copy_from_slice(&self.sequence.to_le_bytes());
         bytes[record::MESSAGE].copy_from_slice(&self.message.to_le_bytes());
         bytes[record::SHARED_BODY].copy_from_slice(&self.shared_body.to_le_bytes());
+        bytes[record::BASE].copy_from_slice(&self.base.to_le_bytes());
     }
 
     /// Completes a record: `bytes` begin with the unsealed header and hold the whole record.
@@ -319,6 +322,10 @@ impl RecordHeader {
             shared_body: match bytes[record::KIND] {
                 OUTCOME_KIND => 0,
                 _ => u64_at(bytes, record::SHARED_BODY),
+            },
+            base: match (bytes[record::KIND], bytes[record::SCHEMA]) {
+                (OUTCOME_KIND, LATER_OUTCOME_SCHEMA) => u64_at(bytes, record::BASE),
+                _ => 0,
             },
             head_crc: u32_at(bytes, record::HEAD_CRC),
             content_crc: u32_at(bytes, record::CONTENT_CRC),
@@ -468,6 +475,7 @@ const OUTCOME_KIND: u8 = RecordKind::Outcome as u8;
 /// The layout of each kind's archives that this program writes; earlier ones are read.
 pub const MESSAGE_SCHEMA: u8 = 1;
 pub const OUTCOME_SCHEMA: u8 = 2;
+pub const LATER_OUTCOME_SCHEMA: u8 = 3;
 pub const COPY_SCHEMA: u8 = 2;
 pub const STATE_SCHEMA: u8 = 2;
 pub const BODY_SCHEMA: u8 = 1;
@@ -523,7 +531,7 @@ mod record {
     pub(super) const SEQUENCE: Range<usize> = 24..32;
     pub(super) const MESSAGE: Range<usize> = 32..40;
     pub(super) const SHARED_BODY: Range<usize> = 40..48;
-    pub(super) const _REST: Range<usize> = 48..56;
+    pub(super) const BASE: Range<usize> = 48..56;
     pub(super) const HEAD_CRC: Range<usize> = 56..60;
     pub(super) const CONTENT_CRC: Range<usize> = 60..64;
 }
@@ -605,7 +613,7 @@ const _: () = assert!(are_adjacent(
         record::SEQUENCE,
         record::MESSAGE,
         record::SHARED_BODY,
-        record::_REST,
+        record::BASE,
         record::HEAD_CRC,
         record::CONTENT_CRC,
     ],

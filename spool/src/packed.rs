@@ -13,7 +13,7 @@ use std::mem;
 use rkyv::rancor::Failure;
 use serde::{Deserialize, Serialize};
 
-use crate::format::TOMBSTONES_SCHEMA;
+use crate::format::{LATER_OUTCOME_SCHEMA, TOMBSTONES_SCHEMA};
 use crate::record::{Answer, ArchivedCopiedState, ArchivedOutcome, CopiedState, Fate, Outcome, RecipientResult};
 use crate::tombstone::Final;
 
@@ -32,7 +32,7 @@ pub(crate) fn write_outcome(outcome: &Outcome, buffer: &mut Vec<u8>) {
         headers: Cow::Borrowed(&outcome.headers),
         meta: Cow::Borrowed(&outcome.meta),
         site: &outcome.site,
-        peer_name: (outcome.peer_name != outcome.site).then_some(&outcome.peer_name),
+        peer_name: own_peer_name(outcome),
         peer_address: &outcome.peer_address,
         egress_source: &outcome.egress_source,
         source_address: &outcome.source_address,
@@ -42,6 +42,42 @@ pub(crate) fn write_outcome(outcome: &Outcome, buffer: &mut Vec<u8>) {
         session_id: outcome.session_id,
     };
     write(&packed, buffer);
+}
+
+/// Appends an outcome of which much is as in another one of the same frame.
+pub(crate) fn write_later_outcome(outcome: &Outcome, base: &Outcome, buffer: &mut Vec<u8>) {
+    let base_result = base.results.first().map(PackedResult::from);
+    let packed = PackedLaterOutcome {
+        at_ms: outcome.at_ms,
+        results: outcome.results.iter().map(|result| PackedLaterResult::new(result, base_result.as_ref())).collect(),
+        reverse_path: unless_same(&outcome.reverse_path, &base.reverse_path),
+        tenant: unless_same(&outcome.tenant, &base.tenant),
+        campaign: unless_same(&outcome.campaign, &base.campaign),
+        egress_pool: unless_same(&outcome.egress_pool, &base.egress_pool),
+        created_ms: outcome.created_ms,
+        size: outcome.size,
+        reception_protocol: unless_same(&outcome.reception_protocol, &base.reception_protocol),
+        headers: (outcome.headers != base.headers).then_some(Cow::Borrowed(&outcome.headers)),
+        meta: (outcome.meta != base.meta).then_some(Cow::Borrowed(&outcome.meta)),
+        site: unless_same(&outcome.site, &base.site),
+        peer_name: (own_peer_name(outcome) != own_peer_name(base)).then_some(own_peer_name(outcome)),
+        peer_address: unless_same(&outcome.peer_address, &base.peer_address),
+        egress_source: unless_same(&outcome.egress_source, &base.egress_source),
+        source_address: unless_same(&outcome.source_address, &base.source_address),
+        delivery_protocol: unless_same(&outcome.delivery_protocol, &base.delivery_protocol),
+        tls_protocol: unless_same(&outcome.tls_protocol, &base.tls_protocol),
+        tls_cipher: unless_same(&outcome.tls_cipher, &base.tls_cipher),
+        session_id: outcome.session_id,
+    };
+    write(&packed, buffer);
+}
+
+fn unless_same<'a>(text: &'a str, base: &str) -> Option<&'a str> {
+    (text != base).then_some(text)
+}
+
+fn own_peer_name(outcome: &Outcome) -> Option<&str> {
+    unless_same(&outcome.peer_name, &outcome.site)
 }
 
 /// Appends a state.
@@ -81,7 +117,21 @@ pub(crate) fn read_tombstones(schema: u8, bytes: &[u8]) -> Option<Vec<(u64, Vec<
     read::<Vec<PackedTombstone>>(bytes)?.into_iter().map(unpack).collect()
 }
 
-/// An outcome about `message`; `None` where the bytes are none.
+/// An outcome about `message` of which some is told by another one; `None` where the bytes are none.
+pub(crate) fn read_later_outcome(message: u64, bytes: &[u8], base: &Outcome) -> Option<Outcome> {
+    read::<PackedLaterOutcome<'_>>(bytes)?.unpack(message, base)
+}
+
+/// What it tells of recipients, by index, without the other one.
+pub(crate) fn read_later_fates(schema: u8, bytes: &[u8]) -> Option<Vec<(u32, Fate)>> {
+    if schema != LATER_OUTCOME_SCHEMA {
+        return None;
+    }
+    let results = read::<PackedLaterOutcome<'_>>(bytes)?.results;
+    Some(results.into_iter().map(|result| (result.index, result.fate.into())).collect())
+}
+
+/// An outcome about `message` that is told by itself; `None` where the bytes are none.
 pub(crate) fn read_outcome(schema: u8, message: u64, bytes: &[u8]) -> Option<Outcome> {
     match schema {
         1 => {
@@ -171,6 +221,50 @@ struct PackedState<'a> {
     deferred: Vec<PackedResult<'a>>,
 }
 
+/// `None`: as in the outcome that it refers to.
+#[derive(Serialize, Deserialize)]
+struct PackedLaterOutcome<'a> {
+    at_ms: u64,
+    #[serde(borrow)]
+    results: Vec<PackedLaterResult<'a>>,
+    reverse_path: Option<&'a str>,
+    tenant: Option<&'a str>,
+    campaign: Option<&'a str>,
+    egress_pool: Option<&'a str>,
+    created_ms: u64,
+    size: u64,
+    reception_protocol: Option<&'a str>,
+    headers: Option<Cow<'a, [(String, String)]>>,
+    meta: Option<Cow<'a, [(String, String)]>>,
+    site: Option<&'a str>,
+    peer_name: Option<Option<&'a str>>,
+    peer_address: Option<&'a str>,
+    egress_source: Option<&'a str>,
+    source_address: Option<&'a str>,
+    delivery_protocol: Option<&'a str>,
+    tls_protocol: Option<&'a str>,
+    tls_cipher: Option<&'a str>,
+    session_id: u64,
+}
+
+/// `None`: as in the first result of the outcome that it refers to.
+#[derive(Serialize, Deserialize)]
+struct PackedLaterResult<'a> {
+    index: u32,
+    recipient: &'a str,
+    /// As [`PackedResult`] has them.
+    #[serde(borrow)]
+    queue: Option<(bool, &'a str)>,
+    fate: PackedFate,
+    attempts: u32,
+    code: u16,
+    enhanced: Option<(u8, u16, u16)>,
+    /// With so many octets of that result's text the text begins.
+    shared: u32,
+    text: &'a str,
+    command: Option<&'a str>,
+}
+
 #[derive(Serialize, Deserialize)]
 struct PackedTombstone {
     /// From the sequence of the message before.
@@ -204,6 +298,92 @@ impl PackedOutcome<'_> {
             session_id: self.session_id,
         }
     }
+}
+
+impl PackedLaterOutcome<'_> {
+    fn unpack(self, message: u64, base: &Outcome) -> Option<Outcome> {
+        let own = |own: Option<&str>, base: &str| own.unwrap_or(base).to_owned();
+        let base_result = base.results.first().map(PackedResult::from);
+        let results = self.results.into_iter().map(|result| result.unpack(base_result.as_ref()));
+        let results = results.collect::<Option<Vec<RecipientResult>>>()?;
+        let site = own(self.site, &base.site);
+        Some(Outcome {
+            message,
+            at_ms: self.at_ms,
+            results,
+            reverse_path: own(self.reverse_path, &base.reverse_path),
+            tenant: own(self.tenant, &base.tenant),
+            campaign: own(self.campaign, &base.campaign),
+            egress_pool: own(self.egress_pool, &base.egress_pool),
+            created_ms: self.created_ms,
+            size: self.size,
+            reception_protocol: own(self.reception_protocol, &base.reception_protocol),
+            headers: self.headers.map_or_else(|| base.headers.clone(), Cow::into_owned),
+            meta: self.meta.map_or_else(|| base.meta.clone(), Cow::into_owned),
+            peer_name: self.peer_name.unwrap_or_else(|| own_peer_name(base)).unwrap_or(&site).to_owned(),
+            site,
+            peer_address: own(self.peer_address, &base.peer_address),
+            egress_source: own(self.egress_source, &base.egress_source),
+            source_address: own(self.source_address, &base.source_address),
+            delivery_protocol: own(self.delivery_protocol, &base.delivery_protocol),
+            tls_protocol: own(self.tls_protocol, &base.tls_protocol),
+            tls_cipher: own(self.tls_cipher, &base.tls_cipher),
+            session_id: self.session_id,
+        })
+    }
+}
+
+impl<'a> PackedLaterResult<'a> {
+    fn new(result: &'a RecipientResult, base: Option<&PackedResult<'_>>) -> Self {
+        let PackedResult { index, recipient, ends_in_domain, queue, fate, attempts, code, enhanced, text, command } =
+            result.into();
+        let has_same_queue = base.is_some_and(|base| (base.ends_in_domain, base.queue) == (ends_in_domain, queue));
+        let shared = base.map_or(0, |base| shared_octets(text, base.text));
+        Self {
+            index,
+            recipient,
+            queue: (!has_same_queue).then_some((ends_in_domain, queue)),
+            fate,
+            attempts,
+            code,
+            enhanced,
+            shared: shared as u32,
+            text: &text[shared..],
+            command: base.map_or(Some(command), |base| unless_same(command, base.command)),
+        }
+    }
+
+    /// `None` where it refers to something that is not there.
+    fn unpack(self, base: Option<&PackedResult<'_>>) -> Option<RecipientResult> {
+        let (ends_in_domain, queue) = match self.queue {
+            Some(queue) => queue,
+            None => base.map(|base| (base.ends_in_domain, base.queue))?,
+        };
+        let shared = base.map_or("", |base| base.text).get(..self.shared as usize)?;
+        let text = [shared, self.text].concat();
+        let packed = PackedResult {
+            index: self.index,
+            recipient: self.recipient,
+            ends_in_domain,
+            queue,
+            fate: self.fate,
+            attempts: self.attempts,
+            code: self.code,
+            enhanced: self.enhanced,
+            text: &text,
+            command: match self.command {
+                Some(command) => command,
+                None => base?.command,
+            },
+        };
+        Some(packed.into())
+    }
+}
+
+/// Octets with which both texts begin, whole characters.
+fn shared_octets(text: &str, other: &str) -> usize {
+    let same = text.bytes().zip(other.bytes()).take_while(|(one, other)| one == other).count();
+    text.floor_char_boundary(same)
 }
 
 impl PackedState<'_> {
@@ -382,6 +562,27 @@ mod tests {
         }
 
         #[test]
+        fn a_later_outcome_comes_out_as_it_went_in(outcome in outcome(), base in outcome(), like in any::<u32>()) {
+            // Some of its fields are as in the other one.
+            let mut outcome = outcome;
+            let pick = |bit: u32| like >> bit & 1 == 1;
+            let own = outcome.clone();
+            if pick(0) { outcome = Outcome { message: own.message, ..base.clone() } }
+            if pick(1) { outcome.site.clone_from(&base.site) }
+            if pick(2) { outcome.peer_name.clone_from(&base.peer_name) }
+            if pick(3) { outcome.peer_name = outcome.site.clone() }
+            if pick(4) { outcome.headers.clone_from(&base.headers) }
+            if pick(5) { outcome.results.extend(base.results.first().cloned()) }
+            if pick(6) { outcome.tls_cipher = own.tls_cipher }
+            let mut bytes = Vec::new();
+            write_later_outcome(&outcome, &base, &mut bytes);
+            prop_assert_eq!(read_later_outcome(outcome.message, &bytes, &base), Some(outcome.clone()));
+            prop_assert_eq!(read_later_outcome(outcome.message, &bytes[..bytes.len() - 1], &base), None);
+            let fates: Vec<(u32, Fate)> = outcome.results.iter().map(|result| (result.index, result.fate)).collect();
+            prop_assert_eq!(read_later_fates(LATER_OUTCOME_SCHEMA, &bytes), Some(fates));
+        }
+
+        #[test]
         fn tombstones_come_out_as_they_went_in(finals in prop::collection::btree_set((0_u64..20, 0_u32..9), 0..40)) {
             let finals: Vec<Final> = finals.into_iter().collect();
             let mut bytes = Vec::new();
@@ -400,6 +601,8 @@ mod tests {
             prop_assert!(outcome.is_none_or(|outcome| outcome.message == 1));
             let state = read_state(schema, &bytes);
             prop_assert!(state.is_none_or(|state| state.deferred.len() <= bytes.len()));
+            let later = read_later_outcome(1, &bytes, &Outcome::default());
+            prop_assert!(later.is_none_or(|outcome| outcome.message == 1));
             let tombstones = read_tombstones(schema, &bytes);
             prop_assert!(tombstones.is_none_or(|messages| messages.len() <= bytes.len()));
         }

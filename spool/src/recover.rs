@@ -17,14 +17,14 @@ use std::{fmt, io, mem};
 
 use rkyv::rancor::Failure;
 
-use crate::append::Tail;
+use crate::append::{Tail, is_settled};
 use crate::checkpoint::{CHECKPOINT_FILES, CheckpointFile};
 use crate::copy_forward::{add_older, read_state};
 use crate::directory::LogDirectory;
 use crate::error::RecoverError;
 use crate::format::{
-    Chain, FRAME_HEADER_BYTES, FrameHeader, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEGMENT_HEADER_BYTES, Seal,
-    SegmentHeader,
+    Chain, FRAME_HEADER_BYTES, FrameHeader, LATER_OUTCOME_SCHEMA, RECORD_HEADER_BYTES, RecordHeader, RecordKind,
+    SEGMENT_HEADER_BYTES, Seal, SegmentHeader,
 };
 use crate::index::{Entry, HELD, NOWHERE, Place, Settles, TOUCHED};
 use crate::limits::{
@@ -35,7 +35,7 @@ use crate::load::{Checkpoint, CheckpointSurvey};
 use crate::log::{Log, check_header};
 use crate::message::{Memory, Message};
 use crate::packed;
-use crate::record::{ArchivedEnvelope, CommitNumber, LogId, MessageId, Outcome, RecipientResult, Sequence};
+use crate::record::{ArchivedEnvelope, CommitNumber, Fate, LogId, MessageId, Outcome, RecipientResult, Sequence};
 use crate::replay::{ChainReader, Ended, Frame, SegmentBytes, Step, Unfinished};
 use crate::segment::Segment;
 use crate::storage::{ReadBuffer, StorageFile, read_exact_at};
@@ -232,6 +232,7 @@ impl Log {
             held_below: 0,
             given_up: Vec::new(),
             damages: Vec::new(),
+            base: None,
             open_ends: OpenEnds::default(),
         };
         let newest = recovery.take_checkpoints(checkpoints);
@@ -377,6 +378,8 @@ struct Recovery<'a> {
     given_up: Vec<u64>,
     /// Found, and not reported yet.
     damages: Vec<Damage>,
+    /// Of the frame: its first outcome with final fates only.
+    base: Option<(u64, Outcome)>,
     open_ends: OpenEnds,
 }
 
@@ -660,6 +663,7 @@ impl Recovery<'_> {
 
     fn apply_frame(&mut self, bytes: &mut SegmentBytes, frame: &Frame) {
         let Frame { segment: number, generation, slot, at, header: frame_header, records } = frame;
+        self.base = None;
         for (position, header) in records {
             let offset = at + *position as u64;
             let length = header.checked_length().expect("a length that was checked with the frame");
@@ -705,15 +709,15 @@ impl Recovery<'_> {
                 news = Some(RecordRef::Message { id, envelope, size });
             }
             OUTCOME => {
-                outcome = packed::read_outcome(header.schema, header.message, archive)?;
-                if is_applied {
-                    let results = outcome.results.iter();
-                    let results = results.map(|result| (result.index, Settles::from(result.fate.is_final())));
-                    if let Some((before, _)) = self.log.index.settle(message, place, results) {
-                        self.log.recount(&before, CommitNumber(0));
-                        self.log.index.set_flag(message, TOUCHED, true);
-                    }
+                let read = self.read_outcome(header, archive);
+                if is_applied && let Some(outcome) = &read {
+                    self.settle(message, place, outcome.results.iter().map(|result| (result.index, result.fate)));
+                } else if is_applied {
+                    // What it refers to is damaged: its fates count, but no event can tell of them.
+                    let fates = packed::read_later_fates(header.schema, archive)?;
+                    self.settle(message, place, fates.into_iter());
                 }
+                outcome = read?;
                 news = Some(RecordRef::Outcome { outcome: &outcome });
             }
             COPY => {
@@ -760,6 +764,27 @@ impl Recovery<'_> {
             }
         }
         Some(())
+    }
+
+    fn settle(&mut self, message: u64, place: Place, fates: impl Iterator<Item = (u32, Fate)>) {
+        let fates = fates.map(|(index, fate)| (index, Settles::from(fate.is_final())));
+        if let Some((before, _)) = self.log.index.settle(message, place, fates) {
+            self.log.recount(&before, CommitNumber(0));
+            self.log.index.set_flag(message, TOUCHED, true);
+        }
+    }
+
+    /// One that refers to another makes no sense without that one.
+    fn read_outcome(&mut self, header: &RecordHeader, archive: &[u8]) -> Option<Outcome> {
+        if header.schema == LATER_OUTCOME_SCHEMA {
+            let (_, base) = self.base.as_ref().filter(|(sequence, _)| *sequence == header.base)?;
+            return packed::read_later_outcome(header.message, archive, base);
+        }
+        let outcome = packed::read_outcome(header.schema, header.message, archive)?;
+        if self.base.is_none() && is_settled(&outcome) {
+            self.base = Some((header.sequence, outcome.clone()));
+        }
+        Some(outcome)
     }
 
     /// A message or a copy of one that the index does not know.

@@ -287,3 +287,21 @@ fn tombstones_are_this() {
     }
     panic!("{:?}", log.statistics());
 }
+
+/// Two outcomes of one frame that tell of final fates, of which the second refers to the first.
+#[test]
+fn a_later_outcome_is_this() {
+    let disk = SimDisk::new(1);
+    let (_spool, mut log) = open(&disk);
+    let first = log.append_message(&envelope(), b"", b"x").unwrap().0;
+    let second = log.append_message(&envelope(), b"", b"y").unwrap().0;
+    settle(&mut log, Duration::ZERO);
+    log.append_outcome(&outcome(second, 1, Fate::Deferred { due_ms: 1_700_000_300_000 })).unwrap();
+    log.append_outcome(&Outcome { tenant: "acme".into(), ..outcome(first, 0, Fate::Delivered) }).unwrap();
+    log.append_outcome(&Outcome { site: "mx.example.net".into(), ..outcome(second, 0, Fate::Bounced) }).unwrap();
+    settle(&mut log, Duration::ZERO);
+    let schemas: Vec<(u8, u64)> =
+        all_records(&disk, RecordKind::Outcome).iter().map(|(record, _)| (record.schema, record.base)).collect();
+    assert_eq!(schemas, [(2, 0), (2, 0), (3, 4)]);
+    compare("later-outcome-v4.txt", &records(&disk, RecordKind::Outcome, second)[1].1);
+}

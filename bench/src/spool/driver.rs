@@ -101,8 +101,6 @@ pub(super) struct Driver {
     /// The last sequence of each commit that is not durable yet.
     cursors: VecDeque<(CommitNumber, Sequence)>,
     messages: Records,
-    /// By [`Turnout`].
-    outcomes: [Records; 2],
     zeroed_bytes: u64,
     // Last: it is removed when everything above is closed.
     _directory: TempDir,
@@ -132,7 +130,6 @@ impl Driver {
             running: 0,
             cursors: VecDeque::new(),
             messages: Records::default(),
-            outcomes: [Records::default(); 2],
             zeroed_bytes: 0,
             _directory: directory,
         };
@@ -157,10 +154,8 @@ impl Driver {
 
     /// Appends what became of a message; false when that must wait.
     pub(super) fn append_outcome(&mut self, mail: &mut Mail, id: MessageId, turnout: Turnout) -> Result<bool> {
-        let before = self.pending_before(self.outcomes[turnout as usize]);
         match self.log.append_outcome(mail.outcome(id, turnout)) {
             Ok((sequence, commit)) => {
-                self.outcomes[turnout as usize].enter(&self.log, before);
                 self.note(commit, sequence);
                 Ok(true)
             }
@@ -247,7 +242,7 @@ impl Driver {
             messages: statistics.messages_appended,
             message_bytes: self.messages.bytes(),
             outcomes: statistics.outcomes_appended,
-            outcome_bytes: self.outcomes.iter().map(Records::bytes).sum(),
+            outcome_bytes: statistics.bytes_outcomes,
             copies: statistics.messages_copied,
             copy_bytes: statistics.bytes_copied,
             checkpoint_bytes: statistics.bytes_checkpoints,
@@ -305,7 +300,7 @@ impl Driver {
     }
 }
 
-/// Records of one kind, all of the same length: the first tells it.
+/// Records of messages, all of the same length: the first tells it.
 #[derive(Debug, Clone, Copy, Default)]
 struct Records {
     count: u64,

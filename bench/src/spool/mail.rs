@@ -32,7 +32,7 @@ impl Mail {
         let least = prefix.len() + 2;
         ensure!(message_bytes >= least, "a message has at least {least} octets, its signature included");
         let body = plain_body(message_bytes - prefix.len(), false);
-        let delivered = outcome(message_bytes, Fate::Delivered, 250, (2, 0, 0), "2.0.0 Ok: queued as 4BZxq72Jm1z9rXY");
+        let delivered = outcome(message_bytes, Fate::Delivered, 250, (2, 0, 0), QUEUED_AS);
         let later = Fate::Deferred { due_ms: CREATED_MS + 1_200_000 };
         let deferred = outcome(message_bytes, later, 451, (4, 7, 1), "4.7.1 Greylisted, please try again in 5 minutes");
         Ok(Self { envelopes: (0..ENVELOPES).map(envelope).collect(), drawn: 0, prefix, body, delivered, deferred })
@@ -51,12 +51,22 @@ impl Mail {
 
     pub(super) fn outcome(&mut self, id: MessageId, turnout: Turnout) -> &Outcome {
         let outcome = match turnout {
-            Turnout::Delivered => &mut self.delivered,
+            Turnout::Delivered => {
+                name_queue_id(&mut self.delivered.results[0].answer.text, id.to_raw());
+                &mut self.delivered
+            }
             Turnout::Deferred => &mut self.deferred,
         };
         outcome.message = id.to_raw();
         outcome
     }
+}
+
+/// Peers give each message another name.
+fn name_queue_id(text: &mut String, number: u64) {
+    text.truncate(QUEUED_AS.len());
+    let mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    text.extend((0..15).map(|place| char::from(b'A' + (mixed >> (4 * place) & 15) as u8)));
 }
 
 fn envelope(number: u64) -> Envelope {
@@ -130,6 +140,7 @@ fn prefix() -> Vec<u8> {
     prefix.into_bytes()
 }
 
+const QUEUED_AS: &str = "2.0.0 Ok: queued as ";
 /// 2025-11-24T16:00:00Z.
 const CREATED_MS: u64 = 1_764_000_000_000;
 const ENVELOPES: u64 = 64;
