@@ -1057,8 +1057,9 @@ fn an_outcome_that_finds_no_room_is_recorded_later() {
     let mut world = World::open_with(TempDir::new().unwrap(), START, Config::new("mta.example"), 32 << 10);
     let recipients: String = (0..60).map(|place| format!("RCPT TO:<b{place}@peer.example>\r\n")).collect();
     let envelope = format!("MAIL FROM:<a@client.example>\r\n{recipients}DATA\r\n");
-    // More than are given to the pair's owner before the first of them comes back.
-    let messages = 60;
+    // More than are given to the pair's owner before the first of them comes back, and than outcomes find room for;
+    // fewer than a connection takes.
+    let messages = 95;
     let session = world.connect_client();
     world.client_says(session, "EHLO client.example\r\n");
     for _ in 0..messages {
