@@ -57,7 +57,7 @@ pub struct KillRecord {
     pub connections: u64,
     /// Deliveries in the 10 ms before.
     pub recent_deliveries: u64,
-    /// Recipients who may get their message twice, as the restarted engine says (`possible_duplicates`).
+    /// Recipients who may get their message twice, as the restarted engine says (`possible_duplicates`), if it does.
     pub counted: Option<u64>,
     pub ready_after_ms: Option<f64>,
     /// From the restart to the next delivery.
@@ -100,12 +100,13 @@ impl Audit {
 
 impl KillReport {
     pub fn holds(&self) -> bool {
-        let is_counted = self.audit.duplicates <= self.counted();
+        let is_counted = self.counted().is_none_or(|counted| self.audit.duplicates <= counted);
         self.audit.holds() && is_counted && self.sent_after_clean_restart == 0 && self.failures.is_empty()
     }
 
-    fn counted(&self) -> u64 {
-        self.kills.iter().filter_map(|kill| kill.counted).sum()
+    /// By an engine that counts.
+    fn counted(&self) -> Option<u64> {
+        self.kills.iter().map(|kill| kill.counted).sum()
     }
 
     pub fn to_text(&self) -> String {
@@ -133,7 +134,7 @@ impl KillReport {
             audit.lost,
             audit.duplicates,
             audit.duplicates_allowed,
-            self.counted(),
+            self.counted().map_or("-".to_owned(), |counted| counted.to_string()),
             audit.delivered_unacknowledged,
             self.sent_after_clean_restart,
             if self.holds() { "holds" } else { "BROKEN" },
@@ -234,7 +235,7 @@ impl Run<'_> {
             };
             let started = self.site.start(interrupt);
             if let Ok(engine) = &started {
-                record.counted = Some(metric(self.site.http, "possible_duplicates")? as u64);
+                record.counted = metric(self.site.http, "possible_duplicates").ok().map(|counted| counted as u64);
                 let moved = interrupt.wait_until(STALL_PATIENCE, || Ok(ledger.totals().messages > delivered))?;
                 record.ready_after_ms = Some(engine.ready_after.as_secs_f64() * 1e3);
                 record.first_delivery_after_ms = moved.then(|| restarted.elapsed().as_secs_f64() * 1e3);
