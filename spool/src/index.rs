@@ -441,6 +441,17 @@ impl Index {
         had_any
     }
 
+    /// Forgets some of the outcomes that tell the message's state.
+    pub(crate) fn retain_states(&mut self, entry: &Entry, stays: impl Fn(Place) -> bool) {
+        let states: Vec<Place> = self.states(entry).filter(|state| stays(*state)).collect();
+        let (outcome, older) = states.split_first().map_or((None, &[][..]), |(newest, older)| (Some(*newest), older));
+        let row = Row { outcome, older: older.iter().rev().copied().collect(), ..self.row(entry) };
+        let handle = entry.handle;
+        self.remove(entry.sequence());
+        self.insert_row(row);
+        self.set_handle(entry.sequence(), handle);
+    }
+
     /// The shared body of each message that has one.
     pub(crate) fn shared_bodies(&self) -> impl Iterator<Item = u64> {
         self.bodies.values().copied()

@@ -196,7 +196,7 @@ fn load_body(log: &mut Log, row: BodyRow) {
 
 fn load_message(log: &mut Log, row: MessageRow<'_>) {
     let sequence = row.sequence;
-    let mut states = row.states.iter().map(|state| place_of(log, *state));
+    let mut states = row.states.iter().map(|state| state_place_of(log, *state));
     let (outcome, older) = (states.next(), states.rev().collect::<Vec<_>>());
     let is_told_by_message = row.summary.is_empty() || row.is_held;
     let row = Row {
@@ -233,6 +233,12 @@ fn place_of(log: &Log, place: RowPlace) -> Place {
         end <= log.segments.get(*slot).capacity
     });
     Place { slot: slot.unwrap_or(NOWHERE), offset16: place.offset16, length16: place.length16 }
+}
+
+/// One that is nowhere tells by its offset which segment it was in.
+fn state_place_of(log: &Log, place: RowPlace) -> Place {
+    let found = place_of(log, place);
+    if found.slot == NOWHERE { Place { offset16: place.segment, ..found } } else { found }
 }
 
 /// The slices of a checkpoint, one after the other.

@@ -852,6 +852,15 @@ impl Recovery<'_> {
         let is_lost = |entry: &&Entry| is_nowhere(entry.record()) || log.index.states(entry).any(is_nowhere);
         let lost: Vec<Entry> = log.index.iter().filter(is_lost).copied().collect();
         for entry in lost {
+            // What was in a segment that was given up counted no more: newer records tell it. They were replayed before
+            // the tombstones, so that what they took the place of is still here.
+            let is_given_up = |place: Place| self.given_up.contains(&u64::from(place.offset16));
+            let tells_nothing = self.log.index.states(&entry).filter(|place| is_nowhere(*place)).all(is_given_up);
+            if !is_nowhere(entry.record()) && tells_nothing {
+                self.log.index.retain_states(&entry, |place| !is_nowhere(place));
+                self.log.index.set_flag(entry.sequence(), TOUCHED, true);
+                continue;
+            }
             let message = MessageId::new(self.log.id(), Sequence(entry.sequence()));
             self.report(Quarantine {
                 log: self.log.id(),
