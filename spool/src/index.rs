@@ -728,7 +728,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::collections::btree_map;
 
-    use super::{Entry, Index, Place, Settles};
+    use super::{Entry, Index, NOWHERE, Pending, Place, Row, Settles};
 
     fn place(number: u32) -> Place {
         Place { slot: 1, offset16: number, length16: 1 }
@@ -786,6 +786,44 @@ mod tests {
         }
         let allocated: usize = index.chunks.iter().map(|chunk| chunk.entries.capacity() * size_of::<Entry>()).sum();
         assert!(allocated <= 4 * size_of::<Entry>() * index.len(), "{allocated} bytes for {} entries", index.len());
+    }
+
+    /// All else that is known of the message stays: who is pending, its content's place, its body, the owner's handle.
+    #[test]
+    fn some_of_the_outcomes_can_be_forgotten() {
+        for pending in [Pending::Few(6), Pending::Many([6, 1].into())] {
+            let nowhere = Place { slot: NOWHERE, ..place(9) };
+            let row = |outcome, older: &[Place]| Row {
+                sequence: 5,
+                record: place(1),
+                outcome,
+                older: older.to_vec(),
+                pending: pending.clone(),
+                body: Some(2),
+                is_held: true,
+            };
+            let cases = [
+                (
+                    row(Some(place(4)), &[nowhere, place(2), nowhere, place(3)]),
+                    row(Some(place(4)), &[place(2), place(3)]),
+                ),
+                (row(Some(nowhere), &[place(2), place(3)]), row(Some(place(3)), &[place(2)])),
+                (row(Some(nowhere), &[nowhere]), row(None, &[])),
+            ];
+            for (before, after) in cases {
+                let mut index = Index::default();
+                for sequence in [1, 9] {
+                    index.insert(sequence, place(8), 1, &[]);
+                }
+                assert!(index.insert_row(before));
+                index.set_handle(5, 77);
+                let entry = *index.get(5).unwrap();
+                index.retain_states(&entry, |state| state.slot != NOWHERE);
+                let entry = *index.get(5).unwrap();
+                assert_eq!((index.row(&entry), entry.handle), (after, 77));
+                assert!(index.get(1).is_some() && index.get(9).is_some());
+            }
+        }
     }
 
     /// Guesses go wrong where sequences lie unevenly; what is found does not.
