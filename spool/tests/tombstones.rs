@@ -21,6 +21,9 @@ const SEGMENT_BYTES: u64 = 64 << 10;
 /// Each live message's pending recipients.
 type Live = BTreeMap<MessageId, BTreeSet<u32>>;
 
+/// By message and recipient.
+type Attempts = BTreeMap<(MessageId, u32), u32>;
+
 struct Rig {
     disk: SimDisk,
     _spool: Spool,
@@ -32,6 +35,8 @@ struct Rig {
 #[derive(Debug, Default)]
 struct Found {
     live: Live,
+    /// Of who has been deferred.
+    attempts: Attempts,
     held: usize,
     reasons: Vec<Reason>,
     cuts: usize,
@@ -45,7 +50,8 @@ fn open(disk: &SimDisk, seed: u64) -> (Spool, Log, Found) {
     let recover = RecoverOptions { seed, event_cursor: Sequence(u64::MAX), ..RecoverOptions::default() };
     let mut found = Found::default();
     let log = Log::recover(directory, recover, &mut |recovered| match recovered {
-        Recovered::Message { id, pending, .. } => {
+        Recovered::Message { id, pending, results, .. } => {
+            found.attempts.extend(results.iter().map(|result| ((id, result.index), result.attempts)));
             found.live.insert(id, pending.iter().copied().collect());
         }
         Recovered::Held { .. } => found.held += 1,
@@ -86,21 +92,25 @@ impl Rig {
     }
 
     fn finish(&mut self, id: MessageId, index: u32) {
-        let result = RecipientResult {
-            index,
-            recipient: format!("r{index}@example.net"),
-            queue: "example.net".into(),
-            fate: Fate::Delivered,
-            attempts: 1,
-            answer: Answer::default(),
-        };
-        let outcome = Outcome { message: id.to_raw(), results: vec![result], ..Outcome::default() };
-        self.log.append_outcome(&outcome).unwrap();
+        self.tell(id, index, Fate::Delivered, 1);
         let pending = self.live.get_mut(&id).unwrap();
         pending.remove(&index);
         if pending.is_empty() {
             self.live.remove(&id);
         }
+    }
+
+    fn tell(&mut self, id: MessageId, index: u32, fate: Fate, attempts: u32) {
+        let result = RecipientResult {
+            index,
+            recipient: format!("r{index}@example.net"),
+            queue: "example.net".into(),
+            fate,
+            attempts,
+            answer: Answer::default(),
+        };
+        let outcome = Outcome { message: id.to_raw(), results: vec![result], ..Outcome::default() };
+        self.log.append_outcome(&outcome).unwrap();
     }
 
     /// Mail that is delivered a few messages later passes by what stays, of which now and then a recipient is done
@@ -190,6 +200,56 @@ fn what_ended_stays_ended() {
             rig.flip(&newest, 4_096 + 20);
         }
         assert!(tombstones > 0);
+    }
+}
+
+/// Some recipients are deferred again and again, while others end by outcomes in segments that are given up: a replay
+/// meets the last deferral before the tombstones that make it tell of all who are left.
+#[test]
+fn who_is_deferred_keeps_his_attempts() {
+    for seed in 0..4 {
+        let mut rig = Rig::new(seed);
+        // So many that room is short.
+        let _filling: Vec<MessageId> = (0..120).map(|_| rig.append(1, 4_000)).collect();
+        let mut staying: Vec<MessageId> = (0..3).map(|_| rig.append(8, 100)).collect();
+        let mut attempts = Attempts::new();
+        let mut random = seed + 1;
+        let mut draw = |bound: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) % bound
+        };
+        let mut passing = VecDeque::new();
+        for round in 0..1_500 {
+            passing.push_back(rig.append(1, 4_000));
+            if passing.len() > 3 {
+                let id = passing.pop_front().unwrap();
+                rig.finish(id, 0);
+            }
+            let chosen = draw(3) as usize;
+            let id = staying[chosen];
+            let pending: Vec<u32> = rig.live[&id].iter().copied().collect();
+            let index = pending[draw(pending.len() as u64) as usize];
+            if draw(4) == 0 {
+                rig.finish(id, index);
+                attempts.remove(&(id, index));
+            } else {
+                let made = attempts.entry((id, index)).or_default();
+                *made += 1;
+                rig.tell(id, index, Fate::Deferred { due_ms: 1 }, *made);
+            }
+            rig.settle();
+            if !rig.live.contains_key(&id) {
+                staying[chosen] = rig.append(8, 100);
+            }
+            if round % 5 == 0 {
+                rig.settle();
+                let mut found = rig.found();
+                found.attempts.retain(|(id, index), _| found.live[id].contains(index));
+                assert_eq!((found.live, found.reasons), (rig.live.clone(), vec![]), "seed {seed}, round {round}");
+                assert_eq!(found.attempts, attempts, "seed {seed}, round {round}");
+            }
+        }
+        assert!(rig.log.statistics().segments_given_up > 20, "{:?}", rig.log.statistics());
     }
 }
 
