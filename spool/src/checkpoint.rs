@@ -136,6 +136,14 @@ impl Checkpoints {
         }
     }
 
+    /// Segments that were begun between the last two: about as many die at the next, and are begun until then.
+    pub(crate) fn segments_begun_between(&self) -> u64 {
+        match self.kept[..] {
+            [older, newer] => newer.begin_segment.saturating_sub(older.begin_segment),
+            _ => 0,
+        }
+    }
+
     /// The log has failed: what was gathered may not be so.
     pub(crate) fn give_up(&mut self) {
         self.running = None;

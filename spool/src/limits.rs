@@ -49,8 +49,10 @@ pub const SPARES_RESERVED: usize = 2;
 /// And the ones that copies leave to outcomes.
 pub const SPARES_RESERVED_FROM_COPIES: usize = 1;
 
-/// Free segments above this are given back to the file system.
-pub const SPARES_KEPT_MAX: usize = 6;
+/// Free segments above this many are given back to the file system. Where checkpoints are far apart, segments become free
+/// in batches, and so many more are kept as were begun between two of them: a new file costs its zeroing, and, until that
+/// is done, metadata with each commit.
+pub const SPARES_KEPT_MIN: usize = 6;
 
 /// One step of zeroing a new segment, and the least time from one step's begin to the next's.
 pub const ZERO_STEP_BYTES: u64 = 256 << 10;
@@ -186,7 +188,7 @@ const _: () = assert!(SEGMENT_BYTES_MAX / ALIGN_BYTES <= u32::MAX as u64);
 const _: () = assert!(SEGMENT_BYTES_DEFAULT > (50 << 20) + (8 << 20));
 const _: () = assert!(SPARES_RESERVED < SPARES_WANTED);
 const _: () = assert!(0 < SPARES_RESERVED_FROM_COPIES && SPARES_RESERVED_FROM_COPIES < SPARES_RESERVED);
-const _: () = assert!(SPARES_WANTED <= SPARES_KEPT_MAX);
+const _: () = assert!(SPARES_WANTED <= SPARES_KEPT_MIN);
 const _: () = assert!(PENDING_MAIL_BYTES_MAX < PENDING_OUTCOME_BYTES_MAX);
 const _: () = assert!(BLOCK_BYTES.is_multiple_of(ALIGN_BYTES));
 const _: () = assert!(STATES_MAX < 255);

@@ -15,8 +15,8 @@ use crate::commit::Purpose;
 use crate::directory::Durability;
 use crate::format::Chain;
 use crate::limits::{
-    BLOCK_BYTES, PREALLOCATION_RETRY_MS, SEGMENTS_MAX, SPARES_KEPT_MAX, SPARES_WANTED, ZERO_STEP_BYTES,
-    ZERO_STEP_INTERVAL_MS,
+    BLOCK_BYTES, CHECKPOINT_WRITTEN_BYTES_MAX, PREALLOCATION_RETRY_MS, SEGMENTS_MAX, SPARES_KEPT_MIN, SPARES_WANTED,
+    ZERO_STEP_BYTES, ZERO_STEP_INTERVAL_MS,
 };
 use crate::log::Log;
 use crate::segment::Segment;
@@ -106,9 +106,17 @@ impl Log {
         self.counters.segments_retired += 1;
     }
 
+    /// How many spares are worth their room.
+    fn spares_kept(&self) -> usize {
+        let begun_max = CHECKPOINT_WRITTEN_BYTES_MAX / self.directory.options().segment_bytes;
+        let begun = self.checkpoints.segments_begun_between().min(begun_max);
+        // The next interval may be a little longer.
+        (begun as usize + begun as usize / 8 + SPARES_WANTED).max(SPARES_KEPT_MIN)
+    }
+
     /// Gives a file back when there are too many.
     fn poll_remove(&mut self) -> Option<Operation> {
-        if self.preallocation.removing || self.segments.spares.len() <= SPARES_KEPT_MAX {
+        if self.preallocation.removing || self.segments.spares.len() <= self.spares_kept() {
             return None;
         }
         let zeroing = self.preallocation.zeroing;

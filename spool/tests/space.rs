@@ -645,6 +645,37 @@ fn with_one_old_message(storage: Arc<dyn Storage>, path: &Path) -> (Spool, Log, 
     (spool, log, id, now)
 }
 
+/// Many live messages make checkpoints rare, so that many segments become free at once, and are all needed before the
+/// next: none is given back to be made, and filled with zeros, again.
+#[test]
+fn files_that_are_needed_again_are_kept() {
+    let (_spool, mut log) = open(Arc::new(SimDisk::new(1)), Path::new("/spool"), options());
+    let mut now = Duration::ZERO;
+    for sent in 0..8_000 {
+        log.append_message(&envelope(), b"", &[b'x'; 300]).unwrap();
+        if sent % 100 == 99 {
+            settle(&mut log, now);
+        }
+    }
+    let mut made = Vec::new();
+    for _ in 0..4_000 {
+        let (id, _) = log.append_message(&envelope(), b"", &[b'x'; 3_000]).unwrap();
+        log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
+        now += Duration::from_millis(1);
+        while let Some(operation) = log.poll_operation(now, &mut ()) {
+            if let ("create" | "remove", _) = operation.describe() {
+                made.push(log.statistics().segments_retired);
+            }
+            log.handle_completion(now, execute(operation));
+        }
+    }
+    let statistics = log.statistics();
+    assert!(statistics.checkpoints < statistics.segments_retired / 8, "{statistics:?}");
+    assert!(statistics.segments_retired > 150 && statistics.messages_copied == 0, "{statistics:?}");
+    let late = made.iter().filter(|retired| **retired > 40).count() as u64;
+    assert!(late * 16 < statistics.segments_retired, "files came or went when so many had been used again: {made:?}");
+}
+
 /// The message's only outcome is being written when the log looks for what can be used again, and then the write fails:
 /// the message is live, so its segment must still be its own.
 #[test]
