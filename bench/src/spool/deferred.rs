@@ -50,8 +50,8 @@ async fn phase(options: &SpoolOptions, bench: &mut Bench<'_>, plan: Plan) -> Res
         bench.warm_up(WARM_UP_SEGMENTS * options.segment_bytes).await?;
     } else {
         bench.fill(options.live, FILL_SHARE).await?;
-        // Until the log has gone round.
-        bench.run(&load(Until { messages: options.live.min(options.messages), ..Until::NEVER })).await?;
+        // Until the log has gone round, and no file that the fill has made is still without its zeros.
+        bench.run(&load(Until { messages: (ROUNDS * options.live).min(options.messages), ..Until::NEVER })).await?;
     }
     bench.run(&load(Until { messages: options.messages, time: options.duration, ..Until::NEVER })).await
 }
@@ -59,5 +59,6 @@ async fn phase(options: &SpoolOptions, bench: &mut Bench<'_>, plan: Plan) -> Res
 const WRITERS: usize = 64;
 /// An empty log has one in use, one that is emptied and two in store.
 const WARM_UP_SEGMENTS: u64 = 4;
+const ROUNDS: u64 = 4;
 /// Of what fills the spool, the deferred part: it must fit before anything is copied.
 const FILL_SHARE: f64 = 0.8;

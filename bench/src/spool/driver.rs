@@ -195,7 +195,7 @@ impl Driver {
     }
 
     /// Begins what waits for the medium, a commit above all, and lets the ring have it at once.
-    async fn send_off(&mut self) -> Result<()> {
+    pub(super) async fn send_off(&mut self) -> Result<()> {
         let mut is_begun = false;
         while let Some(operation) = self.log.poll_awaited(self.started.elapsed()) {
             self.begin(operation);

@@ -230,9 +230,6 @@ impl Bench<'_> {
         let mut retry_at = begun;
         loop {
             self.interrupt.check()?;
-            if load.with_outcomes {
-                self.append_outcomes()?;
-            }
             let now = Instant::now();
             let come = writers.appended + found.refused;
             let is_over = writers.appended >= load.until.messages
@@ -261,6 +258,11 @@ impl Bench<'_> {
             }
             let next = load.rate.map(|rate| begun + Duration::from_secs_f64((come + 1) as f64 / rate));
             let until = if retry_at > now { Some(retry_at) } else { next.filter(|_| !is_over) };
+            // An engine hears what became of earlier messages while a commit runs, too.
+            self.driver.send_off().await?;
+            if load.with_outcomes {
+                self.append_outcomes()?;
+            }
             self.driver.turn(until).await?;
             let now = Instant::now();
             while let Some((id, since)) = writers.released(self.driver.durable()) {
