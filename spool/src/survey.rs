@@ -13,8 +13,8 @@
 //! | damaged, with none | a spare; its first block is kept and reported |
 //!
 //! A damaged first block is most often no damage but the begin of a use that was never acknowledged: the log went to
-//! take a dead or a blank file for its next segment, and the power went. `recover.rs` tells the two apart once all is
-//! read.
+//! take a dead or a blank file for its next segment, and the power went. `recover/damage.rs` tells the two apart once
+//! all is read.
 
 use std::io;
 use std::sync::Arc;
