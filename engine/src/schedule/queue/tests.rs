@@ -4,6 +4,7 @@ use postrider_spool::record::{LogId, Sequence};
 
 use super::*;
 use crate::handover::RecipientGroup;
+use crate::limits::STANDING_CREDITS;
 
 fn pair() -> PairKey {
     PairKey { source: 0, rollup: "mx.example".into(), site: "mx.example".into() }
