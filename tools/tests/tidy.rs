@@ -49,8 +49,8 @@ const WORLD_EXCEPTIONS: &[(&str, &[&str], &str)] = &[
         "reads configuration, keys and the list of mounts, once, before anything runs",
     ),
     ("demo", WORLD, "a program on top of the engine, with senders and a sink of its own"),
-    ("engine.rs", &["TcpListener"], "names the type of the listeners that runtime/net.rs has bound"),
-    ("engine.rs", &["thread::sleep"], "runs on the event log's thread, which may wait"),
+    ("engine/listeners.rs", &["TcpListener"], "names the type of the listeners that runtime/net.rs has bound"),
+    ("engine/start.rs", &["thread::sleep"], "runs on the event log's thread, which may wait"),
     (
         "admin",
         &["TcpStream", "TcpListener", "tokio::time", "Instant::now"],

@@ -5,7 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Accepted, Engine, InjectError, Shared, Waiting, received};
+use super::inject::{Accepted, InjectError, Waiting, received};
+use super::{Engine, Shared};
 use crate::accept::SharedContent;
 use crate::accept::smtp_data::clean_content;
 use crate::config::LineEndings;
