@@ -163,7 +163,7 @@ impl Engine {
             Err(_) => result = Err(StartError("a thread panicked".to_owned())),
         };
         self.threads.drain(..).for_each(&mut join);
-        // Shards that have ended ask for nothing.
+        // Shards that have ended ask for nothing, and use nothing more of what they have left.
         let _ = self.limits.send(LimitMail::Stop);
         self.limit_thread.take().into_iter().for_each(join);
         if let Some(events) = self.events.take() {

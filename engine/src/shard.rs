@@ -60,7 +60,7 @@ use crate::pool::connection::ConnectionKey;
 use crate::pool::egress::{AvoidedSources, EgressTurns};
 use crate::pool::keeper::Keeper;
 use crate::pool::pair::Pools;
-use crate::pool::rate::PastLimits;
+use crate::pool::rate::{Past, PastLimits};
 use crate::pool::suspension::Suspensions;
 use crate::progress::{SharedProgress, Suspect};
 use crate::schedule::queue::Home;
@@ -341,6 +341,22 @@ impl Shard {
     pub fn recall_limits(&mut self, past: Arc<PastLimits>) {
         self.keeper.recall(Arc::clone(&past));
         self.pools.recall(past);
+    }
+
+    /// What the engine's next start has to know of limits over a minute or longer, so that it goes on as if there had
+    /// been none: each limit that the shard kept, by name. A name may come twice; both then count.
+    ///
+    /// To be called at the end, once this shard takes no more turns: what is used after that nobody would know of.
+    pub fn leave_limits(&mut self, now: Now) -> Vec<(Arc<str>, Past)> {
+        // What other shards' permits came to may have come behind the last turn.
+        for message in std::mem::take(&mut self.inbox) {
+            if let ShardMessage::Spent { permit, at } = message {
+                self.keeper.count_spent(&permit, at);
+            }
+        }
+        let mut past = self.pools.past(now);
+        past.extend(self.keeper.past(now));
+        past
     }
 
     /// A message from another shard or the control thread; the next turn handles it.

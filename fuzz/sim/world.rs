@@ -455,7 +455,7 @@ impl World {
                 self.turn(to);
             }
             Event::Reserved { to, reservation: Reservation { limit, at_ms, units } } => {
-                self.reserved.entry(limit.to_string()).or_default().push((at_ms, units));
+                self.reserved.entry(limit.to_string()).or_default().reserved.push((at_ms, units));
                 self.shards[to].handle_message(ShardMessage::Reserved { limit, units });
                 self.turn(to);
             }
@@ -843,6 +843,7 @@ impl World {
     fn is_over(&mut self) -> bool {
         if self.is_stopping && self.stopped.iter().all(|stopped| *stopped) {
             self.end_all_links();
+            self.leave_limits();
             self.shards.clear();
             self.spool = None;
             self.disk = self.crash_disk(true);
@@ -866,6 +867,16 @@ impl World {
             );
         }
         is_over
+    }
+
+    /// What was reserved and not used is given back; of limits that no shard tells of it is not.
+    fn leave_limits(&mut self) {
+        let now = self.clock.now();
+        let mut left: HashMap<String, Past> = HashMap::new();
+        for (limit, past) in self.shards.iter_mut().flat_map(|shard| shard.leave_limits(now)) {
+            left.entry(limit.to_string()).or_default().add(past);
+        }
+        self.reserved.extend(left);
     }
 
     /// How long everything may take once all is well.

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use ahash::{HashMap, HashMapExt as _};
 
-use super::rate::{Limiter, PastLimits, Started};
+use super::rate::{Limiter, Past, PastLimits, Started};
 use crate::config::{LimitId, SharedLimits};
 use crate::fair::{Flow, Turns};
 use crate::handover::{Blocked, Generation, PairKey, Permit, RollupKey, Want};
@@ -160,15 +160,20 @@ impl Keeper {
         {
             kept.turns.refund(&permit.asker, units);
         }
-        for limit in &**limits {
-            let Some(kept) = self.kept.get_mut(limit) else { continue };
-            match at {
-                Some(at) => kept.limiter.settle(at, units),
-                None => kept.limiter.give_back(units),
-            }
-        }
+        self.count_spent(permit, at);
         for &limit in &**limits {
             self.serve(now, limit);
+        }
+    }
+
+    /// The same where nobody waits any more.
+    pub fn count_spent(&mut self, permit: &Permit, at: Option<Duration>) {
+        for limit in &*permit.limits {
+            let Some(kept) = self.kept.get_mut(limit) else { continue };
+            match at {
+                Some(at) => kept.limiter.settle(at, permit.units),
+                None => kept.limiter.give_back(permit.units),
+            }
         }
     }
 
@@ -191,6 +196,13 @@ impl Keeper {
         }
         self.said.push_back(Said::Unwanted { owner, rollup, number });
         changed.into_iter().for_each(|limit| self.serve(now, limit));
+    }
+
+    /// What the next engine has to know, where this one gives no more permits: of each limit that was needed.
+    pub fn past(&self, now: Now) -> impl Iterator<Item = (Arc<str>, Past)> {
+        self.kept
+            .iter()
+            .filter_map(move |(&limit, kept)| Some((Arc::clone(self.rules.name(limit)), kept.limiter.past(now)?)))
     }
 
     /// Units that [`Said::Reserve`] asked for are durably reserved. False: it is none of these limits.

@@ -8,7 +8,8 @@
 //! **Over a crash.** What was taken before is unknown, so a short period begins as if all of it had been taken when the
 //! engine started. From a minute on that would stop mail for too long: there units are reserved durably before they are
 //! taken, a slice of the limit at a time, and at a start all that was reserved counts as taken, as late as it can have
-//! been: see [`Past`].
+//! been. An engine that stops leaves what was taken instead, and when, so the next goes on as if it were the same: see
+//! [`Past`].
 //!
 //! Order of calls: [`Limiter::ready_at`]; [`Limiter::reserve`], whose amount is to be made durable and then given to
 //! [`Limiter::reserved`]; [`Limiter::take`] once the time has come. Where MAIL is written elsewhere, [`Limiter::lend`]
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 use crate::config::Rate;
 use crate::limits::{PACE_LATENESS_MAX, PACE_LATENESS_MIN, RESERVED_PERIOD_MIN};
+use crate::mail::time::Now;
 
 #[derive(Debug)]
 pub struct Limiter {
@@ -38,7 +40,8 @@ pub struct Limiter {
 /// What was taken in one slice of the period.
 #[derive(Debug, Clone, Copy)]
 struct Taken {
-    begun: Duration,
+    /// None: before the engine started, which the scale of monotonic time does not reach.
+    begun: Option<Duration>,
     /// The last of it is a period old.
     expires: Duration,
     units: u32,
@@ -51,8 +54,33 @@ struct Reserve {
     asked: u32,
 }
 
-/// What was reserved before the engine started: wall time in milliseconds and units, in the order in which it was.
-pub type Past = Vec<(u64, u32)>;
+/// What is known of a limit from before the engine started. Times are wall time in milliseconds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Past {
+    /// When units were used, and how many.
+    pub used: Vec<(u64, u32)>,
+    /// When units were reserved after that, and how many, in the order in which they were. Nobody has told when they
+    /// were used.
+    pub reserved: Vec<(u64, u32)>,
+    pub due: Option<Due>,
+}
+
+impl Past {
+    /// That of another limiter under the same name counts as well.
+    pub fn add(&mut self, other: Self) {
+        self.used.extend(other.used);
+        self.reserved.extend(other.reserved);
+        let later = |due: &Due| due.at_ms;
+        self.due = self.due.into_iter().chain(other.due).max_by_key(later);
+    }
+}
+
+/// When the next unit is due, and the interval of the rate that it is due by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    pub at_ms: u64,
+    pub interval_us: u64,
+}
 
 /// The past of each limit that has one, by the name that it is reserved under.
 pub type PastLimits = HashMap<String, Past>;
@@ -77,7 +105,7 @@ impl Limiter {
             reserve: is_reserved.then(Reserve::default),
         };
         if is_reserved {
-            limiter.recall(started, past.map_or(&[], Vec::as_slice));
+            limiter.recall(started, past.unwrap_or(&Past::default()));
         } else {
             limiter.count(started.monotonic, started.monotonic + rate.period, rate.count);
         }
@@ -91,6 +119,24 @@ impl Limiter {
 
     pub fn rate(&self) -> Rate {
         self.rate
+    }
+
+    /// What the next engine has to know, if none of this one's units are used from now on; what is still lent may have
+    /// been. None: a limit of which nothing is kept.
+    pub fn past(&self, now: Now) -> Option<Past> {
+        self.reserve.as_ref()?;
+        // Never earlier than it was.
+        let wall_ms = |at: Duration| {
+            let (ago, ahead) = (now.monotonic.saturating_sub(at), at.saturating_sub(now.monotonic));
+            now.wall_ms.saturating_sub(ago.as_millis() as u64) + ahead.as_nanos().div_ceil(1_000_000) as u64
+        };
+        let counting = self.taken.iter().filter(|taken| taken.expires > now.monotonic);
+        let used =
+            counting.map(|taken| (wall_ms(taken.expires.saturating_sub(self.rate.period)), taken.units)).collect();
+        let reserved = if self.lent > 0 { vec![(now.wall_ms, self.lent)] } else { Vec::new() };
+        let next = duration(self.next.div_ceil(self.rate.count.into()));
+        let due = Due { at_ms: wall_ms(next), interval_us: interval_us(self.rate) };
+        Some(Past { used, reserved, due: (next > now.monotonic).then_some(due) })
     }
 
     /// Another rate for what this one has counted. A longer period than before counts what this one still knows of.
@@ -127,8 +173,8 @@ impl Limiter {
 
     /// What another limiter remembers counts for this one's period.
     fn count_taken_of(&mut self, other: &Self) {
-        // What was reserved before the start is known already, if it counts.
-        let is_told = |taken: &Taken| taken.begun > Duration::ZERO || self.reserve.is_none();
+        // What was before the start is known already, if it counts.
+        let is_told = |taken: &Taken| taken.begun.is_some() || self.reserve.is_none();
         let period = self.rate.period;
         let aged = |taken: &Taken| {
             let last = taken.expires.saturating_sub(other.rate.period);
@@ -247,30 +293,44 @@ impl Limiter {
     fn count(&mut self, begun: Duration, expires: Duration, units: u32) {
         self.sum += u64::from(units);
         match self.taken.back_mut() {
-            Some(last) if begun < last.begun + self.rate.period / SLICES => {
+            Some(last) if last.begun.is_some_and(|first| begun < first + self.rate.period / SLICES) => {
                 last.expires = expires.max(last.expires);
                 last.units += units;
             }
-            _ => self.taken.push_back(Taken { begun, expires, units }),
+            _ => self.taken.push_back(Taken { begun: Some(begun), expires, units }),
         }
     }
 
     /// A reservation is asked for when at most the last one is left, so each is used up when the second after it is
     /// asked for. The last two may have been used until the engine started.
-    fn recall(&mut self, started: Started, past: &[(u64, u32)]) {
-        for (place, &(_, units)) in past.iter().enumerate() {
-            let used_ms = past.get(place + 2).map_or(started.wall_ms, |&(later_ms, _)| later_ms.min(started.wall_ms));
-            let age = Duration::from_millis(started.wall_ms - used_ms);
+    fn recall(&mut self, started: Started, past: &Past) {
+        let reserved = past.reserved.iter().enumerate().map(|(place, &(_, units))| {
+            let used_ms = past.reserved.get(place + 2).map_or(started.wall_ms, |&(later_ms, _)| later_ms);
+            (used_ms, units)
+        });
+        for (used_ms, units) in past.used.iter().copied().chain(reserved) {
+            let age = Duration::from_millis(started.wall_ms.saturating_sub(used_ms));
             if age < self.rate.period {
                 // Wall time was cut to milliseconds.
                 let expires = started.monotonic + self.rate.period - age + Duration::from_millis(1);
-                // Kept apart: their times lie before the scale of monotonic time.
                 self.sum += u64::from(units);
-                self.taken.push_back(Taken { begun: Duration::ZERO, expires, units });
+                self.taken.push_back(Taken { begun: None, expires, units });
             }
         }
         self.taken.make_contiguous().sort_by_key(|taken| taken.expires);
+        if let Some(Due { at_ms, interval_us: before_us }) = past.due {
+            // By another rate it comes as much earlier or later as the intervals are shorter or longer.
+            let ahead_us = u128::from(at_ms.saturating_sub(started.wall_ms)) * 1_000;
+            let ahead_us = ahead_us * u128::from(interval_us(self.rate)) / u128::from(before_us.max(1));
+            // A clock that was set back would stop it for long.
+            let ahead = (ahead_us * 1_000).min(self.rate.period.as_nanos());
+            self.next = (started.monotonic.as_nanos() + ahead) * u128::from(self.rate.count);
+        }
     }
+}
+
+fn interval_us(rate: Rate) -> u64 {
+    (rate.period / rate.count).as_micros().max(1) as u64
 }
 
 fn duration(nanoseconds: u128) -> Duration {

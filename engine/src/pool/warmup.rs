@@ -1,11 +1,13 @@
 //! What a source in its warm-up has sent to a roll-up today.
 //!
 //! Units are reserved durably before they are used, as those of long rates are; the limit's name has the day in it, so
-//! that what a start finds reserved counts for that day and no other. A start takes all that was reserved as used.
+//! that what a start finds reserved counts for that day and no other. A start takes all that was reserved as used;
+//! but an engine that stops leaves what was.
 //!
 //! See also: `rate.rs`, `runtime/limit_file.rs`.
 
 use super::rate::Past;
+use crate::mail::time::Now;
 
 /// One day of one source at one roll-up.
 #[derive(Debug)]
@@ -29,8 +31,8 @@ pub enum Allowance {
 
 impl DayQuota {
     pub fn new(day: u64, quota: u32, past: Option<&Past>) -> Self {
-        let gone = past.into_iter().flatten().map(|&(_, units)| units);
-        let gone = gone.fold(0, u32::saturating_add);
+        let gone = past.into_iter().flat_map(|past| past.used.iter().chain(&past.reserved));
+        let gone = gone.map(|&(_, units)| units).fold(0, u32::saturating_add);
         Self { day, quota, used: gone, reserved: gone, asked: 0 }
     }
 
@@ -74,6 +76,11 @@ impl DayQuota {
         self.used += units;
     }
 
+    /// What the next engine has to know, if no more of this day are used.
+    pub fn past(&self, now: Now) -> Past {
+        Past { used: vec![(now.wall_ms, self.used)], ..Past::default() }
+    }
+
     /// The most recipients of one transaction, so that little is left over at the end of a day.
     pub fn batch_max(quota: u32) -> usize {
         (quota / 20).max(1) as usize
@@ -88,6 +95,8 @@ pub const DAY_MS: u64 = 86_400_000;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use std::time::Duration;
 
     #[test]
     fn a_day_has_its_quota_and_no_more() {
@@ -109,11 +118,30 @@ mod tests {
         assert_eq!((sent, day.allowance(1), day.reserve(1)), (3, Allowance::UsedUp, None));
     }
 
+    fn reserved(units: &[(u64, u32)]) -> Past {
+        Past { reserved: units.to_vec(), ..Past::default() }
+    }
+
     #[test]
     fn a_start_takes_what_was_reserved_as_used() {
-        let day = DayQuota::new(1, 10, Some(&vec![(5, 4), (7, 5)]));
+        let day = DayQuota::new(1, 10, Some(&reserved(&[(5, 4), (7, 5)])));
         assert_eq!((day.allowance(1), day.allowance(2)), (Allowance::Reserving, Allowance::UsedUp));
-        assert_eq!(DayQuota::new(1, 10, Some(&vec![(5, 11)])).allowance(1), Allowance::UsedUp);
+        assert_eq!(DayQuota::new(1, 10, Some(&reserved(&[(5, 11)]))).allowance(1), Allowance::UsedUp);
+    }
+
+    #[test]
+    fn a_stop_gives_back_what_was_not_used() {
+        let mut day = DayQuota::new(1, 10, Some(&reserved(&[(5, 3)])));
+        while let Some(units) = day.reserve(2) {
+            day.reserved(units);
+        }
+        day.take(2);
+        let past = day.past(Now { monotonic: Duration::ZERO, wall_ms: 9 });
+        assert_eq!(past, Past { used: vec![(9, 5)], ..Past::default() });
+        // Five are left; what is reserved from now on counts beside those used.
+        let past = Past { reserved: vec![(11, 1)], ..past };
+        let day = DayQuota::new(1, 10, Some(&past));
+        assert_eq!((day.allowance(4), day.allowance(5)), (Allowance::Reserving, Allowance::UsedUp));
     }
 
     #[test]

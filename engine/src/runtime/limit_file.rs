@@ -5,6 +5,12 @@
 //! written and synced together. At the start, and when the file has grown, what no longer counts is left out: the rest
 //! goes to a file beside it, which then takes its place.
 //!
+//! A shard that ends leaves what it knows of its limits. Once all have, and nobody can use anything any more, the lines
+//! of these limits are replaced: `used`, wall time, units and name tell what still counts; `due`, wall time, interval
+//! in microseconds and name when the next unit is. What was reserved and not used is thus given back. Whatever is used
+//! later has been reserved before, behind these lines, so a crash needs no other rule. If the file can't be written, it
+//! stays as it was.
+//!
 //! A line that a crash cut off was not answered, so nothing was sent on it: it is left out.
 //!
 //! What can fail: the disk. Then nothing is answered, mail under these limits waits, and it is tried again.
@@ -17,7 +23,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 
 use crate::limits::{LIMIT_FILE_BYTES_MAX, LIMIT_FILE_RETRY_PAUSE, LIMIT_PERIOD_MAX};
-use crate::pool::rate::PastLimits;
+use crate::pool::rate::{Due, Past, PastLimits};
 use crate::shard::Reservation;
 
 pub(crate) struct LimitFile {
@@ -26,12 +32,20 @@ pub(crate) struct LimitFile {
     /// Whole lines that were written.
     octets: u64,
     is_synced: bool,
+    /// What the shards have left.
+    left: PastLimits,
 }
 
 /// What the thread is told. It does not end by itself: a shard whose operations hang keeps its sender.
 #[derive(Debug)]
 pub(crate) enum LimitMail {
-    Reserve { shard: usize, reservation: Reservation },
+    Reserve {
+        shard: usize,
+        reservation: Reservation,
+    },
+    /// A shard has ended, with this known of its limits.
+    Leave(Vec<(Arc<str>, Past)>),
+    /// All have.
     Stop,
 }
 
@@ -55,7 +69,7 @@ impl LimitFile {
         }
         let past = read(&text, now_ms);
         let (file, octets) = replace(&path, &past, is_synced)?;
-        Ok((Self { path, file, octets, is_synced }, past))
+        Ok((Self { path, file, octets, is_synced, left: PastLimits::new() }, past))
     }
 
     /// Serves until it is told to stop. `tell` gives a shard its answer.
@@ -65,19 +79,26 @@ impl LimitFile {
     ) -> io::Result<(Sender<LimitMail>, JoinHandle<io::Result<()>>)> {
         let (sender, asked) = channel();
         let thread = std::thread::Builder::new().name("limits".to_owned()).spawn(move || {
-            self.serve(&asked, tell);
+            if self.serve(&asked, tell)
+                && let Err(error) = self.settle()
+            {
+                let path = self.path.display();
+                tracing::warn!(%error, "{path} can not be written; what was reserved and not used counts as used");
+            }
             Ok(())
         })?;
         Ok((sender, thread))
     }
 
-    fn serve(&mut self, asked: &Receiver<LimitMail>, tell: impl Fn(usize, Reservation)) {
+    /// Whether it was told to stop.
+    fn serve(&mut self, asked: &Receiver<LimitMail>, tell: impl Fn(usize, Reservation)) -> bool {
         while let Ok(first) = asked.recv() {
             let mut batch = Vec::new();
             for mail in std::iter::once(first).chain(asked.try_iter()) {
                 match mail {
                     LimitMail::Reserve { shard, reservation } => batch.push((shard, reservation)),
-                    LimitMail::Stop => return,
+                    LimitMail::Leave(past) => self.leave(past),
+                    LimitMail::Stop => return true,
                 }
             }
             let mut lines: String = batch.iter().map(|(_, reservation)| line(reservation)).collect();
@@ -89,8 +110,10 @@ impl LimitFile {
                         lines.push_str(&line(&reservation));
                         batch.push((shard, reservation));
                     }
+                    Ok(LimitMail::Leave(past)) => self.leave(past),
+                    Ok(LimitMail::Stop) => return true,
                     Err(RecvTimeoutError::Timeout) => {}
-                    Ok(LimitMail::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                    Err(RecvTimeoutError::Disconnected) => return false,
                 }
             }
             let now_ms = batch.iter().map(|(_, reservation)| reservation.at_ms).max().unwrap_or_default();
@@ -103,6 +126,25 @@ impl LimitFile {
                 tracing::warn!(%error, "{} grows", self.path.display());
             }
         }
+        false
+    }
+
+    fn leave(&mut self, past: Vec<(Arc<str>, Past)>) {
+        for (limit, past) in past {
+            self.left.entry(limit.to_string()).or_default().add(past);
+        }
+    }
+
+    /// Of limits that nobody has told of, all that was reserved counts on.
+    fn settle(&mut self) -> io::Result<()> {
+        if self.left.is_empty() {
+            return Ok(());
+        }
+        let text = fs::read(&self.path)?;
+        let mut past = read(&String::from_utf8_lossy(&text), 0);
+        past.extend(std::mem::take(&mut self.left));
+        (self.file, self.octets) = replace(&self.path, &past, self.is_synced)?;
+        Ok(())
     }
 
     fn append(&mut self, lines: &[u8]) -> io::Result<()> {
@@ -129,30 +171,55 @@ fn line(reservation: &Reservation) -> String {
     format!("{at_ms} {units} {limit}\n")
 }
 
-/// The reservations that may still count: a limiter takes each as used when the second after it was asked for.
+/// What may still count: a limiter takes each reservation as used when the second after it was asked for.
 fn read(text: &str, now_ms: u64) -> PastLimits {
-    let mut past: PastLimits = PastLimits::new();
+    let mut limits: PastLimits = PastLimits::new();
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    for (limit, reservation) in whole.lines().filter_map(parse) {
-        past.entry(limit.to_owned()).or_default().push(reservation);
+    for (limit, line) in whole.lines().filter_map(parse) {
+        let past = limits.entry(limit.to_owned()).or_default();
+        match line {
+            Line::Reserved(at_ms, units) => past.reserved.push((at_ms, units)),
+            Line::Used(at_ms, units) => past.used.push((at_ms, units)),
+            Line::Due(due) => past.due = Some(due),
+        }
     }
     let forgotten_ms = now_ms.saturating_sub(LIMIT_PERIOD_MAX.as_millis() as u64);
-    past.retain(|_, reservations| {
-        let old = reservations.iter().take_while(|(at_ms, _)| *at_ms < forgotten_ms).count();
-        reservations.drain(..old.saturating_sub(2));
-        reservations.last().is_some_and(|(at_ms, _)| *at_ms >= forgotten_ms)
+    limits.retain(|_, Past { used, reserved, due }| {
+        used.retain(|(at_ms, _)| *at_ms >= forgotten_ms);
+        let old = reserved.iter().take_while(|(at_ms, _)| *at_ms < forgotten_ms).count();
+        reserved.drain(..old.saturating_sub(2));
+        if reserved.last().is_some_and(|(at_ms, _)| *at_ms < forgotten_ms) {
+            reserved.clear();
+        }
+        due.take_if(|due| due.at_ms <= now_ms);
+        !used.is_empty() || !reserved.is_empty() || due.is_some()
     });
-    past
+    limits
 }
 
-/// The limit, when it was reserved and how much.
-fn parse(line: &str) -> Option<(&str, (u64, u32))> {
-    let mut parts = line.splitn(3, ' ');
-    let reservation = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-    Some((parts.next()?, reservation))
+/// What a line tells of its limit.
+enum Line {
+    Reserved(u64, u32),
+    Used(u64, u32),
+    Due(Due),
 }
 
-/// Lines that are whole and no reservations.
+/// The limit, and what is told of it.
+fn parse(line: &str) -> Option<(&str, Line)> {
+    let (kind, rest) = line.split_once(' ')?;
+    let told = if matches!(kind, "used" | "due") { rest } else { line };
+    let mut parts = told.splitn(3, ' ');
+    let at_ms = parts.next()?.parse().ok()?;
+    let number = parts.next()?;
+    let told = match kind {
+        "used" => Line::Used(at_ms, number.parse().ok()?),
+        "due" => Line::Due(Due { at_ms, interval_us: number.parse().ok()? }),
+        _ => Line::Reserved(at_ms, number.parse().ok()?),
+    };
+    Some((parts.next()?, told))
+}
+
+/// Lines that are whole and tell nothing.
 fn damaged_lines(text: &str) -> usize {
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
     whole.lines().filter(|line| parse(line).is_none()).count()
@@ -162,9 +229,11 @@ fn damaged_lines(text: &str) -> usize {
 fn replace(path: &Path, past: &PastLimits, is_synced: bool) -> io::Result<(File, u64)> {
     let unfinished = path.with_extension("new");
     let mut lines = String::new();
-    for (limit, reservations) in past {
+    for (limit, Past { used, reserved, due }) in past {
+        lines.extend(used.iter().map(|(at_ms, units)| format!("used {at_ms} {units} {limit}\n")));
+        lines.extend(due.iter().map(|Due { at_ms, interval_us }| format!("due {at_ms} {interval_us} {limit}\n")));
         let limit: Arc<str> = limit.as_str().into();
-        for &(at_ms, units) in reservations {
+        for &(at_ms, units) in reserved {
             lines.push_str(&line(&Reservation { limit: Arc::clone(&limit), at_ms, units }));
         }
     }
@@ -211,8 +280,8 @@ mod tests {
         for _ in 0..2 {
             let (_, past) = LimitFile::open(directory.path(), NOW + 5, true).unwrap();
             assert_eq!(past.len(), 2, "{past:?}");
-            assert_eq!(past["recipients by ip-a at mx.test"], [(NOW, 5)]);
-            assert_eq!(past["b"], [(NOW + 1, 7)]);
+            assert_eq!(past["recipients by ip-a at mx.test"].reserved, [(NOW, 5)]);
+            assert_eq!(past["b"].reserved, [(NOW + 1, 7)]);
         }
     }
 
@@ -221,7 +290,10 @@ mod tests {
         let text = "1800000000000 5 a\n\0\0\0\n1800000000001 x b\n1800000000002 7 a b\n1800000000003 9 cut o";
         assert_eq!(damaged_lines(text), 2);
         let past = read(text, NOW);
-        assert_eq!((past.len(), &past["a"][..], &past["a b"][..]), (2, &[(NOW, 5)][..], &[(NOW + 2, 7)][..]));
+        assert_eq!(
+            (past.len(), &past["a"].reserved[..], &past["a b"].reserved[..]),
+            (2, &[(NOW, 5)][..], &[(NOW + 2, 7)][..])
+        );
     }
 
     #[test]
@@ -235,7 +307,78 @@ mod tests {
         file.shorten(NOW + 9 * DAY / 4).unwrap();
         let (_, past) = LimitFile::open(directory.path(), NOW + 9 * DAY / 4, false).unwrap();
         assert_eq!(past.len(), 1, "{past:?}");
-        let steps: Vec<u64> = past["a"].iter().map(|(at_ms, _)| (at_ms - NOW) / (DAY / 4)).collect();
+        let steps: Vec<u64> = past["a"].reserved.iter().map(|(at_ms, _)| (at_ms - NOW) / (DAY / 4)).collect();
         assert_eq!(steps, [3, 4, 5, 6, 7, 8, 9], "a day's, and two before that may have been used in it");
+    }
+
+    /// A limit whose file is `name`'s and `b`'s, after an engine that left this of `name`.
+    fn stopped(directory: &Path, name: &str, past: Past) -> io::Result<()> {
+        let (file, _) = LimitFile::open(directory, NOW, true)?;
+        let (told, answers) = channel();
+        let (asked, thread) = file.start(move |shard, reservation| told.send((shard, reservation)).unwrap())?;
+        for limit in [name, "b"] {
+            asked.send(LimitMail::Reserve { shard: 0, reservation: reservation(limit, NOW, 9) }).unwrap();
+        }
+        assert_eq!(answers.iter().take(2).count(), 2);
+        asked.send(LimitMail::Leave(vec![(name.into(), past)])).unwrap();
+        asked.send(LimitMail::Stop).unwrap();
+        thread.join().unwrap()
+    }
+
+    #[test]
+    fn a_stop_leaves_what_was_used() {
+        let directory = tempfile::tempdir().unwrap();
+        let name = "provider recipients by ip-a at a provider";
+        let due = Some(Due { at_ms: NOW + 40_000, interval_us: 20_000_000 });
+        let told = Past { used: vec![(NOW + 3, 2), (NOW + 9, 1)], reserved: vec![(NOW + 10, 4)], due };
+        stopped(directory.path(), name, told.clone()).unwrap();
+        let (mut file, past) = LimitFile::open(directory.path(), NOW + 20, true).unwrap();
+        assert_eq!(past[name], told);
+        assert_eq!(past["b"].reserved, [(NOW, 9)], "nobody has told of it: all that was reserved counts");
+        // What the next engine reserves counts beside it, after a crash, too.
+        file.append(line(&reservation(name, NOW + 30, 5)).as_bytes()).unwrap();
+        drop(file);
+        let (_, past) = LimitFile::open(directory.path(), NOW + 41_000, true).unwrap();
+        let reserved = vec![(NOW + 10, 4), (NOW + 30, 5)];
+        assert_eq!(past[name], Past { reserved, due: None, ..told });
+        // An engine of which nothing counts any more leaves nothing.
+        stopped(directory.path(), name, Past::default()).unwrap();
+        let (_, past) = LimitFile::open(directory.path(), NOW + 20, true).unwrap();
+        assert_eq!(past.keys().collect::<Vec<_>>(), ["b"]);
+    }
+
+    #[test]
+    fn what_two_leave_of_one_limit_counts_together() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, _) = LimitFile::open(directory.path(), NOW, false).unwrap();
+        let (asked, thread) = file.start(|_, _| ()).unwrap();
+        for units in [2, 5] {
+            let past = Past { used: vec![(NOW, units)], ..Past::default() };
+            asked.send(LimitMail::Leave(vec![("a".into(), past)])).unwrap();
+        }
+        asked.send(LimitMail::Stop).unwrap();
+        thread.join().unwrap().unwrap();
+        let (_, past) = LimitFile::open(directory.path(), NOW, false).unwrap();
+        assert_eq!(past["a"].used, [(NOW, 2), (NOW, 5)]);
+    }
+
+    /// Only the start of the next engine may take what was left; one that can't be written changes nothing.
+    #[test]
+    fn a_stop_without_a_disk_gives_nothing_back() {
+        let directory = tempfile::tempdir().unwrap();
+        // In the place of the file that is to take the other's.
+        let in_the_way = directory.path().join("limits.new");
+        let (file, _) = LimitFile::open(directory.path(), NOW, true).unwrap();
+        fs::create_dir(&in_the_way).unwrap();
+        let (told, answers) = channel();
+        let (asked, thread) = file.start(move |shard, _| told.send(shard).unwrap()).unwrap();
+        asked.send(LimitMail::Reserve { shard: 0, reservation: reservation("a", NOW, 9) }).unwrap();
+        assert_eq!(answers.recv(), Ok(0));
+        asked.send(LimitMail::Leave(vec![("a".into(), Past::default())])).unwrap();
+        asked.send(LimitMail::Stop).unwrap();
+        thread.join().unwrap().unwrap();
+        fs::remove_dir(&in_the_way).unwrap();
+        let (_, past) = LimitFile::open(directory.path(), NOW, true).unwrap();
+        assert_eq!(past["a"].reserved, [(NOW, 9)]);
     }
 }

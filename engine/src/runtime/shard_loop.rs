@@ -600,5 +600,7 @@ impl ShardLoop {
         while self.running_operations.get() > 0 {
             self.progress.notified().await;
         }
+        let past = self.shard.borrow_mut().leave_limits(self.clock.now());
+        let _ = self.limits.send(LimitMail::Leave(past));
     }
 }

@@ -15,7 +15,7 @@ use crate::handover::{Attempt, Blocked, PairKey};
 use crate::limits::{PACED_AHEAD, PACED_NOTICE_INTERVAL};
 use crate::mail::time::Now;
 use crate::pool::connection::{ConnectionKey, SlotState};
-use crate::pool::rate::{Limiter, PastLimits, Started};
+use crate::pool::rate::{Limiter, Past, PastLimits, Started};
 use crate::pool::suspension::StricterLimits;
 
 /// A pair's rates, and what it waits for.
@@ -99,6 +99,26 @@ impl Pools {
     /// What was reserved before this start, by limit; to be called before anything else.
     pub fn recall(&mut self, past: Arc<PastLimits>) {
         self.past = past;
+    }
+
+    /// What the next engine has to know, where this one sends nothing more: of each limit that is kept.
+    pub fn past(&self, now: Now) -> Vec<(Arc<str>, Past)> {
+        let of_pair = |&place: &u32| {
+            let pace = &self.pairs[place as usize].pace;
+            [
+                (LimitOf::Messages(place), &pace.messages),
+                (LimitOf::Connections(place), &pace.connections),
+                (LimitOf::Stricter(place), &pace.stricter),
+            ]
+        };
+        let of_rollup = |&place: &u32| (LimitOf::Rollup(place), &self.rollups[place as usize].messages);
+        let limits = self.keys.values().flat_map(of_pair).chain(self.rollup_keys.values().map(of_rollup));
+        let limits = limits.filter_map(|(of, limiter)| Some((self.limit_name(of), limiter.as_ref()?.past(now)?)));
+        let days = self
+            .days
+            .iter()
+            .map(|((source, rollup), day)| (self.name_of_quota(day.day, *source, rollup), day.past(now)));
+        limits.chain(days).collect()
     }
 
     /// Units that [`Order::Reserve`] asked for are durably reserved.

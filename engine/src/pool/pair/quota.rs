@@ -78,7 +78,11 @@ impl Pools {
 
     fn name_of_day(&self, place: u32, day: u64) -> Arc<str> {
         let pair = &self.pairs[place as usize].key;
-        format!("warm-up of day {day} by {} at {}", self.options.sources[pair.source].name, pair.rollup).into()
+        self.name_of_quota(day, pair.source, &pair.rollup)
+    }
+
+    pub(super) fn name_of_quota(&self, day: u64, source: usize, rollup: &str) -> Arc<str> {
+        format!("warm-up of day {day} by {} at {rollup}", self.options.sources[source].name).into()
     }
 
     /// Whether the pair's source has a quota today; then its count is there. A clock that is set back ends no day.

@@ -13,13 +13,13 @@ struct Life {
     limiter: Limiter,
     now: Duration,
     started: Started,
-    reserved: Past,
+    past: Past,
 }
 
 impl Life {
     fn start(rate: Rate, started: Started, past: &Past) -> Self {
         let limiter = Limiter::new(rate, started, Some(past));
-        Self { limiter, now: started.monotonic, started, reserved: past.clone() }
+        Self { limiter, now: started.monotonic, started, past: past.clone() }
     }
 
     /// Monotonic time is another in each life; wall time goes on.
@@ -30,7 +30,8 @@ impl Life {
     /// Takes so many units once their time has come, and tells the wall time.
     fn take(&mut self, units: u32, late: Duration) -> Duration {
         while let Some(amount) = self.limiter.reserve() {
-            self.reserved.push((self.wall().as_millis() as u64, amount));
+            let at_ms = self.wall().as_millis() as u64;
+            self.past.reserved.push((at_ms, amount));
             self.limiter.reserved(amount);
         }
         assert!(self.limiter.is_reserved(units));
@@ -73,7 +74,7 @@ proptest! {
         rate in rates(),
         lives in prop::collection::vec((0_u64..3_000, prop::collection::vec((1_u32..40, 0_u64..40, 0_u8..20), 1..300)), 1..4),
     ) {
-        let (mut taken, mut past, mut started) = (Vec::new(), Past::new(), START);
+        let (mut taken, mut past, mut started) = (Vec::new(), Past::default(), START);
         for (gap, steps) in lives {
             let mut life = Life::start(rate, started, &past);
             for (units, late, pause) in steps {
@@ -86,7 +87,7 @@ proptest! {
                 taken.push((life.take(units, late), units));
             }
             let crashed = life.wall() + Duration::from_millis(gap);
-            past = life.reserved;
+            past = life.past;
             // The clock of the next life begins anew, and counts whole milliseconds of wall time.
             started = Started { monotonic: Duration::from_millis(gap), wall_ms: crashed.as_millis() as u64 + 1 };
         }
@@ -96,7 +97,7 @@ proptest! {
 
     #[test]
     fn the_mean_is_near_the_limit(rate in rates()) {
-        let mut life = Life::start(rate, START, &Past::new());
+        let mut life = Life::start(rate, START, &Past::default());
         let periods = 5;
         // From the moment at which a period without memory is over.
         let first = life.take(1, Duration::ZERO);
@@ -111,7 +112,7 @@ proptest! {
 
 #[test]
 fn units_are_paced_evenly() {
-    let mut life = Life::start(rate(20, 1, 1), START, &Past::new());
+    let mut life = Life::start(rate(20, 1, 1), START, &Past::default());
     let first = life.take(1, Duration::ZERO);
     assert_eq!(first, life.wall());
     assert_eq!(life.now, START.monotonic + Duration::from_secs(1), "a short period begins as if it had been used up");
@@ -119,7 +120,7 @@ fn units_are_paced_evenly() {
         assert_eq!(life.take(1, Duration::ZERO) - first, Duration::from_millis(50) * step);
     }
     // A third of a nanosecond is not lost.
-    let mut life = Life::start(rate(3, 1, 1), START, &Past::new());
+    let mut life = Life::start(rate(3, 1, 1), START, &Past::default());
     let first = life.take(1, Duration::ZERO);
     let third = (0..300).map(|_| life.take(1, Duration::ZERO)).last().unwrap();
     assert!(third - first <= Duration::from_secs(100) + Duration::from_micros(1), "{:?}", third - first);
@@ -127,7 +128,7 @@ fn units_are_paced_evenly() {
 
 #[test]
 fn a_pause_earns_a_burst_and_no_more() {
-    let mut life = Life::start(rate(20, 1, 5), START, &Past::new());
+    let mut life = Life::start(rate(20, 1, 5), START, &Past::default());
     life.now += Duration::from_secs(60);
     let at: Vec<Duration> = (0..7).map(|_| life.take(1, Duration::ZERO)).collect();
     assert!(at[..5].iter().all(|time| *time == at[0]));
@@ -136,7 +137,7 @@ fn a_pause_earns_a_burst_and_no_more() {
 
 #[test]
 fn a_little_lateness_does_not_add_up() {
-    let mut life = Life::start(rate(100, 1, 1), START, &Past::new());
+    let mut life = Life::start(rate(100, 1, 1), START, &Past::default());
     let first = life.take(1, Duration::ZERO);
     let mut last = first;
     for _ in 0..1_000 {
@@ -148,14 +149,14 @@ fn a_little_lateness_does_not_add_up() {
 #[test]
 fn a_crash_uses_up_what_was_reserved() {
     let limit = rate(1_000, 60, 1);
-    let mut life = Life::start(limit, START, &Past::new());
+    let mut life = Life::start(limit, START, &Past::default());
     for _ in 0..500 {
         life.take(1, Duration::ZERO);
     }
-    let reserved: u32 = life.reserved.iter().map(|(_, units)| units).sum();
+    let reserved: u32 = life.past.reserved.iter().map(|(_, units)| units).sum();
     assert!((500..=510).contains(&reserved), "at most a hundredth of the limit: {reserved}");
     let started = Started { monotonic: Duration::ZERO, wall_ms: life.wall().as_millis() as u64 };
-    let mut life = Life::start(limit, started, &life.reserved);
+    let mut life = Life::start(limit, started, &life.past);
     let left = (0..)
         .take_while(|_| life.take(1, Duration::ZERO) < Duration::from_millis(started.wall_ms) + Duration::from_secs(29))
         .count();
@@ -177,7 +178,7 @@ fn nothing_is_taken_that_is_not_reserved() {
 
 #[test]
 fn another_rate_keeps_the_window() {
-    let mut life = Life::start(rate(20, 1, 1), START, &Past::new());
+    let mut life = Life::start(rate(20, 1, 1), START, &Past::default());
     life.now += Duration::from_secs(10);
     for _ in 0..20 {
         life.take(1, Duration::ZERO);
@@ -199,7 +200,7 @@ proptest! {
         let rates: Vec<Rate> = counts.iter().map(|&(count, burst)| {
             rate(count, seconds, if burst < 500 { 1 } else { 1 + burst % count })
         }).collect();
-        let mut life = Life::start(rates[0], START, &Past::new());
+        let mut life = Life::start(rates[0], START, &Past::default());
         let mut taken: Vec<(Duration, u32, usize)> = Vec::new();
         let mut changes = vec![Duration::ZERO];
         for (place, &next) in rates.iter().enumerate() {
@@ -226,7 +227,7 @@ proptest! {
 /// From 20 in a second to 20 in a minute: what went in the last second counts for a minute.
 #[test]
 fn a_longer_period_counts_what_the_shorter_one_knew() {
-    let mut life = Life::start(rate(20, 1, 20), START, &Past::new());
+    let mut life = Life::start(rate(20, 1, 20), START, &Past::default());
     let last = (0..20).map(|_| life.take(1, Duration::ZERO)).last().unwrap();
     life.limiter.set_rate(life.now, rate(20, 60, 20), START, None);
     assert!(life.take(1, Duration::ZERO) >= last + Duration::from_secs(60));
@@ -239,7 +240,7 @@ fn a_longer_period_counts_what_the_shorter_one_knew() {
 /// Who writes 100 in place of 1 an hour need not wait for the hour to be over; and nobody bursts.
 #[test]
 fn what_is_ahead_moves_with_the_rate() {
-    let mut life = Life::start(rate(1, 3_600, 1), START, &Past::new());
+    let mut life = Life::start(rate(1, 3_600, 1), START, &Past::default());
     let first = life.take(1, Duration::ZERO);
     life.limiter.set_rate(life.now, rate(100, 3_600, 1), START, None);
     let second = life.take(1, Duration::ZERO);
@@ -247,4 +248,20 @@ fn what_is_ahead_moves_with_the_rate() {
     assert_eq!(life.take(1, Duration::ZERO) - second, Duration::from_secs(36));
     life.limiter.set_rate(life.now, rate(50, 3_600, 1), START, None);
     assert_eq!(life.take(1, Duration::ZERO) - second, Duration::from_secs(36 + 72));
+}
+
+/// Two of three a minute have gone: the third goes when it is due, and a fourth with the window.
+#[test]
+fn a_stop_goes_on_as_if_there_had_been_none() {
+    let limit = rate(3, 60, 1);
+    let mut life = Life::start(limit, START, &Past::default());
+    let first = life.take(1, Duration::ZERO);
+    let second = life.take(1, Duration::ZERO);
+    let past = life.limiter.past(Now { monotonic: life.now, wall_ms: life.wall().as_millis() as u64 }).unwrap();
+    let started = Started { monotonic: Duration::from_secs(1), wall_ms: life.wall().as_millis() as u64 + 2_000 };
+    let mut life = Life::start(limit, started, &past);
+    let third = life.take(1, Duration::ZERO);
+    assert!((20_000..20_010).contains(&(third - second).as_millis()), "{:?}", third - second);
+    let fourth = life.take(1, Duration::ZERO);
+    assert!((60_000..60_010).contains(&(fourth - first).as_millis()), "{:?}", fourth - first);
 }
