@@ -27,6 +27,11 @@ impl Life {
         Duration::from_millis(self.started.wall_ms) + self.now - self.started.monotonic
     }
 
+    /// What a stop leaves.
+    fn leave(&self) -> Past {
+        self.limiter.past(Now { monotonic: self.now, wall_ms: self.wall().as_millis() as u64 }).unwrap_or_default()
+    }
+
     /// Takes so many units once their time has come, and tells the wall time.
     fn take(&mut self, units: u32, late: Duration) -> Duration {
         while let Some(amount) = self.limiter.reserve() {
@@ -68,14 +73,14 @@ fn rates() -> impl Strategy<Value = Rate> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// Also over crashes, with lateness, pauses, and transactions of several recipients.
+    /// Also over crashes and stops, with lateness, pauses, and transactions of several recipients.
     #[test]
     fn no_window_has_more_than_the_limit(
         rate in rates(),
-        lives in prop::collection::vec((0_u64..3_000, prop::collection::vec((1_u32..40, 0_u64..40, 0_u8..20), 1..300)), 1..4),
+        lives in prop::collection::vec((any::<bool>(), 0_u64..3_000, prop::collection::vec((1_u32..40, 0_u64..40, 0_u8..20), 1..300)), 1..4),
     ) {
         let (mut taken, mut past, mut started) = (Vec::new(), Past::default(), START);
-        for (gap, steps) in lives {
+        for (stops, gap, steps) in lives {
             let mut life = Life::start(rate, started, &past);
             for (units, late, pause) in steps {
                 let interval = rate.period / rate.count;
@@ -87,7 +92,7 @@ proptest! {
                 taken.push((life.take(units, late), units));
             }
             let crashed = life.wall() + Duration::from_millis(gap);
-            past = life.past;
+            past = if stops { life.leave() } else { life.past };
             // The clock of the next life begins anew, and counts whole milliseconds of wall time.
             started = Started { monotonic: Duration::from_millis(gap), wall_ms: crashed.as_millis() as u64 + 1 };
         }
@@ -257,11 +262,35 @@ fn a_stop_goes_on_as_if_there_had_been_none() {
     let mut life = Life::start(limit, START, &Past::default());
     let first = life.take(1, Duration::ZERO);
     let second = life.take(1, Duration::ZERO);
-    let past = life.limiter.past(Now { monotonic: life.now, wall_ms: life.wall().as_millis() as u64 }).unwrap();
     let started = Started { monotonic: Duration::from_secs(1), wall_ms: life.wall().as_millis() as u64 + 2_000 };
-    let mut life = Life::start(limit, started, &past);
+    let mut life = Life::start(limit, started, &life.leave());
     let third = life.take(1, Duration::ZERO);
     assert!((20_000..20_010).contains(&(third - second).as_millis()), "{:?}", third - second);
     let fourth = life.take(1, Duration::ZERO);
     assert!((60_000..60_010).contains(&(fourth - first).as_millis()), "{:?}", fourth - first);
+}
+
+/// The same where only the window tells what has gone.
+#[test]
+fn a_stop_in_a_burst_leaves_the_rest_of_it() {
+    let limit = rate(3, 60, 3);
+    let mut life = Life::start(limit, START, &Past::default());
+    let first = life.take(1, Duration::ZERO);
+    life.take(1, Duration::ZERO);
+    let started = Started { monotonic: Duration::from_secs(1), wall_ms: life.wall().as_millis() as u64 + 2_000 };
+    let mut life = Life::start(limit, started, &life.leave());
+    assert_eq!((life.take(1, Duration::ZERO) - first).as_millis(), 2_000, "one was left");
+    let fourth = life.take(1, Duration::ZERO);
+    assert!((60_000..60_010).contains(&(fourth - first).as_millis()), "{:?}", fourth - first);
+}
+
+/// Also what goes so soon after a start that it would share a slice with what was before it.
+#[test]
+fn another_period_just_after_a_start_counts_what_has_gone() {
+    let past = Past { used: vec![(START.wall_ms - 1_000, 1)], ..Past::default() };
+    let mut life = Life::start(rate(1_000, 3_600, 20), START, &past);
+    let last = (0..20).map(|_| life.take(1, Duration::ZERO)).last().unwrap();
+    assert_eq!(last, Duration::from_millis(START.wall_ms), "a burst");
+    life.limiter.set_rate(life.now, rate(21, 60, 21), START, Some(&past));
+    assert!(life.take(1, Duration::ZERO) >= last + Duration::from_secs(59));
 }
