@@ -332,8 +332,9 @@ pub(crate) const LISTENER_COMPLAINT_INTERVAL: std::time::Duration = std::time::D
 /// Descriptors that the engine itself needs: rings, logs, event files, HTTP, DNS; and more for each shard.
 pub(crate) const DESCRIPTORS_OWN: usize = 24;
 pub(crate) const DESCRIPTORS_OWN_PER_SHARD: usize = 12;
-/// What must be left for each shard's connections, in and out.
-pub(crate) const DESCRIPTORS_PER_SHARD_MIN: usize = 4;
+/// What must be left for each shard's connections, in and out. An eighth stays in reserve, and one socket in four is
+/// for what goes out, so this is the least that serves a client.
+pub(crate) const DESCRIPTORS_PER_SHARD_MIN: usize = 8;
 /// How long a shard that exits waits for its last commits.
 pub(crate) const SHUTDOWN_COMMIT_GRACE: std::time::Duration = std::time::Duration::from_secs(5);
 /// A connection's receive buffer, at first and when it was filled. A command line fits into the first.

@@ -49,9 +49,9 @@ pub const SPARES_RESERVED: usize = 2;
 /// And the ones that copies leave to outcomes.
 pub const SPARES_RESERVED_FROM_COPIES: usize = 1;
 
-/// Free segments above this many are given back to the file system. Where checkpoints are far apart, segments become free
-/// in batches, and so many more are kept as were begun between two of them: a new file costs its zeroing, and, until that
-/// is done, metadata with each commit.
+/// Free segments above this many are given back to the file system. Where checkpoints are far apart, segments become
+/// free in batches, and so many more are kept as were begun between two of them: a new file costs its zeroing, and,
+/// until that is done, metadata with each commit.
 pub const SPARES_KEPT_MIN: usize = 6;
 
 /// One step of zeroing a new segment, and the least time from one step's begin to the next's.

@@ -360,3 +360,24 @@ fn send_cursors(shards: &[Sender<Mail>], cursors: &[(LogId, postrider_spool::rec
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use super::*;
+
+    /// A shard that starts serves a client, and can deliver what it takes.
+    #[test]
+    fn the_fewest_descriptors_allowed_are_enough() {
+        for shards in 1..=64 {
+            let allowed = (0..10_000).find(|descriptors| sockets_max(*descriptors, shards).is_ok()).unwrap();
+            let sockets = sockets_max(allowed, shards).unwrap();
+            assert!(
+                sockets / 4 > 0 && sockets / 4 * 3 > 0,
+                "{shards} shards start with {allowed}: {sockets} sockets each"
+            );
+            assert!(sockets_max(allowed - 1, shards).unwrap_err().contains(&format!("need {allowed} and more")));
+        }
+    }
+}
