@@ -22,8 +22,8 @@ pub enum Recovered<'a> {
         /// Recipients without a final fate, by index, ascending. `None` when the message is gone, or is told by
         /// [`Recovered::Message`] because of newer records; but what later summaries refer to may be told here.
         pending: Option<&'a [u32]>,
-        /// For [`Log::set_handle`]. Where it stays `None`, the summary could not be used, and the message is told by
-        /// [`Recovered::Message`].
+        /// For [`crate::Log::set_handle`]. Where it stays `None`, the summary could not be used, and the message is
+        /// told by [`Recovered::Message`].
         handle: &'a mut Option<u32>,
     },
     /// A live message.
@@ -35,7 +35,7 @@ pub enum Recovered<'a> {
         pending: &'a [u32],
         /// The latest state of those among them that have been deferred. For others no attempt is on record.
         results: &'a [RecipientResult],
-        /// For [`Log::set_handle`].
+        /// For [`crate::Log::set_handle`].
         handle: &'a mut u32,
     },
     /// A message that may have been delivered: no checkpoint could be read, and the outcomes that would tell may have
