@@ -8,7 +8,7 @@
 //! | `Due` | `DueTimes` | its time comes |
 //! | `Unrouted` | its domain's list | the domain's site is known |
 //! | `Unrouted` | its queue's list of those without a source | a source of its pool may be used again |
-//! | `Ready` | its pair's [`FairQueue`](super::fair::FairQueue) | a credit of the pair's owner |
+//! | `Ready` | its pair's [`FairQueue`] | a credit of the pair's owner |
 //! | `Out` | a ticket at the owner (the spool counts a pin) | the ticket comes back |
 //!
 //! The home knows neither sockets nor DNS: it is told the site of a domain, the owner of a pair and the owner's
