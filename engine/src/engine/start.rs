@@ -363,8 +363,6 @@ fn send_cursors(shards: &[Sender<Mail>], cursors: &[(LogId, postrider_spool::rec
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
-
     use super::*;
 
     /// A shard that starts serves a client, and can deliver what it takes.
