@@ -29,6 +29,8 @@ pub(crate) enum Canary {
     EndlessEvents,
     /// Who takes over pairs from another shard begins with nothing counted.
     ForgottenLimits,
+    /// An engine that ends tells nothing of what its limits have counted, and that all is over.
+    ForgottenUse,
     /// A home hears nothing of moves, and goes on with the owner that it knows.
     UntoldHome,
     /// A crash loses one of the spool's segments.

@@ -178,6 +178,17 @@ pub(crate) fn draw(config: &mut Config, random: &mut Random) {
     }
 }
 
+/// In every other run a pair may send most of a minute's worth at once. Even pacing would hide that what was counted is
+/// forgotten: then a window has hardly more than it may.
+pub(crate) fn draw_bursts(config: &mut Config, random: &mut Random) {
+    let Some(rate) = config.shaping.max_message_rate.as_mut() else { return };
+    if random.one_in(2) {
+        let count = 8 + random.below(24);
+        let max_burst = count - random.below(count / 2);
+        *rate = Rate { count: count as u32, period: Duration::from_secs(60), max_burst: max_burst as u32 };
+    }
+}
+
 /// Limits of a pool, a domain and a site, beside those; no share is compared there.
 pub(crate) fn draw_narrow(config: &mut Config, hosts: &[Host], random: &mut Random) {
     let mut add = |random: &mut Random, limit: Limit| {

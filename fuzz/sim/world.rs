@@ -195,7 +195,7 @@ pub(crate) struct World {
 impl World {
     /// One run, to its end. Panics where a promise is broken.
     pub(crate) fn run(seed: u64, canary: Option<Canary>) -> Report {
-        let mut world = Self::new(seed, canary);
+        let mut world = Self::new(seed, canary, rates::draw_bursts);
         world.start(1 + (seed % 3) as usize);
         for event in [Event::Submit, Event::WriteEvents, Event::Hosts, Event::Compare] {
             world.clock.after(0, event);
@@ -223,7 +223,7 @@ impl World {
 
     /// Nothing but comparisons of shares, in a world that is well from the beginning.
     pub(crate) fn run_shares(seed: u64, canary: Option<Canary>) -> Report {
-        let mut world = Self::new(RATES_EVERY * seed + RATES_AT, canary);
+        let mut world = Self::new(RATES_EVERY * seed + RATES_AT, canary, |_, _| ());
         world.start(1 + (seed % 3) as usize);
         world.heal_at = 0;
         world.heal();
@@ -241,10 +241,10 @@ impl World {
 
     /// What the seed's mix is, for those who look for the cause of something.
     pub(crate) fn mix_of(seed: u64) -> Mix {
-        Self::new(seed, None).mix
+        Self::new(seed, None, rates::draw_bursts).mix
     }
 
-    fn new(seed: u64, canary: Option<Canary>) -> Self {
+    fn new(seed: u64, canary: Option<Canary>, change_rates: fn(&mut Config, &mut Random)) -> Self {
         let mut random = Random::new(seed);
         let mut mix = Mix::draw(&mut random, &mut Moves::new(seed).random);
         let mut config = config(&mut random);
@@ -255,6 +255,7 @@ impl World {
         let (has_rates, mut own) = (seed % RATES_EVERY == RATES_AT, Random::new(!seed));
         if has_rates {
             rates::draw(&mut config, &mut own);
+            change_rates(&mut config, &mut Random::new(seed.rotate_left(16)));
         }
         config.shaping.in_doubt = if holds { InDoubt::Hold } else { InDoubt::Retry };
         let (hosts, dns) = internet(&config, &mut random, &mut mix);
@@ -873,7 +874,10 @@ impl World {
     fn leave_limits(&mut self) {
         let now = self.clock.now();
         let mut left: HashMap<String, Past> = HashMap::new();
-        for (limit, past) in self.shards.iter_mut().flat_map(|shard| shard.leave_limits(now)) {
+        for (limit, mut past) in self.shards.iter_mut().flat_map(|shard| shard.leave_limits(now)) {
+            if self.canary == Some(Canary::ForgottenUse) {
+                past.used.clear();
+            }
             left.entry(limit.to_string()).or_default().add(past);
         }
         self.reserved.extend(left);
