@@ -125,14 +125,13 @@ impl Limiter {
     /// been. None: a limit of which nothing is kept.
     pub fn past(&self, now: Now) -> Option<Past> {
         self.reserve.as_ref()?;
-        // Never earlier than it was.
-        let wall_ms = |at: Duration| {
-            let (ago, ahead) = (now.monotonic.saturating_sub(at), at.saturating_sub(now.monotonic));
-            now.wall_ms.saturating_sub(ago.as_millis() as u64) + ahead.as_nanos().div_ceil(1_000_000) as u64
-        };
+        // Never earlier than it will be.
+        let wall_ms =
+            |at: Duration| now.wall_ms + at.saturating_sub(now.monotonic).as_nanos().div_ceil(1_000_000) as u64;
         let counting = self.taken.iter().filter(|taken| taken.expires > now.monotonic);
-        let used =
-            counting.map(|taken| (wall_ms(taken.expires.saturating_sub(self.rate.period)), taken.units)).collect();
+        // Monotonic time begins with the engine, and what was used may be older. So the period is taken from wall time.
+        let period_ms = self.rate.period.as_millis() as u64;
+        let used = counting.map(|taken| (wall_ms(taken.expires).saturating_sub(period_ms), taken.units)).collect();
         let reserved = if self.lent > 0 { vec![(now.wall_ms, self.lent)] } else { Vec::new() };
         let next = duration(self.next.div_ceil(self.rate.count.into()));
         let due = Due { at_ms: wall_ms(next), interval_us: interval_us(self.rate) };

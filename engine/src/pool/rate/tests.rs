@@ -284,6 +284,21 @@ fn a_stop_in_a_burst_leaves_the_rest_of_it() {
     assert!((60_000..60_010).contains(&(fourth - first).as_millis()), "{:?}", fourth - first);
 }
 
+/// What was used before the last start is as old as it was, however often the engine is stopped.
+#[test]
+fn many_stops_make_nothing_younger() {
+    let limit = rate(3, 60, 3);
+    let mut life = Life::start(limit, START, &Past::default());
+    let first = life.take(3, Duration::ZERO);
+    for _ in 0..5 {
+        let started = Started { monotonic: Duration::ZERO, wall_ms: life.wall().as_millis() as u64 + 1_000 };
+        life = Life::start(limit, started, &life.leave());
+        life.now += Duration::from_secs(10);
+    }
+    let fourth = life.take(1, Duration::ZERO);
+    assert!((60_000..60_020).contains(&(fourth - first).as_millis()), "{:?}", fourth - first);
+}
+
 /// Also what goes so soon after a start that it would share a slice with what was before it.
 #[test]
 fn another_period_just_after_a_start_counts_what_has_gone() {
