@@ -17,6 +17,7 @@ use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::dnssec::Proof;
 use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::proto::rr::domain::Label;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::system_conf;
 use ipnet::IpNet;
@@ -433,9 +434,12 @@ fn servers(config: &DnsConfig) -> (ResolverConfig, ResolverOpts) {
 
 /// With a final dot, so that no search list applies. None: not a name.
 fn absolute_name(text: &str) -> Option<Name> {
-    let mut name = Name::from_utf8(text).ok()?;
+    // `from_utf8` refuses an underscore behind a label's first letter. There are hosts and domains that have one.
+    let label = |text: &str| if text.is_ascii() { Label::from_ascii(text) } else { Label::from_utf8(text) };
+    let labels: Result<Vec<Label>, _> = text.strip_suffix('.').unwrap_or(text).split('.').map(label).collect();
+    let mut name = Name::from_labels(labels.ok()?).ok()?;
     name.set_fqdn(true);
-    (!name.is_root()).then_some(name)
+    Some(name)
 }
 
 /// In lower case, without the final dot.
@@ -453,7 +457,14 @@ struct Absence {
 /// None: the DNS did not say that something isn't there; it did not say anything.
 fn absence(error: &NetError) -> Option<Absence> {
     let (code, negative_ttl) = match error {
-        NetError::Dns(DnsError::NoRecordsFound(none)) => (none.response_code, none.negative_ttl),
+        NetError::Dns(DnsError::NoRecordsFound(none)) => {
+            // RFC 2308 §2.2: a referral to other servers, and not "there is none". A server that does not resolve for
+            // us gives it about every name.
+            if none.soa.is_none() && none.ns.is_some() {
+                return None;
+            }
+            (none.response_code, none.negative_ttl)
+        }
         // Nobody vouches for it, and nobody has to.
         NetError::Dns(DnsError::Nsec { response, proof: Proof::Insecure, .. }) => {
             (response.response_code, response.negative_ttl())

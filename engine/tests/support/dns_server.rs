@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 
 use hickory_resolver::proto::op::{Message, OpCode, ResponseCode};
-use hickory_resolver::proto::rr::rdata::{A, AAAA, CNAME, MX, SOA, TLSA, TXT};
+use hickory_resolver::proto::rr::rdata::{A, AAAA, CNAME, MX, NS, SOA, TLSA, TXT};
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 
 /// What the zone says of a name. A name may have several.
@@ -32,6 +32,8 @@ pub(crate) enum Entry {
     Insecure,
     /// Any question about the name is answered SERVFAIL.
     ServFail,
+    /// Any question about the name is answered with the servers that are to be asked instead.
+    Referral,
     /// No question about the name is answered.
     Silent,
     /// Over UDP the answer is empty and marked as truncated, so that it has to be fetched by TCP.
@@ -199,6 +201,9 @@ fn answer(state: &State, question: &[u8], by_tcp: bool) -> Option<Vec<u8>> {
         return None;
     } else if has(Entry::ServFail) {
         response.metadata.response_code = ResponseCode::ServFail;
+    } else if has(Entry::Referral) {
+        let server = NS(Name::from_ascii("a.root-servers.example.").expect("a good name"));
+        response.add_authority(Record::from_rdata(Name::root(), zone.ttl, RData::NS(server)));
     } else if has(Entry::Truncated) && !by_tcp {
         response.metadata.truncation = true;
     } else {

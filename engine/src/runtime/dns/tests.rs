@@ -97,6 +97,21 @@ fn aliases_are_followed() {
     assert_bounces(&site(&zone, "nowhere.example"), (5, 1, 2));
 }
 
+/// They are no host names (RFC 952), but there are some.
+#[test]
+fn names_with_an_underscore_are_looked_up() {
+    let zone = [
+        ("a_b.example", Entry::Mx(1, "mx_1.example")),
+        ("mx_1.example", Entry::A([192, 0, 2, 1])),
+        ("_c.xn--bcher-kva.example", Entry::A([192, 0, 2, 2])),
+        ("c_d.xn--bcher-kva.example", Entry::A([192, 0, 2, 3])),
+    ];
+    assert_eq!(hosts(&site(&zone, "a_b.example").unwrap()), [(1, "mx_1.example", "192.0.2.1:25".to_owned())]);
+    for (domain, address) in [("_c.b\u{fc}cher.example", "192.0.2.2:25"), ("c_d.b\u{fc}cher.example", "192.0.2.3:25")] {
+        assert_eq!(hosts(&site(&zone, domain).unwrap())[0].2, address, "{domain}");
+    }
+}
+
 #[test]
 fn what_is_not_there_bounces() {
     assert_bounces(&site(&[("d.example", Entry::NullMx)], "d.example"), (5, 1, 10));
@@ -122,6 +137,10 @@ fn what_nobody_could_say_defers() {
     let found = site(&zone, "d.example").unwrap();
     assert_eq!((found.name.as_str(), found.hosts.len()), ("mx.example,ok.example", 1));
     assert!(found.expires <= NOW.monotonic + DEFER_TTL * 2);
+    // RFC 2308 §2.2: what a server answers that is not one of the domain's, and asks nobody.
+    assert_defers(&site(&[("d.example", Entry::Referral)], "d.example"));
+    let zone = [("d.example", Entry::Mx(1, "mx.example")), ("mx.example", Entry::Referral)];
+    assert_defers(&site(&zone, "d.example"));
 }
 
 #[test]
