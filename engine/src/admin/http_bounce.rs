@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::MailChoice;
 use super::http_admin::{ApiError, Shared, in_time};
 use crate::limits::SUSPENSION_REASON_OCTETS_MAX;
+use crate::mail::address::ascii_domain;
 
 /// `BounceV1Request`, and ours.
 #[derive(Debug, Default, Deserialize)]
@@ -106,7 +107,7 @@ fn choose(
         text.parse().map_err(|error| ApiError::bad_request(format!("message: {text:?}: {error}")))
     };
     let message = message.map(parse).transpose()?;
-    let domain = domain.map(|domain| domain.to_ascii_lowercase());
+    let domain = domain.map(|domain| ascii_domain(&domain.to_lowercase()).into_owned());
     Ok(MailChoice { message, tenant, campaign, domain, ..MailChoice::default() })
 }
 

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::http_admin::{ApiError, Service, Shared, in_time};
 use super::{LimitsRow, SuspensionEnd, SuspensionRow, WallTime};
 use crate::limits::SUSPENSION_REASON_OCTETS_MAX;
+use crate::mail::address::ascii_domain;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -131,7 +132,7 @@ pub(super) async fn suspend(
     if campaign.is_none() && tenant.is_none() && domain.is_none() {
         return Err(ApiError::bad_request("name a tenant, a campaign or a domain; without, all mail would stop"));
     }
-    let domain = domain.map(|domain| domain.to_ascii_lowercase());
+    let domain = domain.map(|domain| ascii_domain(&domain.to_lowercase()).into_owned());
     let row = SuspensionRow { campaign, tenant, domain, ..SuspensionRow::default() };
     add(&service, row, reason, duration.as_deref(), expires.as_deref()).await
 }

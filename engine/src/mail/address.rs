@@ -4,6 +4,7 @@
 //! outside quotes) or where a domain could never be looked up. Laxer in one thing: dots may stand anywhere in an
 //! unquoted local part, because mailboxes such as `a..b@` and `a.@` exist; whether they do is for the peer to say.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -127,6 +128,20 @@ pub enum PathError {
 /// The domain of an address that was parsed before; empty for the null path.
 pub fn domain_of(address: &str) -> &str {
     address.rsplit_once('@').map_or("", |(_, domain)| domain)
+}
+
+/// The domain that an address's mail is queued under: [`ascii_domain`] of its own.
+pub fn queue_domain(address: &str) -> Cow<'_, str> {
+    ascii_domain(domain_of(address))
+}
+
+/// A domain in lower case as the configuration and the DNS name it, in ASCII (RFC 5890 §2.3.2.1). One that has no such
+/// form stays as it is.
+pub fn ascii_domain(domain: &str) -> Cow<'_, str> {
+    if domain.is_ascii() {
+        return Cow::Borrowed(domain);
+    }
+    idna::domain_to_ascii(domain).map_or(Cow::Borrowed(domain), Cow::Owned)
 }
 
 /// A host name: letters, digits, hyphens, underscores and non-ASCII letters (RFC 5321 §4.1.2, RFC 6531 §3.3).

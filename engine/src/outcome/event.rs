@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 
 use postrider_spool::record::{Answer, Envelope, Fate, LogId, MessageId, Outcome, RecipientResult, Sequence};
 
+use crate::mail::address::queue_domain;
 use crate::mail::queue_name::QueueName;
 use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
@@ -195,11 +196,7 @@ fn reception<'a>(event_id: EventId, envelope: &'a Envelope, place: usize, size: 
         event_id,
         sender: &envelope.reverse_path,
         recipient,
-        queue: Queue::Parts(QueueName {
-            campaign: &envelope.campaign,
-            tenant: &envelope.tenant,
-            domain: recipient.rsplit_once('@').map_or("", |(_, domain)| domain),
-        }),
+        queue: Queue::Parts { campaign: &envelope.campaign, tenant: &envelope.tenant, recipient },
         site: "",
         size,
         response: Response { code: 250, enhanced_code: None, content: "", command: None },
@@ -350,14 +347,16 @@ impl EventRecord {
 #[derive(Debug, Clone, Copy)]
 enum Queue<'a> {
     Named(&'a str),
-    Parts(QueueName<'a>),
+    Parts { campaign: &'a str, tenant: &'a str, recipient: &'a str },
 }
 
 impl fmt::Display for Queue<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Named(name) => f.write_str(name),
-            Self::Parts(name) => name.fmt(f),
+            Self::Parts { campaign, tenant, recipient } => {
+                QueueName { campaign, tenant, domain: &queue_domain(recipient) }.fmt(f)
+            }
         }
     }
 }

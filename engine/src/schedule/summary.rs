@@ -41,6 +41,7 @@ use super::answer::{AnswerId, Identity};
 use super::entry::NewEntry;
 use super::queue::{EntryKey, Home, QueueKey, QueueParts};
 use crate::config::{Config, MatchedRoute, RoutedMail};
+use crate::mail::address::ascii_domain;
 
 /// Writes a stream of summaries. Every checkpoint of every log is a stream of its own.
 #[derive(Debug, Default)]
@@ -290,7 +291,7 @@ impl<'a> SummaryReader<'a> {
             return place(number, self.queues.len()).ok_or(SummaryError::Malformed("queue"));
         }
         let (tenant, campaign) = (input.text("tenant")?.to_owned(), input.text("campaign")?.to_owned());
-        let (domain, pool) = (Arc::from(input.text("domain")?), input.text("pool")?.to_owned());
+        let (domain, pool) = (Arc::from(ascii_domain(input.text("domain")?)), input.text("pool")?.to_owned());
         let [priority] = *input.octets(1, "priority")? else { unreachable!("one was asked for") };
         let told = if priority & ROUTED == 0 { None } else { Some(decode_route(input)?) };
         let name = QueueParts { domain, tenant, campaign, pool, priority: priority & !ROUTED, matched: None };

@@ -9,7 +9,7 @@ use super::{Action, Shard};
 use crate::admin::{Inspected, MessageFilter, MessageRow, MessageState, QueueRow, WallTime};
 use crate::handover::{Ask, ControlMessage, Told};
 use crate::limits::{ASK_READS_MAX, DUE_FOR_LONG, INSPECTED_OCTETS_MAX};
-use crate::mail::address::domain_of;
+use crate::mail::address::queue_domain;
 use crate::mail::time::Now;
 use crate::schedule::queue::EntryKey;
 
@@ -113,11 +113,11 @@ impl Shard {
 
     /// Messages that are no longer in memory are read first, up to a bound; the answer comes when all are at hand.
     fn ask_messages(&mut self, now: Now, question: u64, filter: MessageFilter) {
-        let domain = filter.recipient.as_deref().map(domain_of);
+        let domain = filter.recipient.as_deref().map(queue_domain);
         let fits = |key: &EntryKey| {
             let queue = self.home.queue_of(*key);
             filter.tenant.as_deref().is_none_or(|tenant| *queue.tenant == *tenant)
-                && domain.is_none_or(|domain| *queue.domain == *domain)
+                && domain.as_deref().is_none_or(|domain| *queue.domain == *domain)
         };
         let keys: Vec<EntryKey> = match filter.id {
             Some(id) => self.entries_of(id).filter(fits).collect(),

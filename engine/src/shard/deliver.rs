@@ -18,7 +18,6 @@ use crate::handover::{
     ShardMessage, TlsFailure, TlsPolicyKey, TlsRequirement, Want,
 };
 use crate::limits::{HOST_BACK_OFF_FIRST_MAX, HOST_BACK_OFF_MAX, LIMIT_KEEPER, SOURCE_REFUSED_PAUSE};
-use crate::mail::address::domain_of;
 use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 use crate::pool::connection::ConnectionKey;
@@ -516,7 +515,7 @@ impl Shard {
         let hosts = attempt.route.site.hosts.iter();
         let unknown = hosts.map(|host| &host.dane).position(|dane| matches!(dane, HostDane::Unknown(_)));
         if let Some(host) = unknown.filter(|_| attempt.route.dane) {
-            let policy = attempt.route.tls_policy(host, domain_of(&attempt.recipients[0].1));
+            let policy = attempt.route.tls_policy(host, &attempt.domain);
             self.tls_report.count(policy, Err(TlsFailure::DnssecInvalid));
         }
     }

@@ -18,7 +18,7 @@ use crate::handover::{
     Attempt, Blocked, ControlMessage, Credit, Generation, PairKey, Route, RouteKey, ShardMessage, Ticket,
 };
 use crate::limits::{DUE_ENTRIES_PER_TURN, ROUTES_CACHED_MAX, SOURCE_RETRY, UNREADABLE_RETRY, UNRECORDED_RETRY};
-use crate::mail::address::domain_of;
+use crate::mail::address::queue_domain;
 use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 use crate::pool::egress::EgressTurns;
@@ -488,8 +488,8 @@ fn attempt(
     let recipient = |index: u32| Some((index, envelope.recipients.get(index as usize)?.address.as_str().to_owned()));
     let recipients: Arc<[(u32, String)]> = recipients.filter_map(recipient).collect();
     assert!(!recipients.is_empty(), "an entry has recipients of its message");
-    let one_domain = domain_of(&recipients[0].1);
-    assert!(recipients.iter().all(|(_, address)| domain_of(address) == one_domain), "a transaction has one domain");
+    let one_domain = queue_domain(&recipients[0].1);
+    assert!(recipients.iter().all(|(_, address)| queue_domain(address) == one_domain), "a transaction has one domain");
     Ok(Attempt {
         ticket,
         pair,

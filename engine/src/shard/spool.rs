@@ -1,5 +1,6 @@
 //! Stage 2 at a shard: commits, and what waits for them.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use crate::limits::{
     COMMIT_GATHER, OUTCOME_COMMIT_DELAY, OUTCOMES_GATHERED_MAX, UNCLEAN_STARTS_MAX, UNREAD_PER_TURN, UPKEEP_DELAY,
     UPKEEP_SKIPPED_MAX,
 };
-use crate::mail::address::domain_of;
+use crate::mail::address::queue_domain;
 use crate::mail::time::Now;
 use crate::outcome::event::{Logged, LoggedRecord};
 use crate::progress::Suspect;
@@ -505,7 +506,7 @@ fn spooled(message: MessageId, envelope: &Envelope, batch_max: usize) -> Spooled
     let recipients = envelope.recipients.iter().enumerate();
     let recipients = recipients.map(|(index, recipient)| GroupedRecipient {
         index: index as u32,
-        domain: domain_of(&recipient.address),
+        domain: queue_domain(&recipient.address),
         attempts: 0,
         due_ms: envelope.first_attempt_ms,
         last_answer: None,
@@ -540,7 +541,7 @@ fn recovered_message(
         };
         let answer = state.map(|result| &result.answer);
         let last_answer = answer.map(|answer| Arc::from(answer_text(answer.code, answer.enhanced, &answer.text)));
-        Some(GroupedRecipient { index, domain: domain_of(address), attempts, due_ms, last_answer })
+        Some(GroupedRecipient { index, domain: queue_domain(address), attempts, due_ms, last_answer })
     };
     let mut spooled = Spooled {
         message: id,
@@ -567,7 +568,7 @@ fn match_routes(config: &Config, spooled: &mut Spooled, sender: &str) {
 
 struct GroupedRecipient<'a> {
     index: u32,
-    domain: &'a str,
+    domain: Cow<'a, str>,
     attempts: u32,
     due_ms: u64,
     last_answer: Option<Arc<str>>,
@@ -576,7 +577,7 @@ struct GroupedRecipient<'a> {
 impl GroupedRecipient<'_> {
     fn alone(&self) -> RecipientGroup {
         RecipientGroup {
-            domain: Arc::from(self.domain),
+            domain: Arc::from(&*self.domain),
             recipients: [self.index].into(),
             attempts: self.attempts,
             due_ms: self.due_ms,
@@ -596,8 +597,8 @@ fn group<'a>(mut recipients: impl Iterator<Item = GroupedRecipient<'a>>, batch_m
     let mut groups: Vec<(RecipientGroup, Vec<u32>)> = Vec::new();
     let mut places = HashMap::new();
     for recipient in recipients {
-        let key = (recipient.domain, recipient.attempts, recipient.due_ms);
-        let place = *places.entry(key).or_insert(groups.len());
+        let key = (recipient.domain.clone(), recipient.attempts, recipient.due_ms);
+        let place = *places.entry(key.clone()).or_insert(groups.len());
         if place == groups.len() || groups[place].1.len() == batch_max {
             places.insert(key, groups.len());
             groups.push((recipient.alone(), vec![recipient.index]));

@@ -25,6 +25,7 @@ mod expiry;
 mod full_spool;
 mod greeting_failure;
 mod header_rules;
+mod idn_domain;
 mod limits_over_stops;
 mod mta_sts;
 mod multi_recipient;

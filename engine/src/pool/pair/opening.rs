@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use super::{Order, Pools, same_route};
 use crate::handover::{Blocked, Route};
-use crate::mail::address::domain_of;
 use crate::mail::time::Now;
 use crate::pool::connection::{ConnectionKey, SlotState};
 use crate::pool::site::Choice;
@@ -37,7 +36,7 @@ impl Pools {
                     let required = route.requirement(host).expect("only a host that may be used is chosen");
                     let tls = pair.hosts.tls_to_use(now.monotonic, to, required.clone());
                     let host_name = route.site.hosts[host].name.clone();
-                    let policy = route.tls_policy(host, domain_of(&attempt.recipients[0].1));
+                    let policy = route.tls_policy(host, &attempt.domain);
                     let site = Arc::from(&*route.site.name);
                     let connection =
                         self.slots.open(place, host_name.clone(), to, site, required, Arc::clone(&route.terms));
