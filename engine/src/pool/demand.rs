@@ -172,6 +172,15 @@ impl Demand {
         self.started(flow);
     }
 
+    /// A ticket for so many recipients goes home because its permit is too small, and goes next there again. What was
+    /// told with it is of those behind it: a permit for these would be too small for it once more, and so on for ever.
+    pub(super) fn expect_back(&mut self, home: usize, flow: &Arc<Flow>, recipients: u32) {
+        let backlog = &mut self.flows.get_mut(flow).expect("a flow with a ticket is kept").shares[home].backlog;
+        backlog.ready += 1;
+        backlog.next_recipients = recipients;
+        self.follow(flow);
+    }
+
     /// What a flow was charged with has come to nothing before its MAIL.
     pub(super) fn refund(&mut self, flow: &Arc<Flow>, recipients: u32) {
         self.turns.refund(flow, recipients);

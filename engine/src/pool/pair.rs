@@ -199,7 +199,9 @@ impl Pools {
             return self.send_back(place, attempt);
         }
         if !self.permit(place, &mut attempt, permit) {
-            let order = self.pairs[place as usize].send_home(attempt);
+            let pair = &mut self.pairs[place as usize];
+            pair.demand.expect_back(attempt.ticket.home, &attempt.flow, attempt.recipients.len() as u32);
+            let order = pair.send_home(attempt);
             self.orders.push_back(order);
             return self.grant(now, place);
         }

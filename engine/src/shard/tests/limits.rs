@@ -87,6 +87,8 @@ struct Engine {
 const OPTIONS: SpoolOptions =
     SpoolOptions { segment_bytes: 8 << 20, max_bytes: 1 << 30, hot_bytes: 64 << 20, durability: Durability::Fsync };
 
+/// One after the other, while no time passes.
+const TURNS_MAX: usize = 50_000;
 const ROUND_TRIP: Duration = Duration::from_millis(10);
 const SLOW: &str = "127.0.0.1:25";
 const SLOW_DOMAIN: &str = "slow.test";
@@ -244,7 +246,11 @@ impl Engine {
     /// All that happens up to a time.
     fn run_until(&mut self, end: Duration) {
         while self.now < end {
-            while (0..self.shards.len()).filter(|&shard| self.turn(shard)).count() > 0 {}
+            let mut turns = 0;
+            while (0..self.shards.len()).filter(|&shard| self.turn(shard)).count() > 0 {
+                turns += 1;
+                assert!(turns < TURNS_MAX, "no end of turns without time at {:?}", self.now);
+            }
             let now = self.clock();
             let hearing = self.shards.iter().filter(|shard| self.deaf != Some(shard.id()));
             let turns = hearing.map(|shard| shard.next_timeout(now));

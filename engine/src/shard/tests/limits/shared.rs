@@ -318,3 +318,29 @@ fn an_injection_rate_is_over_all_shards() {
         assert!((96..=110).contains(&accepted), "{accepted} with {shards} shards");
     }
 }
+
+/// Mail of one recipient and of several, under limits of their own at a pair that has a rate, too.
+#[test]
+fn limited_flows_of_mixed_sizes_go_on_at_a_paced_pair() {
+    let rules = "[shaping.default]\nconnection_limit = 6\nmax_message_rate = \"300/s\"\n\
+                 [[tenant]]\nname = \"acme\"\npriority = \"high\"\nmax_message_rate = \"100/s\"\n[[tenant]]\nname = \"b\"\n\
+                 [[limit]]\nname = \"minute\"\ncampaign = \"1\"\nmax_message_rate = \"200/min\"\n";
+    for shards in [1, 2] {
+        let mut engine = Engine::start(rules, shards);
+        let mut recipients = 0;
+        for number in 0..400 {
+            let count = [1, 1, 2, 5][number * 7 % 11 % 4];
+            let to = (0..count).map(|to| format!("r{to}@{SLOW_DOMAIN}")).collect();
+            if number % 2 == 0 {
+                recipients += count;
+                engine.inject_for(number % shards, "acme", 0, to);
+            } else {
+                engine.inject_for(number % shards, "b", 1, to);
+            }
+            engine.run_until(Duration::from_millis(15 * number as u64));
+        }
+        let end = engine.now + seconds(recipients as u64 / 100 + 2);
+        engine.run_until(end);
+        assert_eq!(engine.sent_by("acme").len(), 200, "{shards} shards, {recipients} recipients");
+    }
+}
