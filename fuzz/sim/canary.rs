@@ -33,6 +33,10 @@ pub(crate) enum Canary {
     ForgottenUse,
     /// A home hears nothing of moves, and goes on with the owner that it knows.
     UntoldHome,
+    /// Every handshake is told as a success, whatever certificate there was.
+    TrustingHandshake,
+    /// A reload brings nothing of what is asked of TLS.
+    OldPolicies,
     /// A crash loses one of the spool's segments.
     LostSegment,
 }

@@ -68,6 +68,8 @@ struct Durable {
 struct Recipient {
     attempts: u32,
     due_ms: u64,
+    /// Attempts that ended without MAIL, because the peer lacked what the message needs.
+    refused_by_us: u32,
     fate: Option<Fate>,
     /// The peer is about to be sent the end of the content; what became of that is not durable.
     is_intended: bool,
@@ -97,9 +99,11 @@ pub(crate) struct Ledger {
     durable: BTreeMap<MessageId, Durable>,
     /// Recipients of durable messages that have no fate yet.
     open: usize,
-    ids: BTreeMap<Marker, MessageId>,
+    pub(crate) ids: BTreeMap<Marker, MessageId>,
     taken: BTreeMap<(Marker, String), Taken>,
     refused_by_peer: BTreeSet<(Marker, String)>,
+    /// How often MAIL was written for a message, where somebody counts it.
+    pub(crate) mails: Option<BTreeMap<Marker, u32>>,
     /// Taken under another's reverse path: the engine may know it, and then does not send it again.
     foreign: BTreeSet<Marker>,
     /// Domains of which the DNS said that they take no mail.
@@ -154,6 +158,7 @@ impl Ledger {
             ids: BTreeMap::new(),
             taken: BTreeMap::new(),
             refused_by_peer: BTreeSet::new(),
+            mails: None,
             foreign: BTreeSet::new(),
             undeliverable: BTreeSet::new(),
             lacks: BTreeSet::new(),
@@ -317,6 +322,7 @@ impl Ledger {
         let first = Recipient {
             attempts: 0,
             due_ms: envelope.first_attempt_ms,
+            refused_by_us: 0,
             fate: None,
             is_intended: false,
             is_held: false,
@@ -350,6 +356,19 @@ impl Ledger {
             }
             state.is_intended = false;
             state.attempts = *attempts;
+            if own_refusal(answer).is_some() || answer.text.ends_with(LACKING) {
+                state.refused_by_us += 1;
+            }
+            if let Some(mails) = &self.mails
+                && is_plain(recipient)
+                && is_plain(&sent.reverse_path)
+            {
+                let written = mails.get(&marker).copied().unwrap_or_default() + state.refused_by_us;
+                assert!(
+                    *attempts <= written,
+                    "EXACT-RETRY-STATE: {marker} to {recipient} has {attempts} attempts, and MAIL was written {written} times"
+                );
+            }
             let key = (marker, recipient.clone());
             let (interval_ms, spread_ms) = interval(&self.retry, *attempts);
             match *fate {
@@ -567,6 +586,9 @@ fn is_same(one: &Logged, other: &Logged) -> bool {
         _ => false,
     }
 }
+
+/// How a deferral ends for what a peer lacks, while other hosts that may have it back off.
+const LACKING: &str = "other hosts, which may, can not be reached now";
 
 /// What some peers refuse mail with. Another address may be welcome, so nobody may bounce for it.
 pub(crate) const BLAME: &str = "554 5.7.1 client host [192.0.2.1] blocked: it is listed by bl.example";

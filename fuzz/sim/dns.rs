@@ -66,6 +66,18 @@ impl Dns {
         self.zones.iter().map(|zone| zone.domain.as_str())
     }
 
+    /// Those with an MX record.
+    pub(crate) fn with_mx(&self) -> impl Iterator<Item = &str> {
+        self.zones.iter().filter(|zone| zone.kind == Kind::Mx).map(|zone| zone.domain.as_str())
+    }
+
+    /// All domains with an MX record have one of so many sites.
+    pub(crate) fn share_sites(&mut self, sites: u64, random: &mut Random) {
+        for zone in self.zones.iter_mut().filter(|zone| zone.kind == Kind::Mx) {
+            zone.site = random.below(sites) as usize;
+        }
+    }
+
     pub(crate) fn resolve(
         &mut self,
         domain: &str,

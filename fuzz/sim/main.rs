@@ -23,6 +23,7 @@ mod reload;
 mod shares;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod workload;
 mod world;
 

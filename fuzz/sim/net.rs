@@ -5,13 +5,16 @@ use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 
+use postrider::handover::TlsRequirement;
 use postrider::pool::connection::ConnectionKey;
-use postrider::shard::{ConnectError, Connected};
+use postrider::shard::{ConnectError, Connected, TlsStarted};
 
 use crate::canary::Canary;
+use crate::checker::Marker;
 use crate::clock::{MS, Micros, SECOND};
 use crate::mix::{Fault, spread};
 use crate::peer::{Around, Peer, Say, Taken};
+use crate::tls::{Session, Watch};
 use crate::world::{Event, World};
 
 /// Names a connection for as long as the run lasts.
@@ -27,6 +30,9 @@ pub(crate) struct Link {
     peer: Peer,
     address: SocketAddr,
     is_up: bool,
+    /// What TLS has come to.
+    session: Session,
+    begun: Micros,
     /// The shard wants to know what comes.
     is_heard: bool,
     /// The engine's socket is there: the connection counts.
@@ -92,6 +98,8 @@ impl World {
             peer: Peer::new(host, source),
             address: to,
             is_up: false,
+            session: Session::Clear,
+            begun: self.clock.micros(),
             is_heard: true,
             is_open: true,
             is_peer_open: false,
@@ -149,8 +157,19 @@ impl World {
         if !link.is_heard {
             return;
         }
+        if octets.starts_with(b"STARTTLS\r\n") {
+            link.session = Session::Asked;
+        }
         link.emitted += octets.len() as u64;
         link.written.push_back((link.emitted, self.clock.micros()));
+        // Commands are written whole.
+        for line in octets.split_inclusive(|octet| *octet == b'\n') {
+            if let Some(rest) = line.strip_prefix(b"MAIL FROM:<m") {
+                let marker = rest.iter().take_while(|octet| octet.is_ascii_digit());
+                let marker = marker.fold(0, |number, digit| number * 10 + Marker::from(digit - b'0'));
+                *self.ledger.mails.get_or_insert_default().entry(marker).or_default() += 1;
+            }
+        }
         let mut rest = self.without_resets(octets);
         let (mut broken, mut leaves_at) = (false, self.links[&id].leaves_at.max(self.clock.micros()));
         while !rest.is_empty() {
@@ -204,8 +223,15 @@ impl World {
         }
     }
 
-    pub(crate) fn start_tls(&mut self, shard: usize, connection: ConnectionKey) {
+    pub(crate) fn start_tls(
+        &mut self,
+        shard: usize,
+        connection: ConnectionKey,
+        host_name: String,
+        asked: TlsRequirement,
+    ) {
         if let Some(id) = self.link_of(shard, connection) {
+            self.links.get_mut(&id).expect("it is there").session = Session::Handshaking(host_name, asked);
             self.clock.after(4 * self.links[&id].latency, Event::Net(id, NetEvent::TlsDone));
         }
     }
@@ -235,6 +261,9 @@ impl World {
         link.is_heard = false;
         for (marker, recipients) in link.unheard.drain(..) {
             self.ledger.forget(marker, &recipients);
+        }
+        if matches!(link.session, Session::Asked | Session::Handshaking(..)) {
+            self.tls.fail(link.source, link.peer.host, self.clock.micros());
         }
     }
 
@@ -301,6 +330,13 @@ impl World {
             mix: &mut self.mix,
             ledger: &mut self.ledger,
             rates: &mut self.rates,
+            tls: Watch {
+                policies: &self.tls,
+                epochs: self.reloads.epochs(),
+                shards: self.shards.len(),
+                session: &link.session,
+                begun: link.begun,
+            },
             written: &link.written,
             limits: self.peer_limits,
             is_heard: link.is_heard,
@@ -357,12 +393,24 @@ impl World {
         if !link.peer.is_handshaking() {
             return;
         }
-        let result = self.hosts[link.peer.host].shake_hands();
+        let host = &self.hosts[link.peer.host];
+        let result = self.tls.shake_hands(link.peer.host, host, &link.session, self.canary, &mut self.mix);
         match &result {
-            Ok(_) => link.peer.tls_started(),
-            Err(_) => link.is_peer_open = false,
+            Ok(proof) => {
+                link.session = Session::Up(*proof);
+                link.peer.tls_started();
+            }
+            Err(_) => {
+                link.is_peer_open = false;
+                self.tls.fail(link.source, link.peer.host, self.clock.micros());
+            }
         }
-        self.shards[shard].connection_tls(self.clock.now(), connection, result.map_err(Into::into));
+        let result = result.map(|_| TlsStarted {
+            protocol: "TLSv1.3".to_owned(),
+            cipher: "TLS_AES_128_GCM_SHA256".to_owned(),
+            peer_subject: vec![format!("CN={}", host.name)],
+        });
+        self.shards[shard].connection_tls(self.clock.now(), connection, result);
         self.turn(shard);
     }
 

@@ -4,14 +4,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::mem;
 use std::net::SocketAddr;
 
-use postrider::shard::TlsStarted;
-
 use crate::canary::Canary;
 use crate::checker::{BLAME, Delivered, Lack, Ledger, Marker, marker_of};
 use crate::clock::{MINUTE, Micros, SECOND};
 use crate::mix::{Fault, Mix};
 use crate::random::Random;
 use crate::rates::Rates;
+use crate::tls::Watch;
 use crate::world::{BY_CAMPAIGN, BY_SENDER, SITES};
 
 /// A host, for as long as the run lasts.
@@ -45,7 +44,7 @@ pub(crate) struct Habits {
     auth: bool,
     size_max: Option<u64>,
     recipients_max: Option<usize>,
-    tls: Tls,
+    pub(crate) tls: Tls,
     demands_tls: bool,
     refuses_every_second: bool,
     greylists_for: Option<Micros>,
@@ -55,7 +54,7 @@ pub(crate) struct Habits {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Tls {
+pub(crate) enum Tls {
     NotOffered,
     Works,
     Refused,
@@ -85,6 +84,7 @@ pub(crate) struct Around<'a> {
     pub(crate) mix: &'a mut Mix,
     pub(crate) ledger: &'a mut Ledger,
     pub(crate) rates: &'a mut Rates,
+    pub(crate) tls: Watch<'a>,
     /// Of the octets that the engine sent to this connection: how many it had sent by then.
     pub(crate) written: &'a VecDeque<(u64, Micros)>,
     pub(crate) limits: PeerLimits,
@@ -145,6 +145,8 @@ pub(crate) struct Peer {
     is_closed: bool,
     is_handshaking: bool,
     is_encrypted: bool,
+    /// It has said that it has TLS.
+    offers_tls: bool,
     deliveries: u64,
     /// Octets that it has looked at.
     read: u64,
@@ -216,18 +218,6 @@ impl Host {
         self.busy_until = 0;
     }
 
-    /// How the handshake ends.
-    pub(crate) fn shake_hands(&self) -> Result<TlsStarted, String> {
-        match self.habits.tls {
-            Tls::Works => Ok(TlsStarted {
-                protocol: "TLSv1.3".to_owned(),
-                cipher: "TLS_AES_128_GCM_SHA256".to_owned(),
-                peer_subject: vec![format!("CN={}", self.name)],
-            }),
-            _ => Err("the handshake failed".to_owned()),
-        }
-    }
-
     fn is_punishing(&mut self, now: Micros) -> bool {
         let Some(recipients_max) = self.habits.recipients_punished else { return false };
         self.tried.push_back(now);
@@ -292,6 +282,7 @@ impl Peer {
             is_closed: false,
             is_handshaking: false,
             is_encrypted: false,
+            offers_tls: false,
             deliveries: 0,
             read: 0,
             mail: None,
@@ -407,6 +398,8 @@ impl Peer {
         }
         if let (Some(rest), Some((reverse_path, at))) = (command.strip_prefix("RCPT "), &self.mail) {
             around.rates.see(*at, self.source, host.site, reverse_path, &path(rest));
+            let place = (self.source, self.host, host);
+            around.tls.check(*at, reverse_path, &path(rest), place, self.offers_tls, around.ledger);
         }
     }
 
@@ -431,7 +424,10 @@ impl Peer {
         lines.extend(auth.then(|| "AUTH PLAIN LOGIN".to_owned()));
         lines.extend(size_max.map(|size| format!("SIZE {size}")));
         lines.extend(recipients_max.map(|count| format!("LIMITS RCPTMAX={count}")));
-        lines.extend((tls != Tls::NotOffered && !self.is_encrypted).then(|| "STARTTLS".to_owned()));
+        if tls != Tls::NotOffered && !self.is_encrypted {
+            self.offers_tls = true;
+            lines.push("STARTTLS".to_owned());
+        }
         let last = lines.len() - 1;
         let lines = lines.iter().enumerate();
         let lines: Vec<String> =

@@ -15,6 +15,7 @@ use crate::clock::{MINUTE, Micros, SECOND};
 use crate::mix::Fault;
 use crate::random::Random;
 use crate::rates;
+use crate::tls;
 use crate::world::{Event, World};
 
 /// What a run's engine was to read, and when.
@@ -51,8 +52,8 @@ impl Reloads {
     }
 
     /// When the run reloads; mostly never.
-    pub(crate) fn times(&mut self, has_rates: bool, end: Micros) -> Vec<Micros> {
-        if !self.random.one_in(if has_rates { 2 } else { 6 }) {
+    pub(crate) fn times(&mut self, is_frequent: bool, end: Micros) -> Vec<Micros> {
+        if !self.random.one_in(if is_frequent { 2 } else { 6 }) {
             return Vec::new();
         }
         let count = 1 + self.random.below(20);
@@ -94,7 +95,7 @@ impl Reloads {
         }
     }
 
-    fn draw(&mut self) -> Config {
+    fn draw(&mut self, has_policies: bool) -> Config {
         let mut config = Config::clone(&self.base);
         let random = &mut self.random;
         if random.one_in(2) {
@@ -105,6 +106,9 @@ impl Reloads {
             rate.max_burst = rate.max_burst.min(count);
             rate.count = count;
         };
+        if has_policies {
+            tls::draw_modes(&mut config, random);
+        }
         let limits = config.limits.iter_mut().map(|limit| &mut limit.max_message_rate);
         let tenants = config.tenants.iter_mut().filter_map(|tenant| tenant.max_message_rate.as_mut());
         for rate in config.shaping.max_message_rate.iter_mut().chain(tenants).chain(limits) {
@@ -133,7 +137,11 @@ impl World {
         if self.moves.is_under_way() {
             return self.clock.after(SECOND, Event::Reload);
         }
-        let config = if self.mix.is_healed() { Config::clone(&self.reloads.base) } else { self.reloads.draw() };
+        let config = if self.mix.is_healed() {
+            Config::clone(&self.reloads.base)
+        } else {
+            self.reloads.draw(self.tls.are_drawn)
+        };
         self.mix.count(Fault::Reloaded);
         self.reload_to(config);
     }
@@ -144,8 +152,13 @@ impl World {
         let wanted = config.aligned_with(&before.config).expect("there are few sources");
         let mut given = wanted.clone();
         given.shaping.connection_limit = before.config.shaping.connection_limit;
-        if self.canary == Some(Canary::HigherRate) {
-            rates::double(&mut given);
+        match self.canary {
+            Some(Canary::HigherRate) => rates::double(&mut given),
+            Some(Canary::OldPolicies) => {
+                given.shaping.tls = before.config.shaping.tls;
+                given.routes.clone_from(&before.config.routes);
+            }
+            _ => {}
         }
         let given = Arc::new(given);
         let policy = Arc::new(Policy::new(&given).expect("it has no keys"));

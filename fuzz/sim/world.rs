@@ -20,8 +20,9 @@ use postrider::config::{
     AutomationRule, Chunking, Config, DomainPattern, EgressPool, EgressSource, InDoubt, RetrySchedule, Route,
     RouteMatch, RouteTarget, TlsMode, Wildcard,
 };
+use postrider::deliver::route::{RouteFailure, RouteFailureKind};
 use postrider::deliver::verdict::SESSION_RULES;
-use postrider::handover::{Ask, ControlMessage, PairKey, ShardMessage, Told};
+use postrider::handover::{self, Ask, ControlMessage, PairKey, RouteKey, ShardMessage, Told};
 use postrider::outcome::event::{Logged, LoggedRecord};
 use postrider::pool::connection::ConnectionKey;
 use postrider::pool::rate::Past;
@@ -46,6 +47,7 @@ use crate::peer::{Host, PeerLimits};
 use crate::random::Random;
 use crate::rates::{self, Rates};
 use crate::reload::Reloads;
+use crate::tls::{Policies, Told as ToldPolicies};
 use crate::workload::{self, Campaign};
 
 /// What happens next, and to whom.
@@ -68,6 +70,14 @@ pub(crate) enum Event {
     Answer {
         to: usize,
         message: Box<ShardMessage>,
+    },
+    /// What the DNS said of a domain, under so manieth configuration.
+    Routed {
+        to: usize,
+        key: RouteKey,
+        result: Box<Result<handover::Route, RouteFailure>>,
+        policies: Option<Box<ToldPolicies>>,
+        reloads: usize,
     },
     /// It is durable.
     Reserved {
@@ -127,6 +137,7 @@ pub(crate) struct World {
     /// There are tenants, rates and limits.
     pub(crate) has_rates: bool,
     pub(crate) rates: Rates,
+    pub(crate) tls: Policies,
     events: EventLog,
     /// New messages that may still wait for it.
     waiting_messages: usize,
@@ -192,15 +203,22 @@ pub(crate) struct World {
     report: Report,
 }
 
+/// What a run is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Whole,
+    Shares,
+}
+
 impl World {
     /// One run, to its end. Panics where a promise is broken.
     pub(crate) fn run(seed: u64, canary: Option<Canary>) -> Report {
-        let mut world = Self::new(seed, canary, rates::draw_bursts);
+        let mut world = Self::new(seed, canary, Kind::Whole);
         world.start(1 + (seed % 3) as usize);
         for event in [Event::Submit, Event::WriteEvents, Event::Hosts, Event::Compare] {
             world.clock.after(0, event);
         }
-        for at in world.reloads.times(world.has_rates, world.heal_at) {
+        for at in world.reloads.times(world.has_rates || world.tls.are_drawn, world.heal_at) {
             world.clock.at(at, Event::Reload);
         }
         if world.mix.has(Fault::PairMoved) {
@@ -223,7 +241,7 @@ impl World {
 
     /// Nothing but comparisons of shares, in a world that is well from the beginning.
     pub(crate) fn run_shares(seed: u64, canary: Option<Canary>) -> Report {
-        let mut world = Self::new(RATES_EVERY * seed + RATES_AT, canary, |_, _| ());
+        let mut world = Self::new(RATES_EVERY * seed + RATES_AT, canary, Kind::Shares);
         world.start(1 + (seed % 3) as usize);
         world.heal_at = 0;
         world.heal();
@@ -241,10 +259,10 @@ impl World {
 
     /// What the seed's mix is, for those who look for the cause of something.
     pub(crate) fn mix_of(seed: u64) -> Mix {
-        Self::new(seed, None, rates::draw_bursts).mix
+        Self::new(seed, None, Kind::Whole).mix
     }
 
-    fn new(seed: u64, canary: Option<Canary>, change_rates: fn(&mut Config, &mut Random)) -> Self {
+    fn new(seed: u64, canary: Option<Canary>, kind: Kind) -> Self {
         let mut random = Random::new(seed);
         let mut mix = Mix::draw(&mut random, &mut Moves::new(seed).random);
         let mut config = config(&mut random);
@@ -255,10 +273,15 @@ impl World {
         let (has_rates, mut own) = (seed % RATES_EVERY == RATES_AT, Random::new(!seed));
         if has_rates {
             rates::draw(&mut config, &mut own);
-            change_rates(&mut config, &mut Random::new(seed.rotate_left(16)));
+            if kind == Kind::Whole {
+                rates::draw_bursts(&mut config, &mut Random::new(seed.rotate_left(16)));
+            }
         }
+        let mut tls = Policies::new(seed, kind == Kind::Whole);
+        tls.change_config(&mut config);
         config.shaping.in_doubt = if holds { InDoubt::Hold } else { InDoubt::Retry };
-        let (hosts, dns) = internet(&config, &mut random, &mut mix);
+        let (hosts, mut dns) = internet(&config, &mut random, &mut mix);
+        tls.begin(&hosts, &mut dns);
         if has_rates {
             rates::draw_narrow(&mut config, &hosts, &mut Random::new(seed.rotate_left(32)));
         }
@@ -296,6 +319,7 @@ impl World {
             ledger,
             has_rates,
             rates: Rates::default(),
+            tls,
             events: EventLog::default(),
             waiting_messages: 0,
             events_fail_until: 0,
@@ -395,6 +419,7 @@ impl World {
             self.shards.push(shard);
         }
         self.reloads.begin_life(self.clock.micros());
+        self.tls.begin_life();
         self.stopped = vec![false; shards];
         self.is_stopping = false;
         self.armed = vec![Micros::MAX; shards];
@@ -455,6 +480,20 @@ impl World {
                 self.shards[to].handle_message(*message);
                 self.turn(to);
             }
+            Event::Routed { to, key, result, policies, reloads } => {
+                // A lookup for an earlier configuration ends with it; where nothing of that decides, it does not matter.
+                if self.tls.are_drawn && reloads != self.reloads.epochs().len() {
+                    return;
+                }
+                if let (Ok(route), Some(policies)) = (&*result, policies)
+                    && key.matched.is_none()
+                {
+                    let until = self.clock.micros_of(route.site.expires);
+                    self.tls.tell(to, &key.domain, self.clock.micros(), until, *policies);
+                }
+                self.shards[to].handle_message(ShardMessage::Routed { key, result: *result });
+                self.turn(to);
+            }
             Event::Reserved { to, reservation: Reservation { limit, at_ms, units } } => {
                 self.reserved.entry(limit.to_string()).or_default().reserved.push((at_ms, units));
                 self.shards[to].handle_message(ShardMessage::Reserved { limit, units });
@@ -477,7 +516,8 @@ impl World {
     fn shard_of(&self, event: &Event) -> Option<usize> {
         match event {
             Event::Turn { shard } | Event::Completed { shard, .. } | Event::Client { shard, .. } => Some(*shard),
-            Event::Mail { to } | Event::Answer { to, .. } | Event::Reserved { to, .. } => Some(*to),
+            Event::Mail { to } | Event::Answer { to, .. } => Some(*to),
+            Event::Reserved { to, .. } | Event::Routed { to, .. } => Some(*to),
             _ => None,
         }
     }
@@ -552,7 +592,9 @@ impl World {
                 }
                 Action::ConnectionClose { connection } => self.close(shard, connection),
                 Action::ConnectionAbort { connection } => self.abort(shard, connection),
-                Action::ConnectionStartTls { connection, .. } => self.start_tls(shard, connection),
+                Action::ConnectionStartTls { connection, host_name, tls } => {
+                    self.start_tls(shard, connection, host_name, tls);
+                }
                 Action::SessionStartTls { .. } => unreachable!("it is not offered"),
                 Action::Shard { to, message } => {
                     if let ShardMessage::Settled(settled) = &message {
@@ -619,14 +661,24 @@ impl World {
                 let slow = self.mix.strikes(Fault::DnsSlow, &mut self.random);
                 let wait = if slow { self.random.below(30 * SECOND) } else { 100 + self.random.below(20 * MS) };
                 let now = self.clock.now();
-                let result = self.dns.resolve(&key.domain, now, &self.hosts, &mut self.random, &mut self.mix);
+                let mut result = self.dns.resolve(&key.domain, now, &self.hosts, &mut self.random, &mut self.mix);
                 if let Err(failure) = &result
-                    && failure.kind == postrider::deliver::route::RouteFailureKind::Bounce
+                    && failure.kind == RouteFailureKind::Bounce
                 {
                     self.ledger.undeliverable(&key.domain);
                 }
-                let message = Box::new(ShardMessage::Routed { key, result });
-                self.clock.after(wait, Event::Answer { to: shard, message });
+                let by_mx = self.config.route_of(&key.domain, key.matched).is_none();
+                let policies = result
+                    .as_mut()
+                    .ok()
+                    .map(|route| Box::new(self.tls.add_to(&key.domain, by_mx, route, &self.hosts, &mut self.mix)));
+                let mut at = self.clock.micros() + wait;
+                if self.tls.are_drawn {
+                    // Behind the configuration that it is for.
+                    at = at.max(self.mail_at[shard]);
+                }
+                let (result, reloads) = (Box::new(result), self.reloads.epochs().len());
+                self.clock.at(at, Event::Routed { to: shard, key, result, policies, reloads });
             }
             ControlMessage::FindOwner { shard, pair } => {
                 let PairKey { source, rollup, .. } = pair.clone();
@@ -748,6 +800,7 @@ impl World {
     fn trouble_hosts(&mut self) {
         self.clock.after(10 * MINUTE, Event::Hosts);
         let now = self.clock.micros();
+        self.tls.change(&mut self.hosts, &mut self.mix);
         for host in &mut self.hosts {
             if host.down_until < now && self.random.one_in(6) && self.mix.strikes(Fault::HostDown, &mut self.random) {
                 host.down_until = now + spread(&mut self.random, HOUR, 2);
@@ -831,6 +884,7 @@ impl World {
         for host in &mut self.hosts {
             host.heal();
         }
+        self.tls.heal();
         self.break_all_links();
         if self.reloads.has_begun() {
             self.clock.after(0, Event::Reload);
@@ -996,7 +1050,8 @@ fn internet(config: &Config, random: &mut Random, mix: &mut Mix) -> (Vec<Host>, 
     }
     let dns = Dns::new(SITES, random);
     for (place, route) in config.routes.iter().enumerate() {
-        let RouteTarget::Address(address) = route.to[0] else { unreachable!("they are addresses") };
+        // The others lead to the same sites.
+        let RouteTarget::Address(address) = route.to[0] else { continue };
         hosts.push(Host::new(address.ip().to_string(), address, SITES + place, random, mix));
     }
     (hosts, dns)

@@ -27,7 +27,7 @@ fn is_found(canary: &str, seed: u64) -> bool {
 }
 
 /// As `--help` lists them.
-const CANARIES: [&str; 16] = [
+const CANARIES: [&str; 18] = [
     "early-sync",
     "no-reset",
     "dropped-outcome",
@@ -43,6 +43,8 @@ const CANARIES: [&str; 16] = [
     "forgotten-limits",
     "forgotten-use",
     "untold-home",
+    "trusting-handshake",
+    "old-policies",
     "lost-segment",
 ];
 
