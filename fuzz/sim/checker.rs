@@ -366,7 +366,7 @@ impl Ledger {
                 let written = mails.get(&marker).copied().unwrap_or_default() + state.refused_by_us;
                 assert!(
                     *attempts <= written,
-                    "EXACT-RETRY-STATE: {marker} to {recipient} has {attempts} attempts, and MAIL was written {written} times"
+                    "EXACT-RETRY-STATE: {marker} to {recipient} has {attempts} attempts, of {written} MAIL"
                 );
             }
             let key = (marker, recipient.clone());

@@ -1,5 +1,6 @@
-//! TLS policies: what domains require of their hosts, what hosts show, and whether each transaction rode on what its own
-//! domain requires. The network stands in for rustls: it knows what a handshake has proved, whatever the engine believes.
+//! TLS policies: what domains require of their hosts, what hosts show, and whether each transaction rode on what its
+//! own domain requires. The network stands in for rustls: it knows what a handshake has proved, whatever the engine
+//! believes.
 //!
 //! In some runs domains share hosts and differ in what they require: by the operator's word, an MTA-STS policy, or the
 //! hosts' TLSA records; and hosts' TLS, certificates and records change over time. What is drawn here comes from a
@@ -308,7 +309,7 @@ impl Policies {
         of_domain.push(Told { from: now, until: until.max(now + SECOND), ..told });
     }
 
-    /// How a handshake ends. What it has proved is what was asked for, unless a canary says so of others.
+    /// How a handshake ends, and what it has proved: what was asked for. A canary has others told as good, too.
     pub(crate) fn shake_hands(
         &self,
         place: usize,
@@ -355,8 +356,8 @@ impl Policies {
 }
 
 impl Watch<'_> {
-    /// RIGHT-TLS: a transaction rides only on a connection whose handshake has proved what its own domain requires of that
-    /// host; `at` is when MAIL was written. `is_offered`: the peer has said on this connection that it has TLS.
+    /// RIGHT-TLS: a transaction rides only on a connection whose handshake has proved what its own domain requires of
+    /// that host; `at` is when MAIL was written. `is_offered`: the peer has said on this connection that it has TLS.
     pub(crate) fn check(
         &self,
         at: Micros,
@@ -510,6 +511,6 @@ const DANE_EE: u8 = 3;
 /// Until the MAIL of what was begun is written.
 const UNDER_WAY_MAX: Micros = 15 * MINUTE;
 
-/// For so long after TLS has failed a host may get opportunistic mail in the clear: as `engine/src/limits.rs` has it, and
-/// for as long as a shard may stand still.
+/// For so long after TLS has failed a host may get opportunistic mail in the clear: as `engine/src/limits.rs` has it,
+/// and for as long as a shard may stand still.
 const CLEAR_MAX: Micros = HOUR + MINUTE;
