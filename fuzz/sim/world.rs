@@ -481,7 +481,7 @@ impl World {
                 self.turn(to);
             }
             Event::Routed { to, key, result, policies, reloads } => {
-                // A lookup for an earlier configuration ends with it; where nothing of that decides, it does not matter.
+                // A lookup for an earlier configuration ends with it. Where nothing of that decides, it goes on.
                 if self.tls.are_drawn && reloads != self.reloads.epochs().len() {
                     return;
                 }
