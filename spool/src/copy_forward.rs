@@ -23,7 +23,8 @@ use crate::body::Body;
 use crate::commit::{Purpose, check_body, checked_message};
 use crate::error::Closed;
 use crate::format::{
-    BODY_SCHEMA, COPY_SCHEMA, Chain, RECORD_HEADER_BYTES, RecordHeader, RecordKind, SEGMENT_HEADER_BYTES, STATE_SCHEMA,
+    BODY_SCHEMA, COPY_SCHEMA, Chain, FRAME_HEADER_BYTES, RECORD_HEADER_BYTES, RecordHeader, RecordKind,
+    SEGMENT_HEADER_BYTES, STATE_SCHEMA,
 };
 use crate::index::{Entry, HELD, Place};
 use crate::limits::{
@@ -39,6 +40,7 @@ use crate::log::{Log, State};
 use crate::message::{Memory, Message};
 use crate::packed;
 use crate::record::{CopiedState, LogId, MessageId, RecipientResult, Sequence};
+use crate::segment::Segment;
 use crate::storage::{Operation, ReadBuffer};
 
 /// Where copying stands.
@@ -245,7 +247,10 @@ impl Log {
         };
         let segment = self.segments.get(tail.slot);
         let is_dead = segment.live == 0 && segment.end > 0;
-        let is_sparse = segment.end * 4 > segment.capacity && segment.live_bytes * 2 <= segment.end;
+        let written = segment.end.saturating_sub(SEGMENT_HEADER_BYTES as u64);
+        let is_sparse = segment.end * 4 > segment.capacity
+            && segment.live_bytes * 2 <= segment.end
+            && copied_bytes_max(segment.live_bytes) < written;
         let has_frames_coming = || self.uncommitted_frames().any(|frame| frame.slot == tail.slot);
         if (is_dead || is_sparse && self.is_pressed()) && !has_frames_coming() {
             self.tails[Chain::Copies as usize] = None;
@@ -260,9 +265,11 @@ impl Log {
             return false;
         };
         let segment = self.segments.get(tail.slot);
-        // With less in it, leaving it wins nothing.
+        // With less in it, leaving it wins nothing: the next one begins with a frame for its own sake.
+        let next = SEGMENT_HEADER_BYTES as u64 + BLOCK_BYTES;
         segment.end * 4 > segment.capacity
             && segment.live_bytes * 2 <= segment.end
+            && copied_bytes_max(segment.live_bytes) + next < segment.end
             && segment.last_event <= self.event_cursor
             && self.is_pressed()
             && self.spares_ready() > 0
@@ -556,8 +563,12 @@ impl Log {
     /// Whether there is a segment that copies of so many bytes can go to. A full disk may have none, but where mail and
     /// outcomes go there may be room.
     pub(crate) fn has_room_for_copies(&self, bytes: u64) -> bool {
-        let needed = bytes + bytes / 8 + 2 * BLOCK_BYTES;
-        self.tail_room(Chain::Copies) >= needed || self.spares_ready() > SPARES_RESERVED_FROM_COPIES
+        self.fits_behind_copies(bytes) || self.spares_ready() > SPARES_RESERVED_FROM_COPIES
+    }
+
+    /// Whether the present segment of copies takes so many bytes more.
+    fn fits_behind_copies(&self, bytes: u64) -> bool {
+        self.tail_room(Chain::Copies) >= bytes + bytes / 8 + 2 * BLOCK_BYTES
     }
 
     fn append_ready(&mut self, now: Duration, chain: Chain) {
@@ -746,6 +757,7 @@ impl Log {
             let written = segment.charged.saturating_sub(SEGMENT_HEADER_BYTES as u64);
             segment.live > 0
                 && segment.live_bytes * 100 <= written * percent_max
+                && self.is_won_by_copying(segment, written)
                 && self.tails.iter().flatten().all(|tail| tail.slot != **slot)
                 // What holds it back otherwise would hold it back afterwards as well.
                 && segment.pins == 0
@@ -761,6 +773,14 @@ impl Log {
         let live_bytes = self.segments.get(slot).live_bytes;
         let has_room = self.has_room_for_copies(live_bytes) || self.tail_room(Chain::Mail) / 2 >= live_bytes;
         has_room.then_some(slot)
+    }
+
+    /// Whether less is used when what counts in a segment has been copied. Without this what was just copied could be
+    /// copied again, on and on.
+    fn is_won_by_copying(&self, segment: &Segment, written: u64) -> bool {
+        // What is hardly begun fits behind others of its kind.
+        let is_merged = written * 4 <= segment.capacity || self.fits_behind_copies(segment.live_bytes);
+        copied_bytes_max(segment.live_bytes) < written || is_merged
     }
 
     /// What is worth copying while room gets less: the less there is, the fuller a segment. What is copied too early
@@ -847,6 +867,16 @@ impl Subject {
         states.clear();
         Some(())
     }
+}
+
+/// What copies take at the most where they begin another segment: a few frames, each padded to a block. Of a small
+/// segment that may be as much again.
+fn copied_bytes_max(live_bytes: u64) -> u64 {
+    if live_bytes == 0 {
+        return 0;
+    }
+    let frames = 2 + live_bytes / COPY_FORWARD_GATHER_BYTES as u64;
+    live_bytes + frames * (BLOCK_BYTES + FRAME_HEADER_BYTES as u64)
 }
 
 fn copy_record(place: Place, generation: u64, attempt: u64) -> Purpose {
