@@ -94,7 +94,8 @@ impl Log {
     /// What a segment's header is about to tell of others decides whether it can be given up early.
     pub(crate) fn note_header(&mut self, slot: u16, header: &SegmentHeader) {
         // Numbers in between are those of the other chain, or of segments whose only frame failed, which this header
-        // says.
+        // says. After a failure and after a start, when there can be such, it tells of the other chain, too: of what
+        // failed nothing else is needed than the first condition. The second makes sure, and costs a wait at the most.
         let mut between = header.previous.number + 1..header.number;
         let tells_nothing_else =
             header.other == Seal::default() && between.all(|number| self.segments.by_number(number).is_some());

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use postrider_spool::format::{FrameHeader, RecordHeader, RecordKind, SegmentBlock, SegmentHeader};
 use postrider_spool::record::Answer;
-use postrider_spool::sim::SimDisk;
+use postrider_spool::sim::{Faults, SimDisk};
 use postrider_spool::{
-    Envelope, Fate, Log, MessageId, Outcome, Reason, Recipient, RecipientResult, RecoverOptions, Recovered, Sequence,
-    Spool, SpoolOptions, execute,
+    Envelope, Fate, Log, MessageId, Outcome, Progress, Reason, Recipient, RecipientResult, RecoverOptions, Recovered,
+    Sequence, Spool, SpoolOptions, execute,
 };
 
 const SEGMENT_BYTES: u64 = 64 << 10;
@@ -251,6 +251,52 @@ fn who_is_deferred_keeps_his_attempts() {
         }
         assert!(rig.log.statistics().segments_given_up > 20, "{:?}", rig.log.statistics());
     }
+}
+
+/// A commit failed, and all of it is on the medium all the same: the header of the next segment makes it void. So that
+/// segment is not given up before checkpoints tell where the one before ends, also when nothing in it counts.
+#[test]
+fn what_failed_stays_void() {
+    let mut given_up = 0;
+    for seed in 0..6 {
+        let mut rig = Rig::new(seed);
+        let staying: Vec<MessageId> = (0..120).map(|_| rig.append(3, 4_000)).collect();
+        rig.settle();
+        rig.pass_by(&staying, 4);
+        // The segment in which it fails stays.
+        rig.append(3, 100);
+        rig.settle();
+        let envelope = Envelope { recipients: vec![Recipient::default()], ..Envelope::default() };
+        rig.log.append_message(&envelope, b"", b"refused").unwrap();
+        rig.disk.set_faults(Faults { operations_left: Some(0), sectors_written: 1_000, ..Faults::default() });
+        let commit = rig.log.poll_awaited(rig.now).unwrap();
+        assert!(matches!(rig.log.handle_completion(rig.now, execute(commit)), Progress::Failed { .. }));
+        rig.disk.set_faults(Faults::default());
+        assert!(rig.log.begin_reopen());
+        rig.settle();
+        let before = rig.log.statistics().segments_given_up;
+        let mut passing = VecDeque::new();
+        for round in 0..300 {
+            passing.push_back(rig.append(1, 2_000));
+            if passing.len() > 3 {
+                let id = passing.pop_front().unwrap();
+                rig.finish(id, 0);
+            }
+            rig.settle();
+            let newest = rig.checkpoints().remove(0);
+            for is_damaged in [false, true] {
+                if is_damaged {
+                    rig.flip(&newest, 4_096 + 20);
+                }
+                let found = open(&rig.disk.crash(seed), 99).2;
+                let wrong = found.reasons.iter().filter(|reason| **reason != Reason::Checkpoint).count();
+                assert_eq!((found.live, wrong, found.held), (rig.live.clone(), 0, 0), "seed {seed}, round {round}");
+            }
+            rig.flip(&newest, 4_096 + 20);
+        }
+        given_up += rig.log.statistics().segments_given_up - before;
+    }
+    assert!(given_up > 6, "{given_up}");
 }
 
 /// Tombstones that can't be read are reported, and what is live all the same is there.
