@@ -169,3 +169,56 @@ fn crc32c(bytes: &[u8]) -> u32 {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 & 0_u32.wrapping_sub(crc & 1)))
     })
 }
+
+/// A log without a shard is there until the events of all that it holds are written, and nobody needs its segments; and
+/// then it counts no more.
+#[test]
+fn a_log_is_drained_when_nobody_needs_it() {
+    let disk = SimDisk::new(1);
+    let recover = || RecoverOptions { seed: 1, ..RecoverOptions::default() };
+    let mut spool = Spool::open_on(Arc::new(disk.clone()), Path::new(PATH), options()).unwrap();
+    let second = spool.assign(2).unwrap().remove(1).remove(0);
+    let mut log = Log::recover(second, recover(), &mut |_| {}).unwrap();
+    let envelope = Envelope { recipients: vec![Recipient::default()], ..Envelope::default() };
+    let (id, _) = log.append_message(&envelope, b"", b"x").unwrap();
+    settle(&mut log);
+    drop((spool, log));
+
+    let mut spool = Spool::open_on(Arc::new(disk), Path::new(PATH), options()).unwrap();
+    let mut directories = spool.assign(1).unwrap().remove(0);
+    let mut log = Log::recover(directories.remove(1), recover(), &mut |_| {}).unwrap();
+    assert!(!log.is_drained(), "a message is live");
+    log.pin(id);
+    let (last, _) = log.append_outcome(&delivered(id)).unwrap();
+    settle(&mut log);
+    log.unpin(id);
+    assert!(!log.is_drained(), "there is no event yet");
+    log.set_event_cursor(last);
+    assert!(log.is_drained());
+    assert!(spool.used_bytes() > 0);
+    log.remove().unwrap();
+    assert_eq!(spool.used_bytes(), 0);
+}
+
+/// The same where the events are written, and somebody holds a message's place.
+#[test]
+fn a_log_with_a_pin_is_not_drained() {
+    let disk = SimDisk::new(1);
+    let recover = || RecoverOptions { seed: 1, event_cursor: Sequence(u64::MAX), ..RecoverOptions::default() };
+    let mut spool = Spool::open_on(Arc::new(disk.clone()), Path::new(PATH), options()).unwrap();
+    let second = spool.assign(2).unwrap().remove(1).remove(0);
+    let mut log = Log::recover(second, recover(), &mut |_| {}).unwrap();
+    let envelope = Envelope { recipients: vec![Recipient::default()], ..Envelope::default() };
+    let (id, _) = log.append_message(&envelope, b"", b"x").unwrap();
+    settle(&mut log);
+    drop((spool, log));
+
+    let mut spool = Spool::open_on(Arc::new(disk), Path::new(PATH), options()).unwrap();
+    let mut log = Log::recover(spool.assign(1).unwrap().remove(0).remove(1), recover(), &mut |_| {}).unwrap();
+    log.pin(id);
+    log.append_outcome(&delivered(id)).unwrap();
+    settle(&mut log);
+    assert!(!log.is_drained(), "it is pinned");
+    log.unpin(id);
+    assert!(log.is_drained());
+}

@@ -11,8 +11,8 @@ use std::time::Duration;
 use postrider_spool::record::Answer;
 use postrider_spool::sim::{Faults, SimDisk};
 use postrider_spool::{
-    AppendError, BodyId, Envelope, Fate, Fetch, Log, MessageId, Outcome, Progress, Recipient, RecipientResult,
-    RecoverOptions, Recovered, Sequence, Spool, SpoolOptions, execute,
+    AppendError, BodyId, Envelope, Fate, Fetch, Log, MessageId, Outcome, Progress, ReadError, Recipient,
+    RecipientResult, RecoverOptions, Recovered, Sequence, Spool, SpoolOptions, execute,
 };
 
 const SEGMENT_BYTES: u64 = 64 << 10;
@@ -261,4 +261,44 @@ fn a_body_may_fill_a_segment() {
     assert!(matches!(refusal, Err(AppendError::TooLarge { .. })));
     drop((spool, log));
     assert_eq!(open(&disk.restart()).2, expected);
+}
+
+/// Each octet of a shared body is checked before it is given to anybody: by a read, and by a start.
+#[test]
+fn a_damaged_body_is_told() {
+    let disk = SimDisk::new(1);
+    let (spool, mut log, _) = open(&disk);
+    let (body, _) = log.append_body(&content(1)).unwrap();
+    let id = share(&mut log, body);
+    settle(&mut log, Duration::ZERO);
+    log.append_message(&envelope(), b"", b"What is damaged in the last commit was never finished.").unwrap();
+    settle(&mut log, Duration::ZERO);
+    assert_eq!(read(&mut log, id), content(1));
+    let segment = disk.paths().into_iter().find(|path| path.to_str().unwrap().ends_with("segment-0000")).unwrap();
+    let mut bytes = disk.bytes(&segment);
+    let at = bytes.windows(9_000).position(|window| window == content(1)).unwrap();
+    bytes[at + 5_000] ^= 1;
+    disk.set_bytes(&segment, bytes);
+
+    let Ok(Fetch::Read(mut operation)) = log.message(id) else { panic!() };
+    let result = loop {
+        match log.handle_completion(Duration::ZERO, execute(operation)) {
+            Progress::Read { result, .. } => break result,
+            _ => operation = log.poll_operation(Duration::ZERO, &mut ()).unwrap(),
+        }
+    };
+    assert!(matches!(result, Err(ReadError::Damaged { .. })), "{result:?}");
+    drop((spool, log));
+
+    let mut spool = Spool::open_on(Arc::new(disk), Path::new("/spool"), SpoolOptions::default()).unwrap();
+    let directory = spool.assign(1).unwrap().remove(0).remove(0);
+    let recover = RecoverOptions { seed: 2, event_cursor: Sequence(u64::MAX), ..RecoverOptions::default() };
+    let (mut told, mut quarantined) = (Vec::new(), 0);
+    Log::recover(directory, recover, &mut |recovered| match recovered {
+        Recovered::Message { id, .. } => told.push(id),
+        Recovered::Quarantined(_) => quarantined += 1,
+        _ => {}
+    })
+    .unwrap();
+    assert!(quarantined > 0 && told.len() == 1 && told[0] != id, "{told:?} {quarantined}");
 }

@@ -761,3 +761,122 @@ fn the_largest_message_fills_a_segment() {
         assert_eq!(result.unwrap().body(), bytes);
     }
 }
+
+/// Two outcomes about one message wait in two commits, and the first one fails: they are taken back latest first, so that
+/// nothing counts of either. What the owner keeps with the message is his, and stays.
+#[test]
+fn what_failed_is_taken_back_latest_first() {
+    let disk = SimDisk::new(1);
+    let (_spool, mut log) = open(Arc::new(disk.clone()), Path::new("/spool"), options());
+    let now = Duration::ZERO;
+    let (id, _) = log.append_message(&envelope(), b"", b"x").unwrap();
+    settle(&mut log, now);
+    let live_bytes = log.statistics().live_bytes;
+    log.append_outcome(&outcome(id, Fate::Deferred { due_ms: 1 }, 1)).unwrap();
+    let commit = log.poll_awaited(now).unwrap();
+    assert!(log.is_committing());
+    log.append_outcome(&outcome(id, Fate::Deferred { due_ms: 2 }, 2)).unwrap();
+    assert!(log.set_handle(id, 5));
+    disk.set_faults(Faults { operations_left: Some(0), ..Faults::default() });
+    assert!(matches!(log.handle_completion(now, execute(commit)), Progress::Failed { .. }));
+    disk.set_faults(Faults::default());
+    assert_eq!((log.statistics().live_bytes, log.handle(id)), (live_bytes, Some(5)));
+    assert!(log.begin_reopen());
+    settle(&mut log, now);
+    log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
+    settle(&mut log, now);
+    assert_eq!(log.statistics().live_bytes, 0);
+}
+
+/// Somebody holds a piece of a message that has ended when room is short: its segment is not given up before checkpoints
+/// pass it, either.
+#[test]
+fn what_is_held_is_not_given_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = SpoolOptions { max_bytes: 12 * SEGMENT_BYTES, hot_bytes: 1 << 30, ..options() };
+    let (_spool, mut log) = open(Arc::new(FileStorage), directory.path(), options);
+    let mut now = Duration::ZERO;
+    for _ in 0..110 {
+        log.append_message(&envelope(), b"", &[b's'; 3_000]).unwrap();
+        now += Duration::from_millis(5);
+        settle(&mut log, now);
+    }
+    let (id, _) = log.append_message(&envelope(), b"", &[7; 20_000]).unwrap();
+    settle(&mut log, now);
+    let Ok(Fetch::Ready(message)) = log.message(id) else { panic!() };
+    let piece = message.body_piece();
+    drop(message);
+    log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
+    for _ in 0..120 {
+        if let Ok((id, _)) = log.append_message(&envelope(), b"", &[b'p'; 12_000]) {
+            log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
+        }
+        for _ in 0..4 {
+            now += Duration::from_millis(5);
+            settle(&mut log, now);
+        }
+        assert_eq!(piece.as_ref(), [7; 20_000]);
+    }
+    assert!(log.statistics().segments_given_up > 5, "{:?}", log.statistics());
+}
+
+/// Files are given back before any header tells what was discarded with them. Whenever the power goes, what had ended
+/// has ended, because both checkpoints were begun after it: only where neither can be read something would be missed.
+#[test]
+fn a_file_is_given_back_when_checkpoints_have_passed_it() {
+    let disk = SimDisk::new(1);
+    let mut spool = Spool::open_on(Arc::new(disk.clone()), Path::new("/spool"), options()).unwrap();
+    let directory = spool.assign(1).unwrap().remove(0).remove(0);
+    let recover = RecoverOptions { seed: 1, event_cursor: Sequence(0), ..RecoverOptions::default() };
+    let mut log = Log::recover(directory, recover, &mut |_| {}).unwrap();
+    let mut now = Duration::ZERO;
+    let two = Envelope { recipients: vec![Recipient::default(); 2], ..Envelope::default() };
+    let mut stay = Vec::new();
+    for _ in 0..40 {
+        stay.push(log.append_message(&two, b"", &[b's'; 3_000]).unwrap().0);
+        settle(&mut log, now);
+    }
+    let mut last = Sequence(0);
+    for round in 0..120 {
+        let (id, _) = log.append_message(&envelope(), b"", &[b'x'; 20_000]).unwrap();
+        log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
+        // One recipient of each that stays is done with, in segments that are given back.
+        let partly = stay.get(round).map(|id| outcome(*id, Fate::Delivered, 1));
+        last = partly.map_or(last, |outcome| log.append_outcome(&outcome).unwrap().0);
+        now += Duration::from_millis(5);
+        settle(&mut log, now);
+    }
+    let checkpoints: Vec<_> = (0..3).map(|file| format!("/spool/log-0000/checkpoint-{file}").into()).collect();
+    let newest_of = |disk: &SimDisk| -> std::path::PathBuf {
+        let number = |path: &std::path::PathBuf| u64::from_le_bytes(disk.bytes(path)[16..24].try_into().unwrap());
+        checkpoints.iter().max_by_key(|path| number(path)).cloned().unwrap()
+    };
+    log.set_event_cursor(Sequence(u64::MAX));
+    let mut removed = 0;
+    while let Some(operation) = log.poll_operation(now, &mut ()) {
+        removed += u64::from(operation.describe().0 == "remove");
+        log.handle_completion(now, execute(operation));
+        for is_damaged in [false, true] {
+            let image = disk.crash(removed);
+            if is_damaged {
+                let newest = newest_of(&image);
+                let mut bytes = image.bytes(&newest);
+                bytes[4_096 + 20] ^= 1;
+                image.set_bytes(&newest, bytes);
+            }
+            let mut found = Vec::new();
+            let mut spool = Spool::open_on(Arc::new(image), Path::new("/spool"), options()).unwrap();
+            let directory = spool.assign(1).unwrap().remove(0).remove(0);
+            let recover = RecoverOptions { seed: 2, event_cursor: Sequence(u64::MAX), ..RecoverOptions::default() };
+            Log::recover(directory, recover, &mut |recovered| match recovered {
+                Recovered::Message { id, pending, .. } => found.push((id, pending.to_vec())),
+                Recovered::Quarantined(quarantine) => assert!(is_damaged, "{quarantine}"),
+                other => panic!("{other:?}"),
+            })
+            .unwrap();
+            found.sort_unstable();
+            assert_eq!(found, stay.iter().map(|id| (*id, vec![1])).collect::<Vec<_>>(), "{removed} {is_damaged}");
+        }
+    }
+    assert!(removed > 20 && last > Sequence(0), "{removed} of {:?}", log.statistics());
+}
