@@ -34,6 +34,68 @@
 //! # }
 //! ```
 //!
+//! What becomes of each recipient is appended as an [`Outcome`], absolute: who is deferred stays pending, and a message
+//! without a pending recipient is gone. The next start tells what is live, with the latest state of each, and every
+//! record that no event was written for yet ([`RecoverOptions::event_cursor`]). Segments are used again only behind the
+//! cursor, so that whoever wants no events sets it to the highest number.
+//!
+//! ```
+//! # use std::time::Duration;
+//! use postrider_spool::record::Answer;
+//! use postrider_spool::{Envelope, Fate, Log, Outcome, Recipient, RecipientResult, RecoverOptions, Recovered, Sequence};
+//! # use postrider_spool::{Spool, SpoolOptions, execute};
+//!
+//! # fn settle(log: &mut Log) {
+//! #     while let Some(operation) = log.poll_operation(Duration::ZERO, &mut ()) {
+//! #         log.handle_completion(Duration::ZERO, execute(operation));
+//! #     }
+//! # }
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let directory = tempfile::tempdir()?;
+//! # let path = directory.path();
+//! # let options = SpoolOptions { segment_bytes: 1 << 20, ..SpoolOptions::default() };
+//! # let mut spool = Spool::open(path, options)?;
+//! # let mine = spool.assign(1)?.remove(0).remove(0);
+//! let no_events = Sequence(u64::MAX);
+//! let mut log = Log::recover(
+//!     mine,
+//!     RecoverOptions { seed: 7, event_cursor: no_events, ..RecoverOptions::default() },
+//!     &mut |_| {},
+//! )?;
+//! let recipients = ["b@example.net", "c@example.net"].map(|address| Recipient { address: address.into() });
+//! let envelope = Envelope { recipients: recipients.into(), ..Envelope::default() };
+//! let (id, _) = log.append_message(&envelope, b"", b"Subject: x\r\n\r\nHello\r\n")?;
+//! for (index, fate) in [(0, Fate::Delivered), (1, Fate::Deferred { due_ms: 1_700_000_300_000 })] {
+//!     let result = RecipientResult {
+//!         index,
+//!         recipient: envelope.recipients[index as usize].address.clone(),
+//!         queue: "example.net".into(),
+//!         fate,
+//!         attempts: 1,
+//!         answer: Answer::default(),
+//!     };
+//!     log.append_outcome(&Outcome { message: id.to_raw(), results: vec![result], ..Outcome::default() })?;
+//! }
+//! settle(&mut log); // As above: until all is durable.
+//! drop(log);
+//!
+//! # drop(spool);
+//! # let mut spool = Spool::open(path, options)?;
+//! # let mine = spool.assign(1)?.remove(0).remove(0);
+//! let mut found = Vec::new();
+//! Log::recover(
+//!     mine,
+//!     RecoverOptions { seed: 8, event_cursor: no_events, ..RecoverOptions::default() },
+//!     &mut |recovered| match recovered {
+//!         Recovered::Message { id, pending, results, .. } => found.push((id, pending.to_vec(), results[0].attempts)),
+//!         other => println!("{other:?}"), // Events to be written, summaries, and what was damaged.
+//!     },
+//! )?;
+//! assert_eq!(found, [(id, vec![1], 1)]);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! [`Spool::inspect`] reads a spool and leaves it as it is.
 //!
 //! The bytes on disk are described in `FORMAT.md`.
