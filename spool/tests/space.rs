@@ -788,38 +788,6 @@ fn what_failed_is_taken_back_latest_first() {
     assert_eq!(log.statistics().live_bytes, 0);
 }
 
-/// Somebody holds a piece of a message that has ended when room is short: its segment is not given up before checkpoints
-/// pass it, either.
-#[test]
-fn what_is_held_is_not_given_up() {
-    let directory = tempfile::tempdir().unwrap();
-    let options = SpoolOptions { max_bytes: 12 * SEGMENT_BYTES, hot_bytes: 1 << 30, ..options() };
-    let (_spool, mut log) = open(Arc::new(FileStorage), directory.path(), options);
-    let mut now = Duration::ZERO;
-    for _ in 0..110 {
-        log.append_message(&envelope(), b"", &[b's'; 3_000]).unwrap();
-        now += Duration::from_millis(5);
-        settle(&mut log, now);
-    }
-    let (id, _) = log.append_message(&envelope(), b"", &[7; 20_000]).unwrap();
-    settle(&mut log, now);
-    let Ok(Fetch::Ready(message)) = log.message(id) else { panic!() };
-    let piece = message.body_piece();
-    drop(message);
-    log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
-    for _ in 0..120 {
-        if let Ok((id, _)) = log.append_message(&envelope(), b"", &[b'p'; 12_000]) {
-            log.append_outcome(&outcome(id, Fate::Delivered, 1)).unwrap();
-        }
-        for _ in 0..4 {
-            now += Duration::from_millis(5);
-            settle(&mut log, now);
-        }
-        assert_eq!(piece.as_ref(), [7; 20_000]);
-    }
-    assert!(log.statistics().segments_given_up > 5, "{:?}", log.statistics());
-}
-
 /// Files are given back before any header tells what was discarded with them. Whenever the power goes, what had ended
 /// has ended, because both checkpoints were begun after it: only where neither can be read something would be missed.
 #[test]
