@@ -42,7 +42,8 @@
 //! ```
 //! # use std::time::Duration;
 //! use postrider_spool::record::Answer;
-//! use postrider_spool::{Envelope, Fate, Log, Outcome, Recipient, RecipientResult, RecoverOptions, Recovered, Sequence};
+//! use postrider_spool::{Envelope, Fate, Log, Outcome, Recipient, RecipientResult, RecoverOptions};
+//! use postrider_spool::{Recovered, Sequence};
 //! # use postrider_spool::{Spool, SpoolOptions, execute};
 //!
 //! # fn settle(log: &mut Log) {

@@ -114,10 +114,11 @@ impl Rig {
     }
 }
 
-/// Mail comes until none is taken, a twentieth of it ends all over the segments, and so on: where what is live is nearly
-/// all that there is room for, the log wins a tenth of a segment by copying the rest of it, and so it copies at the most
-/// some ten times what it takes. When nothing more comes, it comes to rest. In small segments, where a frame's padding
-/// is much, what had just been copied was once copied again, on and on: five hundred segments in a second.
+/// Mail comes until none is taken, a twentieth of it ends all over the segments, and so on: where what is live is
+/// nearly all that there is room for, the log wins a tenth of a segment by copying the rest of it, and so it copies
+/// at the most some ten times what it takes. When nothing more comes, it comes to rest. In small segments, where a
+/// frame's padding is much, what had just been copied was once copied again, on and on: five hundred segments in a
+/// second.
 #[test]
 fn a_full_log_copies_for_what_it_wins_and_rests() {
     let mut all_taken = 0;
