@@ -188,6 +188,8 @@ pub(crate) struct World {
     stopped: Vec<bool>,
     is_stopping: bool,
     armed: Vec<Micros>,
+    /// The second of the last turn, and the turns that were taken in it.
+    turns: (Micros, u64),
     stalled_until: Vec<Micros>,
     waiting_mail: Vec<VecDeque<ShardMessage>>,
     mail_at: Vec<Micros>,
@@ -359,6 +361,7 @@ impl World {
             stopped: Vec::new(),
             is_stopping: false,
             armed: Vec::new(),
+            turns: (0, 0),
             stalled_until: Vec::new(),
             waiting_mail: Vec::new(),
             mail_at: Vec::new(),
@@ -542,6 +545,7 @@ impl World {
         self.shards[shard].set_events_blocked(blocked && self.canary != Some(Canary::EndlessEvents));
         let now = self.clock.now();
         loop {
+            self.count_turn(shard);
             self.shards[shard].turn(now);
             self.carry_out(shard);
             if !self.shards[shard].has_more() {
@@ -555,6 +559,14 @@ impl World {
             self.armed[shard] = next;
             self.clock.at(next, Event::Turn { shard });
         }
+    }
+
+    /// A shard that goes round and round does nothing else, and burns a processor.
+    fn count_turn(&mut self, shard: usize) {
+        let second = self.clock.micros() / SECOND;
+        let turns = if self.turns.0 == second { self.turns.1 + 1 } else { 1 };
+        self.turns = (second, turns);
+        assert!(turns <= TURNS_A_SECOND_MAX, "shard {shard} takes turns without end");
     }
 
     fn carry_out(&mut self, shard: usize) {
@@ -1071,6 +1083,9 @@ pub(crate) const BY_CAMPAIGN: &str = "d2.example";
 
 /// Sites with an MX set; the last is a domain without one.
 pub(crate) const SITES: usize = 6;
+
+/// Of all shards. Runs without a fault of this kind have some thousands.
+const TURNS_A_SECOND_MAX: u64 = 20_000;
 
 const SPOOL: &str = "/spool";
 
