@@ -168,8 +168,8 @@ impl Policies {
             for _ in 0..4 {
                 self.change_domains(&mut None);
             }
-            for place in 0..hosts.len() {
-                self.change_host(place, hosts[place].site);
+            for (place, host) in hosts.iter().enumerate() {
+                self.change_host(place, host.site);
             }
         }
     }
