@@ -762,8 +762,8 @@ fn the_largest_message_fills_a_segment() {
     }
 }
 
-/// Two outcomes about one message wait in two commits, and the first one fails: they are taken back latest first, so that
-/// nothing counts of either. What the owner keeps with the message is his, and stays.
+/// Two outcomes about one message wait in two commits, and the first one fails: they are taken back latest first, so
+/// that nothing counts of either. What the owner keeps with the message is his, and stays.
 #[test]
 fn what_failed_is_taken_back_latest_first() {
     let disk = SimDisk::new(1);
