@@ -353,7 +353,7 @@ pub struct Blocked {
 #[derive(Debug)]
 pub enum ShardMessage {
     /// Owner ← home: this much of the flow is ready for the pair, and `unused` of its credits come back.
-    Ready { home: usize, pair: PairKey, flow: Arc<Flow>, backlog: Backlog, unused: u32 },
+    Ready { home: usize, pair: PairKey, flow: Arc<Flow>, generation: Generation, backlog: Backlog, unused: u32 },
     /// Owner ← home: a ticket; `left` is ready of the same flow behind it.
     Ticket { attempt: Box<Attempt>, left: Backlog, credit: Credit },
     /// Home ← owner: so many more tickets of the flow, or of any where none is named: then they are standing ones.

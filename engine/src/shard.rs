@@ -384,7 +384,8 @@ impl Shard {
 
     fn receive(&mut self, now: Now, message: ShardMessage) {
         match message {
-            ShardMessage::Ready { home, pair, flow, backlog, unused } => {
+            ShardMessage::Ready { home, pair, flow, generation, backlog, unused } => {
+                let backlog = self.pools.hear(home, generation, backlog);
                 self.pools.handle_ready(now, home, &pair, &flow, backlog, unused);
             }
             ShardMessage::Ticket { attempt, left, credit } => self.receive_ticket(now, attempt, left, credit),

@@ -324,9 +324,10 @@ impl Demand {
         self.flows.get_mut(flow)?.shares[home].limited.as_deref_mut()
     }
 
-    /// Gives homes that have used up their standing credits new ones.
-    pub(super) fn renew_standing(&mut self) -> impl Iterator<Item = (usize, u32)> {
-        let spent = self.homes.iter_mut().enumerate().filter(|(_, home)| home.known && home.standing == 0);
+    /// Gives those homes that have used up their standing credits, and may have some, new ones.
+    pub(super) fn renew_standing(&mut self, may: impl Fn(usize) -> bool) -> impl Iterator<Item = (usize, u32)> {
+        let homes = self.homes.iter_mut().enumerate();
+        let spent = homes.filter(move |(place, home)| home.known && home.standing == 0 && may(*place));
         spent.map(|(place, home)| {
             home.standing = STANDING_CREDITS;
             (place, STANDING_CREDITS)
@@ -586,12 +587,12 @@ mod tests {
         let mut demand = new_demand(2);
         let flow = flow(1, "a");
         demand.meet(0);
-        assert_eq!(demand.renew_standing().count(), 0);
+        assert_eq!(demand.renew_standing(|_| true).count(), 0);
         for _ in 0..STANDING_CREDITS {
             demand.take(0, &pair(), &flow, Backlog::default(), Credit::Standing, 1);
             demand.started(&flow);
         }
-        assert_eq!(demand.renew_standing().collect::<Vec<_>>(), [(0, STANDING_CREDITS)]);
+        assert_eq!(demand.renew_standing(|_| true).collect::<Vec<_>>(), [(0, STANDING_CREDITS)]);
         assert!(demand.is_idle() && demand.homes().eq([0]));
     }
 }

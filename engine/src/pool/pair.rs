@@ -81,6 +81,8 @@ pub struct Pools {
     turn_began: Duration,
     /// Of the configuration, and of all tickets that are taken.
     generation: Generation,
+    /// The latest that each home has told something under.
+    heard: Vec<Generation>,
     /// What rules have put in force, by source and roll-up.
     stricter: HashMap<(usize, Arc<str>), StricterLimits>,
     /// What was reserved before the start, by limit.
@@ -140,6 +142,7 @@ impl Pools {
     pub fn new(options: PoolOptions) -> Self {
         assert!(options.homes > 0, "an engine has a shard");
         Self {
+            heard: vec![Generation::default(); options.homes],
             options,
             pairs: Vec::new(),
             free: Vec::new(),
@@ -164,6 +167,13 @@ impl Pools {
             orders: VecDeque::new(),
             stopping: false,
         }
+    }
+
+    /// What a home tells comes first to this. What one that is behind has counts as nothing: its tickets would come
+    /// only to go home, as often as it had a credit. With the configuration it tells all that it has anew.
+    pub fn hear(&mut self, home: usize, generation: Generation, backlog: Backlog) -> Backlog {
+        self.heard[home] = self.heard[home].max(generation);
+        if generation < self.generation { Backlog::default() } else { backlog }
     }
 
     /// What a home has of a flow for a pair; `unused` of its credits have come back.
@@ -660,7 +670,7 @@ impl Pools {
         }
         // While anybody waits for a turn, none goes without one.
         if room > 0 && pair.tickets.len() < limit {
-            for (home, credits) in pair.demand.renew_standing() {
+            for (home, credits) in pair.demand.renew_standing(|home| self.heard[home] >= self.generation) {
                 self.orders.push_back(Order::Credits { home, pair: pair.key.clone(), flow: None, credits });
             }
         }

@@ -194,6 +194,7 @@ impl Shard {
     }
 
     pub(super) fn receive_ticket(&mut self, now: Now, attempt: Box<Attempt>, left: Backlog, credit: Credit) {
+        let left = self.pools.hear(attempt.ticket.home, attempt.generation, left);
         if attempt.generation < self.generation {
             return self.pools.refuse_ticket(attempt, left, credit);
         }

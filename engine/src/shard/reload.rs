@@ -5,8 +5,9 @@
 //! what they have counted (`pool/pair/reload.rs`, `pool/keeper.rs`).
 //!
 //! Shards take it up one after the other. So each ticket, want and permit has the [`Generation`] that it was made
-//! under, and an earlier one is not taken: it goes home, or is asked for again. A source keeps its index and a limit
-//! its id over all of them (`config/align.rs`), so that whatever is on its way means the same everywhere.
+//! under, and an earlier one is not taken: it goes home, or is asked for again. A home that is behind gets no credits
+//! meanwhile (`Pools::hear`). A source keeps its index and a limit its id over all of them (`config/align.rs`), so that
+//! whatever is on its way means the same everywhere.
 
 use std::sync::Arc;
 

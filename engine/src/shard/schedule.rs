@@ -203,8 +203,8 @@ impl Shard {
                     self.actions.push_back(Action::Control(message));
                 }
                 Need::Tell { owner, pair, flow, backlog, unused } => {
-                    let home = self.id;
-                    self.tell(owner, ShardMessage::Ready { home, pair, flow, backlog, unused });
+                    let (home, generation) = (self.id, self.generation);
+                    self.tell(owner, ShardMessage::Ready { home, pair, flow, generation, backlog, unused });
                 }
                 Need::Ticket { owner, pair, entry, credit } => {
                     let generation = self.generation;

@@ -11,6 +11,11 @@ impl Engine {
 
     /// The same, as if it were another one although it isn't.
     fn reload_as(&mut self, rules: &str, is_forced: bool) {
+        self.prepare(rules, is_forced);
+        (0..self.mail.len()).for_each(|shard| self.reload_shard(shard));
+    }
+
+    fn prepare(&mut self, rules: &str, is_forced: bool) {
         let config = Arc::new(config(rules).aligned_with(&self.config).unwrap());
         let policy = Arc::new(Policy::new(&config).unwrap());
         let mut reload = self.reload.followed_by(Arc::clone(&config), Arc::clone(&policy));
@@ -18,9 +23,10 @@ impl Engine {
             reload.generation = Generation(self.reload.generation.0 + 1);
         }
         (self.config, self.policy, self.reload) = (config, policy, Arc::new(reload));
-        for mail in &mut self.mail {
-            mail.push_back(ShardMessage::Reload(Arc::clone(&self.reload)));
-        }
+    }
+
+    fn reload_shard(&mut self, shard: usize) {
+        self.mail[shard].push_back(ShardMessage::Reload(Arc::clone(&self.reload)));
     }
 }
 
@@ -88,6 +94,37 @@ fn the_same_configuration_again_and_again_changes_no_rate() {
         let within = sink.mails.iter().filter(|(at, _)| *at < seconds(10)).count();
         assert!(within >= 9 * 18 * 8 / 10, "{what}: {within} in ten seconds");
         assert_eq!(sink.mails.len(), 400, "{what}: each message once");
+    }
+}
+
+/// A home that hears of a reload late gets no credits meanwhile: each of its tickets would only go home, and be asked for
+/// again, for as long as that lasts. Then its mail goes, the owner's own all along.
+#[test]
+fn a_home_that_is_behind_is_waited_for() {
+    for (shards, limit) in [(2, ""), (4, ""), (2, "[[limit]]\nname = \"all\"\nmax_message_rate = \"90/s\"\n")] {
+        let what = format!("{shards} shards, {limit:?}");
+        let rules = slow("100/s", limit);
+        let mut engine = Engine::start(&rules, shards);
+        (0..400).for_each(|_| engine.inject(0, "r@slow.test", Priority::Normal));
+        engine.inject(shards - 1, "late@slow.test", Priority::Normal);
+        engine.run_until(seconds(1));
+        engine.prepare(&rules, true);
+        (0..shards - 1).for_each(|shard| engine.reload_shard(shard));
+        engine.run_until(seconds(2));
+        // It is their turn at once, and with few ready each that comes home is news to the owner.
+        let late = shards - 1;
+        for _ in 0..50 {
+            engine.run_until(engine.now + Duration::from_millis(40));
+            engine.inject(late, "late@slow.test", Priority::High);
+            engine.inject(late, "late@fast.test", Priority::High);
+        }
+        let meanwhile = engine.sink(SLOW).mails.iter().filter(|(at, _)| *at >= Duration::from_millis(1_500)).count();
+        assert!(meanwhile > 100, "{what}: {meanwhile} went while one was behind");
+        engine.reload_shard(late);
+        engine.run_until(seconds(12));
+        let sink = engine.sink(SLOW);
+        assert_holds(&what, &sink.mails, &[(0, 100)]);
+        assert_eq!((sink.mails.len(), engine.sink(FAST).mails.len()), (451, 50), "{what}: each message once");
     }
 }
 
