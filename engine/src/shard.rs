@@ -463,7 +463,7 @@ impl Shard {
         self.release_bodies();
         self.give_up_drained_logs();
         self.pools.tick(now);
-        self.update_gauges();
+        self.update_gauges(now);
     }
 
     /// Finishes what is on the wire and takes nothing new.
@@ -490,7 +490,7 @@ impl Shard {
         }
     }
 
-    fn update_gauges(&self) {
+    fn update_gauges(&self, now: Now) {
         self.metrics.scheduled.set(self.home.len() as u64);
         if self.id == 0 {
             self.metrics.suspensions.set(self.suspensions.len() as u64);
@@ -503,7 +503,7 @@ impl Shard {
         self.metrics.spool_segments.set(sum(|log| log.segments_in_use));
         let written = sum(|log| log.bytes_written);
         self.metrics.spool_commit_bytes.add(written.saturating_sub(self.metrics.spool_commit_bytes.get()));
-        let closed = self.logs.first().and_then(|home| home.log.is_open_for_mail().err());
+        let closed = self.logs.first().and_then(|home| home.takes_mail(now).err());
         let was_closed = self.metrics.spool_closed.get() > 0;
         match &closed {
             Some(reason) if !was_closed => tracing::warn!(shard = self.id, "the spool takes no mail: {reason}"),

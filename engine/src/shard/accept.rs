@@ -132,7 +132,7 @@ impl Shard {
     }
 
     pub(super) fn inject(&mut self, now: Now, injection: u64, admitted: Admitted) {
-        match self.admission() {
+        match self.admission(now) {
             Ok(()) => self.take(now, Box::new(admitted), AnswerTo::Injection(injection)),
             Err(refusal) => self.answer_sender(now, AnswerTo::Injection(injection), Err(refusal)),
         }
@@ -254,8 +254,8 @@ impl Shard {
     }
 
     /// Whether a message may be taken at all now.
-    fn admission(&self) -> Result<(), Refusal> {
-        if let Err(closed) = self.logs[0].log.is_open_for_mail() {
+    fn admission(&self, now: Now) -> Result<(), Refusal> {
+        if let Err(closed) = self.logs[0].takes_mail(now) {
             return Err(Refusal::new(452, (4, 3, 1), format!("Spool takes no mail now: {closed}")));
         }
         if self.events_blocked {
@@ -271,7 +271,7 @@ impl Shard {
         let answer_to = AnswerTo::Session(key);
         let random = [self.random.u64(..), self.random.u64(..)];
         let policy = self.sessions.get(&key).map_or(&self.policy, |session| &session.policy);
-        let admitted = self.admission().and_then(|()| policy.admit(now, received, random));
+        let admitted = self.admission(now).and_then(|()| policy.admit(now, received, random));
         match admitted {
             Err(refusal) => self.answer_sender(now, answer_to, Err(refusal)),
             Ok(admitted) => self.take(now, Box::new(admitted), answer_to),

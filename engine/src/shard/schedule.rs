@@ -225,7 +225,7 @@ impl Shard {
             return self.home.return_credit(owner, &pair, &flow, credit);
         }
         let place = self.log_index(id.log());
-        if let Err(closed) = self.logs[place].takes_outcomes() {
+        if let Err(closed) = self.logs[place].takes_outcomes(now) {
             return self.hold_unrecorded(now, pending, closed);
         }
         self.logs[place].log.pin(id);

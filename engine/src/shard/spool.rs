@@ -19,8 +19,8 @@ use crate::admin::answer_text;
 use crate::config::{Config, RoutedMail};
 use crate::handover::{IntentKey, RecipientGroup, ShardMessage, Spooled};
 use crate::limits::{
-    COMMIT_GATHER, OUTCOME_COMMIT_DELAY, OUTCOMES_GATHERED_MAX, UNCLEAN_STARTS_MAX, UNREAD_PER_TURN, UPKEEP_DELAY,
-    UPKEEP_SKIPPED_MAX,
+    COMMIT_GATHER, COMMIT_PATIENCE, OUTCOME_COMMIT_DELAY, OUTCOMES_GATHERED_MAX, UNCLEAN_STARTS_MAX, UNREAD_PER_TURN,
+    UPKEEP_DELAY, UPKEEP_SKIPPED_MAX,
 };
 use crate::mail::address::queue_domain;
 use crate::mail::time::Now;
@@ -164,10 +164,21 @@ impl HomeLog {
         Ok(())
     }
 
+    /// Whether mail is taken, and if not, why not.
+    pub(super) fn takes_mail(&self, now: Now) -> Result<(), Closed> {
+        self.log.is_open_for_mail()?;
+        if self.is_stalled(now) { Err(Closed::Backlog) } else { Ok(()) }
+    }
+
     /// Whether what becomes of its messages can be written down, and if not, why not.
-    pub(super) fn takes_outcomes(&self) -> Result<(), Closed> {
+    pub(super) fn takes_outcomes(&self, now: Now) -> Result<(), Closed> {
         self.log.is_open_for_outcomes()?;
-        if self.waiting.is_empty() { Ok(()) } else { Err(Closed::Backlog) }
+        if self.waiting.is_empty() && !self.is_stalled(now) { Ok(()) } else { Err(Closed::Backlog) }
+    }
+
+    /// The disk does not answer.
+    fn is_stalled(&self, now: Now) -> bool {
+        self.committing_since.is_some_and(|since| now.monotonic >= since + COMMIT_PATIENCE)
     }
 
     pub(super) fn next_timeout(&self) -> Duration {
@@ -451,6 +462,7 @@ impl Shard {
             }
         }
         self.logs[place].waiting.extend(waiting);
+        self.logs[place].committing_since = None;
         self.logs[place].log.begin_reopen();
     }
 

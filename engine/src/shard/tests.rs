@@ -16,6 +16,7 @@ mod openings;
 mod operate;
 mod progress;
 mod reload;
+mod stalled_disk;
 mod suspend;
 mod unplumbed;
 
@@ -89,19 +90,17 @@ impl World {
     }
 
     /// The last parameter: what earlier lives died over.
-    fn open_after(
-        directory: TempDir,
-        now: Now,
-        mut config: Config,
-        segment_bytes: u64,
-        quarantined: &[Suspect],
-    ) -> Self {
+    fn open_after(directory: TempDir, now: Now, config: Config, segment_bytes: u64, quarantined: &[Suspect]) -> Self {
+        let options = SpoolOptions { segment_bytes, ..SpoolOptions::default() };
+        let spool = Spool::open(directory.path(), options).unwrap();
+        Self::open_spool(directory, spool, now, config, quarantined)
+    }
+
+    fn open_spool(directory: TempDir, mut spool: Spool, now: Now, mut config: Config, quarantined: &[Suspect]) -> Self {
         let to = vec![RouteTarget::Address("127.0.0.1:25".parse().unwrap())];
         config.routes.push(Route { tls: Some(TlsMode::Disabled), ..Route::new(DomainPattern::Any, to) });
         let config = Arc::new(config);
         let policy = Arc::new(Policy::new(&config).unwrap());
-        let options = SpoolOptions { segment_bytes, ..SpoolOptions::default() };
-        let mut spool = Spool::open(directory.path(), options).unwrap();
         let logs = spool.assign(1).unwrap().remove(0);
         let metrics = Arc::default();
         let (progress, quarantined) = (crate::progress::in_memory(), quarantined.into());

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::admin::MessageState;
-use crate::config::InDoubt;
+use crate::config::{InDoubt, RetrySchedule};
 use crate::outcome::event::{EventKind, EventRecord, NodeId, events};
 
 fn config() -> Config {
@@ -151,7 +151,9 @@ fn a_crash_before_the_intents_commit_leaves_the_message_as_it_was() {
 /// A transaction that ended before its intent was durable must not end the content of the next one by it.
 #[test]
 fn a_late_intent_ends_nobody_elses_content() {
-    let mut world = world();
+    let mut config = config();
+    config.retry.schedule = RetrySchedule::Listed(vec![Duration::from_secs(1)]);
+    let mut world = World::open(TempDir::new().unwrap(), START, config);
     (0..2).for_each(|_| accepted(&mut world));
     let peer = world.accept_connection();
     world.peer_says(peer, PIPELINING);
@@ -159,7 +161,7 @@ fn a_late_intent_ends_nobody_elses_content() {
     let first = std::mem::take(&mut world.operations);
     world.shard.connection_closed(world.now, peer, "reset");
     world.shard.connection_gone(world.now, peer);
-    world.pass_unsynced(Duration::from_secs(3_600));
+    world.pass_unsynced(Duration::from_secs(4));
     let peer = world.accept_connection();
     world.peer_says(peer, PIPELINING);
     let said = take_envelope(&mut world, peer);

@@ -1,0 +1,73 @@
+//! A disk that does not answer: who asks is told so in time, and nothing is begun that could not be recorded.
+
+use std::path::Path;
+
+use postrider_spool::sim::{Faults, SimDisk};
+
+use super::*;
+use crate::limits::{COMMIT_PATIENCE, OUTCOME_COMMIT_DELAY, UNRECORDED_RETRY};
+
+const REFUSED: &str = "452 4.3.1 Spool takes no mail now: the spool's disk does not keep up\r\n";
+
+#[test]
+fn no_mail_is_taken_until_the_disk_answers() {
+    let mut world = World::new();
+    let [first, second] = [world.connect_client(), world.connect_client()];
+    world.client_says(first, CLIENT);
+    assert_eq!(world.client_says(first, CONTENT), "");
+    world.pass_unsynced(COMMIT_PATIENCE - Duration::from_secs(2));
+    world.client_says(second, CLIENT);
+    assert_eq!(world.client_says(second, CONTENT), "", "it waits, like the first");
+    world.pass_unsynced(Duration::from_secs(3));
+    assert_eq!(world.shard.metrics.spool_closed.get(), 1);
+    let third = world.connect_client();
+    world.client_says(third, CLIENT);
+    assert_eq!(world.client_says(third, CONTENT), REFUSED);
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.to_client.matches("250 2.0.0 OK id=").count(), 2, "{}", world.to_client);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.shard.metrics.spool_closed.get(), 0);
+    accepted(&mut world);
+}
+
+#[test]
+fn nothing_is_begun_until_the_disk_answers() {
+    let mut world = World::new();
+    accepted(&mut world);
+    let peer = world.accept_connection();
+    world.peer_says(peer, "250 peer.example\r\n");
+    world.peer_says(peer, "450 4.2.0 later\r\n");
+    world.pass(OUTCOME_COMMIT_DELAY);
+    assert!(matches!(world.fates()[..], [Fate::Deferred { .. }]));
+    world.shard.connection_closed(world.now, peer, "gone");
+    world.shard.connection_gone(world.now, peer);
+    let client = world.connect_client();
+    world.client_says(client, &CLIENT.replace("peer.example", "other.example"));
+    world.client_says(client, CONTENT);
+    world.connects.clear();
+    world.pass_unsynced(Duration::from_secs(7_200));
+    assert!(world.connects.is_empty(), "what becomes of it can't be written");
+    world.sync();
+    world.pass(UNRECORDED_RETRY + Duration::from_secs(1));
+    assert_eq!(world.connects.len(), 2, "the one that was due, and the one that was just taken");
+}
+
+/// A write that fails at last is not waited for any more.
+#[test]
+fn a_commit_that_fails_late_is_over() {
+    let disk = SimDisk::new(1);
+    let spool = Spool::open_on(Arc::new(disk.clone()), Path::new("/spool"), SpoolOptions::default()).unwrap();
+    let mut world = World::open_spool(TempDir::new().unwrap(), spool, START, Config::new("mta.example"), &[]);
+    world.sync();
+    let client = world.connect_client();
+    world.client_says(client, CLIENT);
+    world.client_says(client, CONTENT);
+    world.pass_unsynced(COMMIT_PATIENCE + Duration::from_secs(1));
+    world.to_client.clear();
+    disk.set_faults(Faults { operations_left: Some(0), ..Faults::default() });
+    world.sync();
+    disk.set_faults(Faults::default());
+    assert_eq!(world.to_client, "451 4.3.0 Spool failed, try again later\r\n");
+    world.pass(Duration::from_secs(10));
+    accepted(&mut world);
+}
