@@ -50,6 +50,27 @@ pub struct Received {
     pub meta: Vec<(String, String)>,
 }
 
+impl Received {
+    /// What an embedding program gives: it is trusted, and may send any octets.
+    pub fn embedded(reverse_path: String, recipients: Vec<String>, content: Vec<u8>) -> Self {
+        Self {
+            reverse_path,
+            recipients,
+            content,
+            eight_bit_declared: true,
+            smtputf8_declared: true,
+            helo: String::new(),
+            protocol: "embedded",
+            client: None,
+            session_id: 0,
+            trusted: true,
+            received_detail: ReceivedDetail::Full,
+            dsn: DsnParameters::default(),
+            meta: Vec::new(),
+        }
+    }
+}
+
 /// A refusal that a client may see: its text is one line of printable ASCII and tells nothing of our insides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use super::{Engine, Shared};
 use crate::accept::smtp_data::clean_content;
 use crate::accept::{Admitted, Received, Refusal};
-use crate::config::{LineEndings, ReceivedDetail, SmtpListener};
+use crate::config::{LineEndings, SmtpListener};
 use crate::handover::AcceptAnswer;
 use crate::limits::{CAPTURED_FIELDS_MAX, INJECT_PATIENCE, ROUTING_NAME_BYTES_MAX};
 use crate::mail::address::Address;
@@ -153,19 +153,6 @@ pub(super) fn received(message: Message, bytes_max: u64) -> Result<Received, Inj
     if recipients.is_empty() {
         return Err(InjectError::Refused("554 5.5.1 No valid recipients".to_owned()));
     }
-    Ok(Received {
-        reverse_path,
-        recipients,
-        content: clean_content(&message.content, LineEndings::Fix, bytes_max)?,
-        eight_bit_declared: true,
-        smtputf8_declared: true,
-        helo: String::new(),
-        protocol: "embedded",
-        client: None,
-        session_id: 0,
-        trusted: true,
-        received_detail: ReceivedDetail::Full,
-        dsn,
-        meta: message.meta,
-    })
+    let content = clean_content(&message.content, LineEndings::Fix, bytes_max)?;
+    Ok(Received { dsn, meta: message.meta, ..Received::embedded(reverse_path, recipients, content) })
 }

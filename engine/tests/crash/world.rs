@@ -12,8 +12,7 @@ use postrider::accept::{Admitted, Policy, Received, SharedContent};
 use postrider::admin::metrics::ShardMetrics;
 use postrider::admin::{MessageFilter, MessageRow};
 use postrider::config::{
-    Config, DomainPattern, EgressSource, InDoubt, ReceivedDetail, RetrySchedule, Route, RouteTarget, SmtpListener,
-    TlsMode,
+    Config, DomainPattern, EgressSource, InDoubt, RetrySchedule, Route, RouteTarget, SmtpListener, TlsMode,
 };
 use postrider::deliver::dane::HostDane;
 use postrider::deliver::route::{Host, RouteFailure, RouteFailureKind, Site};
@@ -21,7 +20,7 @@ use postrider::handover::{self, Ask, ControlMessage, PairKey, ShardMessage, Told
 use postrider::mail::time::Now;
 use postrider::pool::connection::ConnectionKey;
 use postrider::shard::{Action, ConnectError, Connected, SessionKey, Shard, ShardOptions};
-use postrider_spool::record::{DsnParameters, LogId};
+use postrider_spool::record::LogId;
 use postrider_spool::sim::{Faults, SimDisk};
 use postrider_spool::{Completion, Durability, Operation, Spool, SpoolOptions};
 
@@ -600,21 +599,7 @@ impl World {
 }
 
 fn received(sent: &Sent, content: Vec<u8>) -> Received {
-    Received {
-        reverse_path: sent.reverse_path.clone(),
-        recipients: sent.recipients.clone(),
-        content,
-        eight_bit_declared: true,
-        smtputf8_declared: true,
-        helo: String::new(),
-        protocol: "embedded",
-        client: None,
-        session_id: 0,
-        trusted: true,
-        received_detail: ReceivedDetail::Full,
-        dsn: DsnParameters::default(),
-        meta: Vec::new(),
-    }
+    Received::embedded(sent.reverse_path.clone(), sent.recipients.clone(), content)
 }
 
 /// What a campaign's messages share: header fields and a body of many lengths.

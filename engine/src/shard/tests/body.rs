@@ -1,10 +1,7 @@
 //! A body that messages share is in the spool for as long as one of them is, or one more may come.
 
-use postrider_spool::record::DsnParameters;
-
 use super::*;
 use crate::accept::{Received, SharedContent};
-use crate::config::ReceivedDetail;
 use crate::shard::ConnectError;
 
 const BODY_BYTES: u64 = 40_000;
@@ -19,21 +16,9 @@ impl World {
 
     /// On its way to the shard.
     fn send(&mut self, shared: &Arc<SharedContent>) {
-        let received = Received {
-            reverse_path: "a@client.example".to_owned(),
-            recipients: vec!["b@peer.example".to_owned()],
-            content: b"To: b@peer.example\r\n".to_vec(),
-            eight_bit_declared: true,
-            smtputf8_declared: true,
-            helo: String::new(),
-            protocol: "embedded",
-            client: None,
-            session_id: 0,
-            trusted: true,
-            received_detail: ReceivedDetail::Full,
-            dsn: DsnParameters::default(),
-            meta: Vec::new(),
-        };
+        let recipients = vec!["b@peer.example".to_owned()];
+        let received =
+            Received::embedded("a@client.example".to_owned(), recipients, b"To: b@peer.example\r\n".to_vec());
         let admitted = self.shard.policy.admit_sharing(self.now, received, shared, [1, 2]).unwrap();
         self.shard.handle_message(ShardMessage::Inject { injection: 1, admitted: Box::new(admitted) });
     }

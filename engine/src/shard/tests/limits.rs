@@ -16,7 +16,6 @@ use postrider_spool::{Durability, Log};
 
 use super::*;
 use crate::accept::Received;
-use crate::config::ReceivedDetail;
 use crate::handover::{PairKey, RollupKey};
 use crate::mail::endpoint::Endpoint;
 use crate::pool::rate::Past;
@@ -193,21 +192,8 @@ impl Engine {
     }
 
     fn inject_to(&mut self, home: usize, recipients: Vec<String>, priority: Priority) {
-        let received = Received {
-            reverse_path: "a@client.example".to_owned(),
-            recipients,
-            content: b"Subject: x\r\n\r\nHello\r\n".to_vec(),
-            eight_bit_declared: true,
-            smtputf8_declared: true,
-            helo: String::new(),
-            protocol: "embedded",
-            client: None,
-            session_id: 0,
-            trusted: true,
-            received_detail: ReceivedDetail::Full,
-            dsn: postrider_spool::record::DsnParameters::default(),
-            meta: Vec::new(),
-        };
+        let content = b"Subject: x\r\n\r\nHello\r\n".to_vec();
+        let received = Received::embedded("a@client.example".to_owned(), recipients, content);
         let mut admitted = self.policy.admit(self.clock(), received, [1, 2]).unwrap();
         admitted.envelope.priority = priority as u8;
         self.mail[home].push_back(ShardMessage::Inject { injection: 0, admitted: Box::new(admitted) });
@@ -219,21 +205,8 @@ impl Engine {
     }
 
     fn inject_for(&mut self, home: usize, tenant: &str, campaign: usize, recipients: Vec<String>) {
-        let received = Received {
-            reverse_path: format!("a@{tenant}.example"),
-            recipients,
-            content: format!("X-Tenant: {tenant}\r\nX-Campaign: {campaign}\r\n\r\nHello\r\n").into_bytes(),
-            eight_bit_declared: true,
-            smtputf8_declared: true,
-            helo: String::new(),
-            protocol: "embedded",
-            client: None,
-            session_id: 0,
-            trusted: true,
-            received_detail: ReceivedDetail::Full,
-            dsn: postrider_spool::record::DsnParameters::default(),
-            meta: Vec::new(),
-        };
+        let content = format!("X-Tenant: {tenant}\r\nX-Campaign: {campaign}\r\n\r\nHello\r\n").into_bytes();
+        let received = Received::embedded(format!("a@{tenant}.example"), recipients, content);
         let admitted = self.policy.admit(self.clock(), received, [1, 2]).unwrap();
         self.mail[home].push_back(ShardMessage::Inject { injection: 0, admitted: Box::new(admitted) });
     }
