@@ -600,3 +600,41 @@ fn pad(buffer: &mut Vec<u8>) {
     let length = buffer.len().next_multiple_of(ALIGN_BYTES as usize);
     buffer.resize(length, 0);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::RoomFor;
+    use crate::error::{AppendError, Closed};
+    use crate::format::{Chain, RecordHeader, RecordKind};
+    use crate::limits::{SPARES_RESERVED, SPARES_RESERVED_FROM_COPIES, SPARES_WANTED};
+    use crate::sim::SimDisk;
+    use crate::{Log, RecoverOptions, Spool, SpoolOptions};
+
+    /// Mail leaves spares for copies and outcomes, copies leave one for outcomes; in either chain. What does not fit any
+    /// more leaves the rest of the segment to what is smaller.
+    #[test]
+    fn each_leaves_what_others_need() {
+        let cases =
+            [(RoomFor::Mail, SPARES_RESERVED), (RoomFor::Copy, SPARES_RESERVED_FROM_COPIES), (RoomFor::Outcome, 0)];
+        for ((room_for, left), chain) in cases.into_iter().flat_map(|case| Chain::ALL.map(|chain| (case, chain))) {
+            let options = SpoolOptions { segment_bytes: 32 << 10, ..SpoolOptions::default() };
+            let mut spool = Spool::open_on(Arc::new(SimDisk::new(1)), Path::new("/spool"), options).expect("a disk");
+            let directory = spool.assign(1).expect("a log").remove(0).remove(0);
+            let mut log = Log::recover(directory, RecoverOptions::default(), &mut |_| {}).expect("a log");
+            let header = RecordHeader { kind: RecordKind::Message as u8, ..RecordHeader::default() };
+            let mut append =
+                |bytes: usize| log.append_record(room_for, chain, header, None, None, [&[], &vec![0; bytes]]);
+            for _ in left..SPARES_WANTED {
+                append(20_000).expect("a segment for it");
+            }
+            let refusal = append(20_000).expect_err("too few spares");
+            assert_eq!(refusal, AppendError::Full(Closed::NoSpace), "{room_for:?}");
+            append(100).expect("room behind the others");
+            log.audit();
+            assert_eq!(log.spares_ready(), left, "{room_for:?}");
+        }
+    }
+}

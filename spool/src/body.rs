@@ -36,6 +36,11 @@ impl Body {
     pub(crate) fn is_live(&self) -> bool {
         self.references > 0 || self.holds > 0
     }
+
+    #[cfg(any(feature = "sim", test))]
+    pub(crate) fn references(&self) -> u32 {
+        self.references
+    }
 }
 
 /// The shared bodies of a log, by sequence.
@@ -166,6 +171,16 @@ impl Bodies {
         }
     }
 
+    /// Whatever nobody names any more is going to be forgotten. See `audit.rs`.
+    #[cfg(any(feature = "sim", test))]
+    pub(crate) fn audit(&self, durable: CommitNumber) {
+        assert!(self.dying.front().is_none_or(|(commit, _)| *commit >= durable), "{:?}", self.dying);
+        for (sequence, body) in &self.bodies {
+            let goes = || self.dying.contains(&(body.lowered, *sequence));
+            assert!(body.is_live() || goes(), "body {sequence} is never forgotten: {body:?}");
+        }
+    }
+
     /// Recovery has counted: nobody holds a body any more.
     pub(crate) fn release_all(&mut self, segments: &mut SegmentTable) {
         for sequence in self.bodies.keys().copied().collect::<Vec<_>>() {
@@ -201,5 +216,73 @@ impl Log {
             let commit = self.durable;
             self.bodies.release(&mut self.segments, sequence, commit);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::Bodies;
+    use crate::index::Place;
+    use crate::record::CommitNumber;
+    use crate::segment::{Segment, SegmentTable};
+    use crate::sim::SimDisk;
+    use crate::storage::Storage as _;
+
+    fn table() -> SegmentTable {
+        let mut segments = SegmentTable::default();
+        for slot in 0..2 {
+            let file = SimDisk::new(1).create(Path::new("/segment"), 4096).expect("a file in memory");
+            segments.put(slot, Segment::new(file, 4096));
+        }
+        segments
+    }
+
+    fn place(slot: u16) -> Place {
+        Place { slot, offset16: 10, length16: 4 }
+    }
+
+    /// A body may be named again until the latest commit that let it go is durable, also when an earlier one let it go
+    /// for good. Until then its segment waits, and it is not forgotten; and then it is.
+    #[test]
+    fn a_body_waits_for_all_that_let_it_go() {
+        let (mut bodies, mut segments) = (Bodies::default(), table());
+        bodies.insert(&mut segments, 1, place(0), 64, CommitNumber(1));
+        bodies.reference(&mut segments, 1, CommitNumber(1));
+        bodies.unreference(&mut segments, 1, CommitNumber(7));
+        bodies.release(&mut segments, 1, CommitNumber(3));
+        assert_eq!((segments.get(0).live, segments.get(0).changed_in), (0, CommitNumber(7)));
+        bodies.forget_dead(CommitNumber(3));
+        bodies.audit(CommitNumber(3));
+        // That commit fails, and a later one lets go again.
+        bodies.reference(&mut segments, 1, CommitNumber(7));
+        assert_eq!(segments.get(0).live, 1);
+        bodies.unreference(&mut segments, 1, CommitNumber(9));
+        assert_eq!((segments.get(0).live, segments.get(0).changed_in), (0, CommitNumber(9)));
+        bodies.forget_dead(CommitNumber(8));
+        assert!(bodies.get(1).is_some());
+        bodies.audit(CommitNumber(8));
+        bodies.forget_dead(CommitNumber(9));
+        assert_eq!((bodies.len(), bodies.dying.len()), (0, 0));
+    }
+
+    /// What counts nowhere counts nowhere after it was moved, and where it is once it counts again.
+    #[test]
+    fn a_body_counts_where_it_is() {
+        let (mut bodies, mut segments) = (Bodies::default(), table());
+        let live = |segments: &SegmentTable| [0, 1].map(|slot| segments.get(slot).live);
+        bodies.insert(&mut segments, 1, place(0), 64, CommitNumber(1));
+        assert_eq!(bodies.relocate(&mut segments, 1, place(1), CommitNumber(2)), Some(place(0)));
+        assert_eq!(live(&segments), [0, 1]);
+        bodies.release(&mut segments, 1, CommitNumber(3));
+        assert_eq!(live(&segments), [0, 0]);
+        assert_eq!(bodies.relocate(&mut segments, 1, place(0), CommitNumber(4)), Some(place(1)));
+        assert_eq!(live(&segments), [0, 0]);
+        bodies.reference(&mut segments, 1, CommitNumber(5));
+        bodies.hold(1);
+        assert_eq!(live(&segments), [1, 0]);
+        bodies.remove(&mut segments, 1, CommitNumber(6));
+        assert_eq!(live(&segments), [0, 0]);
     }
 }

@@ -150,6 +150,19 @@ impl Checkpoints {
         self.rest = None;
     }
 
+    /// Two of three files are kept, the other one is written; what a row tells is or will be durable. See `audit.rs`.
+    #[cfg(any(feature = "sim", test))]
+    pub(crate) fn audit(&self, is_open: bool, durable: CommitNumber, mut commits: impl Iterator<Item = CommitNumber>) {
+        assert!(self.kept.len() <= CHECKPOINTS_KEPT);
+        assert!(self.kept.is_sorted_by(|older, newer| older.number < newer.number && older.file != newer.file));
+        let Some(running) = &self.running else { return };
+        assert!(is_open, "what was gathered before a commit failed may not be so");
+        assert!(self.kept.iter().all(|kept| kept.file != running.file), "{:?} {running:?}", self.kept);
+        if let Phase::Gathered { commit } = running.phase {
+            assert!(commit <= durable || commits.any(|waiting| waiting == commit), "{commit:?} is void");
+        }
+    }
+
     /// What a recovered log has read behind its checkpoint counts as written since.
     pub(crate) fn set_replayed(&mut self, bytes: u64, last_bytes: u64) {
         self.written_at_begin = 0_u64.wrapping_sub(bytes);

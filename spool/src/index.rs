@@ -505,6 +505,22 @@ impl Index {
         }
     }
 
+    /// What is kept beside the entries is there where an entry says so, and nowhere else. See `audit.rs`.
+    #[cfg(any(feature = "sim", test))]
+    pub(crate) fn audit(&self) {
+        assert_eq!(self.length, self.iter().count());
+        assert!(self.iter().is_sorted_by(|before, after| before.sequence() < after.sequence()));
+        let counted = |has: fn(&Entry) -> bool| self.iter().filter(|entry| has(entry)).count();
+        assert_eq!(self.wide.len(), counted(|entry| entry.pending == WIDE));
+        assert_eq!(self.older.len(), counted(|entry| entry.has(OLDER)));
+        assert_eq!(self.bodies.len(), counted(|entry| entry.has(SHARES)));
+        for entry in self.iter() {
+            assert!(!entry.has(OLDER) || entry.outcome().is_some() && !self.older_of(entry).is_empty(), "{entry:?}");
+            assert!(!self.pending(entry).is_empty(), "{entry:?}");
+            assert!(!entry.has(TOUCHED), "{entry:?}");
+        }
+    }
+
     /// What is kept beside the entry goes with it.
     fn forget_beside(&mut self, entry: &Entry) {
         let sequence = entry.sequence();

@@ -102,6 +102,8 @@
 //! The bytes on disk are described in `FORMAT.md`.
 
 mod append;
+#[cfg(any(feature = "sim", test))]
+mod audit;
 mod body;
 mod checkpoint;
 pub mod checkpoint_format;

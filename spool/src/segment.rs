@@ -221,7 +221,6 @@ impl SegmentTable {
         }
     }
 
-    /// The newest segment of a chain that holds acknowledged frames.
     /// Puts a segment that was taken for a spare back to its place.
     pub(crate) fn use_again(&mut self, slot: u16) {
         let number = self.get(slot).number;
@@ -229,9 +228,16 @@ impl SegmentTable {
         self.in_use.insert(place.unwrap_or(self.in_use.len()), slot);
     }
 
+    /// The newest segment of a chain that holds acknowledged frames.
     pub(crate) fn newest(&self, chain: Chain) -> Option<&Segment> {
         let in_use = self.in_use.iter().rev().map(|slot| self.get(*slot));
         in_use.into_iter().find(|segment| segment.chain == chain && segment.end > 0)
+    }
+
+    /// All that have a file.
+    #[cfg(any(feature = "sim", test))]
+    pub(crate) fn slots(&self) -> Vec<u16> {
+        (0..self.slots.len() as u16).filter(|slot| self.slots[usize::from(*slot)].is_some()).collect()
     }
 
     pub(crate) fn allocated_bytes(&self) -> u64 {

@@ -33,6 +33,8 @@ pub struct Faults {
     pub write_bytes_max: Option<usize>,
     /// All files together can't grow above this.
     pub capacity: Option<u64>,
+    /// What fails is interrupted before it has begun, and may be tried again.
+    pub is_interruption: bool,
 }
 
 #[derive(Debug, Default)]
@@ -44,6 +46,8 @@ struct State {
     holds_syncs: bool,
     random: u64,
     operations: u64,
+    failures: u64,
+    last_write: u64,
 }
 
 /// A file's bytes.
@@ -87,6 +91,21 @@ impl SimDisk {
     /// Operations so far that changed something.
     pub fn operations(&self) -> u64 {
         self.state().operations
+    }
+
+    /// Operations so far that were made to fail.
+    pub fn failures(&self) -> u64 {
+        self.state().failures
+    }
+
+    /// Where in its file the last write began.
+    pub fn last_write(&self) -> u64 {
+        self.state().last_write
+    }
+
+    /// Sectors that the next crash may take back.
+    pub fn unsynced(&self) -> usize {
+        self.state().files.values().map(|content| lock(content).dirty.len()).sum()
     }
 
     /// A disk as it may be found after the power went: durable bytes, and of each unsynced sector the old, the new, or
@@ -171,7 +190,13 @@ impl State {
                 if !self.faults.is_permanent {
                     self.faults.operations_left = None;
                 }
-                Err(io::Error::other("injected fault"))
+                self.failures += 1;
+                let is_interruption = self.faults.is_interruption;
+                Err(if is_interruption {
+                    io::ErrorKind::Interrupted.into()
+                } else {
+                    io::Error::other("injected fault")
+                })
             }
             Some(left) => {
                 *left -= 1;
@@ -302,6 +327,10 @@ impl StorageFile for SimFile {
         let mut state = self.disk.state();
         let bytes = &bytes[..bytes.len().min(state.faults.write_bytes_max.unwrap_or(usize::MAX))];
         let allowed = state.step();
+        state.last_write = offset;
+        if allowed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::Interrupted) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
         let mut content = lock(&self.content);
         let range = offset as usize..offset as usize + bytes.len();
         if range.end > content.cached.len() {

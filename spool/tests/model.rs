@@ -25,6 +25,7 @@ enum Step {
     Advance { ms: u64 },
     MoveCursor,
     Read,
+    ReadAll,
     Pin,
     Unpin,
     Fail { after: u64, sectors: u64 },
@@ -51,10 +52,12 @@ fn step() -> impl Strategy<Value = Step> {
         4 => Just(Step::Settle),
         3 => (0_u64..2_000).prop_map(|ms| Step::Advance { ms }),
         4 => Just(Step::MoveCursor),
-        4 => Just(Step::Read),
+        3 => Just(Step::Read),
+        2 => Just(Step::ReadAll),
         1 => Just(Step::Pin),
         1 => Just(Step::Unpin),
-        1 => (0_u64..6, 0_u64..40).prop_map(|(after, sectors)| Step::Fail { after, sectors }),
+        1 => (0_u64..6, prop_oneof![3 => 0_u64..40, 1 => Just(1_000)])
+            .prop_map(|(after, sectors)| Step::Fail { after, sectors }),
         1 => (1_usize..9_000).prop_map(|bytes| Step::Shorten { bytes }),
         1 => Just(Step::Fill),
         2 => Just(Step::Heal),
@@ -90,6 +93,7 @@ fn run(seed: u64, steps: &[Step]) {
             Step::Advance { ms } => world.advance(ms),
             Step::MoveCursor => world.move_cursor(),
             Step::Read => world.read_one(),
+            Step::ReadAll => world.read_all(),
             Step::Pin => world.pin_one(),
             Step::Unpin => world.unpin_one(),
             Step::Fail { after, sectors } => {
@@ -115,7 +119,7 @@ fn run(seed: u64, steps: &[Step]) {
 
 #[test]
 fn a_log_behaves_like_its_model() {
-    let cases = std::env::var("SPOOL_MODEL_CASES").map_or(80, |cases| cases.parse().unwrap());
+    let cases = std::env::var("SPOOL_MODEL_CASES").map_or(200, |cases| cases.parse().unwrap());
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 3_000, ..Config::default() };
     let strategy = (any::<u64>(), prop::collection::vec(step(), 1..250));
     TestRunner::new(config)

@@ -158,6 +158,7 @@ const FULL: Faults = Faults {
     is_permanent: false,
     sectors_written: 0,
     write_bytes_max: None,
+    is_interruption: false,
 };
 
 /// What outcomes fill holds nothing that counts, but it is the newest segment. Once it was the only one that they could

@@ -59,11 +59,16 @@ impl Recovery<'_> {
         }
     }
 
-    /// What is damaged in a segment that was given up was written over by the begin of its file's next use, whose
-    /// header is torn.
+    /// What is damaged in a segment that was given up, or retired, was written over by the begin of its file's next use,
+    /// whose header is torn or was not written at all.
     pub(super) fn report_damages(&mut self) {
         for Damage { slot, segment, region, reason } in mem::take(&mut self.damages) {
-            if !self.given_up.contains(&segment) {
+            let log = &self.log;
+            let is_retired = || {
+                let segment = log.segments.get(slot);
+                segment.live == 0 && segment.last_event <= log.event_cursor && log.checkpoints.cover(segment)
+            };
+            if !self.given_up.contains(&segment) && !is_retired() {
                 let segment_of = self.log.segments.get(slot);
                 let mut bytes = SegmentBytes::default();
                 bytes.begin_at(

@@ -5,15 +5,18 @@
 //! flight.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use postrider_spool::checkpoint_format::{CheckpointBlock, CheckpointHeader};
+use postrider_spool::limits::SPARES_RESERVED;
 use postrider_spool::record::{Answer, CommitNumber};
 use postrider_spool::sim::{Faults, SimDisk};
 use postrider_spool::{
-    AppendError, BodyId, Completion, Envelope, Fate, Fetch, Log, MessageId, Operation, Outcome, Progress, Recipient,
-    RecipientResult, RecordRef, RecoverOptions, Recovered, Sequence, Spool, SpoolOptions, Summarize, execute,
+    AppendError, BodyId, Completion, Envelope, Fate, Fetch, Log, LogDirectory, MessageId, Operation, Outcome, Progress,
+    ReadError, Recipient, RecipientResult, RecordRef, RecoverOptions, Recovered, Sequence, Spool, SpoolOptions,
+    Summarize, execute,
 };
 
 /// A generator of random numbers that is the same everywhere.
@@ -178,10 +181,18 @@ pub(crate) struct World {
     pub(crate) pins: Vec<MessageId>,
     /// Bodies that this process appended, and that are not known to be gone.
     bodies: Vec<SharedBody>,
+    /// Messages of this process that share one.
+    shares: BTreeMap<MessageId, BodyId>,
+    /// The highest numbers that were ever acknowledged: they are not given out again.
+    last_sequence: u64,
+    last_commit: CommitNumber,
     pub(crate) images: u64,
     pub(crate) seen: Seen,
     /// The disk's, also after the power went.
     capacity: Option<u64>,
+    faults: Faults,
+    /// Whether images are looked at where files begin.
+    pub(crate) looks: bool,
 }
 
 struct SharedBody {
@@ -228,9 +239,14 @@ impl World {
             reads: BTreeSet::new(),
             pins: Vec::new(),
             bodies: Vec::new(),
+            shares: BTreeMap::new(),
+            last_sequence: 0,
+            last_commit: CommitNumber(0),
             images: 0,
             seen: Seen::default(),
             capacity: None,
+            faults: Faults::default(),
+            looks: false,
         };
         let found = world.open();
         assert!(found.model.is_empty());
@@ -256,22 +272,27 @@ impl World {
         self.seen.given_up += statistics.segments_given_up;
         self.seen.failures += statistics.write_failures;
         self.seen.checkpoints += statistics.checkpoints;
+        assert_eq!(statistics.damaged, 0, "what is there has been read as something else");
         self.log = None;
         self.spool = None;
         self.operations.clear();
         self.reads.clear();
         self.pins.clear();
         self.bodies.clear();
+        self.shares.clear();
     }
 
     pub(crate) fn append_message(&mut self, recipients: u32, length: usize) -> bool {
         let fill = if length == 0 { 0 } else { self.random.below(256) as u8 };
         let prefix = vec![b'P'; length / 10];
         let body = vec![fill; length - prefix.len()];
+        let spares = self.log().statistics().segments_spare;
         match self.log().append_message(&envelope(recipients), &prefix, &body) {
             Ok((id, commit)) => {
                 let content = Content { prefix: prefix.len(), body: body.len(), fill };
                 self.note_message(id, commit, recipients, content);
+                let left = self.log().statistics().segments_spare;
+                assert!(left == spares || left >= SPARES_RESERVED as u64, "mail has taken what outcomes need");
                 true
             }
             Err(AppendError::TooLarge { .. }) => {
@@ -288,6 +309,8 @@ impl World {
 
     fn note_message(&mut self, id: MessageId, commit: CommitNumber, recipients: u32, content: Content) {
         assert_eq!(self.log().set_handle(id, handle_of(id)), recipients > 0);
+        assert!(id.sequence().0 > self.last_sequence);
+        assert!(commit > self.last_commit);
         self.pending.push((commit, Appended::Message { id, recipients, content }));
     }
 
@@ -313,6 +336,9 @@ impl World {
         match self.log().append_message_sharing(&envelope(recipients), &prefix, body) {
             Ok((id, commit)) => {
                 self.seen.shared += 1;
+                let is_named = self.expected().keys().any(|id| self.shares.get(id) == Some(&body));
+                assert!(is_held || is_named || !self.reads.is_empty(), "{body} is gone");
+                self.shares.insert(id, body);
                 self.note_message(id, commit, recipients, Content { prefix: prefix.len(), body: bytes, fill });
             }
             Err(AppendError::UnknownBody) => {
@@ -404,18 +430,31 @@ impl World {
         }
         let position = self.random.below(self.operations.len() as u64) as usize;
         let operation = self.operations.swap_remove(position);
-        let looks = images > 0 && operation.describe().0 == "write";
-        if looks {
-            self.disk.hold_syncs(true);
-        }
+        let is_write = operation.describe().0 == "write";
+        let failures = self.disk.failures();
+        let before = self.log().statistics();
+        let durable = self.log().durable();
+        self.disk.hold_syncs(is_write && self.looks);
         let completion = execute(operation);
-        if looks {
+        if is_write && self.looks {
+            // The begin of a file is the begin of its use, or the end, or what makes a checkpoint count.
+            let images = if self.disk.last_write() == 0 { images.max(self.random.below(3)) } else { images };
             for _ in 0..images {
                 self.look_at_image();
             }
             self.disk.hold_syncs(false);
         }
+        assert_eq!(self.disk.unsynced(), 0, "what was written is not durable");
         self.complete(completion);
+        let after = self.log().statistics();
+        if self.disk.failures() > failures {
+            assert_eq!(self.log().durable(), durable);
+            assert_eq!(after.checkpoints, before.checkpoints);
+            assert_eq!(after.segments_given_up, before.segments_given_up);
+            assert!(!self.faults.is_interruption || after.write_failures == before.write_failures);
+        }
+        assert_eq!(self.spool.as_ref().unwrap().used_bytes(), after.used_bytes);
+        self.log().audit();
     }
 
     fn complete(&mut self, completion: Completion) {
@@ -454,7 +493,9 @@ impl World {
             let (_, appended) = self.pending.remove(0);
             self.events.push(appended.sequence());
             apply(&mut self.durable, &appended);
+            self.last_sequence = self.last_sequence.max(appended.sequence());
         }
+        self.last_commit = commit;
     }
 
     /// Lets everything settle that does not wait for time to pass.
@@ -497,6 +538,35 @@ impl World {
         }
     }
 
+    /// Whatever is durable can be read, and before anything else happens on the disk.
+    pub(crate) fn read_all(&mut self) {
+        let expected = self.expected();
+        for (id, live) in self.durable.clone() {
+            let mut operation = match self.log().message(id) {
+                Ok(Fetch::Ready(message)) => {
+                    check_content(&message, &live);
+                    continue;
+                }
+                Ok(Fetch::Read(operation)) => operation,
+                Err(ReadError::Busy) => return,
+                Err(error) => {
+                    assert!(!expected.contains_key(&id), "{id}: {error}");
+                    continue;
+                }
+            };
+            let now = self.now;
+            loop {
+                match self.log().handle_completion(now, execute(operation)) {
+                    Progress::Read { id: read, result } if read == id => break check_content(&result.unwrap(), &live),
+                    // What was read for before waited for the body that it shares.
+                    Progress::Read { id: other, .. } => _ = self.reads.remove(&other),
+                    _ => {}
+                }
+                operation = self.log().poll_read().unwrap();
+            }
+        }
+    }
+
     pub(crate) fn pin_one(&mut self) {
         let id = self.durable.keys().next().copied();
         if let Some(id) = id.filter(|id| self.log().is_live(*id)) {
@@ -512,6 +582,7 @@ impl World {
     }
 
     pub(crate) fn set_faults(&mut self, faults: Faults) {
+        self.faults = faults;
         self.disk.set_faults(Faults { capacity: faults.capacity.or(self.capacity), ..faults });
     }
 
@@ -538,7 +609,7 @@ impl World {
             let expected = self.expected();
             let is_idle = expected.is_empty() && self.log().is_open_for_mail().is_ok();
             if is_idle {
-                return;
+                return self.pass_by();
             }
             let id = match expected.keys().nth(self.random.below(expected.len().max(1) as u64) as usize) {
                 Some(id) if self.log().is_open_for_outcomes().is_ok() => *id,
@@ -551,6 +622,25 @@ impl World {
             };
             self.deliver(id);
         }
+    }
+
+    /// Mail that is delivered at once passes by, and with it goes all that was there before.
+    fn pass_by(&mut self) {
+        let retired = self.log().statistics().segments_retired;
+        for _ in 0..60 {
+            self.append_message(1, 4_000);
+            if let Some(id) = self.expected().keys().next().copied() {
+                self.deliver(id);
+            }
+            self.settle();
+            self.move_cursor();
+            self.advance(60);
+        }
+        assert!(self.expected().is_empty());
+        let statistics = self.log().statistics();
+        assert!(statistics.segments_retired > retired);
+        let counts = (statistics.live_messages, statistics.live_bytes, statistics.pending_bytes);
+        assert_eq!(counts, (0, 0, 0));
     }
 
     /// What may be found now, most probable first, with the sequences behind the event cursor.
@@ -588,14 +678,38 @@ impl World {
         panic!("recovered {:#?}\nexpected one of {possible:#?}", found.model);
     }
 
-    /// Recovers from a crash image, and from a crash image of what that recovery left.
+    /// Recovers from a crash image, and from a crash image of what that recovery left. Whoever checks everything, or
+    /// can't write, or can't read the newest checkpoint, finds the same.
     pub(crate) fn look_at_image(&mut self) {
         self.images += 1;
         let image = self.disk.crash(self.random.below(1 << 30));
+        let other = image.crash(1);
         let found = self.recover_image(&image);
         self.check(&found);
         let again = self.recover_image(&image.crash(1));
         assert_eq!(again.model, found.model);
+        assert_eq!(again.sequences, found.sequences);
+        assert!(again.quarantines.is_empty(), "{:?}", again.quarantines);
+        let recover = RecoverOptions { event_cursor: Sequence(self.cursor), ..RecoverOptions::default() };
+        let capacity = self.capacity;
+        let mut quarantines = Vec::new();
+        let kind = self.random.below(6);
+        let otherwise = match kind {
+            0 => recover_with(&other, self.options, RecoverOptions { reads_everything: true, ..recover }, capacity),
+            1 => {
+                let left = self.random.below(6);
+                let faults = Faults { operations_left: Some(left), is_permanent: true, capacity, ..Faults::default() };
+                recover_on(&other, self.options, recover, faults);
+                recover_with(&other.crash(1), self.options, recover, capacity)
+            }
+            2 => {
+                quarantines.extend(damage_checkpoint(&other));
+                recover_with(&other, self.options, recover, capacity)
+            }
+            _ => return,
+        };
+        assert_eq!(otherwise.model, found.model);
+        assert_eq!(otherwise.quarantines.len(), quarantines.len(), "{kind}: {:?}", otherwise.quarantines);
     }
 
     fn recover_image(&mut self, image: &SimDisk) -> Found {
@@ -632,12 +746,44 @@ impl World {
 }
 
 pub(crate) fn open(disk: &SimDisk, options: SpoolOptions, seed: u64, cursor: u64) -> (Spool, Log, Found) {
+    let recover = RecoverOptions { seed, event_cursor: Sequence(cursor), ..RecoverOptions::default() };
     let mut spool = Spool::open_on(Arc::new(disk.clone()), Path::new(PATH), options).unwrap();
     let directory = spool.assign(1).unwrap().remove(0).remove(0);
-    let mut found = Found::default();
-    let options = RecoverOptions { seed, event_cursor: Sequence(cursor), ..RecoverOptions::default() };
-    let log = Log::recover(directory, options, &mut |mut recovered| note(&mut found, &mut recovered)).unwrap();
+    let (log, found) = recover_log(directory, recover);
     (spool, log, found)
+}
+
+fn recover_with(disk: &SimDisk, options: SpoolOptions, recover: RecoverOptions, capacity: Option<u64>) -> Found {
+    recover_on(disk, options, recover, Faults { capacity, ..Faults::default() })
+}
+
+/// On a disk on which something goes wrong meanwhile.
+fn recover_on(disk: &SimDisk, options: SpoolOptions, recover: RecoverOptions, faults: Faults) -> Found {
+    let mut spool = Spool::open_on(Arc::new(disk.clone()), Path::new(PATH), options).unwrap();
+    let directory = spool.assign(1).unwrap().remove(0).remove(0);
+    disk.set_faults(faults);
+    recover_log(directory, recover).1
+}
+
+fn recover_log(directory: LogDirectory, recover: RecoverOptions) -> (Log, Found) {
+    let mut found = Found::default();
+    let log = Log::recover(directory, recover, &mut |mut recovered| note(&mut found, &mut recovered)).unwrap();
+    log.audit();
+    (log, found)
+}
+
+/// Something in the newest checkpoint that counts is not what was written any more. The path, if there is one.
+fn damage_checkpoint(disk: &SimDisk) -> Option<PathBuf> {
+    let number = |path: &PathBuf| match CheckpointHeader::decode(&disk.bytes(path)[..4096]) {
+        CheckpointBlock::Header(header) if header.slices > 0 => Some(header.number),
+        _ => None,
+    };
+    let files = disk.paths().into_iter().filter(|path| path.to_str().unwrap().contains("checkpoint-"));
+    let newest = files.filter(|path| number(path).is_some()).max_by_key(number)?;
+    let mut bytes = disk.bytes(&newest);
+    bytes[4096 + 20] ^= 1;
+    disk.set_bytes(&newest, bytes);
+    Some(newest)
 }
 
 pub(crate) fn note(found: &mut Found, recovered: &mut Recovered<'_>) {
