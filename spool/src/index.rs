@@ -900,6 +900,23 @@ mod tests {
         assert_eq!(index.get(7).unwrap().record(), place(1));
     }
 
+    /// What outcomes told before is told by the copy, so none of them counts any more.
+    #[test]
+    fn a_copy_takes_the_place_of_outcomes() {
+        let mut index = Index::default();
+        index.insert(7, place(1), 3, &[]);
+        for (number, recipient) in [(2, 0), (3, 1)] {
+            index.settle(7, place(number), [(recipient, Settles::ForNow)].into_iter()).unwrap();
+        }
+        let before = index.relocate(7, place(9)).unwrap();
+        assert_eq!(before.states().count(), 2);
+        assert_eq!(index.states(index.get(7).unwrap()).count(), 0);
+        index.audit();
+        index.restore(before);
+        assert_eq!(index.states(index.get(7).unwrap()).count(), 2);
+        index.audit();
+    }
+
     /// An outcome counts for as long as it tells the newest state of some pending recipient.
     #[test]
     fn outcomes_count_while_they_tell_something() {

@@ -220,3 +220,70 @@ impl Log {
         create.into_iter().chain(zero).min()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use crate::commit::Purpose;
+    use crate::limits::{SEGMENTS_MAX, SPARES_KEPT_MIN, ZERO_STEP_BYTES};
+    use crate::segment::Segment;
+    use crate::sim::SimDisk;
+    use crate::{Log, RecoverOptions, Spool, SpoolOptions};
+
+    /// A log with so many spares that were never used, none of them zeroed.
+    fn with_spares(number: usize) -> Log {
+        let options = SpoolOptions { segment_bytes: 1 << 20, ..SpoolOptions::default() };
+        let mut spool = Spool::open_on(Arc::new(SimDisk::new(1)), Path::new("/spool"), options).expect("a disk");
+        let directory = spool.assign(1).expect("a log").remove(0).remove(0);
+        let mut log = Log::recover(directory, RecoverOptions::default(), &mut |_| {}).expect("a log");
+        while log.segments.spares.len() < number {
+            let slot = log.segments.vacant(SEGMENTS_MAX).expect("a slot");
+            let path = log.segment_path(slot);
+            let file = log.directory.storage().create(&path, options.segment_bytes).expect("room");
+            log.segments.put(slot, Segment::new(file, options.segment_bytes));
+            log.segments.spares.push_back(slot);
+        }
+        for slot in log.segments.spares.clone() {
+            log.segments.get_mut(slot).zeroed = 0;
+        }
+        log
+    }
+
+    fn begin_zeroing(log: &mut Log) -> u16 {
+        log.poll_zero(log.preallocation.next_step).expect("a step");
+        log.preallocation.zeroing.expect("a spare")
+    }
+
+    /// A file in which zeros are being written is not given back meanwhile. One that can't be given back stays a spare.
+    #[test]
+    fn a_file_that_is_being_zeroed_is_kept() {
+        let mut log = with_spares(SPARES_KEPT_MIN + 2);
+        let slot = begin_zeroing(&mut log);
+        assert_eq!(log.segments.spares.front(), Some(&slot), "it would be the first to go");
+        log.poll_remove().expect("one too many");
+        log.audit();
+        let removed = log.purposes.values().find_map(|purpose| match purpose {
+            Purpose::Remove { slot } => Some(*slot),
+            _ => None,
+        });
+        log.purposes.retain(|_, purpose| !matches!(purpose, Purpose::Remove { .. }));
+        log.handle_remove(removed.expect("a file that is removed"), Err(io::ErrorKind::Other.into()));
+        log.audit();
+    }
+
+    /// Zeroing goes on where a short write ended, and is given up where it fails: such a file serves as it is.
+    #[test]
+    fn zeroing_goes_on_where_it_ended() {
+        let mut log = with_spares(3);
+        let slot = begin_zeroing(&mut log);
+        log.handle_zero(slot, ZERO_STEP_BYTES, Ok(4_096));
+        assert_eq!(log.segments.get(slot).zeroed, 4_096);
+        assert_eq!(log.unzeroed(), Some(slot));
+        assert_eq!(begin_zeroing(&mut log), slot);
+        log.handle_zero(slot, ZERO_STEP_BYTES, Err(io::ErrorKind::Other.into()));
+        assert_ne!(log.unzeroed(), Some(slot));
+    }
+}

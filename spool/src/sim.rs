@@ -33,6 +33,8 @@ pub struct Faults {
     pub write_bytes_max: Option<usize>,
     /// All files together can't grow above this.
     pub capacity: Option<u64>,
+    /// What fails is about files whose names begin so.
+    pub only: Option<&'static str>,
     /// What fails is interrupted before it has begun, and may be tried again.
     pub is_interruption: bool,
 }
@@ -170,7 +172,7 @@ impl SimDisk {
 
     fn file(&self, path: &Path) -> io::Result<Arc<dyn StorageFile>> {
         let content = self.state().files.get(path).cloned().ok_or(io::ErrorKind::NotFound)?;
-        Ok(Arc::new(SimFile { disk: self.clone(), content }))
+        Ok(Arc::new(SimFile { disk: self.clone(), path: path.to_owned(), content }))
     }
 }
 
@@ -183,8 +185,12 @@ impl State {
     }
 
     /// Counts an operation, and tells whether it may succeed.
-    fn step(&mut self) -> io::Result<()> {
+    fn step(&mut self, path: &Path) -> io::Result<()> {
         self.operations += 1;
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if self.faults.only.is_some_and(|only| !name.starts_with(only)) {
+            return Ok(());
+        }
         match &mut self.faults.operations_left {
             Some(0) => {
                 if !self.faults.is_permanent {
@@ -220,7 +226,7 @@ impl Storage for SimDisk {
 
     fn create_directory(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state();
-        state.step()?;
+        state.step(path)?;
         for ancestor in path.ancestors() {
             state.directories.insert(ancestor.to_owned());
         }
@@ -241,7 +247,7 @@ impl Storage for SimDisk {
     fn create(&self, path: &Path, bytes: u64) -> io::Result<Arc<dyn StorageFile>> {
         {
             let mut state = self.state();
-            state.step()?;
+            state.step(path)?;
             state.check_room(bytes)?;
             let mut content = lock(state.files.entry(path.to_owned()).or_default());
             content.durable.resize(bytes as usize, 0);
@@ -253,7 +259,7 @@ impl Storage for SimDisk {
     fn replace(&self, path: &Path, contents: &[u8]) -> io::Result<()> {
         {
             let mut state = self.state();
-            state.step()?;
+            state.step(path)?;
             state.check_room(contents.len() as u64)?;
         }
         self.set_bytes(path, contents.to_vec());
@@ -262,7 +268,7 @@ impl Storage for SimDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.state();
-        state.step()?;
+        state.step(from)?;
         let moved = |path: &PathBuf| {
             path.strip_prefix(from).ok().map(|rest| if rest == Path::new("") { to.to_owned() } else { to.join(rest) })
         };
@@ -277,13 +283,13 @@ impl Storage for SimDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state();
-        state.step()?;
+        state.step(path)?;
         state.files.remove(path).map(|_| ()).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn remove_directory(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state();
-        state.step()?;
+        state.step(path)?;
         state.files.retain(|file, _| !file.starts_with(path));
         state.directories.retain(|directory| !directory.starts_with(path));
         Ok(())
@@ -307,6 +313,7 @@ impl Drop for SimLock {
 #[derive(Debug)]
 struct SimFile {
     disk: SimDisk,
+    path: PathBuf,
     content: Arc<Mutex<Content>>,
 }
 
@@ -326,7 +333,7 @@ impl StorageFile for SimFile {
     fn write_at(&self, bytes: &[u8], offset: u64, sync: bool) -> io::Result<usize> {
         let mut state = self.disk.state();
         let bytes = &bytes[..bytes.len().min(state.faults.write_bytes_max.unwrap_or(usize::MAX))];
-        let allowed = state.step();
+        let allowed = state.step(&self.path);
         state.last_write = offset;
         if allowed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::Interrupted) {
             return Err(io::ErrorKind::Interrupted.into());

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postrider_spool::checkpoint_format::{CheckpointBlock, CheckpointHeader};
-use postrider_spool::format::{Chain, SegmentBlock, SegmentHeader};
+use postrider_spool::format::{Chain, FRAME_HEADER_BYTES, FrameHeader, SegmentBlock, SegmentHeader};
 use postrider_spool::record::Answer;
 use postrider_spool::sim::{Faults, SimDisk};
 use postrider_spool::{
@@ -683,5 +683,101 @@ fn a_file_that_cannot_grow_stops_mail_only() {
         rig.pass(20);
         assert_eq!(recover(&rig.disk.restart()).live, rig.live);
         assert!(!is_given_room || rig.disk.bytes(&checkpoint_path(0)).len() > bytes);
+    }
+}
+
+/// Any write to a checkpoint file fails: the next checkpoint is begun anew, and none counts that is not whole.
+#[test]
+fn a_checkpoint_that_fails_is_begun_anew() {
+    for failing in 0..8 {
+        for sectors_written in [0, 1_000] {
+            let mut rig = Rig::new(u64::MAX);
+            rig.pass(30);
+            let only = Some("checkpoint-");
+            let faults = Faults { operations_left: Some(failing), sectors_written, only, ..Faults::default() };
+            rig.disk.set_faults(faults);
+            for _ in 0..2 {
+                let before = rig.log.statistics().checkpoints;
+                rig.pass(60);
+                assert!(rig.log.statistics().checkpoints > before, "{failing}: there are no more");
+                let found = recover(&rig.disk.restart());
+                assert_eq!((found.live, found.quarantines), (rig.live.clone(), vec![]), "{failing}");
+            }
+            assert_eq!(rig.disk.failures(), 1);
+        }
+    }
+}
+
+/// The rows turn out much longer than the file was made for: a larger one is made, and the checkpoint written.
+#[test]
+fn a_file_that_is_too_small_is_made_larger() {
+    let mut rig = Rig::new(u64::MAX);
+    for _ in 0..60 {
+        for id in [rig.append_in_time(100), rig.append_in_time(100)] {
+            rig.log.set_handle(id, 60);
+        }
+        rig.settle();
+    }
+    rig.pass(60);
+    let (_, newest) = finished(&rig.disk).remove(0);
+    assert!(newest.messages > 100);
+    let longest = (0..3).map(|slot| rig.disk.bytes(&checkpoint_path(slot)).len()).max().unwrap();
+    assert!(longest > 120 * 60 * 20, "{longest}");
+}
+
+/// A header that tells of other rows than there are is damage, and so is its checkpoint; the one before is used.
+#[test]
+fn a_checkpoint_without_some_of_its_rows_is_damaged() {
+    let mut rig = Rig::new(u64::MAX);
+    rig.pass(60);
+    let (path, header) = finished(&rig.disk).remove(0);
+    for messages in [header.messages - 1, header.messages + 1] {
+        let disk = rig.disk.restart();
+        let mut bytes = disk.bytes(&path);
+        bytes[..4096].copy_from_slice(&CheckpointHeader { messages, ..header }.encode());
+        disk.set_bytes(&path, bytes);
+        let found = recover(&disk);
+        assert_eq!((found.live, found.quarantines), (rig.live.clone(), vec!["damaged checkpoint".to_owned()]));
+    }
+}
+
+/// A copy is the last in its chain, and no header tells where that ends. But a later commit is whole, in the other
+/// chain, so it had been acknowledged: it is no unfinished commit, and what it held is told as damaged.
+#[test]
+fn a_damaged_frame_before_a_later_one_of_the_other_chain_is_told() {
+    let mut tried = 0;
+    let mut rig = Rig::new(u64::MAX);
+    rig.pass(30);
+    while tried < 5 {
+        let before = rig.log.statistics();
+        rig.pass(1);
+        let after = rig.log.statistics();
+        assert!(rig.round < 1_000, "nothing is copied");
+        if after.messages_copied == before.messages_copied || after.checkpoints > before.checkpoints {
+            continue;
+        }
+        rig.append_in_time(10);
+        while let Some(operation) = rig.log.poll_awaited(rig.now) {
+            rig.log.handle_completion(rig.now, execute(operation));
+        }
+        let disk = rig.disk.restart();
+        let last = headers(&disk).into_iter().filter(|header| header.chain == Chain::Copies);
+        let last = last.max_by_key(|header| header.number).unwrap();
+        let paths = disk.paths().into_iter().filter(|path| path.to_string_lossy().contains("segment-"));
+        let path = paths.filter(|path| {
+            matches!(SegmentHeader::decode(&disk.bytes(path)[..4096]), SegmentBlock::Header(header) if header == last)
+        });
+        let path = path.last().unwrap();
+        let mut bytes = disk.bytes(&path);
+        let is_its = |at: &usize| {
+            FrameHeader::has_magic(&bytes[*at..]) && FrameHeader::decode(&bytes[*at..]).generation == last.generation
+        };
+        let at = (4096..bytes.len()).step_by(4096).filter(is_its).last().unwrap();
+        // In the first record's header.
+        bytes[at + FRAME_HEADER_BYTES + 20] ^= 1;
+        disk.set_bytes(&path, bytes);
+        let found = recover_torn(&disk);
+        assert_eq!((found.quarantines, found.cuts), (vec!["damaged frame".to_owned()], 0));
+        tried += 1;
     }
 }

@@ -26,6 +26,7 @@ fn run(seed: u64, steps: u64, images_per_write: u64) -> (u64, Seen) {
     let mut random = Random(seed ^ 0x5eed);
     let final_in_ten = 3 + random.below(7);
     let fails = random.one_in(2);
+    world.strikes = fails;
     let full_from = if random.one_in(3) { random.below(steps) } else { steps };
     for step in 0..steps {
         if step == full_from {
@@ -57,6 +58,7 @@ fn run(seed: u64, steps: u64, images_per_write: u64) -> (u64, Seen) {
                 operations_left: Some(random.below(4)),
                 sectors_written: if random.one_in(4) { 1_000 } else { random.below(60) },
                 is_interruption: random.one_in(4),
+                only: if random.one_in(6) { Some("checkpoint-") } else { None },
                 ..Faults::default()
             }),
             28 if random.one_in(4) => world.set_faults(Faults {
@@ -127,6 +129,7 @@ fn run_on_full_disk(seed: u64, steps: u64, images_per_write: u64) -> (u64, Seen)
                 operations_left: Some(random.below(3)),
                 sectors_written: if random.one_in(4) { 1_000 } else { random.below(60) },
                 is_interruption: random.one_in(4),
+                only: if random.one_in(6) { Some("checkpoint-") } else { None },
                 ..Faults::default()
             }),
             13 => {
@@ -151,6 +154,7 @@ fn run_short_of_room(seed: u64, steps: u64, images_per_write: u64) -> (u64, Seen
     world.looks = true;
     let mut random = Random(seed ^ 0x5407);
     let fails = random.one_in(2);
+    world.strikes = fails;
     let staying = 60 + random.below(40);
     for _ in 0..steps {
         if world.log().statistics().live_messages < staying {
@@ -178,6 +182,7 @@ fn run_short_of_room(seed: u64, steps: u64, images_per_write: u64) -> (u64, Seen
                 operations_left: Some(random.below(4)),
                 sectors_written: if random.one_in(4) { 1_000 } else { random.below(60) },
                 is_interruption: random.one_in(4),
+                only: if random.one_in(6) { Some("checkpoint-") } else { None },
                 ..Faults::default()
             }),
             6..9 => {

@@ -24,6 +24,7 @@ fn open(disk: &SimDisk, visit: &mut dyn FnMut(Recovered<'_>)) -> (Spool, Log) {
     let directory = spool.assign(1).unwrap().remove(0).remove(0);
     let options = RecoverOptions { seed: 3, event_cursor: Sequence(0), reads_everything: true };
     let log = Log::recover(directory, options, visit).unwrap();
+    log.audit();
     (spool, log)
 }
 
@@ -73,9 +74,13 @@ fn recover(disk: &SimDisk) -> Found {
 
 /// Two segments: in the first five commits of two messages and one of outcomes, in the second one more commit.
 fn prepare() -> (SimDisk, Vec<Vec<MessageId>>) {
+    prepare_parts(2)
+}
+
+fn prepare_parts(parts: usize) -> (SimDisk, Vec<Vec<MessageId>>) {
     let disk = SimDisk::new(1);
     let (mut commits, mut all) = (Vec::new(), Vec::<MessageId>::new());
-    for part in 0..2 {
+    for part in 0..parts {
         let (_spool, mut log) = open(&disk, &mut |_| {});
         for _ in 0..[5, 1][part] {
             let mut ids = Vec::new();
@@ -205,6 +210,23 @@ fn a_missing_segment_is_reported() {
     assert_eq!(found.quarantines, commits[..5].iter().flatten().count(), "the checkpoint knows each of them");
 }
 
+/// Nothing of a segment is left but its header: that tells of numbers before its own, which are not given out again.
+#[test]
+fn a_header_alone_tells_of_numbers() {
+    let (disk, commits) = prepare();
+    let path = Path::new("/spool/log-0000/segment-0001");
+    let mut bytes = disk.bytes(path);
+    bytes[4096..].fill(0);
+    disk.set_bytes(path, bytes);
+    for name in ["segment-0000", "checkpoint-0", "checkpoint-1", "checkpoint-2"] {
+        disk.set_bytes(&Path::new("/spool/log-0000").join(name), Vec::new());
+    }
+    let (_spool, mut log) = open(&disk, &mut |_| {});
+    let (next, commit) = log.append_message(&Envelope::default(), b"P", b"B").unwrap();
+    assert!(next.sequence().0 > commits[4][1].sequence().0 + 10, "{next}");
+    assert!(commit.0 > 6, "{commit:?}");
+}
+
 /// Nothing in a log names its newest segment, but the event log has told of what was in it. No id is given out again.
 #[test]
 fn a_missing_end_is_reported() {
@@ -291,4 +313,24 @@ fn damage_that_a_quick_start_passes_over_is_found_in_time() {
         }
     }
     assert!(summaries > 0);
+}
+
+/// Behind a damaged first block several commits are found, or one, or none. Only the last two may be a use that was
+/// begun and never acknowledged, and are told as such: all that is known to have been acknowledged is told as damage.
+#[test]
+fn a_damaged_header_is_told_as_what_it_is() {
+    let name = Path::new("/spool/log-0000/segment-0000");
+    for (parts, cuts, quarantines) in [(1, 0, 1), (2, 0, 1)] {
+        let (disk, commits) = prepare_parts(parts);
+        // Without checkpoints, which know better.
+        for slot in 0..3 {
+            disk.set_bytes(&Path::new("/spool/log-0000").join(format!("checkpoint-{slot}")), Vec::new());
+        }
+        let mut bytes = disk.bytes(name);
+        bytes[30] ^= 1;
+        disk.set_bytes(name, bytes);
+        let found = recover(&disk);
+        assert_eq!((found.cuts, found.quarantines), (cuts, quarantines), "{parts} segments");
+        assert_eq!(found.bodies.len(), commits.iter().flatten().count());
+    }
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use postrider_spool::record::Answer;
 use postrider_spool::sim::SimDisk;
 use postrider_spool::{
-    Envelope, Fate, Log, LogId, MessageId, OpenError, Outcome, Recipient, RecipientResult, RecoverError,
-    RecoverOptions, Recovered, Sequence, Spool, SpoolOptions, execute,
+    Envelope, Fate, Fetch, Log, LogId, MessageId, OpenError, Outcome, Progress, ReadError, Recipient, RecipientResult,
+    RecoverError, RecoverOptions, Recovered, Sequence, Spool, SpoolOptions, Storage as _, execute,
 };
 
 const PATH: &str = "/spool";
@@ -170,23 +170,37 @@ fn crc32c(bytes: &[u8]) -> u32 {
     })
 }
 
-/// A log without a shard is there until the events of all that it holds are written, and nobody needs its segments; and
-/// then it counts no more.
-#[test]
-fn a_log_is_drained_when_nobody_needs_it() {
+/// A log with one message, which has no shard any more.
+struct Left {
+    spool: Spool,
+    log: Log,
+    id: MessageId,
+}
+
+/// `event_cursor` is what it is recovered with.
+fn left_over(event_cursor: Sequence) -> Left {
     let disk = SimDisk::new(1);
-    let recover = || RecoverOptions { seed: 1, ..RecoverOptions::default() };
+    let recover = || RecoverOptions { seed: 1, event_cursor, ..RecoverOptions::default() };
     let mut spool = Spool::open_on(Arc::new(disk.clone()), Path::new(PATH), options()).unwrap();
     let second = spool.assign(2).unwrap().remove(1).remove(0);
     let mut log = Log::recover(second, recover(), &mut |_| {}).unwrap();
+    let (body, _) = log.append_body(b"x").unwrap();
     let envelope = Envelope { recipients: vec![Recipient::default()], ..Envelope::default() };
-    let (id, _) = log.append_message(&envelope, b"", b"x").unwrap();
+    let (id, _) = log.append_message_sharing(&envelope, b"", body).unwrap();
     settle(&mut log);
     drop((spool, log));
 
     let mut spool = Spool::open_on(Arc::new(disk), Path::new(PATH), options()).unwrap();
     let mut directories = spool.assign(1).unwrap().remove(0);
-    let mut log = Log::recover(directories.remove(1), recover(), &mut |_| {}).unwrap();
+    let log = Log::recover(directories.remove(1), recover(), &mut |_| {}).unwrap();
+    Left { spool, log, id }
+}
+
+/// A log without a shard is there until the events of all that it holds are written, and nobody needs its segments; and
+/// then it counts no more.
+#[test]
+fn a_log_is_drained_when_nobody_needs_it() {
+    let Left { spool, mut log, id } = left_over(Sequence(0));
     assert!(!log.is_drained(), "a message is live");
     log.pin(id);
     let (last, _) = log.append_outcome(&delivered(id)).unwrap();
@@ -194,7 +208,8 @@ fn a_log_is_drained_when_nobody_needs_it() {
     log.unpin(id);
     assert!(!log.is_drained(), "there is no event yet");
     log.set_event_cursor(last);
-    assert!(log.is_drained());
+    log.set_event_cursor(Sequence(0));
+    assert!(log.is_drained(), "events do not go away");
     assert!(spool.used_bytes() > 0);
     log.remove().unwrap();
     assert_eq!(spool.used_bytes(), 0);
@@ -203,22 +218,64 @@ fn a_log_is_drained_when_nobody_needs_it() {
 /// The same where the events are written, and somebody holds a message's place.
 #[test]
 fn a_log_with_a_pin_is_not_drained() {
-    let disk = SimDisk::new(1);
-    let recover = || RecoverOptions { seed: 1, event_cursor: Sequence(u64::MAX), ..RecoverOptions::default() };
-    let mut spool = Spool::open_on(Arc::new(disk.clone()), Path::new(PATH), options()).unwrap();
-    let second = spool.assign(2).unwrap().remove(1).remove(0);
-    let mut log = Log::recover(second, recover(), &mut |_| {}).unwrap();
-    let envelope = Envelope { recipients: vec![Recipient::default()], ..Envelope::default() };
-    let (id, _) = log.append_message(&envelope, b"", b"x").unwrap();
-    settle(&mut log);
-    drop((spool, log));
-
-    let mut spool = Spool::open_on(Arc::new(disk), Path::new(PATH), options()).unwrap();
-    let mut log = Log::recover(spool.assign(1).unwrap().remove(0).remove(1), recover(), &mut |_| {}).unwrap();
+    let Left { mut log, id, .. } = left_over(Sequence(u64::MAX));
     log.pin(id);
     log.append_outcome(&delivered(id)).unwrap();
     settle(&mut log);
     assert!(!log.is_drained(), "it is pinned");
     log.unpin(id);
     assert!(log.is_drained());
+}
+
+/// The same where a message is being read, and the body that it shares comes next.
+#[test]
+fn a_log_that_is_read_is_not_drained() {
+    let Left { mut log, id, .. } = left_over(Sequence(u64::MAX));
+    let Ok(Fetch::Read(operation)) = log.message(id) else { panic!("{id} is not mapped") };
+    log.append_outcome(&delivered(id)).unwrap();
+    while let Some(commit) = log.poll_operation(Duration::ZERO, &mut ()) {
+        log.handle_completion(Duration::ZERO, execute(commit));
+    }
+    assert!(!log.is_drained(), "it is being read");
+    log.handle_completion(Duration::ZERO, execute(operation));
+    assert!(!log.is_drained(), "its body is to be read");
+    let operation = log.poll_read().unwrap();
+    let progress = log.handle_completion(Duration::ZERO, execute(operation));
+    assert!(matches!(progress, Progress::Read { result: Ok(message), .. } if message.body() == b"x"));
+    settle(&mut log);
+    assert!(log.is_drained());
+}
+
+/// An id of another log's message names nothing here, though its sequence does.
+#[test]
+fn a_log_knows_its_own_messages_only() {
+    let Left { mut log, id, .. } = left_over(Sequence(0));
+    let other = MessageId::new(LogId(0), id.sequence());
+    assert!(log.set_handle(id, 7));
+    assert!(!log.set_handle(other, 8));
+    assert_eq!((log.handle(id), log.handle(other)), (Some(7), None));
+    assert_eq!((log.is_live(id), log.is_live(other)), (true, false));
+    assert!(matches!(log.message(other), Err(ReadError::Unknown)));
+    log.pin(other);
+    log.unpin(other);
+    log.audit();
+}
+
+#[test]
+fn options_are_checked() {
+    for segment_bytes in [0, 28 << 10, (32 << 10) + 512, 2 << 30] {
+        let options = SpoolOptions { segment_bytes, ..SpoolOptions::default() };
+        let error = Spool::open_on(Arc::new(SimDisk::new(1)), Path::new(PATH), options).unwrap_err();
+        assert!(matches!(error, OpenError::Option { .. }), "{segment_bytes}: {error}");
+    }
+}
+
+/// Without the meta file nothing tells which ids were given out, so it is not made anew beside logs.
+#[test]
+fn logs_without_a_meta_file_are_refused() {
+    let disk = SimDisk::new(1);
+    let open = || Spool::open_on(Arc::new(disk.clone()), Path::new(PATH), options());
+    drop(open().unwrap().assign(2).unwrap());
+    disk.remove(&Path::new(PATH).join("SPOOL")).unwrap();
+    assert!(matches!(open().unwrap_err(), OpenError::Meta { .. }));
 }

@@ -76,6 +76,7 @@ fn run(seed: u64, steps: &[Step]) {
         durability: Durability::Fsync,
     };
     let mut world = World::new(seed, options);
+    world.strikes = seed.is_multiple_of(3);
     for step in steps {
         match *step {
             Step::Message { recipients, length } => {
@@ -150,5 +151,26 @@ fn a_header_that_is_only_cached_is_not_believed() {
         world.settle();
         world.set_faults(Faults::default());
         world.restart();
+    }
+}
+
+/// A log fails, and fails again before anything but the frame that reopened it is durable: the segment that was begun
+/// for that holds nothing, and is won back.
+#[test]
+fn a_log_that_fails_again_loses_no_segment() {
+    for seed in 0..10 {
+        let mut world = World::new(seed, SpoolOptions { segment_bytes: 32 << 10, ..SpoolOptions::default() });
+        world.append_message(1, 1_000);
+        world.settle();
+        for _ in 0..3 {
+            assert!(world.append_outcome(0));
+            world.set_faults(Faults { operations_left: Some(0), ..Faults::default() });
+            world.settle();
+            world.set_faults(Faults::default());
+            assert!(world.log().begin_reopen());
+            world.settle();
+        }
+        assert_eq!(world.log().statistics().write_failures, 3);
+        world.empty();
     }
 }

@@ -8,10 +8,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use postrider_spool::limits::{
+    FRAME_BYTES_TARGET, PENDING_MAIL_BYTES_MAX, PENDING_OUTCOME_BYTES_MAX, READS_MAX, SEGMENT_BYTES_DEFAULT,
+};
 use postrider_spool::record::Answer;
 use postrider_spool::sim::{Faults, SimDisk};
 use postrider_spool::{
-    AppendError, Closed, Envelope, Fate, Fetch, FileStorage, Log, MessageId, Outcome, Progress, Recipient,
+    AppendError, Closed, Envelope, Fate, Fetch, FileStorage, Log, MessageId, Outcome, Progress, ReadError, Recipient,
     RecipientResult, RecoverOptions, Recovered, Sequence, Spool, SpoolOptions, Storage, Summarize, execute,
 };
 
@@ -159,6 +162,7 @@ const FULL: Faults = Faults {
     sectors_written: 0,
     write_bytes_max: None,
     is_interruption: false,
+    only: None,
 };
 
 /// What outcomes fill holds nothing that counts, but it is the newest segment. Once it was the only one that they could
@@ -848,4 +852,110 @@ fn a_file_is_given_back_when_checkpoints_have_passed_it() {
         }
     }
     assert!(removed > 20 && last > Sequence(0), "{removed} of {:?}", log.statistics());
+}
+
+/// A medium that takes long: what waits for it is bounded, less for mail than for outcomes, and so is what is written
+/// at once. Nothing of it is lost.
+#[test]
+fn what_waits_for_the_medium_is_bounded() {
+    let options = SpoolOptions { segment_bytes: SEGMENT_BYTES_DEFAULT, ..SpoolOptions::default() };
+    let (_spool, mut log) = open(Arc::new(SimDisk::new(1)), Path::new("/spool"), options);
+    let body = vec![b'x'; FRAME_BYTES_TARGET - 1_000_000];
+    let mut commit = None;
+    let (mut refusal, mut last) = (None, None);
+    while refusal.is_none() {
+        match log.append_message(&envelope(), b"", &body) {
+            Ok((id, _)) => last = Some(id),
+            Err(error) => refusal = Some(error),
+        }
+        // Other files are made meanwhile.
+        while let Some(operation) = log.poll_operation(Duration::ZERO, &mut ()) {
+            match operation.describe().0 {
+                "write" => commit = Some(operation),
+                _ => _ = log.handle_completion(Duration::ZERO, execute(operation)),
+            }
+        }
+    }
+    assert_eq!(refusal, Some(AppendError::Full(Closed::Backlog)));
+    let pending = log.statistics().pending_bytes;
+    assert!(pending <= PENDING_MAIL_BYTES_MAX + body.len() as u64);
+    assert!(pending + body.len() as u64 > PENDING_MAIL_BYTES_MAX - 4_096, "{pending}");
+    // A small one goes in, until the last octet is taken.
+    while log.append_message(&envelope(), b"", &[b'x'; 60_000]).is_ok() {}
+    assert!(log.statistics().pending_bytes < PENDING_MAIL_BYTES_MAX + 1_000);
+    while log.append_message(&envelope(), b"", b"").is_ok() {}
+    assert_eq!(log.is_open_for_mail(), Err(Closed::Backlog));
+    assert_eq!(log.is_open_for_outcomes(), Ok(()));
+
+    let mut told = outcome(last.unwrap(), Fate::Deferred { due_ms: 1 }, 1);
+    told.results[0].answer.text = "x".repeat(2_000_000);
+    let refusal = loop {
+        match log.append_outcome(&told) {
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+        assert!(log.statistics().pending_bytes < PENDING_OUTCOME_BYTES_MAX + 3_000_000);
+    };
+    assert_eq!(refusal, AppendError::Full(Closed::Backlog));
+    assert_eq!(log.is_open_for_outcomes(), Err(Closed::Backlog));
+    assert!(log.statistics().pending_bytes > PENDING_OUTCOME_BYTES_MAX);
+
+    while let Some(operation) = commit.take() {
+        let (what, bytes) = operation.describe();
+        assert!(what != "write" || bytes < 2 * FRAME_BYTES_TARGET as u64, "{bytes} at once");
+        log.handle_completion(Duration::ZERO, execute(operation));
+        commit = log.poll_awaited(Duration::ZERO);
+    }
+    assert_eq!(log.statistics().pending_bytes, 0);
+    assert_eq!(log.is_open_for_mail(), Ok(()));
+    log.audit();
+}
+
+/// Only so many reads are under way at once, whoever wants more comes again.
+#[test]
+fn reads_are_bounded() {
+    let (_spool, mut log) = open(Arc::new(SimDisk::new(1)), Path::new("/spool"), options());
+    let (body, _) = log.append_body(&[b'b'; 100]).unwrap();
+    let mut ids = Vec::new();
+    for number in 0..READS_MAX + 20 {
+        let appended = match number % 2 {
+            0 => log.append_message(&envelope(), b"", b"x"),
+            _ => log.append_message_sharing(&envelope(), b"", body),
+        };
+        ids.push(appended.unwrap().0);
+        settle(&mut log, Duration::ZERO);
+    }
+    let mut reads = Vec::new();
+    for id in &ids {
+        match log.message(*id) {
+            Ok(Fetch::Read(operation)) => reads.push(operation),
+            other => assert!(matches!(other, Err(ReadError::Busy)), "{other:?}"),
+        }
+    }
+    assert_eq!(reads.len(), READS_MAX);
+    let mut done = 0;
+    while let Some(operation) = reads.pop() {
+        match log.handle_completion(Duration::ZERO, execute(operation)) {
+            Progress::Read { result, .. } => done += u32::from(result.is_ok()),
+            _ => reads.extend(log.poll_read()),
+        }
+        log.audit();
+    }
+    assert_eq!(done as usize, READS_MAX);
+    assert!(matches!(log.message(ids[0]), Ok(Fetch::Read(_))));
+}
+
+/// Segments were smaller at an earlier start: those that are there and hold nothing are made larger, so that whatever
+/// fits into a segment as it is now is taken.
+#[test]
+fn spares_of_another_size_are_made_larger() {
+    let disk = SimDisk::new(1);
+    let small = SpoolOptions { segment_bytes: SEGMENT_BYTES / 2, ..options() };
+    drop(open(Arc::new(disk.clone()), Path::new("/spool"), small));
+    let (_spool, mut log) = open(Arc::new(disk.clone()), Path::new("/spool"), options());
+    for _ in 0..2 {
+        log.append_message(&envelope(), b"", &vec![b'x'; 50_000]).unwrap();
+        settle(&mut log, Duration::ZERO);
+    }
+    assert_eq!(log.statistics().allocated_bytes % SEGMENT_BYTES, 0);
 }

@@ -8,14 +8,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use postrider_spool::checkpoint_format::{CheckpointBlock, CheckpointHeader};
 use postrider_spool::format::{
     FRAME_HEADER_BYTES, FrameHeader, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, SegmentBlock, SegmentHeader,
 };
 use postrider_spool::record::Answer;
 use postrider_spool::sim::SimDisk;
 use postrider_spool::{
-    Envelope, Fate, Log, LogId, MessageId, Outcome, Progress, Recipient, RecipientResult, RecoverOptions, Recovered,
-    Sequence, Spool, SpoolOptions, execute,
+    Envelope, Fate, Log, LogId, MessageId, Outcome, Progress, Reason, Recipient, RecipientResult, RecoverOptions,
+    Recovered, Sequence, Spool, SpoolOptions, execute,
 };
 
 const BLOCK: usize = 4_096;
@@ -35,6 +36,8 @@ struct Found {
     live: BTreeSet<MessageId>,
     cuts: usize,
     quarantines: usize,
+    /// Of these, damaged frames.
+    frames: usize,
 }
 
 fn open(disk: &SimDisk, seed: u64) -> (Spool, Vec<Log>, Found) {
@@ -49,7 +52,10 @@ fn open(disk: &SimDisk, seed: u64) -> (Spool, Vec<Log>, Found) {
                 assert!(found.live.insert(id));
             }
             Recovered::Cut(_) => found.cuts += 1,
-            Recovered::Quarantined(_) => found.quarantines += 1,
+            Recovered::Quarantined(quarantine) => {
+                found.quarantines += 1;
+                found.frames += usize::from(quarantine.reason == Reason::Frame);
+            }
             other => panic!("{other:?}"),
         })
         .unwrap()
@@ -233,7 +239,7 @@ fn an_own_frame_does_not_count_twice() {
         changed.copy_within(at..at + length, end);
         disk.set_bytes(&newest.path, changed);
         let (_, _, found) = open(&disk, 3);
-        assert_eq!((&found.live, found.quarantines), (&rig.live, 1));
+        assert_eq!((&found.live, found.quarantines, found.frames), (&rig.live, 1, 1));
         tried += 1;
     }
     assert!(tried > 0);
@@ -278,6 +284,23 @@ fn a_record_counts_only_where_it_was_written() {
         }
     }
     assert!(tried > 10, "{tried}");
+}
+
+/// A checkpoint of another log, put in the place of one: it is not used, however new it is.
+#[test]
+fn a_checkpoint_of_another_log_is_not_used() {
+    let mut rig = Rig::new();
+    rig.pass(120, &mut |_, _| {});
+    for slot in 0..3 {
+        let [own, other] = ["log-0000", "log-0001"].map(|log| format!("/spool/{log}/checkpoint-{slot}"));
+        let mut bytes = rig.disk.bytes(Path::new(&other));
+        let CheckpointBlock::Header(header) = CheckpointHeader::decode(&bytes[..BLOCK]) else { panic!("{other}") };
+        bytes[..BLOCK].copy_from_slice(&CheckpointHeader { number: header.number + 1_000, ..header }.encode());
+        let disk = rig.disk.restart();
+        disk.set_bytes(Path::new(&own), bytes);
+        let (_, _, found) = open(&disk, 3);
+        assert_eq!((found.live, found.cuts, found.quarantines), (rig.live.clone(), 0, 0));
+    }
 }
 
 /// The checksum of the format, bit by bit: CRC-32C, reflected, polynomial 0x1EDC6F41.

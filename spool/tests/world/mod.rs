@@ -191,6 +191,10 @@ pub(crate) struct World {
     /// The disk's, also after the power went.
     capacity: Option<u64>,
     faults: Faults,
+    /// Octets of copies that had been appended when it was last looked.
+    copied: u64,
+    /// Whether what is rare fails more often than the rest.
+    pub(crate) strikes: bool,
     /// Whether images are looked at where files begin.
     pub(crate) looks: bool,
 }
@@ -246,6 +250,8 @@ impl World {
             seen: Seen::default(),
             capacity: None,
             faults: Faults::default(),
+            copied: 0,
+            strikes: false,
             looks: false,
         };
         let found = world.open();
@@ -280,6 +286,7 @@ impl World {
         self.pins.clear();
         self.bodies.clear();
         self.shares.clear();
+        self.copied = 0;
     }
 
     pub(crate) fn append_message(&mut self, recipients: u32, length: usize) -> bool {
@@ -428,9 +435,21 @@ impl World {
         if self.operations.is_empty() {
             return;
         }
+        let copied = self.log().statistics().bytes_copied;
+        let has_copied = copied > self.copied;
+        self.copied = copied;
+        if has_copied {
+            self.read_all();
+        }
         let position = self.random.below(self.operations.len() as u64) as usize;
         let operation = self.operations.swap_remove(position);
         let is_write = operation.describe().0 == "write";
+        // Copies, tombstones, headers that are covered and seals of checkpoints are rare among all that is written.
+        let is_rare = has_copied || operation.describe() == ("write", 4096) && self.random.one_in(5);
+        if self.strikes && is_rare && self.random.one_in(4) && self.faults == Faults::default() {
+            let sectors_written = [0, 5, 1_000][self.random.below(3) as usize];
+            self.set_faults(Faults { operations_left: Some(0), sectors_written, ..Faults::default() });
+        }
         let failures = self.disk.failures();
         let before = self.log().statistics();
         let durable = self.log().durable();
@@ -594,6 +613,7 @@ impl World {
 
     /// Everything is delivered, however full the disk is, and then mail is taken again: a full spool can always empty.
     pub(crate) fn empty(&mut self) {
+        self.strikes = false;
         self.set_faults(Faults::default());
         self.log().begin_reopen();
         while !self.pins.is_empty() {
