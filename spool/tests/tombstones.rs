@@ -29,6 +29,8 @@ struct Rig {
     _spool: Spool,
     log: Log,
     live: Live,
+    /// Delivered soon.
+    passing: VecDeque<MessageId>,
     now: Duration,
 }
 
@@ -67,7 +69,15 @@ impl Rig {
     fn new(seed: u64) -> Self {
         let disk = SimDisk::new(seed);
         let (spool, log, _) = open(&disk, seed);
-        Self { disk, _spool: spool, log, live: Live::new(), now: Duration::ZERO }
+        Self { disk, _spool: spool, log, live: Live::new(), passing: VecDeque::new(), now: Duration::ZERO }
+    }
+
+    /// The same with so many messages of three recipients that room is short.
+    fn short_of_room(seed: u64) -> (Self, Vec<MessageId>) {
+        let mut rig = Self::new(seed);
+        let staying = (0..120).map(|_| rig.append(3, 4_000)).collect();
+        rig.settle();
+        (rig, staying)
     }
 
     fn settle(&mut self) {
@@ -75,6 +85,7 @@ impl Rig {
         while let Some(operation) = self.log.poll_operation(self.now, &mut ()) {
             self.log.handle_completion(self.now, execute(operation));
         }
+        self.log.audit();
     }
 
     fn append(&mut self, recipients: u32, bytes: usize) -> MessageId {
@@ -113,17 +124,22 @@ impl Rig {
         self.log.append_outcome(&outcome).unwrap();
     }
 
-    /// Mail that is delivered a few messages later passes by what stays, of which now and then a recipient is done
-    /// with, until so many segments have been given up.
+    /// A message comes, and the one that came a few before it is delivered.
+    fn pass(&mut self, bytes: usize) {
+        let id = self.append(1, bytes);
+        self.passing.push_back(id);
+        if self.passing.len() > 3 {
+            let id = self.passing.pop_front().unwrap();
+            self.finish(id, 0);
+        }
+    }
+
+    /// Mail passes by what stays, of which now and then a recipient is done with, until so many segments have been given
+    /// up.
     fn pass_by(&mut self, staying: &[MessageId], given_up: u64) {
         let mut stays = staying.iter().flat_map(|id| (0..3).map(|index| (*id, index))).step_by(2);
-        let mut passing = VecDeque::new();
         for round in 0..4_000 {
-            passing.push_back(self.append(1, 2_000));
-            if passing.len() > 3 {
-                let id = passing.pop_front().unwrap();
-                self.finish(id, 0);
-            }
+            self.pass(2_000);
             if round % 9 == 0
                 && let Some((id, index)) = stays.next()
             {
@@ -181,9 +197,7 @@ impl Rig {
 #[test]
 fn what_ended_stays_ended() {
     for seed in 0..8 {
-        let mut rig = Rig::new(seed);
-        let staying: Vec<MessageId> = (0..120).map(|_| rig.append(3, 4_000)).collect();
-        rig.settle();
+        let (mut rig, staying) = Rig::short_of_room(seed);
         let mut tombstones = 0;
         for round in 1..12 {
             rig.pass_by(&staying, 2 * round);
@@ -218,13 +232,8 @@ fn who_is_deferred_keeps_his_attempts() {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (random >> 33) % bound
         };
-        let mut passing = VecDeque::new();
         for round in 0..1_500 {
-            passing.push_back(rig.append(1, 4_000));
-            if passing.len() > 3 {
-                let id = passing.pop_front().unwrap();
-                rig.finish(id, 0);
-            }
+            rig.pass(4_000);
             let chosen = draw(3) as usize;
             let id = staying[chosen];
             let pending: Vec<u32> = rig.live[&id].iter().copied().collect();
@@ -259,9 +268,7 @@ fn who_is_deferred_keeps_his_attempts() {
 fn what_failed_stays_void() {
     let mut given_up = 0;
     for seed in 0..6 {
-        let mut rig = Rig::new(seed);
-        let staying: Vec<MessageId> = (0..120).map(|_| rig.append(3, 4_000)).collect();
-        rig.settle();
+        let (mut rig, staying) = Rig::short_of_room(seed);
         rig.pass_by(&staying, 4);
         // The segment in which it fails stays.
         rig.append(3, 100);
@@ -275,13 +282,8 @@ fn what_failed_stays_void() {
         assert!(rig.log.begin_reopen());
         rig.settle();
         let before = rig.log.statistics().segments_given_up;
-        let mut passing = VecDeque::new();
         for round in 0..300 {
-            passing.push_back(rig.append(1, 2_000));
-            if passing.len() > 3 {
-                let id = passing.pop_front().unwrap();
-                rig.finish(id, 0);
-            }
+            rig.pass(2_000);
             rig.settle();
             let newest = rig.checkpoints().remove(0);
             for is_damaged in [false, true] {
@@ -302,9 +304,7 @@ fn what_failed_stays_void() {
 /// Tombstones that can't be read are reported, and what is live all the same is there.
 #[test]
 fn damaged_tombstones_are_reported() {
-    let mut rig = Rig::new(1);
-    let staying: Vec<MessageId> = (0..120).map(|_| rig.append(3, 4_000)).collect();
-    rig.settle();
+    let (mut rig, staying) = Rig::short_of_room(1);
     rig.pass_by(&staying, 6);
     // What is damaged in the very last commit can't be told from one that was not finished.
     rig.append(1, 10);
@@ -337,4 +337,50 @@ fn with_too_many_fates_a_segment_waits() {
     assert!(statistics.segments_retired > 10, "{statistics:?}");
     assert_eq!(statistics.segments_given_up, given_up);
     assert_eq!(rig.found().live, rig.live);
+}
+
+/// Whatever is written while segments are given up may fail: tombstones, a header that is covered, or what comes
+/// between. Then nothing is given up for which tombstones are not durable, and no file is used again whose header may
+/// still be there.
+#[test]
+fn what_fails_while_segments_are_given_up_gives_nothing_up() {
+    let mut kinds = BTreeSet::new();
+    for failing in 0..60 {
+        let (mut rig, staying) = Rig::short_of_room(failing);
+        rig.pass_by(&staying, 2);
+        let given_up = rig.log.statistics().segments_given_up;
+        rig.disk.set_faults(Faults { operations_left: Some(failing), ..Faults::default() });
+        let mut rounds = 0;
+        while rig.disk.failures() == 0 || rounds < 12 {
+            rig.pass(2_000);
+            rig.now += Duration::from_millis(5);
+            while let Some(operation) = rig.log.poll_operation(rig.now, &mut ()) {
+                let (failures, before) = (rig.disk.failures(), rig.log.statistics().segments_given_up);
+                let describes = operation.describe();
+                let progress = rig.log.handle_completion(rig.now, execute(operation));
+                if rig.disk.failures() > failures {
+                    assert_eq!(rig.log.statistics().segments_given_up, before);
+                    let has_failed = matches!(progress, Progress::Failed { .. });
+                    kinds.insert((describes.0, has_failed, describes.1 == 4_096));
+                }
+                if matches!(progress, Progress::Failed { .. }) {
+                    rig.log.audit();
+                    // What was not durable is void.
+                    rig.live.retain(|id, _| rig.log.is_live(*id));
+                    rig.passing.retain(|id| rig.log.is_live(*id));
+                    let found = rig.found();
+                    rig.live.extend(found.live.into_iter().filter(|(id, _)| rig.log.is_live(*id)));
+                    assert_eq!(found.reasons, []);
+                    assert!(rig.log.begin_reopen());
+                }
+            }
+            rig.log.audit();
+            rounds += 1;
+        }
+        rig.pass_by(&[], given_up + 3);
+        let found = rig.found();
+        assert_eq!((found.live, found.reasons, found.held), (rig.live.clone(), vec![], 0), "{failing}");
+    }
+    assert!(kinds.contains(&("write", true, false)) || kinds.contains(&("write", true, true)), "{kinds:?}");
+    assert!(kinds.contains(&("write", false, true)), "{kinds:?}");
 }

@@ -712,9 +712,7 @@ impl World {
         assert!(again.quarantines.is_empty(), "{:?}", again.quarantines);
         let recover = RecoverOptions { event_cursor: Sequence(self.cursor), ..RecoverOptions::default() };
         let capacity = self.capacity;
-        let mut quarantines = Vec::new();
-        let kind = self.random.below(6);
-        let otherwise = match kind {
+        let otherwise = match self.random.below(6) {
             0 => recover_with(&other, self.options, RecoverOptions { reads_everything: true, ..recover }, capacity),
             1 => {
                 let left = self.random.below(6);
@@ -723,13 +721,18 @@ impl World {
                 recover_with(&other.crash(1), self.options, recover, capacity)
             }
             2 => {
-                quarantines.extend(damage_checkpoint(&other));
-                recover_with(&other, self.options, recover, capacity)
+                let is_damaged = damage_checkpoint(&other).is_some();
+                let mut otherwise = recover_with(&other, self.options, recover, capacity);
+                // What the begin of a file's next use was written over looks damaged, too, to who knows one only.
+                otherwise.quarantines.retain(|quarantine| !quarantine.contains("kept in"));
+                assert_eq!(otherwise.quarantines.len(), usize::from(is_damaged), "{:?}", otherwise.quarantines);
+                otherwise.quarantines.clear();
+                otherwise
             }
             _ => return,
         };
         assert_eq!(otherwise.model, found.model);
-        assert_eq!(otherwise.quarantines.len(), quarantines.len(), "{kind}: {:?}", otherwise.quarantines);
+        assert!(otherwise.quarantines.is_empty(), "{:?}", otherwise.quarantines);
     }
 
     fn recover_image(&mut self, image: &SimDisk) -> Found {
