@@ -247,10 +247,7 @@ impl Log {
         };
         let segment = self.segments.get(tail.slot);
         let is_dead = segment.live == 0 && segment.end > 0;
-        let written = segment.end.saturating_sub(SEGMENT_HEADER_BYTES as u64);
-        let is_sparse = segment.end * 4 > segment.capacity
-            && segment.live_bytes * 2 <= segment.end
-            && copied_bytes_max(segment.live_bytes) < written;
+        let is_sparse = is_worth_leaving(segment, 0);
         let has_frames_coming = || self.uncommitted_frames().any(|frame| frame.slot == tail.slot);
         if (is_dead || is_sparse && self.is_pressed()) && !has_frames_coming() {
             self.tails[Chain::Copies as usize] = None;
@@ -265,11 +262,8 @@ impl Log {
             return false;
         };
         let segment = self.segments.get(tail.slot);
-        // With less in it, leaving it wins nothing: the next one begins with a frame for its own sake.
-        let next = SEGMENT_HEADER_BYTES as u64 + BLOCK_BYTES;
-        segment.end * 4 > segment.capacity
-            && segment.live_bytes * 2 <= segment.end
-            && copied_bytes_max(segment.live_bytes) + next < segment.end
+        // The next one begins with a frame for its own sake.
+        is_worth_leaving(segment, BLOCK_BYTES)
             && segment.last_event <= self.event_cursor
             && self.is_pressed()
             && self.spares_ready() > 0
@@ -754,10 +748,9 @@ impl Log {
         };
         let is_candidate = |slot: &&u16| {
             let segment = self.segments.get(**slot);
-            let written = segment.charged.saturating_sub(SEGMENT_HEADER_BYTES as u64);
             segment.live > 0
-                && segment.live_bytes * 100 <= written * percent_max
-                && self.is_won_by_copying(segment, written)
+                && segment.live_bytes * 100 <= written(segment) * percent_max
+                && self.is_worth_emptying(segment)
                 && self.tails.iter().flatten().all(|tail| tail.slot != **slot)
                 // What holds it back otherwise would hold it back afterwards as well.
                 && segment.pins == 0
@@ -775,12 +768,11 @@ impl Log {
         has_room.then_some(slot)
     }
 
-    /// Whether less is used when what counts in a segment has been copied. Without this what was just copied could be
-    /// copied again, on and on.
-    fn is_won_by_copying(&self, segment: &Segment, written: u64) -> bool {
+    /// Whether a segment is won by copying what counts in it: because that takes less, or no other segment.
+    fn is_worth_emptying(&self, segment: &Segment) -> bool {
         // What is hardly begun fits behind others of its kind.
-        let is_merged = written * 4 <= segment.capacity || self.fits_behind_copies(segment.live_bytes);
-        copied_bytes_max(segment.live_bytes) < written || is_merged
+        let is_merged = written(segment) * 4 <= segment.capacity || self.fits_behind_copies(segment.live_bytes);
+        wins_room(segment, 0) || is_merged
     }
 
     /// What is worth copying while room gets less: the less there is, the fuller a segment. What is copied too early
@@ -867,6 +859,22 @@ impl Subject {
         states.clear();
         Some(())
     }
+}
+
+/// Whether what comes next should go elsewhere, which takes `besides`, so that the present segment can be emptied.
+fn is_worth_leaving(segment: &Segment, besides: u64) -> bool {
+    segment.end * 4 > segment.capacity && segment.live_bytes * 2 <= segment.end && wins_room(segment, besides)
+}
+
+/// Whether less is used when what counts in a segment has been copied and `besides` was written. Without this what was
+/// just copied could be copied again, on and on.
+fn wins_room(segment: &Segment, besides: u64) -> bool {
+    copied_bytes_max(segment.live_bytes) + besides < written(segment)
+}
+
+/// Bytes of a segment's frames.
+fn written(segment: &Segment) -> u64 {
+    segment.end.saturating_sub(SEGMENT_HEADER_BYTES as u64)
 }
 
 /// What copies take at the most where they begin another segment: a few frames, each padded to a block. Of a small

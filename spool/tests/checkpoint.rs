@@ -763,16 +763,16 @@ fn a_damaged_frame_before_a_later_one_of_the_other_chain_is_told() {
         let disk = rig.disk.restart();
         let last = headers(&disk).into_iter().filter(|header| header.chain == Chain::Copies);
         let last = last.max_by_key(|header| header.number).unwrap();
-        let paths = disk.paths().into_iter().filter(|path| path.to_string_lossy().contains("segment-"));
-        let path = paths.filter(|path| {
+        let mut paths = disk.paths().into_iter().filter(|path| path.to_string_lossy().contains("segment-"));
+        let path = paths.rfind(|path| {
             matches!(SegmentHeader::decode(&disk.bytes(path)[..4096]), SegmentBlock::Header(header) if header == last)
         });
-        let path = path.last().unwrap();
+        let path = path.unwrap();
         let mut bytes = disk.bytes(&path);
         let is_its = |at: &usize| {
             FrameHeader::has_magic(&bytes[*at..]) && FrameHeader::decode(&bytes[*at..]).generation == last.generation
         };
-        let at = (4096..bytes.len()).step_by(4096).filter(is_its).last().unwrap();
+        let at = (4096..bytes.len()).step_by(4096).rfind(is_its).unwrap();
         // In the first record's header.
         bytes[at + FRAME_HEADER_BYTES + 20] ^= 1;
         disk.set_bytes(&path, bytes);

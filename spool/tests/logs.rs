@@ -1,5 +1,7 @@
 //! Logs and shards: whose log is whose when the number of shards changes, who may have them open, and what is refused.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
