@@ -712,17 +712,26 @@ fn a_checkpoint_that_fails_is_begun_anew() {
 #[test]
 fn a_file_that_is_too_small_is_made_larger() {
     let mut rig = Rig::new(u64::MAX);
-    for _ in 0..60 {
-        for id in [rig.append_in_time(100), rig.append_in_time(100)] {
-            rig.log.set_handle(id, 60);
-        }
-        rig.settle();
-    }
     rig.pass(60);
+    let before = rig.log.statistics().checkpoints;
+    assert!(before > 0, "else a row's length is not known yet");
+    let lengths = |rig: &Rig| (0..3).map(|slot| rig.disk.bytes(&checkpoint_path(slot)).len()).collect::<Vec<_>>();
+    let longest = lengths(&rig).into_iter().max().unwrap();
+    for _ in 0..60 {
+        for id in rig.live.keys().copied().collect::<Vec<_>>() {
+            rig.log.set_handle(id, 300);
+        }
+        rig.pass(1);
+    }
+    assert!(rig.live.len() * 300 * 20 > 2 * longest);
+    assert!(rig.log.statistics().checkpoints > before);
+    assert!(lengths(&rig).into_iter().max() > Some(longest));
+    // A row for each message, over several slices.
     let (_, newest) = finished(&rig.disk).remove(0);
-    assert!(newest.messages > 100);
-    let longest = (0..3).map(|slot| rig.disk.bytes(&checkpoint_path(slot)).len()).max().unwrap();
-    assert!(longest > 120 * 60 * 20, "{longest}");
+    assert!(newest.slices > 3);
+    let found = recover(&rig.disk.restart());
+    assert!(found.live.keys().eq(rig.live.keys()));
+    assert_eq!(found.quarantines, Vec::<String>::new());
 }
 
 /// A header that tells of other rows than there are is damage, and so is its checkpoint; the one before is used.

@@ -14,8 +14,8 @@ use postrider_spool::limits::{
 use postrider_spool::record::Answer;
 use postrider_spool::sim::{Faults, SimDisk};
 use postrider_spool::{
-    AppendError, Closed, Envelope, Fate, Fetch, FileStorage, Log, MessageId, Outcome, Progress, ReadError, Recipient,
-    RecipientResult, RecoverOptions, Recovered, Sequence, Spool, SpoolOptions, Storage, Summarize, execute,
+    AppendError, Closed, Durability, Envelope, Fate, Fetch, FileStorage, Log, MessageId, Outcome, Progress, ReadError,
+    Recipient, RecipientResult, RecoverOptions, Recovered, Sequence, Spool, SpoolOptions, Storage, Summarize, execute,
 };
 
 const SEGMENT_BYTES: u64 = 64 << 10;
@@ -958,4 +958,115 @@ fn spares_of_another_size_are_made_larger() {
         settle(&mut log, Duration::ZERO);
     }
     assert_eq!(log.statistics().allocated_bytes % SEGMENT_BYTES, 0);
+}
+
+/// Outcomes take the last spare and fill it. Meanwhile a commit fails: the log is reopened where it was, since there is
+/// nowhere else. When nothing more fits, it says so before somebody begins what he could not write down.
+#[test]
+fn without_a_spare_a_log_is_reopened_where_it_was() {
+    let disk = SimDisk::new(1);
+    let (_spool, mut log, ids) = full_log(&disk);
+    let (now, mut reopened, mut told) = (Duration::ZERO, 0, 0);
+    loop {
+        if log.is_open_for_outcomes().is_err() {
+            break;
+        }
+        log.append_outcome(&outcome(ids[told % 20], Fate::Deferred { due_ms: 1 }, 1)).unwrap();
+        told += 1;
+        if log.statistics().segments_spare > 0 || told % 4 > 0 {
+            commit(&mut log, now);
+            continue;
+        }
+        disk.set_faults(Faults { operations_left: Some(0), sectors_written: 8, ..FULL });
+        let operation = log.poll_awaited(now).unwrap();
+        assert!(matches!(log.handle_completion(now, execute(operation)), Progress::Failed { .. }));
+        disk.set_faults(FULL);
+        assert!(log.begin_reopen());
+        let mut last = None;
+        while let Some(operation) = log.poll_awaited(now) {
+            last = Some(log.handle_completion(now, execute(operation)));
+        }
+        assert!(matches!(last, Some(Progress::Reopened)), "{last:?}");
+        log.audit();
+        reopened += 1;
+    }
+    assert!(reopened > 1);
+    assert_eq!(log.is_open_for_outcomes(), Err(Closed::NoSpace));
+    assert_eq!(log.statistics().segments_spare, 0);
+}
+
+/// What waits for its commit counts against the maximum as well.
+#[test]
+fn what_waits_counts_against_the_maximum() {
+    let max_bytes = 200_000;
+    let (_spool, mut log) =
+        open(Arc::new(SimDisk::new(1)), Path::new("/spool"), SpoolOptions { max_bytes, ..options() });
+    let mut commit = None;
+    loop {
+        assert!(log.statistics().used_bytes + log.statistics().pending_bytes <= max_bytes);
+        if log.is_open_for_mail().is_err() {
+            break;
+        }
+        let refused = log.append_message(&envelope(), b"", &[b'x'; 600]);
+        assert!(refused.is_ok(), "{refused:?}");
+        while let Some(operation) = log.poll_operation(Duration::ZERO, &mut ()) {
+            match operation.describe().0 {
+                "write" => commit = Some(operation),
+                _ => _ = log.handle_completion(Duration::ZERO, execute(operation)),
+            }
+        }
+    }
+    assert!(commit.is_some());
+    assert_eq!(log.is_open_for_mail(), Err(Closed::MaxSize));
+    assert!(log.statistics().pending_bytes > max_bytes / 3);
+}
+
+/// A segment that is given up early waits for who holds a piece of its map, like one that checkpoints have passed.
+#[test]
+fn a_segment_that_somebody_holds_is_not_given_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = SpoolOptions {
+        max_bytes: 16 * SEGMENT_BYTES,
+        hot_bytes: 64 * SEGMENT_BYTES,
+        durability: Durability::None,
+        ..options()
+    };
+    let (_spool, mut log) = open(Arc::new(FileStorage), directory.path(), options);
+    let (mut now, mut passing) = (Duration::ZERO, VecDeque::new());
+    let mut append = |log: &mut Log, body: &[u8]| {
+        for _ in 0..100 {
+            now += Duration::from_millis(5);
+            settle(log, now);
+            if let Ok((id, _)) = log.append_message(&envelope(), b"", body) {
+                settle(log, now);
+                return id;
+            }
+        }
+        panic!("{:?}", log.statistics());
+    };
+    let mut pass = |log: &mut Log, id: MessageId| {
+        passing.push_back(id);
+        if passing.len() > 3 {
+            log.append_outcome(&outcome(passing.pop_front().unwrap(), Fate::Delivered, 1)).unwrap();
+        }
+    };
+    for _ in 0..120 {
+        append(&mut log, &[b'x'; 4_000]);
+    }
+    let mut held = Vec::new();
+    for round in 0..160 {
+        let id = append(&mut log, &[b'h'; 2_000]);
+        if round % 40 == 39 {
+            let Ok(Fetch::Ready(message)) = log.message(id) else { panic!("{id} is not mapped") };
+            held.push(message.body_piece());
+        }
+        pass(&mut log, id);
+    }
+    let given_up = log.statistics().segments_given_up;
+    for _ in 0..300 {
+        let id = append(&mut log, &[b'x'; 2_000]);
+        pass(&mut log, id);
+    }
+    assert!(log.statistics().segments_given_up > given_up + 3, "{:?}", log.statistics());
+    assert!(held.iter().all(|piece| piece.as_ref() == [b'h'; 2_000]));
 }

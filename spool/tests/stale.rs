@@ -45,6 +45,8 @@ fn open(disk: &SimDisk, seed: u64) -> (Spool, Vec<Log>, Found) {
     let mut spool = Spool::open_on(Arc::new(disk.clone()), Path::new("/spool"), options).unwrap();
     let mut found = Found::default();
     let logs = spool.assign(2).unwrap().into_iter().flatten().map(|directory| {
+        // Not the same generations in both.
+        let seed = seed << 16 | u64::from(directory.id().0);
         let recover = RecoverOptions { seed, event_cursor: Sequence(u64::MAX), ..RecoverOptions::default() };
         Log::recover(directory, recover, &mut |recovered| match recovered {
             Recovered::Message { id, message, .. } => {
