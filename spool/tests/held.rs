@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postrider_spool::checkpoint_format::{CheckpointBlock, CheckpointHeader};
-use postrider_spool::format::{SEGMENT_HEADER_BYTES, SegmentBlock, SegmentHeader};
+use postrider_spool::format::{FrameHeader, SEGMENT_HEADER_BYTES, SegmentBlock, SegmentHeader};
 use postrider_spool::record::Answer;
 use postrider_spool::sim::SimDisk;
 use postrider_spool::{
@@ -154,6 +154,29 @@ fn discarded(disk: &SimDisk) -> u64 {
     segments.chain(checkpoints).max().unwrap()
 }
 
+/// Messages whose records are only in segments that a later header says are not in use any more.
+fn only_below_the_tail(disk: &SimDisk) -> BTreeSet<MessageId> {
+    let mut segments = Vec::new();
+    for path in paths(disk, "segment-") {
+        let bytes = disk.bytes(&path);
+        if let SegmentBlock::Header(header) = SegmentHeader::decode(&bytes[..SEGMENT_HEADER_BYTES]) {
+            segments.push((header, bytes));
+        }
+    }
+    let tail = segments.iter().map(|(header, _)| header.tail).max().unwrap_or(0);
+    let (mut below, mut above) = (BTreeSet::new(), BTreeSet::new());
+    for (header, bytes) in &segments {
+        let offsets = (SEGMENT_HEADER_BYTES..bytes.len()).step_by(4096);
+        for at in offsets.filter(|at| FrameHeader::has_magic(&bytes[*at..])) {
+            let frame = FrameHeader::decode(&bytes[at..]);
+            let records = frame.records(&bytes[at..]).filter(|_| frame.generation == header.generation);
+            let ids = records.into_iter().flatten().map(|(_, record)| MessageId::from_raw(record.message));
+            if header.number < tail { below.extend(ids) } else { above.extend(ids) }
+        }
+    }
+    below.difference(&above).copied().collect()
+}
+
 /// Finished checkpoints, the newest first.
 fn finished(disk: &SimDisk) -> Vec<(PathBuf, CheckpointHeader)> {
     let mut found = Vec::new();
@@ -213,10 +236,12 @@ fn what_may_have_been_delivered_is_held() {
     for loss in [Loss::Blank, Loss::TwoDamaged] {
         let disk = SimDisk::new(1);
         let (_spool, mut log, _) = open(&disk, 1);
-        let (mut all_held, mut thirds, mut undecided) = (0, 0, 0);
+        let (mut all_held, mut thirds, mut undecided, mut all_gone) = (0, 0, 0, 0);
         pass(&mut log, &mut Model::new(), 300, &mut |_, live| {
             let copy = disk.restart();
             let discarded = discarded(&copy);
+            let gone = only_below_the_tail(&copy);
+            all_gone += gone.len();
             thirds += usize::from(finished(&copy).len() == 3);
             lose(&copy, loss);
             let (_, _, found) = open(&copy, 2);
@@ -224,6 +249,7 @@ fn what_may_have_been_delivered_is_held() {
                 assert_eq!((&found.live, found.held.len()), (live, 0));
             }
             check(&found, live, discarded, &format!("{loss:?}, {discarded} discarded"));
+            assert!(gone.iter().all(|id| !found.live.contains_key(id) && !found.held.contains_key(id)), "{loss:?}");
             all_held += found.held.len();
             undecided += found.held.keys().filter(|id| !live.contains_key(id)).count();
         });
@@ -231,6 +257,7 @@ fn what_may_have_been_delivered_is_held() {
         assert!(all_held > 100);
         assert!(undecided > 0, "none of them had been delivered");
         assert!(thirds > 30);
+        assert!(all_gone > 0);
     }
 }
 
