@@ -207,6 +207,10 @@ impl Log {
             if is_given_up {
                 assert_eq!(segment.live, 0, "segment {}", segment.number);
                 assert!(segment.end > 0, "segment {}", segment.number);
+                // Nobody can come to need what nothing names.
+                assert!(segment.changed_in <= self.durable, "segment {}", segment.number);
+                assert_eq!((segment.pins, segment.reads), (0, 0), "segment {}", segment.number);
+                assert!(segment.last_event <= self.event_cursor, "segment {}", segment.number);
                 assert!(self.uncommitted_frames().all(|frame| frame.slot != slot), "segment {}", segment.number);
             }
         }

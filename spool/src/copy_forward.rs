@@ -925,3 +925,22 @@ pub(crate) fn add_older(deferred: &mut Vec<RecipientResult>, older: impl IntoIte
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::CopyForward;
+
+    /// Reads of earlier attempts may still come back, so their numbers are not given again. What is to be avoided, and
+    /// what is to be restated, is so after a failure, too.
+    #[test]
+    fn a_failure_ends_what_is_under_way_and_no_more() {
+        let mut copies = CopyForward { attempts: 7, ready_bytes: 9, ..CopyForward::default() };
+        copies.restate_soon(5);
+        copies.avoided.insert(3, Duration::from_secs(1));
+        copies.forget();
+        assert_eq!((copies.attempts, copies.ready_bytes), (7, 0));
+        assert_eq!((copies.restates.len(), copies.avoided.len()), (1, 1));
+    }
+}

@@ -172,6 +172,7 @@ fn a_damaged_header_is_mended() {
         let found = recover(&copy);
         assert_eq!((found.bodies.len(), found.cuts + found.quarantines), (12, 1), "{name}");
         // Only what it told of the other chain is gone.
+        assert_eq!(copy.unsynced(), 0);
         let (mended, mut good) = (copy.bytes(&path), good);
         good[112..144].fill(0);
         assert_eq!(mended[12..], good[12..], "{name}");
@@ -255,6 +256,27 @@ fn a_missing_end_is_reported() {
         let (next, _) = log.append_message(&Envelope::default(), b"P", b"B").unwrap();
         assert_eq!(next.sequence().0, last.0 + 1);
     }
+}
+
+/// The same where it is a single record.
+#[test]
+fn one_missing_record_is_reported() {
+    let (disk, commits) = prepare();
+    let gone = Sequence(commits[5][1].sequence().0 + 1);
+    let options = SpoolOptions { segment_bytes: SEGMENT_BYTES, ..SpoolOptions::default() };
+    let mut spool = Spool::open_on(Arc::new(disk), Path::new("/spool"), options).unwrap();
+    let directory = spool.assign(1).unwrap().remove(0).remove(0);
+    let mut missing = Vec::new();
+    let options = RecoverOptions { seed: 3, event_cursor: gone, ..RecoverOptions::default() };
+    let mut log = Log::recover(directory, options, &mut |recovered| {
+        if let Recovered::Quarantined(quarantine) = recovered {
+            missing.push(quarantine.reason);
+        }
+    })
+    .unwrap();
+    assert_eq!(missing, [Reason::EndMissing { from: gone, to: gone }]);
+    let (next, _) = log.append_message(&Envelope::default(), b"P", b"B").unwrap();
+    assert_eq!(next.sequence().0, gone.0 + 1);
 }
 
 /// A start that reads only what it needs finds less damage by itself, but what it did not read is checked when it is
