@@ -193,11 +193,7 @@ impl Log {
     }
 
     fn end_read(&mut self, slot: u16) {
-        let segment = self.segments.get_mut(slot);
-        segment.reads -= 1;
-        if segment.live == 0 {
-            self.segments.note_dead(slot);
-        }
+        self.segments.get_mut(slot).reads -= 1;
     }
 
     pub(crate) fn poll_commit(&mut self) -> Option<Operation> {

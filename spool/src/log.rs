@@ -383,7 +383,6 @@ impl Log {
             self.pins.remove(&sequence);
         }
         self.segments.get_mut(slot).pins -= 1;
-        self.segments.note_dead(slot);
     }
 
     /// All records up to this one have been turned into events durably, so that segments with them may be used again.
