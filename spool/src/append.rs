@@ -613,8 +613,8 @@ mod tests {
     use crate::sim::SimDisk;
     use crate::{Log, RecoverOptions, Spool, SpoolOptions};
 
-    /// Mail leaves spares for copies and outcomes, copies leave one for outcomes; in either chain. What does not fit any
-    /// more leaves the rest of the segment to what is smaller.
+    /// Mail leaves spares for copies and outcomes, copies leave one for outcomes; in either chain. What does not fit
+    /// any more leaves the rest of the segment to what is smaller.
     #[test]
     fn each_leaves_what_others_need() {
         let cases =

@@ -134,8 +134,8 @@ impl Rig {
         }
     }
 
-    /// Mail passes by what stays, of which now and then a recipient is done with, until so many segments have been given
-    /// up.
+    /// Mail passes by what stays, of which now and then a recipient is done with, until so many segments have been
+    /// given up.
     fn pass_by(&mut self, staying: &[MessageId], given_up: u64) {
         let mut stays = staying.iter().flat_map(|id| (0..3).map(|index| (*id, index))).step_by(2);
         for round in 0..4_000 {

@@ -59,8 +59,8 @@ impl Recovery<'_> {
         }
     }
 
-    /// What is damaged in a segment that was given up, or retired, was written over by the begin of its file's next use,
-    /// whose header is torn or was not written at all.
+    /// What is damaged in a segment that was given up, or retired, was written over by the begin of its file's next
+    /// use, whose header is torn or was not written at all.
     pub(super) fn report_damages(&mut self) {
         for Damage { slot, segment, region, reason } in mem::take(&mut self.damages) {
             let log = &self.log;
