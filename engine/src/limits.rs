@@ -300,8 +300,8 @@ pub const UNCLEAN_STARTS_MAX: u64 = 3;
 pub const SUSPECTS_MAX: usize = 32;
 /// How long after a commit that several messages shared the next may begin.
 pub const COMMIT_GATHER: std::time::Duration = std::time::Duration::from_micros(250);
-/// A log whose commit takes longer takes no mail, and nothing is begun that would have to be recorded: to refuse is better
-/// than to let senders wait until they give up, and send what is then taken again.
+/// A log whose commit takes longer takes no mail, and nothing is begun that would have to be recorded. To refuse is
+/// better than to let senders wait until they give up, and send again what is then taken twice.
 pub const COMMIT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 /// Turns in which a commit goes before the upkeep of its log; then both are done in one.
 pub const UPKEEP_SKIPPED_MAX: u32 = 8;

@@ -97,8 +97,8 @@ fn the_same_configuration_again_and_again_changes_no_rate() {
     }
 }
 
-/// A home that hears of a reload late gets no credits meanwhile: each of its tickets would only go home, and be asked for
-/// again, for as long as that lasts. Then its mail goes, the owner's own all along.
+/// A home that hears of a reload late gets no credits meanwhile: each of its tickets would only go home, and be asked
+/// for again, for as long as that lasts. Then its mail goes, the owner's own all along.
 #[test]
 fn a_home_that_is_behind_is_waited_for() {
     for (shards, limit) in [(2, ""), (4, ""), (2, "[[limit]]\nname = \"all\"\nmax_message_rate = \"90/s\"\n")] {
