@@ -455,6 +455,18 @@ mod tests {
         assert_eq!(shares(&mut turns, 10, &[&one, &two]), [5, 5]);
     }
 
+    /// While it was away it has saved nothing up.
+    #[test]
+    fn a_class_that_comes_begins_where_the_others_are() {
+        let mut turns = Turns::default();
+        let (high, bulk) = (flow(0, "a", ""), flow(2, "b", ""));
+        turns.enter(&bulk);
+        assert_eq!(shares(&mut turns, 100, &[&bulk]), [100]);
+        turns.enter(&high);
+        let shares = shares(&mut turns, 34, &[&high, &bulk]);
+        assert!(shares[1] >= 1 && shares[0] >= 31, "{shares:?}");
+    }
+
     /// What a class took while nobody waited, or from those that have gone, is owed to nobody.
     #[test]
     fn a_class_owes_nothing_where_nobody_waits() {

@@ -583,6 +583,18 @@ mod tests {
     }
 
     #[test]
+    fn a_ticket_that_goes_home_costs_no_turn() {
+        let mut demand = new_demand(1);
+        let (a, b) = (flow(1, "a"), flow(1, "b"));
+        [&a, &b].into_iter().for_each(|flow| drop(demand.tell(0, &pair(), flow, backlog(10, 1), 0)));
+        for _ in 0..3 {
+            assert_eq!(&*granted(&mut demand, 1)[0].1, "a");
+            demand.take(0, &pair(), &a, backlog(10, 1), Credit::Turn, 1);
+            demand.send_home(&a, 1);
+        }
+    }
+
+    #[test]
     fn standing_credits_are_renewed_when_they_are_spent() {
         let mut demand = new_demand(2);
         let flow = flow(1, "a");

@@ -142,6 +142,31 @@ fn those_that_wait_go_by_turns() {
     assert!(times.windows(11).all(|window| window[10] - window[0] >= SECOND), "{times:?}");
 }
 
+#[test]
+fn who_comes_stands_behind_those_that_wait() {
+    let mut bench = Bench::new("[[limit]]\nname = \"all\"\nmax_message_rate = \"10/s\"\n");
+    ["x", "a", "a"].into_iter().for_each(|tenant| bench.want(1, tenant, "p", 1));
+    // It may pass by now, and the keeper was not woken yet.
+    bench.now.monotonic += SECOND / 10;
+    bench.want(1, "b", "p", 1);
+    assert_eq!(bench.tenants(), "xa");
+}
+
+#[test]
+fn a_turn_that_came_to_nothing_is_had_again() {
+    let mut bench = Bench::new("[[limit]]\nname = \"all\"\nmax_message_rate = \"10/s\"\n");
+    bench.want(1, "x", "p", 1);
+    ["a", "b"].into_iter().for_each(|tenant| (0..20).for_each(|_| bench.want(1, tenant, "p", 1)));
+    for told in 1..25 {
+        bench.pass(SECOND / 10);
+        let (at, ref tenant, _) = bench.permits[told];
+        let is_used = &**tenant == "b";
+        bench.spend(told, is_used.then_some(at));
+    }
+    let order = bench.tenants();
+    assert!(order[1..25].matches('a').count() >= 15, "{order}");
+}
+
 /// What is lent may be used late: only what has been used is behind the last reservation.
 #[test]
 fn longer_limits_are_reserved_ahead_of_what_is_lent() {

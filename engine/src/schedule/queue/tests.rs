@@ -87,6 +87,21 @@ fn credits_are_spent_to_the_last_and_no_further() {
     assert_eq!((home.out(), home.ready()), (10, 0));
 }
 
+/// No ticket could be made on them.
+#[test]
+fn credits_of_no_use_go_to_the_next_entry_or_back() {
+    let mut home = home_with(10);
+    all_ready(&mut home);
+    home.set_owner(&pair(), 0);
+    needs(&mut home);
+    home.return_credit(0, &pair(), &flow(), Credit::Standing);
+    assert_eq!(tickets(&needs(&mut home)).len(), 1);
+    home.return_credit(0, &pair(), &flow(), Credit::Turn);
+    assert_eq!(told(&needs(&mut home)), [(7, 1)]);
+    home.return_credit(1, &pair(), &flow(), Credit::Turn);
+    assert_eq!(needs(&mut home), [], "another owner's is nothing to this one");
+}
+
 #[test]
 fn the_owner_is_told_when_what_it_waits_for_has_gone() {
     let mut home = home_with(10);
