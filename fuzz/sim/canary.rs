@@ -31,8 +31,12 @@ pub(crate) enum Canary {
     ForgottenLimits,
     /// An engine that ends tells nothing of what its limits have counted, and that all is over.
     ForgottenUse,
+    /// A reload names limits anew, and so nothing is known of what they have counted.
+    RenamedLimits,
     /// A home hears nothing of moves, and goes on with the owner that it knows.
     UntoldHome,
+    /// A shard hears nothing of what others have suspended.
+    UnheardSuspension,
     /// Every handshake is told as a success, whatever certificate there was.
     TrustingHandshake,
     /// A reload brings nothing of what is asked of TLS.

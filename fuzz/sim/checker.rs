@@ -31,6 +31,13 @@ pub(crate) struct Sent {
     pub(crate) first_attempt_ms: Option<u64>,
 }
 
+impl Sent {
+    /// What a field says to the engine.
+    pub(crate) fn steered(&self, field: &str) -> Option<&str> {
+        self.steering.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(": "))
+    }
+}
+
 /// What a peer takes at the end of a transaction.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Delivered<'a> {
@@ -75,6 +82,8 @@ struct Recipient {
     is_intended: bool,
     /// It may have left, and must not be sent again.
     is_held: bool,
+    /// How often it has gone on to another source at once, since it was put off last or the engine started.
+    moves: usize,
 }
 
 /// A peer took the message for one recipient.
@@ -326,6 +335,7 @@ impl Ledger {
             fate: None,
             is_intended: false,
             is_held: false,
+            moves: 0,
         };
         let recipients = vec![first; sent.recipients.len()];
         let other = self.ids.insert(marker, id);
@@ -391,6 +401,13 @@ impl Ledger {
                         moves || wait_ms.abs_diff(interval_ms) <= spread_ms,
                         "EXACT-RETRY-STATE: {marker} waits {wait_ms} ms after attempt {attempts}, not {interval_ms} ms"
                     );
+                    state.moves = if moves { state.moves + 1 } else { 0 };
+                    assert!(
+                        state.moves < sent.sources.len(),
+                        "EXACT-RETRY-STATE: {marker} to {recipient} goes on at once, by no other source"
+                    );
+                    let is_final = answer.code / 100 == 5 && !is_excused(answer);
+                    assert!(!is_final, "NOTHING-LOST: {marker} to {recipient} is tried again after {answer:?}");
                     state.due_ms = due_ms;
                     self.counts.deferred += 1;
                     continue;
@@ -457,6 +474,7 @@ impl Ledger {
         }
         for durable in self.durable.values_mut() {
             let expires_ms = durable.expires_ms;
+            durable.recipients.iter_mut().for_each(|state| state.moves = 0);
             for state in durable.recipients.iter_mut().filter(|state| state.is_intended) {
                 state.attempts += 1;
                 (state.due_ms, state.is_intended, state.is_held) = (expires_ms, false, true);
@@ -566,6 +584,12 @@ fn own_refusal(answer: &Answer) -> Option<Lack> {
         (553, (5, 6, 7)) | (554, (5, 6, 9)) => Some(Lack::Utf8),
         _ => None,
     }
+}
+
+/// Refusals that sound final, and are about our address, the transaction, the session or a command.
+fn is_excused(answer: &Answer) -> bool {
+    let is_of_session = matches!(answer.code, 500 | 503 | 530);
+    is_of_session || BLAME.ends_with(answer.text.as_str()) || (answer.code, answer.enhanced) == (552, Some((5, 5, 3)))
 }
 
 fn domain_of(recipient: &str) -> &str {

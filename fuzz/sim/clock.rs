@@ -18,6 +18,7 @@ pub(crate) const HOUR: Micros = 60 * MINUTE;
 #[derive(Debug)]
 pub(crate) struct Clock<E> {
     now: Micros,
+    wall_ms_at_start: u64,
     planned: u64,
     queue: BinaryHeap<Reverse<Planned<E>>>,
 }
@@ -30,8 +31,8 @@ struct Planned<E> {
 }
 
 impl<E> Clock<E> {
-    pub(crate) fn new() -> Self {
-        Self { now: 0, planned: 0, queue: BinaryHeap::new() }
+    pub(crate) fn new(wall_ms_at_start: u64) -> Self {
+        Self { now: 0, wall_ms_at_start, planned: 0, queue: BinaryHeap::new() }
     }
 
     pub(crate) fn micros(&self) -> Micros {
@@ -41,7 +42,11 @@ impl<E> Clock<E> {
     /// Both of the engine's clocks.
     pub(crate) fn now(&self) -> Now {
         let monotonic = Duration::from_micros(MONOTONIC_AT_START + self.now);
-        Now { monotonic, wall_ms: WALL_MS_AT_START + self.now / MS }
+        Now { monotonic, wall_ms: self.wall_ms_of(self.now) }
+    }
+
+    pub(crate) fn wall_ms_of(&self, at: Micros) -> u64 {
+        self.wall_ms_at_start + at / MS
     }
 
     /// Virtual time at which the engine's monotonic clock shows this.
@@ -92,4 +97,5 @@ impl<E> Ord for Planned<E> {
 }
 
 const MONOTONIC_AT_START: Micros = 12_345_678;
-const WALL_MS_AT_START: u64 = 1_800_000_000_000;
+/// Mostly.
+pub(crate) const WALL_MS_AT_START: u64 = 1_800_000_000_000;

@@ -17,13 +17,16 @@ mod mix;
 mod moves;
 mod net;
 mod peer;
+mod press;
 mod random;
 mod rates;
 mod reload;
 mod shares;
+mod suspensions;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod warmup;
 mod workload;
 mod world;
 
@@ -103,6 +106,7 @@ struct Totals {
     events: u64,
     crashes: u64,
     moves: u64,
+    turns_max: u64,
     faults: BTreeMap<&'static str, u64>,
     verdicts: BTreeMap<&'static str, u64>,
     sessions: BTreeMap<&'static str, u64>,
@@ -117,6 +121,7 @@ impl Totals {
         self.events += report.events;
         self.crashes += report.crashes;
         self.moves += report.moves;
+        self.turns_max = self.turns_max.max(report.turns_max);
         for (name, count) in &report.faults {
             *self.faults.entry(name).or_default() += count;
         }
@@ -152,6 +157,7 @@ impl Totals {
             "{} runs, {} of them long and full enough; {} recipients, {} hours, {} crashes, {} moves, {} events",
             self.runs, self.runs_that_count, self.recipients, self.virtual_hours, self.crashes, self.moves, self.events
         );
+        println!("at most {} turns in a second", self.turns_max);
         println!("{:.0} runs a minute", self.runs as f64 / took.as_secs_f64().max(0.001) * 60.0);
     }
 }

@@ -14,8 +14,10 @@ use crate::checker::Marker;
 use crate::clock::{MS, Micros, SECOND};
 use crate::mix::{Fault, spread};
 use crate::peer::{Around, Peer, Say, Taken};
+use crate::rates;
+use crate::suspensions::Begun;
 use crate::tls::{Session, Watch};
-use crate::world::{Event, World};
+use crate::world::{Event, SITES, World};
 
 /// Names a connection for as long as the run lasts.
 pub(crate) type LinkId = u64;
@@ -48,6 +50,8 @@ pub(crate) struct Link {
     emitted: u64,
     /// So many by then.
     written: VecDeque<(u64, Micros)>,
+    /// The last command was RSET.
+    has_reset: bool,
     reported: u64,
     /// When the last of what was sent leaves, and when the last of what was said arrives.
     leaves_at: Micros,
@@ -109,6 +113,7 @@ impl World {
             cut: self.draw_cut(),
             emitted: 0,
             written: VecDeque::new(),
+            has_reset: false,
             reported: 0,
             leaves_at: 0,
             arrives_at: 0,
@@ -163,13 +168,21 @@ impl World {
         link.emitted += octets.len() as u64;
         link.written.push_back((link.emitted, self.clock.micros()));
         // Commands are written whole.
+        let (mut begun, had_reset) = (Vec::new(), std::mem::take(&mut link.has_reset));
+        // Without PIPELINING MAIL waits for the reply to RSET: then it was begun with that.
+        let has_waited = had_reset && octets.starts_with(b"MAIL ");
+        link.has_reset = octets.ends_with(b"RSET\r\n");
         for line in octets.split_inclusive(|octet| *octet == b'\n') {
             if let Some(rest) = line.strip_prefix(b"MAIL FROM:<m") {
                 let marker = rest.iter().take_while(|octet| octet.is_ascii_digit());
                 let marker = marker.fold(0, |number, digit| number * 10 + Marker::from(digit - b'0'));
                 *self.ledger.mails.get_or_insert_default().entry(marker).or_default() += 1;
+                if !has_waited {
+                    begun.push(marker);
+                }
             }
         }
+        begun.into_iter().for_each(|marker| self.watch_transaction(id, marker));
         let mut rest = self.without_resets(octets);
         let (mut broken, mut leaves_at) = (false, self.links[&id].leaves_at.max(self.clock.micros()));
         while !rest.is_empty() {
@@ -499,8 +512,26 @@ impl World {
         let open = open.count();
         let limit = self.connection_limit;
         assert!(open <= limit, "LIMITS-HOLD: {open} connections of source {source} to site {site}, of {limit}");
+        self.in_force.check_connection(self.begun(&self.links[&id], &self.site_of(id)), open);
         let open = self.links.values().filter(|link| link.is_open && link.shard == shard).count();
         assert!(open <= self.sockets_max / 4 * 3, "BOUNDED-MEMORY: shard {shard} has {open} connections");
+    }
+
+    fn watch_transaction(&mut self, id: LinkId, marker: Marker) {
+        let site = self.site_of(id);
+        let begun = self.begun(&self.links[&id], &site);
+        self.in_force.check_transaction(begun, &self.ledger.sent(marker));
+    }
+
+    fn begun<'a>(&self, link: &Link, site: &'a str) -> Begun<'a> {
+        let (at, now_ms) = (self.clock.micros(), self.clock.now().wall_ms);
+        Begun { shard: link.shard, source: link.source, site, at, now_ms }
+    }
+
+    /// The name of its site.
+    fn site_of(&self, id: LinkId) -> String {
+        let host = &self.hosts[self.links[&id].peer.host];
+        if host.site < SITES { rates::name_of(&self.hosts, host.site) } else { host.address.to_string() }
     }
 }
 

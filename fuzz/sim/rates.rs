@@ -11,7 +11,7 @@ use postrider::config::{Config, Limit, Priority, Rate, RetryRules, Tenant};
 use postrider::deliver::route::site_name;
 
 use crate::checker::{Ledger, Marker, marker_of};
-use crate::clock::Micros;
+use crate::clock::{Micros, SECOND};
 use crate::peer::Host;
 use crate::random::Random;
 use crate::reload::Epoch;
@@ -46,6 +46,11 @@ impl Rates {
         self.seen.push(Recipient { at, source, site, domain, marker: marker_of(reverse_path) });
     }
 
+    /// When each recipient was written to by a source, and at which site.
+    pub(crate) fn by_source(&self, source: usize) -> impl Iterator<Item = (Micros, usize)> {
+        self.seen.iter().filter(move |seen| seen.source == source).map(|seen| (seen.at, seen.site))
+    }
+
     /// LIMITS-HOLD, for all limits that the operator has configured over time. The pairs of the first `sites` are known
     /// by them.
     pub(crate) fn check(&mut self, epochs: &[Epoch], ledger: &Ledger, hosts: &[Host], sites: usize) {
@@ -61,34 +66,50 @@ impl Rates {
                 check(&format!("source {source} at site {site}"), &of_pair, seen);
             }
         }
-        let is_of = |seen: &Recipient, field: &str, value: &str| {
-            ledger.sent(seen.marker).steering.contains(&format!("{field}: {value}\r\n"))
-        };
         for tenant in &epochs[0].config.tenants {
             let of_tenant = rates(&|config| config.tenant(&tenant.name)?.max_message_rate);
-            check(&tenant.name, &of_tenant, self.seen.iter().filter(|seen| is_of(seen, "X-Tenant", &tenant.name)));
+            check(&tenant.name, &of_tenant, self.seen.iter().filter(|seen| is_of_tenant(seen, &tenant.name, ledger)));
         }
         for limit in &epochs[0].config.limits {
-            let covered = self.seen.iter().filter(|seen| {
-                limit.tenant.as_ref().is_none_or(|tenant| is_of(seen, "X-Tenant", tenant))
-                    && limit.campaign.as_ref().is_none_or(|campaign| is_of(seen, "X-Campaign", campaign))
-                    && limit.source.is_none_or(|source| source == seen.source)
-                    && limit.egress_pool.as_ref().is_none_or(|pool| {
-                        let sources = epochs[0]
-                            .config
-                            .egress_pools
-                            .iter()
-                            .find(|other| other.name == *pool)
-                            .map(|pool| &pool.sources);
-                        // No source belongs to two pools.
-                        sources.is_some_and(|sources| sources.iter().any(|(source, _)| *source == seen.source))
-                    })
-                    && limit.site.as_ref().is_none_or(|name| *name == name_of(hosts, seen.site))
-                    && limit.domain.as_ref().is_none_or(|domain| *domain == self.domains[seen.domain])
-            });
+            let covered = self.seen.iter().filter(|seen| self.is_under(limit, seen, &epochs[0].config, ledger, hosts));
             let named = |config: &Config| config.limits.iter().find(|it| it.name == limit.name).cloned();
             check(&limit.name, &rates(&|config| Some(named(config)?.max_message_rate)), covered);
         }
+    }
+
+    /// Whether a limit over a minute or more has been used up nearly, and most of it in the last half of its period.
+    pub(crate) fn is_used_up(&self, now: Micros, config: &Config, ledger: &Ledger, hosts: &[Host]) -> bool {
+        let is_used_up = |rate: Option<Rate>, is_covered: &dyn Fn(&Recipient) -> bool| {
+            let Some(rate) = rate.filter(|rate| rate.period >= Duration::from_secs(60)) else { return false };
+            let since = now.saturating_sub(micros(rate.period) / 2);
+            // They come about in the order of their times.
+            let lately = self.seen.iter().rev().take_while(|seen| seen.at + LATE_MAX > since);
+            let used = lately.filter(|seen| seen.at > since && is_covered(seen)).count();
+            used as u64 * 4 >= u64::from(rate.count) * 3
+        };
+        let sources = 0..config.egress_sources.len();
+        let mut pairs = sources.flat_map(|source| (0..SITES).map(move |site| (source, site)));
+        pairs.any(|pair| is_used_up(config.shaping.max_message_rate, &|seen| (seen.source, seen.site) == pair))
+            || config
+                .tenants
+                .iter()
+                .any(|tenant| is_used_up(tenant.max_message_rate, &|seen| is_of_tenant(seen, &tenant.name, ledger)))
+            || config.limits.iter().any(|limit| {
+                is_used_up(Some(limit.max_message_rate), &|seen| self.is_under(limit, seen, config, ledger, hosts))
+            })
+    }
+
+    fn is_under(&self, limit: &Limit, seen: &Recipient, config: &Config, ledger: &Ledger, hosts: &[Host]) -> bool {
+        limit.tenant.as_ref().is_none_or(|tenant| is_of_tenant(seen, tenant, ledger))
+            && limit.campaign.as_ref().is_none_or(|campaign| is_of(seen, "X-Campaign", campaign, ledger))
+            && limit.source.is_none_or(|source| source == seen.source)
+            && limit.egress_pool.as_ref().is_none_or(|name| {
+                // No source belongs to two pools.
+                let pool = config.egress_pools.iter().find(|other| other.name == *name);
+                pool.is_some_and(|pool| pool.sources.iter().any(|(source, _)| *source == seen.source))
+            })
+            && limit.site.as_ref().is_none_or(|name| *name == name_of(hosts, seen.site))
+            && limit.domain.as_ref().is_none_or(|domain| *domain == self.domains[seen.domain])
     }
 
     /// FAIR: at each source, of what was written to a site from `since` until the last of `small`, no more was others'
@@ -119,6 +140,18 @@ impl Rates {
     }
 }
 
+fn micros(period: Duration) -> Micros {
+    period.as_micros() as Micros
+}
+
+fn is_of_tenant(seen: &Recipient, tenant: &str, ledger: &Ledger) -> bool {
+    is_of(seen, "X-Tenant", tenant, ledger)
+}
+
+fn is_of(seen: &Recipient, field: &str, value: &str, ledger: &Ledger) -> bool {
+    ledger.sent(seen.marker).steering.contains(&format!("{field}: {value}\r\n"))
+}
+
 /// A limit as a configuration has it, while that may be in force. None: it has none.
 #[derive(Debug, Clone, Copy)]
 struct InForce {
@@ -131,14 +164,24 @@ struct InForce {
 fn check<'a>(whose: &str, rates: &[InForce], seen: impl Iterator<Item = &'a Recipient>) {
     let times: Vec<Micros> = seen.map(|seen| seen.at).collect();
     let known: BTreeSet<(u32, Micros)> =
-        rates.iter().filter_map(|it| Some((it.rate?.count, it.rate?.period.as_micros() as Micros))).collect();
+        rates.iter().filter_map(|it| Some((it.rate?.count, micros(it.rate?.period)))).collect();
     for (count, period) in known {
         for window in times.windows(count as usize + 1) {
             let [first, .., last] = *window else { continue };
-            let mut in_force = rates.iter().filter(|it| it.from <= last && it.until >= first);
-            let allows = |it: &InForce| it.rate.is_none_or(|rate| rate.count > count);
+            if last - first >= period {
+                continue;
+            }
+            let in_force = |is_shorter: bool| {
+                let in_force = rates.iter().filter(move |it| it.from <= last && it.until >= first);
+                in_force.filter(move |it| it.rate.is_some_and(|rate| micros(rate.period) < period) == is_shorter)
+            };
+            let units = |it: &InForce| {
+                it.rate.map_or(u64::MAX, |rate| u64::from(rate.count) * ((last - first) / micros(rate.period) + 1))
+            };
+            // One of a shorter period remembers no more than that of what was used before it.
+            let [most, of_shorter] = [false, true].map(|is_shorter| in_force(is_shorter).map(units).max().unwrap_or(0));
             assert!(
-                last - first >= period || in_force.any(allows),
+                most.saturating_add(of_shorter) > count.into(),
                 "LIMITS-HOLD: more than {count} of {whose}, from {first} to {last}"
             );
         }
@@ -189,6 +232,24 @@ pub(crate) fn draw_bursts(config: &mut Config, random: &mut Random) {
     }
 }
 
+/// In most runs one of the limits over many pairs, a tenant's or another, is used up in bursts, too.
+pub(crate) fn draw_shared_bursts(config: &mut Config, random: &mut Random) {
+    // What much mail is under has to let it pass in the end.
+    let of_tenants = config.tenants.iter_mut().filter_map(|tenant| Some((tenant.max_message_rate.as_mut()?, 6)));
+    let limits = config.limits.iter_mut().map(|limit| {
+        let is_wide = limit.name == "all" || limit.source.is_some();
+        (&mut limit.max_message_rate, if is_wide { 20 } else { 6 })
+    });
+    let mut rates: Vec<(&mut Rate, u64)> = of_tenants.chain(limits).collect();
+    if !random.one_in(4) {
+        let place = random.below(rates.len() as u64) as usize;
+        let (rate, least) = &mut rates[place];
+        let count = *least + random.below(2 * *least);
+        let max_burst = count - random.below(count / 2);
+        **rate = Rate { count: count as u32, period: Duration::from_secs(60), max_burst: max_burst as u32 };
+    }
+}
+
 /// Limits of a pool, a domain and a site, beside those; no share is compared there.
 pub(crate) fn draw_narrow(config: &mut Config, hosts: &[Host], random: &mut Random) {
     let mut add = |random: &mut Random, limit: Limit| {
@@ -204,7 +265,7 @@ pub(crate) fn draw_narrow(config: &mut Config, hosts: &[Host], random: &mut Rand
 }
 
 /// The name of a site with an MX set.
-fn name_of(hosts: &[Host], site: usize) -> String {
+pub(crate) fn name_of(hosts: &[Host], site: usize) -> String {
     site_name(hosts.iter().filter(|host| host.site == site).map(|host| host.name.as_str()))
 }
 
@@ -250,3 +311,6 @@ pub(crate) fn tenant(random: &mut Random) -> Option<&'static str> {
     let names = [None, Some("large"), Some("large"), Some("small"), Some("high"), Some("bulk"), Some("limited")];
     names[random.below(names.len() as u64) as usize]
 }
+
+/// MAIL may be that late at its peer, so that the next one is seen before it.
+const LATE_MAX: Micros = 60 * SECOND;

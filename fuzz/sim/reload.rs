@@ -69,6 +69,11 @@ impl Reloads {
         self.missing > 0
     }
 
+    /// As the operator wants it now.
+    pub(crate) fn wanted_now(&self) -> Arc<Config> {
+        Arc::clone(&self.epochs.last().expect("there is one from the beginning").config)
+    }
+
     pub(crate) fn epochs(&self) -> &[Epoch] {
         &self.epochs
     }
@@ -102,9 +107,10 @@ impl Reloads {
             return config;
         }
         let other = |rate: &mut Rate, random: &mut Random| {
-            let count = [rate.count, rate.count * 2, rate.count.div_ceil(2)][random.below(3) as usize];
-            rate.max_burst = rate.max_burst.min(count);
-            rate.count = count;
+            let (count, half) = (rate.count, rate.count.div_ceil(2));
+            let others = [(count, 1), (count * 2, 1), (half, 1), (count, 2)];
+            let (count, parts) = others[random.below(others.len() as u64) as usize];
+            *rate = Rate { count, period: rate.period / parts, max_burst: rate.max_burst.min(count) };
         };
         if has_policies {
             tls::draw_modes(&mut config, random);
@@ -116,7 +122,8 @@ impl Reloads {
         }
         config.limits.retain(|_| !random.one_in(4));
         config.egress_pools[0].sources = vec![(0, 1 + random.below(3) as u32), (1, 1 + random.below(3) as u32)];
-        if random.one_in(3) {
+        // A warm-up that is gone would come back with a new day.
+        if config.warmups.is_empty() && random.one_in(3) {
             // "two" is gone, and so "three" stands in its place.
             config.egress_sources.remove(1);
             config.egress_pools[0].sources = vec![(0, 1)];
@@ -157,6 +164,10 @@ impl World {
             Some(Canary::OldPolicies) => {
                 given.shaping.tls = before.config.shaping.tls;
                 given.routes.clone_from(&before.config.routes);
+            }
+            Some(Canary::RenamedLimits) => {
+                let generation = before.generation.0 + 1;
+                given.limits.iter_mut().for_each(|limit| limit.name += &format!(" {generation}"));
             }
             _ => {}
         }

@@ -109,7 +109,7 @@ impl World {
         }
     }
 
-    fn pass(&mut self, time: Micros) {
+    pub(crate) fn pass(&mut self, time: Micros) {
         let end = self.clock.micros() + time;
         while self.clock.micros() < end {
             self.step();

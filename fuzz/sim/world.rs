@@ -36,7 +36,7 @@ use postrider_spool::{Completion, Durability, Operation, Spool, SpoolOptions};
 use crate::canary::Canary;
 use crate::checker::{Counts, Ledger, Marker};
 use crate::client::Client;
-use crate::clock::{Clock, HOUR, MINUTE, MS, Micros, SECOND};
+use crate::clock::{Clock, HOUR, MINUTE, MS, Micros, SECOND, WALL_MS_AT_START};
 use crate::disk::Weather;
 use crate::dns::{Dns, IMPLICIT, SMTP_PORT};
 use crate::event_log::EventLog;
@@ -44,10 +44,13 @@ use crate::mix::{Fault, Mix, spread};
 use crate::moves::Moves;
 use crate::net::{Link, LinkId, NetEvent};
 use crate::peer::{Host, PeerLimits};
+use crate::press::Press;
 use crate::random::Random;
 use crate::rates::{self, Rates};
 use crate::reload::Reloads;
+use crate::suspensions::{self, InForce};
 use crate::tls::{Policies, Told as ToldPolicies};
+use crate::warmup;
 use crate::workload::{self, Campaign};
 
 /// What happens next, and to whom.
@@ -97,6 +100,8 @@ pub(crate) enum Event {
     /// Pairs are to move to another shard.
     Move,
     Reload,
+    /// A limit may have little left, while mail waits.
+    Press,
     EndLife,
     Heal,
 }
@@ -115,6 +120,8 @@ pub(crate) struct Report {
     /// Verdicts on sessions.
     pub(crate) sessions: BTreeMap<&'static str, u64>,
     pub(crate) events: u64,
+    /// The most turns that all shards took in one second.
+    pub(crate) turns_max: u64,
     /// Of all that happened, and when.
     pub(crate) digest: u64,
 }
@@ -170,6 +177,7 @@ pub(crate) struct World {
     /// What was reserved of limits, over all lives.
     reserved: HashMap<String, Past>,
     pub(crate) reloads: Reloads,
+    pub(crate) press: Press,
 
     // the engine's present life
     pub(crate) config: Arc<Config>,
@@ -197,6 +205,7 @@ pub(crate) struct World {
     pub(crate) moves: Moves,
     /// What rules have made, as the control thread keeps it over lives.
     suspensions: Vec<Suspension>,
+    pub(crate) in_force: InForce,
     answers: BTreeMap<u64, Vec<MessageRow>>,
     questions: u64,
     // Holds the lock of the spool's directory.
@@ -223,6 +232,9 @@ impl World {
         for at in world.reloads.times(world.has_rates || world.tls.are_drawn, world.heal_at) {
             world.clock.at(at, Event::Reload);
         }
+        if world.has_rates {
+            world.clock.after(0, Event::Press);
+        }
         if world.mix.has(Fault::PairMoved) {
             world.clock.after(0, Event::Move);
         }
@@ -235,7 +247,7 @@ impl World {
         while !world.is_over() {
             world.step();
         }
-        if world.has_rates {
+        for _ in 0..if world.has_rates { 2 } else { 0 } {
             world.compare_shares();
         }
         world.finish()
@@ -286,13 +298,18 @@ impl World {
         tls.begin(&hosts, &mut dns);
         if has_rates {
             rates::draw_narrow(&mut config, &hosts, &mut Random::new(seed.rotate_left(32)));
+            if kind == Kind::Whole {
+                rates::draw_shared_bursts(&mut config, &mut Random::new(seed.rotate_left(24)));
+            }
         }
-        let config = Arc::new(config);
         let small = random.one_in(6);
         let (segment_bytes, max_bytes) = if small { (48 << 10, 3 << 20) } else { (128 << 10, 16 << 20) };
         let spool_options =
             SpoolOptions { segment_bytes, max_bytes, hot_bytes: 64 << 10, durability: Durability::Fsync };
         let heal_at = HOUR + spread(&mut random, HOUR, 3);
+        let may_warm_up = kind == Kind::Whole && !has_rates;
+        let wall_ms = if may_warm_up { warmup::draw(&mut config, seed, heal_at) } else { WALL_MS_AT_START };
+        let config = Arc::new(config);
         let ledger = Ledger::new(config.retry.schedule.clone(), holds, Counts::default());
         let report = Report {
             counts: Counts::default(),
@@ -304,6 +321,7 @@ impl World {
             verdicts: BTreeMap::new(),
             sessions: BTreeMap::new(),
             events: 0,
+            turns_max: 0,
             digest: 0,
         };
         let mut given = Config::clone(&config);
@@ -314,7 +332,7 @@ impl World {
         let policy = Arc::new(Policy::new(&given).expect("it has no keys"));
         let given = Arc::new(given);
         Self {
-            clock: Clock::new(),
+            clock: Clock::new(wall_ms),
             own,
             mix,
             canary,
@@ -349,6 +367,7 @@ impl World {
             connection_limit: config.shaping.connection_limit as usize,
             sockets_max: if seed.is_multiple_of(SOCKETS_FEW_EVERY) { SOCKETS_FEW } else { SOCKETS_MAX },
             reloads: Reloads::new(seed, &config, &given, &policy),
+            press: Press::new(seed),
             wanted: config,
             reserved: HashMap::new(),
             config: given,
@@ -368,6 +387,7 @@ impl World {
             owners: BTreeMap::new(),
             moves: Moves::new(seed),
             suspensions: Vec::new(),
+            in_force: InForce::default(),
             answers: BTreeMap::new(),
             questions: 0,
             spool: None,
@@ -421,6 +441,8 @@ impl World {
             }
             self.shards.push(shard);
         }
+        let now_ms = self.clock.now().wall_ms;
+        self.in_force.begin_life(shards, &self.suspensions, self.clock.micros(), now_ms);
         self.reloads.begin_life(self.clock.micros());
         self.tls.begin_life();
         self.stopped = vec![false; shards];
@@ -480,7 +502,11 @@ impl World {
                 self.turn(to);
             }
             Event::Answer { to, message } => {
-                self.shards[to].handle_message(*message);
+                let suspension = if let ShardMessage::Suspend(told) = &*message { Some(told.clone()) } else { None };
+                if suspension.is_none() || self.canary != Some(Canary::UnheardSuspension) {
+                    self.shards[to].handle_message(*message);
+                }
+                suspension.iter().for_each(|suspension| self.in_force.tell(to, suspension));
                 self.turn(to);
             }
             Event::Routed { to, key, result, policies, reloads } => {
@@ -510,6 +536,7 @@ impl World {
             Event::Hosts => self.trouble_hosts(),
             Event::Move => self.begin_move(),
             Event::Reload => self.reload(),
+            Event::Press => self.press(),
             Event::EndLife => self.end_life(),
             Event::Heal => self.heal(),
         }
@@ -552,6 +579,7 @@ impl World {
                 break;
             }
         }
+        self.in_force.end_turn(shard, self.clock.micros(), now.wall_ms);
         let next = self.clock.micros_of(self.shards[shard].next_timeout(now));
         // What is overdue after a turn waits for something else.
         let next = next.max(self.clock.micros() + MS);
@@ -566,6 +594,7 @@ impl World {
         let second = self.clock.micros() / SECOND;
         let turns = if self.turns.0 == second { self.turns.1 + 1 } else { 1 };
         self.turns = (second, turns);
+        self.report.turns_max = self.report.turns_max.max(turns);
         assert!(turns <= TURNS_A_SECOND_MAX, "shard {shard} takes turns without end");
     }
 
@@ -621,7 +650,14 @@ impl World {
                         self.mail(to, message);
                     }
                 }
-                Action::Control(message) => self.control(message),
+                Action::Control(message) => {
+                    if let ControlMessage::Suspend(suspension) = &message {
+                        let rules = &self.wanted.shaping.automation;
+                        suspensions::check_made(suspension, rules, self.clock.now().wall_ms);
+                        self.in_force.tell(shard, suspension);
+                    }
+                    self.control(message);
+                }
                 Action::Reserve(reservation) => {
                     let wait = 100 + self.random.below(20 * MS);
                     self.clock.after(wait, Event::Reserved { to: shard, reservation });
@@ -830,15 +866,18 @@ impl World {
         // One of them it is.
         let fault = if self.report.crashes == 0 { self.random.below(2) } else { self.random.below(3) };
         let fault = faults[fault as usize];
+        if fault == Fault::Stopped {
+            return self.stop();
+        }
         self.mix.count(fault);
-        match fault {
-            Fault::Stopped => {
-                self.is_stopping = true;
-                for shard in 0..self.shards.len() {
-                    self.mail(shard, ShardMessage::Stop);
-                }
-            }
-            _ => self.crash(fault == Fault::Killed),
+        self.crash(fault == Fault::Killed);
+    }
+
+    pub(crate) fn stop(&mut self) {
+        self.mix.count(Fault::Stopped);
+        self.is_stopping = true;
+        for shard in 0..self.shards.len() {
+            self.mail(shard, ShardMessage::Stop);
         }
     }
 
@@ -863,7 +902,7 @@ impl World {
     fn begin_life(&mut self) {
         self.clock.retain(|event| {
             matches!(event, Event::Submit | Event::WriteEvents | Event::Compare | Event::Hosts | Event::Move)
-                || matches!(event, Event::EndLife | Event::Heal | Event::Reload)
+                || matches!(event, Event::EndLife | Event::Heal | Event::Reload | Event::Press)
         });
         self.clients.clear();
         self.injections.clear();
@@ -949,6 +988,14 @@ impl World {
         self.reserved.extend(left);
     }
 
+    /// LIMITS-HOLD: where nothing waits, nothing that a limit has lent is out: it would be lost to it for good.
+    fn check_nothing_lent(&mut self) {
+        let now = self.clock.now();
+        for (limit, past) in self.shards.iter_mut().flat_map(|shard| shard.leave_limits(now)) {
+            assert!(past.reserved.is_empty(), "LIMITS-HOLD: {:?} of {limit} is out, and nothing waits", past.reserved);
+        }
+    }
+
     /// How long everything may take once all is well.
     fn patience(&self) -> Micros {
         let longest = self.config.retry.schedule.interval(100).as_micros() as Micros;
@@ -964,7 +1011,12 @@ impl World {
         let rows = self.ask().expect("nothing is left to be read");
         assert!(rows.is_empty(), "NOTHING-LOST: {rows:#?}");
         self.ledger.check_finished();
+        if self.has_rates {
+            self.pass(MINUTE);
+            self.check_nothing_lent();
+        }
         self.rates.check(self.reloads.epochs(), &self.ledger, &self.hosts, SITES);
+        warmup::check(&self.wanted, &self.rates, |at| self.clock.wall_ms_of(at));
         self.report.counts = self.ledger.counts;
         self.report.duration = self.clock.micros();
         self.report.moves = self.moves.done;
@@ -1032,7 +1084,7 @@ fn rules(random: &mut Random) -> Arc<[Arc<AutomationRule>]> {
         "\"suspend\"",
         "\"suspend_campaign\"",
         "\"suspend_source\"",
-        "{ set = { connection_limit = 1, max_message_rate = \"30/min\" } }",
+        "{ set = { connection_limit = 1, max_message_rate = \"8/min\" } }",
         "{ halve = [\"connection_limit\"] }",
     ];
     let mut text = "[spool]\nallow_filesystem = true\n".to_owned();

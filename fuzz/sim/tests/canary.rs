@@ -27,9 +27,9 @@ fn is_found(canary: &str, seed: u64) -> bool {
 }
 
 /// As `--help` lists them, and the first seed that is tried: what found it when it was last looked for from the
-/// beginning, so that this does not take long. One of them no seed below a hundred finds.
-const CANARIES: [(&str, u64); 18] = [
-    ("early-sync", 2),
+/// beginning, so that this does not take long. Each was below a hundred.
+const CANARIES: [(&str, u64); 20] = [
+    ("early-sync", 4),
     ("no-reset", 0),
     ("dropped-outcome", 0),
     ("dropped-mail", 0),
@@ -41,9 +41,11 @@ const CANARIES: [(&str, u64); 18] = [
     ("higher-rate", 2),
     ("shared-flow", 2),
     ("endless-events", 78),
-    ("forgotten-limits", 17),
-    ("forgotten-use", 227),
+    ("forgotten-limits", 7),
+    ("forgotten-use", 12),
+    ("renamed-limits", 12),
     ("untold-home", 1),
+    ("unheard-suspension", 1),
     ("trusting-handshake", 3),
     ("old-policies", 9),
     ("lost-segment", 2),
