@@ -30,7 +30,7 @@ fn is_found(canary: &str, seed: u64) -> bool {
 /// beginning, so that this does not take long. Each was below a hundred.
 const CANARIES: [(&str, u64); 20] = [
     ("early-sync", 4),
-    ("no-reset", 0),
+    ("no-reset", 1),
     ("dropped-outcome", 0),
     ("dropped-mail", 0),
     ("early-fin", 0),
@@ -40,7 +40,7 @@ const CANARIES: [(&str, u64); 20] = [
     ("higher-limit", 0),
     ("higher-rate", 2),
     ("shared-flow", 2),
-    ("endless-events", 78),
+    ("endless-events", 6),
     ("forgotten-limits", 7),
     ("forgotten-use", 12),
     ("renamed-limits", 12),
