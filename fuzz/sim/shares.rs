@@ -1,12 +1,9 @@
 //! After a run with rates, when all is well and nothing waits: tenants of one pair share it as was promised.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use postrider::accept::Received;
-use postrider::config::ReceivedDetail;
 use postrider::handover::ShardMessage;
-use postrider_spool::record::DsnParameters;
 
 use crate::canary::Canary;
 use crate::checker::{Marker, Sent};
@@ -72,21 +69,8 @@ impl World {
                 first_attempt_ms: None,
             });
             let sent = self.ledger.sent(marker);
-            let received = Received {
-                reverse_path: sent.reverse_path.clone(),
-                recipients: sent.recipients.clone(),
-                content: [sent.steering.as_bytes(), &sent.content].concat(),
-                eight_bit_declared: true,
-                smtputf8_declared: false,
-                helo: String::new(),
-                protocol: "embedded",
-                client: None::<SocketAddr>,
-                session_id: 0,
-                trusted: true,
-                received_detail: ReceivedDetail::Full,
-                dsn: DsnParameters::default(),
-                meta: Vec::new(),
-            };
+            let content = [sent.steering.as_bytes(), &sent.content].concat();
+            let received = Received::embedded(sent.reverse_path.clone(), sent.recipients.clone(), content);
             self.ledger.finish(marker);
             let policy = Arc::clone(&self.policy);
             let admitted = policy.admit(self.clock.now(), received, [marker, marker]).expect("it is as it should be");

@@ -4,10 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use postrider::accept::{Received, SharedContent};
-use postrider::config::{ReceivedDetail, SmtpListener};
+use postrider::config::SmtpListener;
 use postrider::handover::ShardMessage;
 use postrider::shard::SessionKey;
-use postrider_spool::record::DsnParameters;
 
 use crate::checker::{Marker, Sent};
 use crate::client::{self, Client};
@@ -91,20 +90,10 @@ impl World {
             sent
         });
         let sent = self.ledger.sent(marker);
+        let content = [sent.steering.as_bytes(), &own].concat();
         let received = Received {
-            reverse_path: sent.reverse_path.clone(),
-            recipients: sent.recipients.clone(),
-            content: [sent.steering.as_bytes(), &own].concat(),
-            eight_bit_declared: true,
             smtputf8_declared: client::is_utf8(&sent),
-            helo: String::new(),
-            protocol: "embedded",
-            client: None,
-            session_id: 0,
-            trusted: true,
-            received_detail: ReceivedDetail::Full,
-            dsn: DsnParameters::default(),
-            meta: Vec::new(),
+            ..Received::embedded(sent.reverse_path.clone(), sent.recipients.clone(), content)
         };
         self.ledger.finish(marker);
         let (now, random) = (self.clock.now(), [marker, marker]);
