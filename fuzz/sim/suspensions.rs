@@ -107,7 +107,8 @@ impl InForce {
             assert!(!is_stop, "SUSPENDED: {} was begun, {begun:?}, although {suspension:?}", sent.reverse_path);
             let rate = settings(suspension, begun.now_ms).and_then(|settings| settings.max_message_rate);
             let (Some(rate), Some(since)) = (rate, self.everywhere_since(suspension)) else { continue };
-            let since = since.max((begun.at + 1).saturating_sub(rate.period.as_micros() as Micros));
+            // What was begun in the turn that brought it is from before.
+            let since = (since + 1).max((begun.at + 1).saturating_sub(rate.period.as_micros() as Micros));
             let lately = times.iter().rev().take_while(|at| **at >= since).count();
             assert!(lately <= rate.count as usize, "LIMITS-HOLD: {lately} since {since}, {begun:?}, {suspension:?}");
         }
