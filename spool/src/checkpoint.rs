@@ -130,10 +130,15 @@ impl Checkpoints {
     /// Whether neither of the two kept checkpoints' replay needs the segment: it and its last record are from before
     /// both. One without a record is told by its number alone.
     pub(crate) fn cover(&self, segment: &Segment) -> bool {
-        match self.kept[..] {
-            [older, _] => segment.number < older.begin_segment && segment.last_sequence < older.begin_sequence,
-            _ => false,
-        }
+        self.kept.len() == 2 && self.known_cover(segment)
+    }
+
+    /// The same of those that could be read, of which there is one at least: while a checkpoint is written, its file
+    /// holds none.
+    pub(crate) fn known_cover(&self, segment: &Segment) -> bool {
+        self.kept.first().is_some_and(|oldest| {
+            segment.number < oldest.begin_segment && segment.last_sequence < oldest.begin_sequence
+        })
     }
 
     /// Segments that were begun between the last two: about as many die at the next, and are begun until then.

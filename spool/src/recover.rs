@@ -79,6 +79,7 @@ impl Log {
         recovery.check_end();
         recovery.find_lost();
         recovery.count_bodies();
+        recovery.report_damages();
         recovery.judge_headers(&doubtful);
         if let Some(checkpoint) = &newest {
             recovery.tell_summaries(checkpoint);

@@ -60,13 +60,13 @@ impl Recovery<'_> {
     }
 
     /// What is damaged in a segment that was given up, or retired, was written over by the begin of its file's next
-    /// use, whose header is torn or was not written at all.
+    /// use, whose header is torn or was not written at all. What counts in each segment is known by now.
     pub(super) fn report_damages(&mut self) {
         for Damage { slot, segment, region, reason } in mem::take(&mut self.damages) {
             let log = &self.log;
             let is_retired = || {
                 let segment = log.segments.get(slot);
-                segment.live == 0 && segment.last_event <= log.event_cursor && log.checkpoints.cover(segment)
+                segment.live == 0 && segment.last_event <= log.event_cursor && log.checkpoints.known_cover(segment)
             };
             if !self.given_up.contains(&segment) && !is_retired() {
                 let segment_of = self.log.segments.get(slot);

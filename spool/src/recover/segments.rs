@@ -128,7 +128,6 @@ impl Recovery<'_> {
             }
             next[chain as usize] = self.next_frame(reader, &mut ends, unfinished_headers);
         }
-        self.report_damages();
         let next_commit = self.log.next_commit;
         for Unfinished { segment, commit, region } in ends {
             let Some(slot) = self.log.segments.by_number(segment).or_else(|| self.spare_of(segment)) else { continue };

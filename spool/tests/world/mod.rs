@@ -713,13 +713,7 @@ impl World {
         let recover = RecoverOptions { event_cursor: Sequence(self.cursor), ..RecoverOptions::default() };
         let capacity = self.capacity;
         let otherwise = match self.random.below(6) {
-            0 => {
-                let recover = RecoverOptions { reads_everything: true, ..recover };
-                let mut otherwise = recover_with(&other, self.options, recover, capacity);
-                // Rarely a segment that the begin of its file's next use was written over is still told as damaged.
-                otherwise.quarantines.retain(|quarantine| !quarantine.contains("damaged frame"));
-                otherwise
-            }
+            0 => recover_with(&other, self.options, RecoverOptions { reads_everything: true, ..recover }, capacity),
             1 => {
                 let left = self.random.below(6);
                 let faults = Faults { operations_left: Some(left), is_permanent: true, capacity, ..Faults::default() };
@@ -729,8 +723,6 @@ impl World {
             2 => {
                 let is_damaged = damage_checkpoint(&other).is_some();
                 let mut otherwise = recover_with(&other, self.options, recover, capacity);
-                // What the begin of a file's next use was written over looks damaged, too, to who knows one only.
-                otherwise.quarantines.retain(|quarantine| !quarantine.contains("kept in"));
                 assert_eq!(otherwise.quarantines.len(), usize::from(is_damaged), "{:?}", otherwise.quarantines);
                 otherwise.quarantines.clear();
                 otherwise
