@@ -120,6 +120,7 @@ fn a_home_that_is_behind_is_waited_for() {
         }
         let meanwhile = engine.sink(SLOW).mails.iter().filter(|(at, _)| *at >= Duration::from_millis(1_500)).count();
         assert!(meanwhile > 100, "{what}: {meanwhile} went while one was behind");
+        assert!(engine.shards[late].home.len() >= 50, "{what}: something went as it was once configured");
         engine.reload_shard(late);
         engine.run_until(seconds(12));
         let sink = engine.sink(SLOW);
