@@ -82,8 +82,6 @@ struct Recipient {
     is_intended: bool,
     /// It may have left, and must not be sent again.
     is_held: bool,
-    /// How often it has gone on to another source at once, since it was put off last or the engine started.
-    moves: usize,
 }
 
 /// A peer took the message for one recipient.
@@ -113,6 +111,8 @@ pub(crate) struct Ledger {
     refused_by_peer: BTreeSet<(Marker, String)>,
     /// How often MAIL was written for a message, where somebody counts it.
     pub(crate) mails: Option<BTreeMap<Marker, u32>>,
+    /// The sources that a site has blamed in a row, each of which handed over to another at once.
+    blamed: BTreeMap<(Marker, String), BTreeSet<(String, String)>>,
     /// Taken under another's reverse path: the engine may know it, and then does not send it again.
     foreign: BTreeSet<Marker>,
     /// Domains of which the DNS said that they take no mail.
@@ -168,6 +168,7 @@ impl Ledger {
             taken: BTreeMap::new(),
             refused_by_peer: BTreeSet::new(),
             mails: None,
+            blamed: BTreeMap::new(),
             foreign: BTreeSet::new(),
             undeliverable: BTreeSet::new(),
             lacks: BTreeSet::new(),
@@ -335,7 +336,6 @@ impl Ledger {
             fate: None,
             is_intended: false,
             is_held: false,
-            moves: 0,
         };
         let recipients = vec![first; sent.recipients.len()];
         let other = self.ids.insert(marker, id);
@@ -401,9 +401,16 @@ impl Ledger {
                         moves || wait_ms.abs_diff(interval_ms) <= spread_ms,
                         "EXACT-RETRY-STATE: {marker} waits {wait_ms} ms after attempt {attempts}, not {interval_ms} ms"
                     );
-                    state.moves = if moves { state.moves + 1 } else { 0 };
+                    let blamed = self.blamed.entry(key.clone()).or_default();
+                    if !moves {
+                        blamed.clear();
+                    }
+                    blamed.retain(|(site, _)| *site == outcome.site);
+                    if moves {
+                        blamed.insert((outcome.site.clone(), outcome.egress_source.clone()));
+                    }
                     assert!(
-                        state.moves < sent.sources.len(),
+                        blamed.len() < sent.sources.len(),
                         "EXACT-RETRY-STATE: {marker} to {recipient} goes on at once, by no other source"
                     );
                     let is_final = answer.code / 100 == 5 && !is_excused(answer);
@@ -472,9 +479,9 @@ impl Ledger {
                 _ => {}
             }
         }
+        self.blamed.clear();
         for durable in self.durable.values_mut() {
             let expires_ms = durable.expires_ms;
-            durable.recipients.iter_mut().for_each(|state| state.moves = 0);
             for state in durable.recipients.iter_mut().filter(|state| state.is_intended) {
                 state.attempts += 1;
                 (state.due_ms, state.is_intended, state.is_held) = (expires_ms, false, true);

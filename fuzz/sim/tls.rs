@@ -509,8 +509,9 @@ const SITES_SHARED: u64 = 3;
 const DANE_TA: u8 = 2;
 const DANE_EE: u8 = 3;
 
-/// Until the MAIL of what was begun is written.
-const UNDER_WAY_MAX: Micros = 15 * MINUTE;
+/// Until the MAIL of what was begun is written: one host after the other may take minutes to connect, to greet, and to
+/// answer EHLO.
+const UNDER_WAY_MAX: Micros = 45 * MINUTE;
 
 /// For so long after TLS has failed a host may get opportunistic mail in the clear: as `engine/src/limits.rs` has it,
 /// and for as long as a shard may stand still.
