@@ -31,13 +31,6 @@ pub(crate) struct Sent {
     pub(crate) first_attempt_ms: Option<u64>,
 }
 
-impl Sent {
-    /// What a field says to the engine.
-    pub(crate) fn steered(&self, field: &str) -> Option<&str> {
-        self.steering.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(": "))
-    }
-}
-
 /// What a peer takes at the end of a transaction.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Delivered<'a> {

@@ -99,7 +99,7 @@ impl InForce {
         let times = &self.begun[&(begun.source, begun.site.to_owned())];
         for Known { suspension, .. } in self.at(begun) {
             let is_meant = |field: &str, part: &Option<Arc<str>>| {
-                part.as_ref().is_none_or(|name| sent.steered(field).unwrap_or_default() == &**name)
+                part.as_ref().is_none_or(|name| steered(sent, field).unwrap_or_default() == &**name)
             };
             let scope = &suspension.scope;
             let is_meant = is_meant("X-Tenant", &scope.tenant) && is_meant("X-Campaign", &scope.campaign);
@@ -147,6 +147,11 @@ pub(crate) fn check_made(suspension: &Suspension, rules: &[Arc<AutomationRule>],
         now_ms + lasts.as_millis() as u64,
         "SUSPENDED: {suspension:?} is to last {lasts:?}"
     );
+}
+
+/// What a field says to the engine.
+fn steered<'a>(sent: &'a Sent, field: &str) -> Option<&'a str> {
+    sent.steering.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(": "))
 }
 
 /// Those of one kind stand in for each other: a stop, and limits of the same things.
