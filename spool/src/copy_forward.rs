@@ -353,7 +353,8 @@ impl Log {
     /// Reads what counts in the segment from an item on, as far as a window goes.
     fn read_window(&mut self, now: Duration, first: Place, mut current: Current) -> Operation {
         let start = first.offset();
-        let last = start + COPY_FORWARD_WINDOW_BYTES;
+        // What is not durable yet would stay in the window as it is now.
+        let last = (start + COPY_FORWARD_WINDOW_BYTES).min(self.segments.get(first.slot).end);
         let fitting = self.copy_forward.left.iter().take_while(|found| found.start < last);
         let end = fitting.map(|found| found.end).filter(|end| *end <= last).max().unwrap_or(0);
         let place = Place::new(first.slot, start, (end.max(start + first.length()) - start) as usize);
