@@ -201,6 +201,20 @@ fn run_short_of_room(seed: u64, steps: u64, images_per_write: u64) -> (u64, Seen
     (world.images, world.seen)
 }
 
+fn history(seed: u64) -> (u64, Seen) {
+    match seed % 4 {
+        0 => run_on_full_disk(seed, 300, 1),
+        1 => run_short_of_room(seed, 250, 1),
+        _ => run(seed, 500, 1),
+    }
+}
+
+/// A retired segment that was told as damaged, and a whole record that copying took for damaged.
+#[test]
+fn histories_that_have_found_something() {
+    [50_007, 700_209].into_iter().for_each(|seed| drop(history(seed)));
+}
+
 #[test]
 fn every_image_holds_what_was_acknowledged() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
@@ -213,11 +227,7 @@ fn every_image_holds_what_was_acknowledged() {
     let mut all = Seen::default();
     while images < wanted || time.is_some_and(|time| begun.elapsed() < time) {
         println!("SPOOL_CRASH_SEED={seed}");
-        let (looked_at, seen) = match seed % 4 {
-            0 => run_on_full_disk(seed, 300, 1),
-            1 => run_short_of_room(seed, 250, 1),
-            _ => run(seed, 500, 1),
-        };
+        let (looked_at, seen) = history(seed);
         images += looked_at;
         seed += 1;
         all.copies += seen.copies;

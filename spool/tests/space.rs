@@ -1,5 +1,7 @@
 //! Space: a full spool refuses mail, takes outcomes, empties and opens again; nothing that somebody holds is written
 //! over.
+//!
+//! Over 500 lines: all of it is about the few spares that are left, and shares how a spool is filled and emptied.
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 

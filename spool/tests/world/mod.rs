@@ -3,6 +3,8 @@
 //! The model is a list of what was appended, by commit. What is recovered from a disk must be what one of few prefixes
 //! of it says: everything up to the last durable commit, and either nothing or all of the one commit that was in
 //! flight.
+//!
+//! Over 500 lines: one model, all steps that change it, and all that is held against it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
