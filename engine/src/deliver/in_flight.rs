@@ -2,6 +2,8 @@
 //!
 //! A recipient goes from waiting to accepted to settled, or from waiting to settled at once; settled is for good.
 
+use std::borrow::Cow;
+
 use crate::config::EightBit;
 use crate::deliver::attempt::{Irregularity, Transaction, TransactionResult, fit, recipient_parameters};
 use crate::deliver::content::{Content, ContentWriter, chunk_command};
@@ -193,8 +195,8 @@ impl<C: Content> InFlight<C> {
     }
 
     /// The command whose reply decides about the content.
-    pub(crate) fn content_command(&self) -> String {
-        if self.form == Form::Data { ".".to_owned() } else { chunk_command(&self.content) }
+    pub(crate) fn content_command(&self) -> Cow<'static, str> {
+        if self.form == Form::Data { ".".into() } else { chunk_command(&self.content).into() }
     }
 
     /// Octets of the content, as far as they count for what may be in flight.

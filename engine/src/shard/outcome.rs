@@ -185,7 +185,8 @@ impl Shard {
         let (queue, key) = (Arc::clone(&queue.name), queue.route.clone());
         let retry = self.shapings.retry(retry, &key, &attempt.route);
         let due_ms = next_attempt_ms(&retry, attempts, now.wall_ms, self.random.u64(..));
-        let mut disposition = Disposition { attempts, ..Disposition::default() };
+        let results = Vec::with_capacity(verdicts.len());
+        let mut disposition = Disposition { results, attempts, ..Disposition::default() };
         let by_another = |(_, verdict): &(u32, verdict::RecipientVerdict)| {
             matches!(verdict.fate, verdict::Fate::Retry(Retry { when: When::OtherSource, .. }))
         };

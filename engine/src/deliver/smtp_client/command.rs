@@ -1,5 +1,7 @@
 //! What is written, and in which order. Every command written is expected to be answered.
 
+use std::borrow::Cow;
+
 use super::{ClientEvent, Expected, SmtpClient};
 use crate::config::{Chunking, DeliveryProtocol as Protocol, InDoubt};
 use crate::deliver::attempt::Transaction;
@@ -99,14 +101,13 @@ impl<C: Content> SmtpClient<C> {
     pub(super) fn begin_content(&mut self, place: usize, out: &mut Vec<Chunk<C::Piece>>) {
         let transaction = &mut self.transactions[place];
         transaction.begin_content();
-        let finals = match self.options.protocol {
-            Protocol::Smtp => vec![Expected::Final(None)],
-            // RFC 2033 §4.2: one reply for each accepted recipient, in order.
-            Protocol::Lmtp => transaction.accepted().map(|slot| Expected::Final(Some(slot))).collect(),
-        };
         let alone = self.expected.is_empty();
         assert!(alone || transaction.is_whole(), "content follows the replies to its envelope");
-        self.expected.extend(finals);
+        match self.options.protocol {
+            Protocol::Smtp => self.expected.push_back(Expected::Final(None)),
+            // RFC 2033 §4.2: one reply for each accepted recipient, in order.
+            Protocol::Lmtp => self.expected.extend(transaction.accepted().map(|slot| Expected::Final(Some(slot)))),
+        }
         self.write_content(place, out);
     }
 
@@ -155,26 +156,26 @@ impl<C: Content> SmtpClient<C> {
     }
 
     /// The command of the session, outside any transaction, that is answered.
-    pub(super) fn session_command(&self, at: Expected) -> String {
+    pub(super) fn session_command(&self, at: Expected) -> Cow<'static, str> {
         match (at, self.options.protocol) {
-            (Expected::Ehlo, Protocol::Smtp) => format!("EHLO {}", self.options.ehlo),
-            (Expected::Ehlo, Protocol::Lmtp) => format!("LHLO {}", self.options.ehlo),
-            (Expected::Helo, _) => format!("HELO {}", self.options.ehlo),
-            (Expected::StartTls, _) => "STARTTLS".to_owned(),
-            (Expected::Auth(step), _) => step.command().to_owned(),
-            _ => String::new(),
+            (Expected::Ehlo, Protocol::Smtp) => format!("EHLO {}", self.options.ehlo).into(),
+            (Expected::Ehlo, Protocol::Lmtp) => format!("LHLO {}", self.options.ehlo).into(),
+            (Expected::Helo, _) => format!("HELO {}", self.options.ehlo).into(),
+            (Expected::StartTls, _) => "STARTTLS".into(),
+            (Expected::Auth(step), _) => step.command().into(),
+            _ => "".into(),
         }
     }
 
     /// The command of `transaction` that is answered.
-    pub(super) fn command_of(&self, transaction: &InFlight<C>, at: Expected) -> String {
+    pub(super) fn command_of<'a>(&self, transaction: &'a InFlight<C>, at: Expected) -> Cow<'a, str> {
         match at {
-            Expected::Reset => "RSET".to_owned(),
-            Expected::Mail => transaction.mail_command.clone(),
-            Expected::Recipient(slot) => transaction.recipient_command(slot),
-            Expected::Data => "DATA".to_owned(),
+            Expected::Reset => "RSET".into(),
+            Expected::Mail => transaction.mail_command.as_str().into(),
+            Expected::Recipient(slot) => transaction.recipient_command(slot).into(),
+            Expected::Data => "DATA".into(),
             Expected::Final(_) => transaction.content_command(),
-            Expected::LoneDot => ".".to_owned(),
+            Expected::LoneDot => ".".into(),
             _ => self.session_command(at),
         }
     }

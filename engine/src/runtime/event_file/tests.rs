@@ -8,8 +8,8 @@ use tempfile::TempDir;
 
 use super::directory::WINDOW_BYTES;
 use super::*;
-use crate::outcome::event::{EventId, LoggedRecord};
 use crate::outcome::event::tests::{NODE, message, outcome};
+use crate::outcome::event::{EventId, LoggedRecord};
 use crate::outcome::event_log::EventItem;
 
 /// In memory where there is such a place: these tests sync thousands of times and don't cut the power.
