@@ -277,7 +277,7 @@ pub enum Credit {
 /// An attempt that was made, on its way home.
 #[derive(Debug)]
 pub struct Settled {
-    pub attempt: Attempt,
+    pub attempt: Box<Attempt>,
     pub result: TransactionResult,
     pub context: Arc<DeliveryContext>,
 }

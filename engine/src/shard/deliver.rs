@@ -39,7 +39,7 @@ pub(super) struct Delivery {
     /// As it was when the connection was begun.
     shaping: Arc<Shaping>,
     /// What the client works on, in its order, and since when.
-    attempts: VecDeque<(Duration, Attempt)>,
+    attempts: VecDeque<(Duration, Box<Attempt>)>,
     /// What the client waits for before it ends the content of the first of them.
     intent: Option<IntentKey>,
     context: Arc<DeliveryContext>,
@@ -111,7 +111,7 @@ impl Shard {
                     self.actions.push_back(Action::Connect { connection, source, to });
                 }
                 Order::Start { connection, attempt } if self.is_up(connection) => {
-                    self.start(now, connection, *attempt);
+                    self.start(now, connection, attempt);
                 }
                 // It was idle when the order was given, and has ended before this turn.
                 Order::Start { mut attempt, .. } => {
@@ -358,7 +358,7 @@ impl Shard {
         self.metrics.connections_out.set(self.pools.connections() as u64);
     }
 
-    fn start(&mut self, now: Now, connection: ConnectionKey, attempt: Attempt) {
+    fn start(&mut self, now: Now, connection: ConnectionKey, attempt: Box<Attempt>) {
         let delivery = self.deliveries.get_mut(&connection).expect("an idle connection is up");
         let slot = self.pools.slot(connection);
         assert_eq!(*slot.site, *attempt.route.site.name, "a transaction stays with its site");
@@ -402,7 +402,7 @@ impl Shard {
                 "a transaction has the TLS that it requires"
             );
             client.ride(transaction(&attempt), &mut chunks);
-            delivery.attempts.push_back((now.monotonic, *attempt));
+            delivery.attempts.push_back((now.monotonic, attempt));
         }
         while let Some(ticket) = client.poll_mail() {
             let begun = delivery.attempts.iter_mut().map(|(_, attempt)| attempt);
