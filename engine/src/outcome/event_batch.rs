@@ -38,6 +38,11 @@ pub(crate) struct EncodedRecord<'a> {
 }
 
 impl EventBatch {
+    /// With room for so many octets of lines.
+    pub(crate) fn with_capacity(bytes: usize) -> Self {
+        Self { lines: Vec::with_capacity(bytes), records: Vec::new() }
+    }
+
     /// `with_copies`: somebody has subscribed.
     pub(crate) fn push(&mut self, record: &LoggedRecord, node: &NodeId, with_copies: bool) {
         let (mut count, mut copies) = (0, Vec::new());

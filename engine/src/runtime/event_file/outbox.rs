@@ -14,11 +14,13 @@ pub(crate) struct EventOutbox {
     batch: Option<EventBatch>,
     /// Behind it. Not made into lines before they can go: after a start there may be any number.
     records: VecDeque<LoggedRecord>,
+    /// Of the last batch: the next is about as large.
+    bytes_typical: usize,
 }
 
 impl EventOutbox {
     pub(crate) fn new(sender: EventSender) -> Self {
-        Self { sender, batch: None, records: VecDeque::new() }
+        Self { sender, batch: None, records: VecDeque::new(), bytes_typical: 0 }
     }
 
     /// Never waits. Records of one log come in the order of their sequences, and after they are durable.
@@ -52,14 +54,18 @@ impl EventOutbox {
     }
 
     fn encode(&mut self) -> Option<EventBatch> {
+        if self.records.is_empty() {
+            return None;
+        }
         let with_copies = self.sender.has_subscribers();
-        let mut batch = EventBatch::default();
+        let mut batch = EventBatch::with_capacity(self.bytes_typical);
         while batch.bytes() < EVENT_BATCH_BYTES_MAX
             && let Some(record) = self.records.pop_front()
         {
             batch.push(&record, &self.sender.node, with_copies);
         }
-        (batch.len() > 0).then_some(batch)
+        self.bytes_typical = batch.bytes();
+        Some(batch)
     }
 }
 
