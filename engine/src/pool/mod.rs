@@ -4,7 +4,8 @@
 //! * `pair.rs`: a pair's tickets, credits, connections and back-off; all its limits have this one owner.
 //! * `pair/tickets.rs`: which of its tickets is begun first. `pair/opening.rs`: where it connects to.
 //! * `rate.rs`: a limit that holds in every window of its own length.
-//! * `pair/pacing.rs`: whose turn it is by such limits.
+//! * `pair/limiters.rs`: which limits a pair is under; `pair/rollup.rs`: those that a provider's sites share;
+//!   `pair/pacing.rs`: whose turn it is by them.
 //! * `pair/moving.rs`: how pairs move to another shard.
 //! * `demand.rs`: what homes have ready for a pair, and whose turn it is.
 //! * `connection.rs`: the connection slots of a shard.

@@ -10,6 +10,7 @@
 //! Over 500 lines: whatever comes to a pair changes its tickets, connections and demand together, so all that comes
 //! stands here; what is a thing of its own is in `pair/`.
 
+mod limiters;
 mod moving;
 mod opening;
 mod order;
@@ -17,6 +18,7 @@ mod pacing;
 mod permit;
 mod quota;
 mod reload;
+mod rollup;
 mod tickets;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -28,7 +30,8 @@ use ahash::{HashMap, HashMapExt as _};
 use self::moving::Leaving;
 pub use self::moving::OwnerState;
 pub use self::order::{HostFate, Order};
-use self::pacing::{Pace, Rollup, Wake};
+use self::pacing::{Pace, Wake};
+use self::rollup::Rollup;
 use self::tickets::Rank;
 use super::connection::{ConnectionKey, Slot, SlotState, Slots};
 use super::demand::{Demand, Turn};
@@ -90,7 +93,7 @@ pub struct Pools {
     /// Of sources in their warm-up, by source and roll-up.
     days: HashMap<(usize, Arc<str>), DayQuota>,
     /// Limits that have asked for a reservation.
-    reserving: HashMap<Arc<str>, pacing::LimitOf>,
+    reserving: HashMap<Arc<str>, limiters::LimitOf>,
     slots: Slots,
     openings: Openings,
     trust: Trust,

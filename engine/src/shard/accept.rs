@@ -7,7 +7,7 @@ use std::time::Duration;
 use ahash::HashMap;
 use postrider_spool::AppendError;
 
-use super::spool::{AnswerTo, Appended, Uncommitted};
+use super::home_log::{AnswerTo, Appended, Uncommitted};
 use super::{Action, SessionKey, Shard};
 use crate::accept::Refusal;
 use crate::accept::smtp_server::ServerEvent;

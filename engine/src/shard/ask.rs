@@ -3,8 +3,9 @@
 use postrider_spool::record::{ArchivedEnvelope, MessageId};
 use postrider_spool::{Fetch, Message, ReadError};
 
+use super::home_log::entry_of;
+use super::recover::QUARANTINED;
 use super::schedule::PendingRead;
-use super::spool::{QUARANTINED, entry_of};
 use super::{Action, Shard};
 use crate::admin::{Inspected, MessageFilter, MessageRow, MessageState, QueueRow, WallTime};
 use crate::handover::{Ask, ControlMessage, Told};

@@ -38,7 +38,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::pacing::{LimitOf, Wake};
+use super::limiters::LimitOf;
+use super::pacing::Wake;
 use super::{Carried, Order, Pair, Pools};
 use crate::handover::{Attempt, RollupKey};
 use crate::limits::{MOVE_PATIENCE, ROLLUPS_TOLD_MAX};

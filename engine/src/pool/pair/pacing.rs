@@ -1,38 +1,36 @@
-//! What rates and a provider's limits let a pair do now, and when it is woken to go on.
+//! What its limits let a pair do now, and when it is woken to go on.
 //!
 //! A transaction needs its units of the pair's message rate and, where a provider rolls sites up, of the provider's.
 //! The pairs of a provider wait for that one in turn, and for its connections likewise.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ahash::HashMap;
-
+use super::limiters::LimitOf;
 use super::{Order, Pair, Pools};
-use crate::config::{LimitSettings, Rate, Shaping};
-use crate::handover::{Attempt, Blocked, PairKey};
+use crate::config::Rate;
+use crate::handover::{Attempt, Blocked};
 use crate::limits::{PACED_AHEAD, PACED_NOTICE_INTERVAL};
 use crate::mail::time::Now;
-use crate::pool::connection::{ConnectionKey, SlotState};
-use crate::pool::rate::{Limiter, Past, PastLimits, Started};
-use crate::pool::suspension::StricterLimits;
+use crate::pool::connection::ConnectionKey;
+use crate::pool::rate::Limiter;
 
 /// A pair's rates, and what it waits for.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    messages: Option<Limiter>,
-    connections: Option<Limiter>,
+    pub(super) messages: Option<Limiter>,
+    pub(super) connections: Option<Limiter>,
     /// A rate that a rule has set, beside the configured one.
-    stricter: Option<Limiter>,
-    wakes_at: Option<Duration>,
-    told_at: Option<Duration>,
+    pub(super) stricter: Option<Limiter>,
+    pub(super) wakes_at: Option<Duration>,
+    pub(super) told_at: Option<Duration>,
     /// What homes were told, and until when it holds.
-    told: Option<(Duration, Blocked)>,
-    rollup: Option<u32>,
+    pub(super) told: Option<(Duration, Blocked)>,
+    pub(super) rollup: Option<u32>,
     /// It stands in its roll-up's queues.
-    waits_for_turn: bool,
-    waits_for_slot: bool,
+    pub(super) waits_for_turn: bool,
+    pub(super) waits_for_slot: bool,
 }
 
 impl Pace {
@@ -55,21 +53,6 @@ impl Pace {
     }
 }
 
-/// What a provider's sites have in common, by one source.
-#[derive(Debug)]
-pub(super) struct Rollup {
-    source: usize,
-    name: Arc<str>,
-    pub(super) connection_limit: Option<u32>,
-    pub(super) messages: Option<Limiter>,
-    /// Of all its pairs, in any state.
-    pub(super) open: Vec<ConnectionKey>,
-    /// Pairs that wait for the rate, and for a connection.
-    pub(super) turns: VecDeque<u32>,
-    pub(super) slots_wanted: VecDeque<u32>,
-    pub(super) wakes_at: Option<Duration>,
-}
-
 /// Who is woken: the place of a pair or of a roll-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Wake {
@@ -77,243 +60,7 @@ pub(super) enum Wake {
     Rollup(u32),
 }
 
-/// Whose limit, by its place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LimitOf {
-    Messages(u32),
-    Connections(u32),
-    /// Of messages, as a rule has set it.
-    Stricter(u32),
-    Rollup(u32),
-    /// A day of a warm-up; the place is one of the pairs that share it.
-    Day(u32),
-}
-
 impl Pools {
-    /// Limits count from here on; to be called before anything else, and again as one likes.
-    pub fn begin(&mut self, now: Now) {
-        self.started.get_or_insert(Started { monotonic: now.monotonic, wall_ms: now.wall_ms });
-        self.turn_began = now.monotonic;
-    }
-
-    /// What was reserved before this start, by limit; to be called before anything else.
-    pub fn recall(&mut self, past: Arc<PastLimits>) {
-        self.past = past;
-    }
-
-    /// What the next engine has to know, where this one sends nothing more: of each limit that is kept.
-    pub fn past(&self, now: Now) -> Vec<(Arc<str>, Past)> {
-        let of_pair = |&place: &u32| {
-            let pace = &self.pairs[place as usize].pace;
-            [
-                (LimitOf::Messages(place), &pace.messages),
-                (LimitOf::Connections(place), &pace.connections),
-                (LimitOf::Stricter(place), &pace.stricter),
-            ]
-        };
-        let of_rollup = |&place: &u32| (LimitOf::Rollup(place), &self.rollups[place as usize].messages);
-        let limits = self.keys.values().flat_map(of_pair).chain(self.rollup_keys.values().map(of_rollup));
-        let limits = limits.filter_map(|(of, limiter)| Some((self.limit_name(of), limiter.as_ref()?.past(now)?)));
-        let days = self
-            .days
-            .iter()
-            .map(|((source, rollup), day)| (self.name_of_quota(day.day, *source, rollup), day.past(now)));
-        limits.chain(days).collect()
-    }
-
-    /// Units that [`Order::Reserve`] asked for are durably reserved.
-    pub fn handle_reserved(&mut self, now: Now, random: &mut dyn FnMut(u64) -> u64, limit: &str, units: u32) {
-        let Some(&of) = self.reserving.get(limit) else { return };
-        // The place may be another pair's by now; what was reserved is then lost.
-        if *self.limit_name(of) != *limit {
-            self.reserving.remove(limit);
-            return;
-        }
-        if let LimitOf::Day(place) = of {
-            return self.handle_day_reserved(now, random, place, units);
-        }
-        if let Some(limiter) = self.limiter(of) {
-            limiter.reserved(units);
-        }
-        match of {
-            LimitOf::Day(_) => {}
-            LimitOf::Messages(place) | LimitOf::Connections(place) | LimitOf::Stricter(place) => {
-                self.advance(now, place, random);
-            }
-            LimitOf::Rollup(rollup) => self.serve_turns(now, rollup, random),
-        }
-    }
-
-    /// These limits, by source and roll-up, hold from now on beside those configured, and no others.
-    pub fn set_stricter(
-        &mut self,
-        now: Now,
-        random: &mut dyn FnMut(u64) -> u64,
-        stricter: HashMap<(usize, Arc<str>), StricterLimits>,
-    ) {
-        if stricter == self.stricter {
-            return;
-        }
-        self.stricter = stricter;
-        for place in 0..self.pairs.len() as u32 {
-            let pair = &self.pairs[place as usize];
-            // Places of forgotten pairs keep their last key.
-            if pair.stricter != self.stricter_at(&pair.key) && self.keys.get(&pair.key) == Some(&place) {
-                let configured = Arc::clone(&pair.configured);
-                self.shape(place, &configured);
-                self.advance(now, place, random);
-            }
-        }
-    }
-
-    /// What rules have put in force at a pair.
-    pub fn stricter_at(&self, pair: &PairKey) -> LimitSettings {
-        // Nearly always there is nothing.
-        if self.stricter.is_empty() {
-            return LimitSettings::default();
-        }
-        let limits = self.stricter.get(&(pair.source, Arc::clone(&pair.rollup)));
-        limits.map_or_else(LimitSettings::default, |limits| limits.settings)
-    }
-
-    /// What is configured for a pair, as far as rules can halve it.
-    pub fn configured_limits(&self, pair: &PairKey) -> LimitSettings {
-        let configured = self.keys.get(pair).map(|&place| &self.pairs[place as usize].configured);
-        let configured = configured.unwrap_or(&self.options.default);
-        LimitSettings {
-            connection_limit: Some(configured.connection_limit),
-            max_deliveries_per_connection: None,
-            max_message_rate: configured.max_message_rate,
-        }
-    }
-
-    /// A pair's limits are those of its newest ticket, or stricter where rules say so.
-    pub(super) fn shape(&mut self, place: u32, shaping: &Arc<Shaping>) {
-        let is_new = self.pairs[place as usize].pace.rollup.is_none()
-            && (shaping.provider_connection_limit.is_some() || shaping.provider_max_message_rate.is_some());
-        let stricter = self.stricter_at(&self.pairs[place as usize].key);
-        // Each home has made its own.
-        let Pair { configured: known, stricter: known_stricter, .. } = &self.pairs[place as usize];
-        let is_known = (Arc::ptr_eq(known, shaping) || **known == **shaping) && *known_stricter == stricter;
-        if is_known && !is_new && !self.lacks_limiter(place) {
-            return;
-        }
-        assert!(shaping.connection_limit > 0, "a pair may connect");
-        let stricter_rate = self.limit(LimitOf::Stricter(place), stricter.max_message_rate);
-        let messages = self.limit(LimitOf::Messages(place), shaping.max_message_rate);
-        let connections = self.limit(LimitOf::Connections(place), shaping.max_connection_rate);
-        if is_new {
-            self.enter_rollup(place);
-        }
-        if let Some(rollup) = self.pairs[place as usize].pace.rollup {
-            let shared = self.limit(LimitOf::Rollup(rollup), shaping.provider_max_message_rate);
-            let rollup = &mut self.rollups[rollup as usize];
-            rollup.messages = shared;
-            rollup.connection_limit = shaping.provider_connection_limit;
-        }
-        let pair = &mut self.pairs[place as usize];
-        pair.pace.messages = messages;
-        pair.pace.connections = connections;
-        pair.pace.stricter = stricter_rate;
-        pair.configured = Arc::clone(shaping);
-        pair.stricter = stricter;
-        pair.shaping = stricter.applied_to(shaping);
-        // What is too large for these limits is divided at home.
-        let batch_max = pair.batch_max();
-        let (fitting, large): (VecDeque<_>, VecDeque<_>) =
-            pair.tickets.drain(..).partition(|attempt| attempt.recipients.len() <= batch_max);
-        pair.tickets = fitting;
-        self.orders.extend(large.into_iter().map(|attempt| pair.send_home(attempt)));
-    }
-
-    fn lacks_limiter(&self, place: u32) -> bool {
-        let pair = &self.pairs[place as usize];
-        pair.pace.messages.is_none() && pair.shaping.max_message_rate.is_some()
-            || pair.pace.connections.is_none() && pair.shaping.max_connection_rate.is_some()
-    }
-
-    /// The limiter of this kind, with what it has counted, for another rate.
-    fn limit(&mut self, of: LimitOf, rate: Option<Rate>) -> Option<Limiter> {
-        let rate = rate?;
-        let name = self.limit_name(of);
-        let started = self.started.expect("limits began with the first turn");
-        let past = Arc::clone(&self.past);
-        let kept = match of {
-            LimitOf::Messages(place) => self.pairs[place as usize].pace.messages.take(),
-            LimitOf::Connections(place) => self.pairs[place as usize].pace.connections.take(),
-            LimitOf::Stricter(place) => self.pairs[place as usize].pace.stricter.take(),
-            LimitOf::Rollup(rollup) => self.rollups[rollup as usize].messages.take(),
-            LimitOf::Day(_) => None,
-        };
-        match kept {
-            Some(mut limiter) => {
-                limiter.set_rate(self.turn_began, rate, started, past.get(&*name));
-                Some(limiter)
-            }
-            None => Some(Limiter::new(rate, started, past.get(&*name))),
-        }
-    }
-
-    fn limiter(&mut self, of: LimitOf) -> Option<&mut Limiter> {
-        match of {
-            LimitOf::Messages(place) => self.pairs[place as usize].pace.messages.as_mut(),
-            LimitOf::Connections(place) => self.pairs[place as usize].pace.connections.as_mut(),
-            LimitOf::Stricter(place) => self.pairs[place as usize].pace.stricter.as_mut(),
-            LimitOf::Rollup(rollup) => self.rollups[rollup as usize].messages.as_mut(),
-            LimitOf::Day(_) => None,
-        }
-    }
-
-    /// The same over restarts, so that what was reserved is found again.
-    fn limit_name(&self, of: LimitOf) -> Arc<str> {
-        let (kind, source, name) = match of {
-            LimitOf::Messages(place) | LimitOf::Connections(place) | LimitOf::Stricter(place) => {
-                let kind = match of {
-                    LimitOf::Connections(_) => "connections",
-                    LimitOf::Stricter(_) => "stricter recipients",
-                    _ => "recipients",
-                };
-                let key = &self.pairs[place as usize].key;
-                (kind, key.source, &key.site)
-            }
-            LimitOf::Rollup(rollup) => {
-                let rollup = &self.rollups[rollup as usize];
-                ("provider recipients", rollup.source, &rollup.name)
-            }
-            LimitOf::Day(place) => return self.day_name(place),
-        };
-        format!("{kind} by {} at {name}", self.options.sources[source].name).into()
-    }
-
-    fn enter_rollup(&mut self, place: u32) {
-        let key = &self.pairs[place as usize].key;
-        let (source, name) = (key.source, Arc::clone(&key.rollup));
-        let rollup = self.rollup_at(source, &name);
-        let pair = &mut self.pairs[place as usize];
-        pair.pace.rollup = Some(rollup);
-        self.rollups[rollup as usize].open.extend(&pair.open);
-    }
-
-    /// The place of what a provider's sites have in common.
-    pub(super) fn rollup_at(&mut self, source: usize, name: &Arc<str>) -> u32 {
-        if let Some(&rollup) = self.rollup_keys.get(&(source, Arc::clone(name))) {
-            return rollup;
-        }
-        self.rollups.push(Rollup {
-            source,
-            name: Arc::clone(name),
-            connection_limit: None,
-            messages: None,
-            open: Vec::new(),
-            turns: VecDeque::new(),
-            slots_wanted: VecDeque::new(),
-            wakes_at: None,
-        });
-        let rollup = self.rollups.len() as u32 - 1;
-        self.rollup_keys.insert((source, Arc::clone(name)), rollup);
-        rollup
-    }
-
     /// Whether a transaction of so many recipients may be written now. If not, the pair is woken once it may.
     pub(super) fn may_write(&mut self, now: Now, place: u32, units: u32) -> bool {
         if !self.has_quota(now, place, units) {
@@ -400,124 +147,8 @@ impl Pools {
         [LimitOf::Messages(place), LimitOf::Stricter(place)].into_iter().chain(rollup)
     }
 
-    /// Whether the pair may open one more connection now, as far as rates and its provider go.
-    pub(super) fn may_connect(&mut self, now: Now, place: u32) -> bool {
-        let pair = &self.pairs[place as usize];
-        let next = &pair.tickets[pair.opening as usize];
-        let units = next.recipients.len() as u32;
-        if !self.has_quota(now, place, units) {
-            return false;
-        }
-        let pair = &self.pairs[place as usize];
-        // A connection is opened for what may be written now; as many as a burst may be opened at once.
-        let rates = pair.pace.messages.iter().chain(&pair.pace.stricter);
-        let burst = rates.map(|limiter| limiter.rate().max_burst).min().unwrap_or(u32::MAX);
-        let rollup = pair.pace.rollup;
-        let is_enough = pair.opening >= burst;
-        let own = self.ready_at(LimitOf::Messages(place), units).max(self.ready_at(LimitOf::Stricter(place), units));
-        let shared = rollup.map_or(Duration::ZERO, |rollup| self.ready_at(LimitOf::Rollup(rollup), units));
-        let ready = own.max(shared).max(self.ready_at(LimitOf::Connections(place), 1));
-        if ready > now.monotonic {
-            self.wake_pair(now, place, ready);
-            return false;
-        }
-        !is_enough && rollup.is_none_or(|rollup| self.has_slot(place, rollup))
-    }
-
-    fn has_slot(&mut self, place: u32, rollup: u32) -> bool {
-        let shared = &self.rollups[rollup as usize];
-        let Some(limit) = shared.connection_limit else { return true };
-        let is_its_turn = self.serving == Some(place) || shared.slots_wanted.is_empty();
-        if is_its_turn && shared.open.len() < limit as usize {
-            return true;
-        }
-        if !std::mem::replace(&mut self.pairs[place as usize].pace.waits_for_slot, true) {
-            self.rollups[rollup as usize].slots_wanted.push_back(place);
-        }
-        // An idle connection of another site makes room, one for each that waits.
-        let shared = &self.rollups[rollup as usize];
-        let states = shared.open.iter().map(|&connection| (connection, self.slots.state(connection)));
-        let closing = states.clone().filter(|(_, state)| *state == SlotState::Closing).count();
-        let idle =
-            states.filter(|(_, state)| matches!(state, SlotState::Idle { .. })).map(|(connection, _)| connection);
-        let idle: Vec<ConnectionKey> = idle.take(shared.slots_wanted.len().saturating_sub(closing)).collect();
-        for connection in idle {
-            self.quit(connection);
-        }
-        false
-    }
-
-    /// A connection counts for the provider too, from here on.
-    pub(super) fn join_rollup(&mut self, now: Now, place: u32, connection: ConnectionKey) {
-        if let Some(limiter) = self.limiter(LimitOf::Connections(place)) {
-            limiter.take(now.monotonic, 1);
-        }
-        if let Some(rollup) = self.pairs[place as usize].pace.rollup {
-            let rollup = &mut self.rollups[rollup as usize];
-            rollup.open.push(connection);
-            let limit = rollup.connection_limit.map_or(usize::MAX, |limit| limit as usize);
-            assert!(rollup.open.len() <= limit, "LIMITS-HOLD: a provider's connections");
-            if self.serving == Some(place) {
-                self.serving = None;
-            }
-        }
-    }
-
-    /// The peer has closed: who waits for a connection of the provider is served before the pair that had it.
-    pub(super) fn leave_rollup(
-        &mut self,
-        now: Now,
-        place: u32,
-        connection: ConnectionKey,
-        random: &mut dyn FnMut(u64) -> u64,
-    ) {
-        let Some(rollup) = self.pairs[place as usize].pace.rollup else { return };
-        self.rollups[rollup as usize].open.retain(|&open| open != connection);
-        for _ in 0..self.rollups[rollup as usize].slots_wanted.len() {
-            let shared = &mut self.rollups[rollup as usize];
-            if shared.connection_limit.is_some_and(|limit| shared.open.len() >= limit as usize) {
-                return;
-            }
-            let Some(waiting) = shared.slots_wanted.pop_front() else { return };
-            self.pairs[waiting as usize].pace.waits_for_slot = false;
-            self.serve(now, waiting, random);
-        }
-    }
-
-    /// Whether the pair has more connections than it may have by now, those that are ending left aside.
-    pub(super) fn is_surplus(&self, place: u32) -> bool {
-        let pair = &self.pairs[place as usize];
-        let stays = |connection: &&ConnectionKey| self.slots.state(**connection) != SlotState::Closing;
-        let limit = pair.shaping.connection_limit as usize;
-        let rollup = pair.pace.rollup.map(|rollup| &self.rollups[rollup as usize]);
-        let shared = rollup.and_then(|rollup| Some((&rollup.open, rollup.connection_limit? as usize)));
-        let surplus =
-            |open: &[ConnectionKey], limit: usize| open.len() > limit && open.iter().filter(stays).count() > limit;
-        surplus(&pair.open, limit) || shared.is_some_and(|(open, limit)| surplus(open, limit))
-    }
-
-    /// Whether an idle connection of this pair is to go, because others wait for one, or there are too many.
-    pub(super) fn gives_way(&self, place: u32) -> bool {
-        let pair = &self.pairs[place as usize];
-        self.is_surplus(place)
-            || (self.has_to_give_way(place) || pair.tickets.is_empty()) && self.others_want_slots(place)
-    }
-
-    /// Whether no further transaction is to ride on this pair's connections.
-    pub(super) fn has_to_give_way(&self, place: u32) -> bool {
-        self.pairs[place as usize].open.len() > 1 && self.others_want_slots(place)
-    }
-
-    fn others_want_slots(&self, place: u32) -> bool {
-        let Some(rollup) = self.pairs[place as usize].pace.rollup else { return false };
-        let shared = &self.rollups[rollup as usize];
-        let closing = |connection: &&ConnectionKey| self.slots.state(**connection) == SlotState::Closing;
-        let others = shared.slots_wanted.iter().filter(|waiting| **waiting != place).count();
-        others > 0 && shared.open.iter().filter(closing).count() < others
-    }
-
     /// When so many units may be taken; never, as long as they wait for a reservation, which is asked for.
-    fn ready_at(&mut self, of: LimitOf, units: u32) -> Duration {
+    pub(super) fn ready_at(&mut self, of: LimitOf, units: u32) -> Duration {
         let Some(limiter) = self.limiter(of) else { return Duration::ZERO };
         let mut reservations = Vec::new();
         while let Some(units) = limiter.reserve() {
@@ -581,7 +212,7 @@ impl Pools {
     }
 
     /// Pairs of a roll-up take what its rate allows, one transaction each in turn.
-    fn serve_turns(&mut self, now: Now, rollup: u32, random: &mut dyn FnMut(u64) -> u64) {
+    pub(super) fn serve_turns(&mut self, now: Now, rollup: u32, random: &mut dyn FnMut(u64) -> u64) {
         for _ in 0..self.rollups[rollup as usize].turns.len() {
             let at = self.ready_at(LimitOf::Rollup(rollup), 1);
             if at > now.monotonic {
@@ -605,7 +236,7 @@ impl Pools {
     }
 
     /// It is this pair's turn. Whether it used it.
-    fn serve(&mut self, now: Now, place: u32, random: &mut dyn FnMut(u64) -> u64) -> bool {
+    pub(super) fn serve(&mut self, now: Now, place: u32, random: &mut dyn FnMut(u64) -> u64) -> bool {
         let outer = self.serving.replace(place);
         self.advance(now, place, random);
         let took = self.serving != Some(place);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::pacing::LimitOf;
+use super::limiters::LimitOf;
 use super::{Order, Pools};
 use crate::mail::time::Now;
 use crate::pool::warmup::{Allowance, DAY_MS, DayQuota};
