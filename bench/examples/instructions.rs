@@ -11,6 +11,8 @@
 //! [`measured`] and its end only. Fewer instructions than the baseline are outside the tolerance, too: a gain that is
 //! not entered could be lost again unnoticed. Allocations have no tolerance: they do not depend on the build. Both take
 //! the engine's buffers as they are after some messages.
+//!
+//! Over 500 lines: each core that is counted stands with its preparation.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -6,6 +6,8 @@
 //!
 //! A message whose answer was lost is sent again under a new id: the old one may or may not have been accepted, and is
 //! nobody's loss either way.
+//!
+//! Over 500 lines: sessions, and what is remembered of each message.
 
 use std::fs::File;
 use std::io::{self, Write};

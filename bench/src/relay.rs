@@ -3,6 +3,8 @@
 //! Each round has an engine, a spool and a sink of its own. A warm-up opens the connections and fills the caches; what
 //! it costs isn't counted. CPU time is counted from just before the first message until a moment after the last
 //! delivery, so that the outcomes' commits belong to it; rates end with the last acknowledgement and the last delivery.
+//!
+//! Over 500 lines: a round is one story, from the engine's start to the figures.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

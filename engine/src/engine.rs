@@ -32,8 +32,9 @@ use crate::admin::{
 };
 use crate::outcome::event_log::EventStream;
 use crate::runtime::clock::Clock;
-use crate::runtime::control::{Addresses, Command, Heartbeats};
+use crate::runtime::control::{Addresses, Command};
 use crate::runtime::event_file::{EventLogHandle, EventSender};
+use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::limit_file::LimitMail;
 use crate::runtime::mailbox::Sender;
 use crate::runtime::progress_file;

@@ -5,6 +5,8 @@
 //! was answered and what is scheduled must still fit together.
 //!
 //! The simulator and the crash images (`engine/tests/crash`) share it. A broken promise is a panic that names it.
+//!
+//! Over 500 lines: what was promised of a message, from its answer to its events, is one account.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,4 +1,6 @@
 //! Hosts that take mail, each with its own bad habits, and one connection as its host sees it.
+//!
+//! Over 500 lines: all bad habits of a host meet in its one dialog.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::mem;

@@ -4,78 +4,28 @@
 //! the segment full moves to the next one. At most one frame gathers; closed ones wait in order. Copies go into frames,
 //! and segments, of their own, which are filled and closed at once ([`Log::begin_copies`]).
 
-use rkyv::api::high::to_bytes_in;
-use rkyv::rancor::Failure;
-
 use crate::body::Body;
 use crate::checksum::crc32c_append;
 use crate::error::{AppendError, Closed};
 use crate::format::{
-    Chain, FRAME_HEADER_BYTES, FrameHeader, LATER_OUTCOME_SCHEMA, MESSAGE_SCHEMA, OUTCOME_SCHEMA, RECORD_HEADER_BYTES,
-    RecordHeader, RecordKind, SEGMENT_HEADER_BYTES,
+    Chain, FRAME_HEADER_BYTES, LATER_OUTCOME_SCHEMA, MESSAGE_SCHEMA, OUTCOME_SCHEMA, RECORD_HEADER_BYTES, RecordHeader,
+    RecordKind, SEGMENT_HEADER_BYTES,
 };
+use crate::frame::{Base, Change, Frame};
 use crate::index::{Before, Entry, Place, Settles};
 use crate::limits::{
-    ALIGN_BYTES, BLOCK_BYTES, FRAME_BYTES_TARGET, PENDING_MAIL_BYTES_MAX, PENDING_OUTCOME_BYTES_MAX, SPARES_RESERVED,
+    BLOCK_BYTES, FRAME_BYTES_TARGET, PENDING_MAIL_BYTES_MAX, PENDING_OUTCOME_BYTES_MAX, SPARES_RESERVED,
     SPARES_RESERVED_FROM_COPIES, STATES_MAX,
 };
 use crate::log::{Log, State};
-use crate::packed;
 use crate::record::{BodyId, CommitNumber, CopiedState, Envelope, MessageId, Outcome, Sequence};
-use crate::tombstone::Final;
+use crate::write_record::{Later, WriteArchive, write_record};
 
 /// Where the next frame goes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tail {
     pub(crate) slot: u16,
     pub(crate) offset: u64,
-}
-
-/// One commit in the making.
-#[derive(Debug)]
-pub(crate) struct Frame {
-    pub(crate) commit: CommitNumber,
-    pub(crate) slot: u16,
-    /// Where `buffer` goes.
-    pub(crate) offset: u64,
-    /// The segment's header block, if this is its first frame, then the frame.
-    pub(crate) buffer: Vec<u8>,
-    pub(crate) begins_segment: bool,
-    /// Written even without a record: it begins a segment for its own sake.
-    pub(crate) is_forced: bool,
-    record_count: u32,
-    first_sequence: u64,
-    pub(crate) last_sequence: u64,
-    pub(crate) last_event: u64,
-    records_crc: u32,
-    pub(crate) record_bytes: u64,
-    pub(crate) changes: Vec<Change>,
-    /// For the segment's tombstones.
-    pub(crate) finals: Vec<Final>,
-    /// The first outcome with final fates only. Later ones refer to it.
-    base: Option<Base>,
-}
-
-#[derive(Debug)]
-enum Base {
-    /// Nothing has referred to it yet; where in the buffer its record begins.
-    Written {
-        sequence: u64,
-        start: usize,
-    },
-    Read {
-        sequence: u64,
-        outcome: Box<Outcome>,
-    },
-}
-
-/// A change of the index, as it is taken back.
-#[derive(Debug)]
-pub(crate) enum Change {
-    Inserted { sequence: u64 },
-    Replaced(Before),
-    Body { sequence: u64 },
-    BodyMoved { sequence: u64, from: Place },
 }
 
 /// For whose sake room is taken.
@@ -87,52 +37,6 @@ pub(crate) enum RoomFor {
     Copy,
     /// What empties the spool, and what reopens a log, may take the last spare.
     Outcome,
-}
-
-impl Frame {
-    pub(crate) fn is_wanted(&self) -> bool {
-        self.is_forced || self.record_count > 0
-    }
-
-    /// The outcome that later ones may refer to.
-    fn take_base(&mut self) -> Option<(u64, Box<Outcome>)> {
-        match self.base.take()? {
-            Base::Read { sequence, outcome } => Some((sequence, outcome)),
-            Base::Written { sequence, start } => {
-                let record = &self.buffer[start..];
-                let header = RecordHeader::decode(&record[..RECORD_HEADER_BYTES]);
-                let outcome = packed::read_outcome(header.schema, header.message, &record[header.archive_range()]);
-                Some((sequence, Box::new(outcome.expect("an outcome as it was just written"))))
-            }
-        }
-    }
-
-    /// Bytes that the buffer will have when it is written.
-    pub(crate) fn padded(&self) -> u64 {
-        (self.buffer.len() as u64).next_multiple_of(BLOCK_BYTES)
-    }
-
-    fn start(&self) -> usize {
-        if self.begins_segment { SEGMENT_HEADER_BYTES } else { 0 }
-    }
-
-    /// Fills in the frame header and the padding.
-    fn close(&mut self, log: crate::record::LogId, segment: u64, generation: u64) {
-        let start = self.start();
-        let header = FrameHeader {
-            log,
-            segment,
-            generation,
-            commit: self.commit.0,
-            first_sequence: self.first_sequence,
-            record_count: self.record_count,
-            length: (self.buffer.len() - start) as u32,
-            crc: 0,
-        };
-        header.encode(self.records_crc, &mut self.buffer[start..start + FRAME_HEADER_BYTES]);
-        let padded = self.padded() as usize;
-        self.buffer.resize(padded, 0);
-    }
 }
 
 impl Log {
@@ -499,106 +403,9 @@ pub(crate) struct Written {
     pub(crate) place: Place,
 }
 
-/// What writes itself as an archive.
-pub(crate) trait WriteArchive {
-    fn write_to(&self, buffer: &mut Vec<u8>);
-
-    /// An outcome with final fates only: once it is an event it is read by a start alone, with its whole frame, so it
-    /// may refer to another one there.
-    fn as_settled(&self) -> Option<&Outcome> {
-        None
-    }
-}
-
-/// An outcome behind another one in its frame.
-struct Later<'a> {
-    outcome: &'a Outcome,
-    base: &'a Outcome,
-}
-
-impl WriteArchive for Later<'_> {
-    fn write_to(&self, buffer: &mut Vec<u8>) {
-        packed::write_later_outcome(self.outcome, self.base, buffer);
-    }
-}
-
-impl WriteArchive for Envelope {
-    fn write_to(&self, buffer: &mut Vec<u8>) {
-        // Serialising can fail only where the writer does, and memory does not.
-        to_bytes_in::<_, Failure>(self, buffer).expect("an archive in memory");
-    }
-}
-
-impl WriteArchive for Outcome {
-    fn write_to(&self, buffer: &mut Vec<u8>) {
-        packed::write_outcome(self, buffer);
-    }
-
-    fn as_settled(&self) -> Option<&Outcome> {
-        is_settled(self).then_some(self)
-    }
-}
-
-impl WriteArchive for CopiedState {
-    fn write_to(&self, buffer: &mut Vec<u8>) {
-        packed::write_state(self, buffer);
-    }
-}
-
-impl WriteArchive for Vec<Final> {
-    fn write_to(&self, buffer: &mut Vec<u8>) {
-        packed::write_tombstones(self, buffer);
-    }
-}
-
 /// Whether it tells of final fates only.
 pub(crate) fn is_settled(outcome: &Outcome) -> bool {
     outcome.results.iter().all(|result| result.fate.is_final())
-}
-
-/// An archive as it was read: its pointers are relative, so that it is the same anywhere with the same alignment.
-pub(crate) struct Verbatim<'a>(pub(crate) &'a [u8]);
-
-impl WriteArchive for Verbatim<'_> {
-    fn write_to(&self, buffer: &mut Vec<u8>) {
-        buffer.extend_from_slice(self.0);
-    }
-}
-
-/// Writes a record but for its checksums, and fills in the header's lengths.
-fn write_record(
-    buffer: &mut Vec<u8>,
-    header: &mut RecordHeader,
-    archive: Option<&dyn WriteArchive>,
-    state: Option<&CopiedState>,
-    content: [&[u8]; 2],
-) {
-    let start = buffer.len();
-    assert!((start as u64).is_multiple_of(ALIGN_BYTES));
-    buffer.resize(start + RECORD_HEADER_BYTES, 0);
-    header.archive_length = archive.map_or(0, |archive| write_archive(buffer, archive));
-    header.state_length = state.map_or(0, |state| write_archive(buffer, state));
-    header.prefix_length = content[0].len() as u32;
-    header.body_length = content[1].len() as u32;
-    buffer.reserve(content[0].len() + content[1].len() + ALIGN_BYTES as usize);
-    buffer.extend_from_slice(content[0]);
-    buffer.extend_from_slice(content[1]);
-    pad(buffer);
-    header.encode_unsealed(&mut buffer[start..start + RECORD_HEADER_BYTES]);
-}
-
-/// The buffer goes to a multiple of a block in the file, so an aligned position in it is one there.
-fn write_archive(buffer: &mut Vec<u8>, archive: &dyn WriteArchive) -> u32 {
-    let start = buffer.len();
-    archive.write_to(buffer);
-    let length = (buffer.len() - start) as u32;
-    pad(buffer);
-    length
-}
-
-fn pad(buffer: &mut Vec<u8>) {
-    let length = buffer.len().next_multiple_of(ALIGN_BYTES as usize);
-    buffer.resize(length, 0);
 }
 
 #[cfg(test)]

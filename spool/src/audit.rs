@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 
-use crate::append::Change;
 use crate::commit::Purpose;
+use crate::frame::Change;
 use crate::index::{NOWHERE, Place};
 use crate::log::{Log, State};
 use crate::record::CommitNumber;
@@ -95,7 +95,7 @@ impl Log {
 
     fn is_in_a_frame(&self, place: Place) -> bool {
         let end = place.offset() + place.length();
-        let is_in = |frame: &crate::append::Frame| frame.slot == place.slot && frame.offset <= place.offset();
+        let is_in = |frame: &crate::frame::Frame| frame.slot == place.slot && frame.offset <= place.offset();
         end <= self.segments.get(place.slot).end || self.uncommitted_frames().any(is_in)
     }
 

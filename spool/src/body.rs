@@ -7,9 +7,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 
-use crate::append::{Change, RoomFor};
+use crate::append::RoomFor;
 use crate::error::AppendError;
 use crate::format::{BODY_SCHEMA, Chain, RecordHeader, RecordKind};
+use crate::frame::Change;
 use crate::index::Place;
 use crate::log::Log;
 use crate::record::{BodyId, CommitNumber, MessageId, Sequence};

@@ -8,6 +8,8 @@
 //!
 //! Two checkpoints are kept and a third is being written, in three files that are allocated ahead, so that a full disk
 //! can't keep the log from being emptied. How segments depend on them is in `retire.rs`; reading is in `load.rs`.
+//!
+//! Over 500 lines: each phase of a checkpoint goes on where the one before left it.
 
 use std::io;
 use std::sync::Arc;
@@ -459,7 +461,7 @@ impl Log {
         RowPlace { segment, offset16: place.offset16, length16: place.length16 }
     }
 
-    pub(crate) fn uncommitted_frames(&self) -> impl Iterator<Item = &crate::append::Frame> {
+    pub(crate) fn uncommitted_frames(&self) -> impl Iterator<Item = &crate::frame::Frame> {
         self.flight.iter().map(Flight::frame).chain(&self.closed).chain(&self.open)
     }
 

@@ -1,6 +1,8 @@
 //! The bytes of a checkpoint file: a header block, then slices with rows. `FORMAT.md` is the description.
 //!
 //! Like `format.rs`, nothing here does I/O or trusts what it decodes.
+//!
+//! Over 500 lines: as there, all bytes of such a file, beside their asserts.
 
 use crate::checksum::{crc32c, crc32c_append};
 use crate::format::{Chain, FORMAT_VERSION, are_adjacent, seed, u16_at, u32_at, u64_at};

@@ -18,14 +18,15 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{io, mem};
 
-use crate::append::{Change, RoomFor, Verbatim};
+use crate::append::RoomFor;
 use crate::body::Body;
-use crate::commit::{Purpose, check_body, checked_message};
+use crate::commit::Purpose;
 use crate::error::Closed;
 use crate::format::{
     BODY_SCHEMA, COPY_SCHEMA, Chain, FRAME_HEADER_BYTES, RECORD_HEADER_BYTES, RecordHeader, RecordKind,
     SEGMENT_HEADER_BYTES, STATE_SCHEMA,
 };
+use crate::frame::Change;
 use crate::index::{Entry, HELD, Place};
 use crate::limits::{
     BLOCK_BYTES, COPY_FORWARD_BYTES_PER_S, COPY_FORWARD_EARNED_BYTES_MAX, COPY_FORWARD_EARNED_RATIO,
@@ -39,9 +40,11 @@ use crate::limits::{
 use crate::log::{Log, State};
 use crate::message::{Memory, Message};
 use crate::packed;
+use crate::read::{check_body, checked_message};
 use crate::record::{CopiedState, LogId, MessageId, RecipientResult, Sequence};
 use crate::segment::Segment;
 use crate::storage::{Operation, ReadBuffer};
+use crate::write_record::Verbatim;
 
 /// Where copying stands.
 #[derive(Debug, Default)]

@@ -114,6 +114,7 @@ mod directory;
 mod error;
 mod file;
 pub mod format;
+mod frame;
 mod index;
 mod inspect;
 pub mod limits;
@@ -121,6 +122,7 @@ mod load;
 mod log;
 mod message;
 mod packed;
+mod read;
 mod read_only;
 pub mod record;
 mod recover;
@@ -130,9 +132,11 @@ mod scrub;
 mod segment;
 #[cfg(any(feature = "sim", test))]
 pub mod sim;
+mod statistics;
 mod storage;
 mod survey;
 mod tombstone;
+mod write_record;
 
 pub use checkpoint::Summarize;
 pub use directory::{Durability, LogDirectory, Spool, SpoolOptions};
@@ -141,7 +145,7 @@ pub use error::{AppendError, Closed, OpenError, ReadError, RecoverError};
 pub use file::execute_on_ring;
 pub use file::{FileStorage, Map};
 pub use inspect::Inspection;
-pub use log::{Fetch, Log, Progress, Statistics};
+pub use log::{Fetch, Log, Progress};
 pub use message::{Message, Piece};
 pub use read_only::ReadOnlyStorage;
 pub use record::{
@@ -149,4 +153,5 @@ pub use record::{
     Sequence,
 };
 pub use recover::{Cut, Kept, Quarantine, Reason, RecordRef, RecoverOptions, Recovered};
+pub use statistics::Statistics;
 pub use storage::{Completion, LockGuard, Operation, Storage, StorageFile, execute};

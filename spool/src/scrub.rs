@@ -7,11 +7,12 @@
 use std::io;
 use std::time::Duration;
 
-use crate::commit::{Purpose, read_message};
+use crate::commit::Purpose;
 use crate::error::ReadError;
 use crate::index::Place;
 use crate::limits::{SCRUB_BYTES_PER_S, SCRUB_REST_S};
 use crate::log::{Log, Progress, State};
+use crate::read::read_message;
 use crate::record::{MessageId, Sequence};
 use crate::storage::{Operation, ReadBuffer};
 

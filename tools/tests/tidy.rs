@@ -66,6 +66,7 @@ const ALLOW_EXCEPTIONS: &[(&str, &str)] =
 
 const FOLDERS: [&str; 5] = ["bench", "engine", "fuzz", "spool", "tools"];
 
+const LINES_MAX: usize = 500;
 const COLUMNS_MAX: usize = 120;
 
 #[test]
@@ -152,6 +153,20 @@ fn every_file_says_what_it_is() {
         let first = source.text.lines().next().unwrap_or_default();
         if !first.starts_with("//! ") {
             wrong.add(&source, 1, first);
+        }
+    }
+    wrong.report();
+}
+
+/// A file's own tests don't count, and files of tests may be as long as what they test is wide.
+#[test]
+fn long_files_say_why_they_are_long() {
+    let mut wrong = Findings::new("a file of more than 500 lines says why in its header (`//! Over 500 lines: …`)");
+    for source in sources("") {
+        let in_tests = source.name.contains("/tests/") || source.name.ends_with("/tests.rs");
+        let own = source.production().count();
+        if own > LINES_MAX && !in_tests && !source.text.contains("\n//! Over 500 lines") {
+            wrong.add(&source, own, "is its last line");
         }
     }
     wrong.report();

@@ -4,6 +4,8 @@
 //! consumes all of it. Replies gather in `out`, so that a pipelined group is answered by one write.
 //! Trusts nobody to be polite but assumes that the peer is a mail system under test: it checks little beyond what
 //! keeps the counts right.
+//!
+//! Over 500 lines: all commands of a session are in one place.
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -1,6 +1,8 @@
 //! Configuration: text → checked [`Config`], at start and again for each reload.
 //!
 //! [`Config`] is what the rest of the engine sees: every default filled in, every name resolved, every file read.
+//!
+//! Over 500 lines: all that a configuration says is found in one place, as the engine has it.
 #![expect(clippy::disallowed_methods, reason = "reads its files before anything goes by them, off the shards")]
 
 mod align;

@@ -2,6 +2,8 @@
 //!
 //! Each table is a list of [`Settings`] over what holds already. Later wins: default, provider, provider and source,
 //! site, site and source, domain, domain and source.
+//!
+//! Over 500 lines: each key stands once, with its default, its bounds and how it merges.
 
 use std::borrow::Cow;
 use std::fmt;

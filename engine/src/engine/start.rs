@@ -23,10 +23,11 @@ use crate::limits::{
 use crate::pool::rate::PastLimits;
 use crate::progress::{SharedProgress, Suspect};
 use crate::runtime::clock::Clock;
-use crate::runtime::control::{self, ControlSetup, Heartbeats};
+use crate::runtime::control::{self, ControlSetup};
 use crate::runtime::directory::ThreadTimes;
 use crate::runtime::dns::Resolver;
 use crate::runtime::event_file::{EventLog, EventLogOptions, node_id};
+use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::limit_file::{LimitFile, LimitMail};
 use crate::runtime::mailbox::{self, Full, Sender};
 use crate::runtime::mta_sts::PolicyStore;

@@ -10,6 +10,8 @@
 //!
 //! A flow is charged for what it holds, credits and tickets, and for what was written of it: what comes to nothing is
 //! refunded. To ask costs nothing: whose turn it is asks first.
+//!
+//! Over 500 lines: flows, lanes and their turns change together.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -2,10 +2,8 @@
 //!
 //! Ordinary tokio. A shard waits for it only where it has no route for a domain or no owner for a pair yet.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -24,14 +22,16 @@ use super::shard_loop::Mail;
 use super::suspension_list::SuspensionList;
 use crate::admin::http_admin::{self, AdminOptions};
 use crate::admin::metrics::Metrics;
-use crate::config::{self, Config, HttpListener};
-use crate::deliver::route::{RouteFailure, Site};
-use crate::handover::{Ask, ControlMessage, Generation, Route, RouteKey, ShardMessage, Told};
-use crate::limits::{
-    LIMIT_KEEPER, LOOKUPS_RUNNING_MAX, MAILBOX_BATCH, MOVE_LOOK_INTERVAL, PLUMBING_INTERVAL, RULE_SITE_INTERVAL_MAX,
-    RULE_SITE_INTERVAL_MIN, RULE_SITES_PATIENCE,
-};
+use crate::config::{Config, HttpListener};
+use crate::handover::{Ask, ControlMessage, Generation, ShardMessage, Told};
+use crate::limits::{LOOKUPS_RUNNING_MAX, MAILBOX_BATCH, MOVE_LOOK_INTERVAL, PLUMBING_INTERVAL};
 use crate::pool::suspension::Suspension;
+
+mod lookups;
+mod reloads;
+
+use reloads::Reloads;
+pub(crate) use reloads::TakenUp;
 
 /// What the control thread is started with.
 pub(crate) struct ControlSetup {
@@ -315,128 +315,6 @@ impl Control {
         }
     }
 
-    fn find_route(&self, shard: usize, key: RouteKey) {
-        let (config, resolver, clock) = (Arc::clone(&self.config), self.resolver.clone(), self.clock);
-        let policies = self.policies.clone();
-        let (lookups, shard) = (Arc::clone(&self.lookups), self.shards[shard].clone());
-        let mut unknown_rule_sites = self.unknown_rule_sites.clone();
-        self.spawn_lookup(async move {
-            // Else the first mail could go before it is known what limits hold for its site.
-            let rules = unknown_rule_sites.wait_for(|unknown| *unknown == 0);
-            let _ = tokio::time::timeout(RULE_SITES_PATIENCE, rules).await;
-            // The semaphore is never closed.
-            let _permit = lookups.acquire().await;
-            let RouteKey { domain, matched } = &key;
-            let route = config.route_of(domain, *matched);
-            let by_mx = route.is_none() && config.uses_mta_sts();
-            let sts = async { if by_mx { policies.find(domain).await } else { (None, Duration::MAX) } };
-            let (found, (sts, sts_expires)) = tokio::join!(find_site(route, &resolver, clock, domain), sts);
-            let tls = route.map_or(config.shaping.tls, |route| route.tls_beside(config.shaping.tls));
-            let terms = route.map(|route| Arc::clone(&route.terms)).unwrap_or_default();
-            let result = found.map(|mut site| {
-                site.expires = site.expires.min(sts_expires);
-                Route { site: Arc::new(site), tls, sts, dane: true, terms }
-            });
-            send(&shard, Mail::Core(ShardMessage::Routed { key, result })).await;
-        });
-    }
-
-    /// A lookup for the configuration that there is now. Once there is another, its answer would be taken for that
-    /// one's.
-    fn spawn_lookup(&self, lookup: impl Future<Output = ()> + Send + 'static) {
-        let mut generation = self.lookups_of.subscribe();
-        let own = *generation.borrow();
-        tokio::spawn(async move {
-            tokio::select! {
-                biased;
-                _ = generation.wait_for(|present| *present != own) => {}
-                () = lookup => {}
-            }
-        });
-    }
-
-    /// What waits to be reloaded is, unless something is just moving from one shard to another: that takes seconds.
-    async fn reload_waiting(&mut self) {
-        while !self.directory.is_moving()
-            && let Some((renewal, taken_up)) = self.reloads.waiting.pop_front()
-        {
-            self.reload(renewal, taken_up).await;
-        }
-    }
-
-    /// Gives another configuration to whoever needs it. Nothing here can fail.
-    async fn reload(&mut self, renewal: Arc<Renewal>, taken_up: TakenUp) {
-        let generation = renewal.reload.generation;
-        let before = std::mem::replace(&mut self.config, Arc::clone(&renewal.reload.config));
-        self.unplumbed.resize(self.config.egress_sources.len(), false);
-        self.suspensions.set_sources(&self.config.egress_sources);
-        for (options, new) in self.http_options.iter().zip(&renewal.http) {
-            options.send_replace(new.clone());
-        }
-        if let Some((resolver, policies)) = renewal.names.clone() {
-            (self.resolver, self.policies) = (resolver, policies);
-        }
-        self.lookups_of.send_replace(generation);
-        // The keeper of limits has to be the first: others ask it by what they have.
-        const { assert!(LIMIT_KEEPER == 0) };
-        for shard in &self.shards {
-            send(shard, Mail::Reload(Arc::clone(&renewal))).await;
-        }
-        self.reloads.add(taken_up);
-        if self.config.delivers_as(&before) {
-            return;
-        }
-        let (rule_sites, unknown_rule_sites) = watch::channel(0);
-        self.unknown_rule_sites = unknown_rule_sites;
-        self.follow_rule_sites(rule_sites);
-        self.look_at_sources().await;
-    }
-
-    /// Tells all shards which site the domains have that shaping has tables for; looked up again as their TTLs say.
-    fn follow_rule_sites(&self, unknown: watch::Sender<usize>) {
-        let is_fixed = |domain: &str| {
-            let route = self.config.route_for(domain);
-            route.is_some_and(config::Route::is_fixed)
-        };
-        // Shards know the sites of static routes to addresses by themselves.
-        let rules = self.config.shaping_rules.domains.iter();
-        let rules = rules.filter(|rule| rule.mx_rollup && !is_fixed(&rule.domain));
-        let unknown = Arc::new(unknown);
-        for rule in rules {
-            unknown.send_modify(|unknown| *unknown += 1);
-            let (config, resolver, clock) = (Arc::clone(&self.config), self.resolver.clone(), self.clock);
-            let (shards, lookups, unknown) = (self.shards.clone(), Arc::clone(&self.lookups), Arc::clone(&unknown));
-            let domain: Arc<str> = Arc::from(&*rule.domain);
-            self.spawn_lookup(async move {
-                let mut is_first = true;
-                while !shards.iter().all(Sender::is_closed) {
-                    let permit = lookups.acquire().await;
-                    let found = find_site(config.route_for(&domain), &resolver, clock, &domain).await;
-                    drop(permit);
-                    let expires = match found {
-                        Ok(site) => {
-                            let name: Arc<str> = Arc::from(&*site.name);
-                            for shard in &shards {
-                                let (domain, site) = (Arc::clone(&domain), Arc::clone(&name));
-                                send(shard, Mail::Core(ShardMessage::RuleSite { domain, site })).await;
-                            }
-                            site.expires
-                        }
-                        Err(failure) => {
-                            tracing::warn!(%domain, %failure, "it is not known whose site shaping's table is for");
-                            failure.expires
-                        }
-                    };
-                    if std::mem::take(&mut is_first) {
-                        unknown.send_modify(|unknown| *unknown -= 1);
-                    }
-                    let wait = expires.saturating_sub(clock.now().monotonic);
-                    clock::sleep(wait.clamp(RULE_SITE_INTERVAL_MIN, RULE_SITE_INTERVAL_MAX)).await;
-                }
-            });
-        }
-    }
-
     /// Looks whether something should move from a busy shard to another.
     async fn look_at_loads(&mut self) {
         if self.grace_ends.is_none() {
@@ -492,25 +370,6 @@ impl Control {
     }
 }
 
-/// By a static route where there is one, else by the domain's MX set.
-async fn find_site(
-    route: Option<&config::Route>,
-    resolver: &Resolver,
-    clock: Clock,
-    domain: &str,
-) -> Result<Site, RouteFailure> {
-    match route {
-        Some(route) => {
-            let mut site = resolver.resolve_targets(clock.now(), &route.to).await?;
-            if route.balance {
-                site.hosts.iter_mut().for_each(|host| host.preference = 0);
-            }
-            Ok(site)
-        }
-        None => resolver.resolve_site(clock.now(), domain).await,
-    }
-}
-
 /// The end of the write that is under way; never, where there is none.
 async fn saved(saving: &mut Option<JoinHandle<std::io::Result<()>>>) -> std::io::Result<()> {
     match saving {
@@ -527,81 +386,6 @@ async fn send(shard: &Sender<Mail>, mut mail: Mail) {
         }
         mail = back;
         clock::sleep(Duration::from_millis(1)).await;
-    }
-}
-
-/// What is done once all shards have a configuration, whoever still waits for it.
-pub(crate) struct TakenUp(pub(crate) Box<dyn FnOnce() + Send>);
-
-impl std::fmt::Debug for TakenUp {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("TakenUp")
-    }
-}
-
-/// Configurations that shards are about to take up.
-#[derive(Debug)]
-struct Reloads {
-    /// They are not sent yet.
-    waiting: VecDeque<(Arc<Renewal>, TakenUp)>,
-    sent: u64,
-    /// By shard.
-    taken_up: Vec<u64>,
-    /// What is done when all have so many.
-    then: VecDeque<(u64, TakenUp)>,
-}
-
-impl Reloads {
-    fn new(shards: usize) -> Self {
-        Self { waiting: VecDeque::new(), sent: 0, taken_up: vec![0; shards], then: VecDeque::new() }
-    }
-
-    fn add(&mut self, taken_up: TakenUp) {
-        self.sent += 1;
-        self.then.push_back((self.sent, taken_up));
-    }
-
-    /// Whether some shard may not have the last one yet.
-    fn are_under_way(&self) -> bool {
-        !self.waiting.is_empty() || !self.then.is_empty()
-    }
-
-    fn taken_up(&mut self, shard: usize) {
-        self.taken_up[shard] += 1;
-        let by_all = self.taken_up.iter().copied().min().unwrap_or_default();
-        while let Some((_, TakenUp(then))) = self.then.pop_front_if(|(number, _)| *number <= by_all) {
-            then();
-        }
-    }
-}
-
-/// Shards that have not taken a turn since the last look are stuck.
-#[derive(Debug)]
-pub(crate) struct Heartbeats {
-    pub(crate) beats: Vec<Arc<AtomicU64>>,
-    /// Beat and monotonic time of the last change.
-    seen: std::sync::Mutex<Vec<(u64, Duration)>>,
-}
-
-impl Heartbeats {
-    pub(crate) fn new(shards: usize) -> Self {
-        let beats = (0..shards).map(|_| Arc::default()).collect();
-        Self { beats, seen: std::sync::Mutex::new(vec![(0, Duration::ZERO); shards]) }
-    }
-
-    /// The first shard that took no turn for longer than `patience`.
-    pub(crate) fn stuck(&self, now: Duration, patience: Duration) -> Option<usize> {
-        let mut seen = self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut stuck = None;
-        for (shard, (beat, seen)) in self.beats.iter().zip(seen.iter_mut()).enumerate() {
-            let beat = beat.load(Ordering::Relaxed);
-            if beat != seen.0 || seen.1 == Duration::ZERO {
-                *seen = (beat, now.max(Duration::from_nanos(1)));
-            } else if now.saturating_sub(seen.1) > patience {
-                stuck = stuck.or(Some(shard));
-            }
-        }
-        stuck
     }
 }
 

@@ -9,6 +9,7 @@ pub(crate) mod dane;
 pub(crate) mod directory;
 pub(crate) mod dns;
 pub(crate) mod event_file;
+pub(crate) mod heartbeats;
 pub(crate) mod limit_file;
 pub(crate) mod link;
 pub(crate) mod mailbox;

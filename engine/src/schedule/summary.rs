@@ -30,6 +30,8 @@
 //!
 //! The bytes come from a disk under a checksum. What is wrong with them all the same is a [`SummaryError`], and the
 //! message itself is read instead.
+//!
+//! Over 500 lines: writing and reading mirror each other.
 
 use std::fmt;
 use std::ops::Range;

@@ -11,8 +11,8 @@
 
 use std::sync::Arc;
 
-use super::schedule::{RouteCache, StaticRoutes};
-use super::{Action, Shard, deliver};
+use super::routes::{RouteCache, StaticRoutes};
+use super::{Action, Shard, orders};
 use crate::accept::Policy;
 use crate::config::{Config, MatchedRoute, RoutedMail, SharedLimits};
 use crate::handover::{ControlMessage, Generation, RouteKey};
@@ -74,7 +74,7 @@ impl Shard {
         self.learn_fixed_sites();
         self.shared_limits = Arc::clone(shared_limits);
         self.keeper.reload(now, *generation, Arc::clone(shared_limits));
-        let options = deliver::pool_options(config, self.pools.homes(), Arc::clone(shared_limits));
+        let options = orders::pool_options(config, self.pools.homes(), Arc::clone(shared_limits));
         let random = &mut |below| self.random.u64(0..below);
         self.pools.reload(now, random, *generation, options, &mut |pair| self.shapings.of_pair(pair));
         // Where routes ask for senders, all that decides is the same as it was (`Config::needs_restart`).

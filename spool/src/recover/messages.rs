@@ -101,7 +101,7 @@ impl Recovery<'_> {
                 Arc::new(memory)
             }
         };
-        let header = crate::commit::check_body(sequence, place, segment.generation, &memory).ok()?;
+        let header = crate::read::check_body(sequence, place, segment.generation, &memory).ok()?;
         self.log.bodies.keep_read(sequence, &memory);
         Some((Memory::Owned(memory), header))
     }

@@ -1,4 +1,6 @@
 //! The command line, and what each command asks and shows.
+//!
+//! Over 500 lines: each command stands with its options.
 
 use std::collections::BTreeMap;
 use std::io::Write;
