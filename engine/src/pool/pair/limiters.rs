@@ -56,7 +56,7 @@ impl Pools {
         limits.chain(days).collect()
     }
 
-    /// Units that [`Order::Reserve`] asked for are durably reserved.
+    /// Units that [`Order::Reserve`](super::Order::Reserve) asked for are durably reserved.
     pub fn handle_reserved(&mut self, now: Now, random: &mut dyn FnMut(u64) -> u64, limit: &str, units: u32) {
         let Some(&of) = self.reserving.get(limit) else { return };
         // The place may be another pair's by now; what was reserved is then lost.
