@@ -309,7 +309,7 @@ pub const COMMIT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(
 pub const UPKEEP_SKIPPED_MAX: u32 = 8;
 /// When a pool without a usable source is looked at again.
 pub const SOURCE_RETRY: std::time::Duration = std::time::Duration::from_secs(5);
-/// When a message whose log takes no outcomes is looked at again.
+/// When a message whose log takes no outcomes, or whose events no more, is looked at again.
 pub const UNRECORDED_RETRY: std::time::Duration = std::time::Duration::from_secs(5);
 /// When a message that can't be read from the spool is tried again.
 pub const UNREADABLE_RETRY: std::time::Duration = std::time::Duration::from_secs(3_600);
@@ -325,8 +325,10 @@ pub(crate) const QUIET_MESSAGES_MAX: usize = 32;
 pub(crate) const OVERDUE_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
 /// Messages taken from a mailbox at a time.
 pub(crate) const MAILBOX_BATCH: usize = 256;
-/// Durable records that wait for the event log; above it no mail is taken.
+/// Durable records of a shard that wait for the event log; above it no mail is taken.
 pub(crate) const EVENTS_WAITING_MAX: usize = 20_000;
+/// Above it no attempt is begun either: each takes some 1.5 KB of memory, and a start has to hold all of them again.
+pub(crate) const EVENTS_HELD_MAX: usize = 100_000;
 /// Sessions that a shard may have above its share before it leaves the next to others.
 pub(crate) const SESSIONS_ABOVE_SHARE: usize = 1;
 pub(crate) const SHARE_PAUSE: std::time::Duration = std::time::Duration::from_millis(2);

@@ -199,6 +199,7 @@ pub struct Shard {
     signing: VecDeque<Signing>,
     asking: Asking,
     events_blocked: bool,
+    events_full: bool,
 
     // spool; the first log is the one that takes mail
     logs: Vec<HomeLog>,
@@ -264,6 +265,7 @@ impl Shard {
             signing: VecDeque::new(),
             asking: Asking::default(),
             events_blocked: false,
+            events_full: false,
             logs: Vec::new(),
             batch_max: config.recipients_per_batch_max(),
             bodies: HeldBodies::default(),

@@ -36,8 +36,8 @@ use crate::accept::Admitted;
 use crate::config::Config;
 use crate::handover::{AcceptAnswer, ControlMessage, ShardMessage};
 use crate::limits::{
-    EVENTS_WAITING_MAX, LISTENER_COMPLAINT_INTERVAL, LISTENER_PAUSE, MAILBOX_BATCH, OVERDUE_PAUSE, QUIET_DELAY,
-    QUIET_MESSAGES_MAX, SESSIONS_ABOVE_SHARE, SHARE_PAUSE, SHUTDOWN_COMMIT_GRACE, TURN_INPUTS,
+    EVENTS_HELD_MAX, EVENTS_WAITING_MAX, LISTENER_COMPLAINT_INTERVAL, LISTENER_PAUSE, MAILBOX_BATCH, OVERDUE_PAUSE,
+    QUIET_DELAY, QUIET_MESSAGES_MAX, SESSIONS_ABOVE_SHARE, SHARE_PAUSE, SHUTDOWN_COMMIT_GRACE, TURN_INPUTS,
 };
 use crate::mail::endpoint::Endpoint;
 use crate::pool::connection::ConnectionKey;
@@ -544,7 +544,9 @@ impl ShardLoop {
         events.send_waiting();
         // A queue that is full for a moment is what the outbox is for; only what piles up there stops the mail.
         let blocked = events.len() > EVENTS_WAITING_MAX || events.is_failing();
-        self.shard.borrow_mut().set_events_blocked(blocked);
+        let mut shard = self.shard.borrow_mut();
+        shard.set_events_blocked(blocked);
+        shard.set_events_full(events.len() > EVENTS_HELD_MAX);
     }
 
     /// Once a second: shows that the shard lives, and tells it how far large sends have come, so that a slow peer isn't

@@ -116,6 +116,11 @@ impl Shard {
         self.events_blocked = blocked;
     }
 
+    /// No attempt is begun while so many records wait for the event log that no more should be held in memory.
+    pub fn set_events_full(&mut self, full: bool) {
+        self.events_full = full;
+    }
+
     /// Signs what waits for it, within a turn's bound: sixty ready RSA signatures would delay everything by 15 ms.
     pub(super) fn sign_waiting(&mut self, now: Now) {
         let mut rsa = 0;

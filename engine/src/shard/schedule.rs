@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postrider_spool::record::{Answer, Fate, MessageId};
-use postrider_spool::{Closed, Message, ReadError};
+use postrider_spool::{Message, ReadError};
 
 use super::ask::EntryRows;
 use super::shaping::Place;
@@ -159,22 +159,24 @@ impl Shard {
         }
         let place = self.log_index(id.log());
         if let Err(closed) = self.logs[place].takes_outcomes(now) {
-            return self.hold_unrecorded(now, pending, closed);
+            return self.hold_unrecorded(now, pending, format!("the spool takes no outcomes: {closed}"));
+        }
+        if self.events_full {
+            return self.hold_unrecorded(now, pending, "the event log can not be written".to_owned());
         }
         self.logs[place].log.pin(id);
         self.fetch(now, id, PendingRead::Ticket(pending));
     }
 
-    /// What becomes of the message could not be written down: without a record, a restart would send it again. So no
-    /// attempt is begun, and the entry waits as if it had no source.
-    fn hold_unrecorded(&mut self, now: Now, pending: PendingTicket, closed: Closed) {
+    /// What becomes of the message could not be written down: without a record, a restart would send it again; without
+    /// an event, it piles up in memory. So no attempt is begun, and the entry waits as if it had no source.
+    fn hold_unrecorded(&mut self, now: Now, pending: PendingTicket, reason: String) {
         let PendingTicket { owner, pair, entry, credit, .. } = pending;
         let flow = Arc::clone(&self.home.queue_of(entry).flow);
         self.home.take_back(entry);
         if !self.bounce_returned(entry) {
             let until_ms = now.wall_ms + UNRECORDED_RETRY.as_millis() as u64;
-            let reason = format!("the spool takes no outcomes: {closed}").into();
-            self.home.wait_for_source(entry, Blocked { until_ms, reason });
+            self.home.wait_for_source(entry, Blocked { until_ms, reason: reason.into() });
         }
         self.home.return_credit(owner, &pair, &flow, credit);
     }

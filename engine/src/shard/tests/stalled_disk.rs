@@ -1,4 +1,5 @@
-//! A disk that does not answer: who asks is told so in time, and nothing is begun that could not be recorded.
+//! A disk that does not answer, and an event log that can't be written: who asks is told so in time, and nothing is
+//! begun that could not be recorded.
 
 use std::path::Path;
 
@@ -50,6 +51,23 @@ fn nothing_is_begun_until_the_disk_answers() {
     world.sync();
     world.pass(UNRECORDED_RETRY + Duration::from_secs(1));
     assert_eq!(world.connects.len(), 2, "the one that was due, and the one that was just taken");
+}
+
+/// Memory holds only so many events.
+#[test]
+fn nothing_is_begun_while_too_many_events_wait() {
+    let mut world = World::new();
+    world.shard.set_events_full(true);
+    accepted(&mut world);
+    world.pass(Duration::from_secs(7_200));
+    assert!(world.connects.is_empty());
+    let home = &world.shard.home;
+    let waits =
+        |key| home.blocked_by(key).is_some_and(|blocked| &*blocked.reason == "the event log can not be written");
+    assert!(home.len() == 1 && home.entries().all(|(key, _)| waits(key)));
+    world.shard.set_events_full(false);
+    world.pass(UNRECORDED_RETRY + Duration::from_secs(1));
+    assert_eq!(world.connects.len(), 1);
 }
 
 /// A write that fails at last is not waited for any more.
