@@ -27,9 +27,10 @@ pub use self::start::EngineBuilder;
 use crate::accept::Policy;
 use crate::admin::metrics::Metrics;
 use crate::admin::{
-    Backend, Chosen, Inspected, ListenerStatus, MailChoice, MessageFilter, MessageRow, QueueReport, SuspensionRow,
-    TlsReportRow, Unavailable,
+    Backend, Chosen, Inspected, ListenerStatus, MailChoice, MessageFilter, MessageRow, QueueReport, Status,
+    SuspensionEnd, SuspensionRow, TlsReportRow, Unavailable,
 };
+use crate::mail::address::ascii_domain;
 use crate::outcome::event_log::EventStream;
 use crate::runtime::clock::Clock;
 use crate::runtime::control::{Addresses, Command};
@@ -87,6 +88,32 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
+/// Why mail wasn't suspended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SuspendError {
+    /// What was asked for can't be; the text says why.
+    Refused(String),
+    /// The engine does not answer now.
+    Unavailable(Unavailable),
+}
+
+impl fmt::Display for SuspendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(why) => f.write_str(why),
+            Self::Unavailable(unavailable) => unavailable.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for SuspendError {}
+
+impl From<Unavailable> for SuspendError {
+    fn from(unavailable: Unavailable) -> Self {
+        Self::Unavailable(unavailable)
+    }
+}
+
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Engine {:?}", self.addresses)
@@ -119,6 +146,16 @@ impl Engine {
         self.shared.tls_report().await
     }
 
+    /// The engine at a glance, as `GET /api/admin/status/v1`.
+    pub async fn status(&self) -> Result<Status, Unavailable> {
+        self.shared.status().await
+    }
+
+    /// Whether mail is taken now, and if not, why not, as `GET /api/check-readiness/v1`.
+    pub fn readiness(&self) -> Result<(), Unavailable> {
+        self.shared.readiness().map_err(Unavailable)
+    }
+
     /// What is suspended now, as `GET /api/admin/suspend-ready-q/v1` and `GET /api/admin/suspend/v1` together.
     pub async fn suspensions(&self) -> Result<Vec<SuspensionRow>, Unavailable> {
         self.shared.suspensions().await
@@ -137,6 +174,20 @@ impl Engine {
     /// Tries again, of what is chosen, what is held as in doubt, as `POST /api/admin/release/v1`.
     pub async fn release(&self, choice: MailChoice, reason: &str) -> Result<Chosen, Unavailable> {
         self.shared.release(choice, reason.to_owned()).await
+    }
+
+    /// Stops mail for a while, as `POST /api/admin/suspend/v1` and `POST /api/admin/suspend-ready-q/v1`: what all parts
+    /// match that `what` has. Its id, its limits and its end count for nothing: they are made here.
+    ///
+    /// Tells the id, which [`Engine::resume`] wants. An error where no part is given, which would stop all mail, where
+    /// there is no such source, or where `end` is not ahead, or by more than a year.
+    pub async fn suspend(&self, mut what: SuspensionRow, end: SuspensionEnd) -> Result<String, SuspendError> {
+        let SuspensionRow { egress_source, site, tenant, campaign, domain, .. } = &mut what;
+        if [&egress_source, &site, &tenant, &campaign, &domain].iter().all(|part| part.is_none()) {
+            return Err(SuspendError::Refused("nothing is named; all mail would stop".to_owned()));
+        }
+        *domain = domain.take().map(|domain| ascii_domain(&domain.to_lowercase()).into_owned());
+        self.shared.suspend(what, end).await?.map_err(SuspendError::Refused)
     }
 
     /// Ends a suspension, or limits that a rule has set, before their time. False: there is none with this id.

@@ -27,6 +27,7 @@ pub use admin::Reloaded;
 pub use config::Config;
 pub use engine::{
     Accepted, Campaign, CampaignMessage, Engine, EngineBuilder, InjectError, Message, ReloadError, StartError,
+    SuspendError,
 };
 pub use mail::dsn::{DsnRequest, Notify, RecipientDsn, ReturnedContent};
 pub use outcome::event::{EventId, EventKind, EventRecord};

@@ -15,7 +15,6 @@ use serde::{Deserialize, Serialize};
 
 use super::http_admin::{ApiError, Service, Shared, in_time};
 use super::{LimitsRow, SuspensionEnd, SuspensionRow, WallTime};
-use crate::limits::SUSPENSION_REASON_OCTETS_MAX;
 use crate::mail::address::ascii_domain;
 
 #[derive(Debug, Deserialize)]
@@ -151,7 +150,7 @@ pub(super) async fn resume(
 async fn add(
     service: &Service,
     mut row: SuspensionRow,
-    mut reason: String,
+    reason: String,
     duration: Option<&str>,
     expires: Option<&str>,
 ) -> Result<Json<Suspended>, ApiError> {
@@ -165,7 +164,6 @@ async fn add(
         }
         None => SuspensionEnd::After(parse_duration(duration.unwrap_or(DURATION_DEFAULT))?),
     };
-    reason.truncate(reason.floor_char_boundary(SUSPENSION_REASON_OCTETS_MAX));
     row.reason = reason;
     match in_time(service.backend.suspend(row, end)).await? {
         Ok(id) => Ok(Json(Suspended { id })),

@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::config::Changes;
 use crate::engine::ReloadError;
+use crate::limits::HTTP_ROWS_DEFAULT;
 
 pub use crate::outcome::event::WallTime;
 pub use crate::outcome::tls_report::TlsReportRow;
@@ -34,6 +35,14 @@ pub type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T, Unavailable>> + Se
 /// Why the engine can't answer now; told as 503. Safe to show.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unavailable(pub String);
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unavailable {}
 
 /// Whom the HTTP service asks. Its replies are given up after `HTTP_BACKEND_TIMEOUT`, so they must be safe to drop.
 pub trait Backend: Send + Sync + 'static {
@@ -64,7 +73,7 @@ pub trait Backend: Send + Sync + 'static {
 }
 
 /// Which recipients to show. A part that is None lets all pass.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MessageFilter {
     pub id: Option<MessageId>,
     /// Its domain is in lower case.
@@ -73,6 +82,13 @@ pub struct MessageFilter {
     /// The Message-ID field, without angle brackets.
     pub message_id: Option<String>,
     pub limit: usize,
+}
+
+impl Default for MessageFilter {
+    /// All mail, and as many rows as the HTTP service tells without being asked for more.
+    fn default() -> Self {
+        Self { id: None, recipient: None, tenant: None, message_id: None, limit: HTTP_ROWS_DEFAULT }
+    }
 }
 
 /// A message as it lies in the spool.

@@ -321,9 +321,10 @@ pub struct Limit {
 }
 
 /// The classes that share a busy pair 16:4:1, by the numbers that envelopes have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Priority {
     High = 0,
+    #[default]
     Normal = 1,
     Bulk = 2,
 }

@@ -18,6 +18,21 @@ impl Config {
     }
 }
 
+impl Tenant {
+    /// One with every default: it goes by the pool named `default`, and any domain may stand in its mail.
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            egress_pool: DEFAULT_POOL.into(),
+            domains: Vec::new(),
+            priority: Priority::default(),
+            max_message_rate: None,
+            max_injection_rate: None,
+            retry: RetryRules::default(),
+        }
+    }
+}
+
 /// Reads the tenants; the pools and the general `[retry]` in `config` are known.
 pub(super) fn read(top: &Section<'_>, config: &Config) -> Vec<Tenant> {
     let mut tenants = Vec::new();

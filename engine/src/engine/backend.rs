@@ -16,7 +16,7 @@ use crate::admin::{
 };
 use crate::config::{Durability, LimitSettings};
 use crate::handover::{Ask, Told};
-use crate::limits::{HEARTBEAT_PATIENCE, SUSPENSION_MAX};
+use crate::limits::{HEARTBEAT_PATIENCE, SUSPENSION_MAX, SUSPENSION_REASON_OCTETS_MAX};
 use crate::pool::suspension::{Effect, Scope, Suspension};
 use crate::runtime::control::{Command, SuspensionAnswer, SuspensionCall};
 use crate::runtime::random::os_random_u64;
@@ -173,7 +173,8 @@ impl Backend for Shared {
                 },
             };
             let part = |part: Option<String>| part.map(|part| Arc::from(&*part));
-            let SuspensionRow { site, tenant, campaign, domain, reason, .. } = suspension;
+            let SuspensionRow { site, tenant, campaign, domain, mut reason, .. } = suspension;
+            reason.truncate(reason.floor_char_boundary(SUSPENSION_REASON_OCTETS_MAX));
             let (rollup, tenant, campaign, domain) = (part(site), part(tenant), part(campaign), part(domain));
             let scope = Scope { source, rollup, tenant, campaign, domain };
             let id = u128::from(os_random_u64()) << 64 | u128::from(os_random_u64());

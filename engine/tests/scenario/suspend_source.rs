@@ -3,9 +3,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::time::Duration;
 
-use postrider::admin::SuspensionRow;
-use postrider::config::{Config, EgressPool, EgressSource};
+use postrider::SuspendError;
+use postrider::admin::{MessageFilter, SuspensionEnd, SuspensionRow};
+use postrider::config::{Config, EgressPool, EgressSource, Tenant};
 use postrider::outcome::event::EventKind;
 
 use crate::support::embedded::{Running, block_on, to_sink};
@@ -70,5 +72,34 @@ fn a_refused_source_is_suspended_over_a_restart() {
     assert_eq!(arrive(&mut running, &sink, 20), ["b.mta.test"]);
     let after = suspensions(&running);
     assert_eq!((&after[0].id, after[0].until), (&row.id, row.until));
+    running.shutdown();
+}
+
+/// An embedding program does what an operator does by HTTP.
+#[test]
+fn an_embedding_program_suspends_a_tenant_and_resumes_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let sink = Sink::start();
+    let mut config = to_sink(directory.path(), sink.address());
+    config.tenants.push(Tenant { domains: vec!["sender.test".to_owned()], ..Tenant::new("acme") });
+    let mut running = Running::start(config);
+    let engine = &running.engine;
+    assert_eq!(engine.readiness(), Ok(()));
+    let hour = SuspensionEnd::After(Duration::from_secs(3600));
+    let everything = block_on(engine.suspend(SuspensionRow::default(), hour)).unwrap_err();
+    assert!(matches!(everything, SuspendError::Refused(_)), "{everything}");
+    let acme =
+        SuspensionRow { tenant: Some("acme".to_owned()), reason: "a complaint".to_owned(), ..Default::default() };
+    let id = block_on(engine.suspend(acme, hour)).unwrap();
+    running.inject(&["ada@sink.test"], &message("waits"));
+    let rows = running.rows_when("it is told why it waits", |rows| {
+        rows.iter().any(|row| row.blocked_by.as_ref().is_some_and(|blocked| blocked.contains("a complaint")))
+    });
+    assert_eq!(rows[0].tenant.as_deref(), Some("acme"));
+    assert_eq!(block_on(running.engine.messages(MessageFilter::default())).unwrap().len(), 1);
+    assert_eq!(block_on(running.engine.status()).unwrap().recipients, 1);
+    assert_eq!(block_on(running.engine.resume(&id)), Ok(true));
+    running.event(EventKind::Delivery);
+    assert_eq!(sink.take(1).len(), 1);
     running.shutdown();
 }
