@@ -34,7 +34,7 @@ impl Config {
 
     /// The pool that is used where nothing else says so.
     pub fn default_pool(&self) -> &EgressPool {
-        // Loading and `Config::new` both see to it; an embedder who removed it learns of it at start.
+        // Loading and `Config::new` both see to it; an embedder who removed it learns of it from `Config::check`.
         self.pool(DEFAULT_POOL).expect("a pool named \"default\"")
     }
 }

@@ -31,6 +31,7 @@ mod tenant;
 mod tls;
 mod value;
 mod warmup;
+mod whole;
 
 #[cfg(test)]
 mod tests;

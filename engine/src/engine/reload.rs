@@ -149,6 +149,7 @@ fn prepare(
     own: Vec<SocketAddr>,
     clock: Clock,
 ) -> Result<Option<Prepared>, ReloadError> {
+    config.check().map_err(ReloadError::Invalid)?;
     let before = &running.reload.config;
     let keys = config.needs_restart(before);
     if !keys.is_empty() {

@@ -66,6 +66,7 @@ impl EngineBuilder {
     /// Opens the spool, takes up its messages, binds the listeners, and starts delivering.
     pub fn start(self) -> Result<Engine, StartError> {
         let config = Arc::new(self.config);
+        config.check().map_err(|error| StartError(format!("configuration: {error}")))?;
         let failed = |what: &str, error: &dyn fmt::Display| StartError(format!("{what}: {error}"));
         uring::check_available().map_err(|error| StartError(error.to_string()))?;
         let fd_limit = net::raise_fd_limit().map_err(|error| failed("file descriptor limit", &error))?;

@@ -93,6 +93,11 @@ fn another_configuration_is_in_force_at_the_next_message() {
     assert!(again.changes.is_empty() && again.since == reloaded.since);
     let mut other = after.clone();
     other.shards = Some(3);
+    let mut nowhere = after.clone();
+    nowhere.egress_pools[0].sources[0].0 = 7;
+    let error = block_on(running.engine.reload(nowhere)).unwrap_err();
+    assert!(matches!(&error, ReloadError::Invalid(why) if why.contains("index of a source")), "{error}");
+
     let needs_restart = ReloadError::NeedsRestart(vec!["shards: a change of it needs a restart".to_owned()]);
     assert_eq!(block_on(running.engine.reload(other)), Err(needs_restart));
     assert_eq!(block_on(running.engine.reload_source()), Err(ReloadError::NoSource));
