@@ -532,13 +532,18 @@ impl EventLogOptions {
 }
 
 impl ActiveFile {
-    /// Whether the next frame belongs here: not into a file that somebody removed, nor one that is old or large.
+    /// Whether the next frame belongs here: not into a file that somebody removed or moved away, nor one that is old or
+    /// large. A start looks for what was told under the files' own names.
     fn is_usable(&mut self, options: &EventLogOptions) -> bool {
-        let removed = self.file.metadata().is_ok_and(|metadata| metadata.nlink() == 0);
+        let gone = match (self.file.metadata(), fs::metadata(&self.path)) {
+            (Ok(own), Ok(there)) => (own.dev(), own.ino()) != (there.dev(), there.ino()),
+            (_, Err(error)) => error.kind() == io::ErrorKind::NotFound,
+            (Err(_), Ok(_)) => false,
+        };
         // A step of the clock backwards makes an age of 0.
         let age = Duration::from_millis(wall_ms().saturating_sub(self.started_ms));
         let done = self.end > 0 && !self.dirty && (self.end >= options.file_bytes_max || age >= options.file_age_max);
-        !removed && !done
+        !gone && !done
     }
 }
 

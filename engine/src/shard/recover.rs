@@ -63,6 +63,14 @@ impl Shard {
             Recovered::Cut(cut) => tracing::warn!("spool: {cut}"),
         })?;
         self.progress.end_work();
+        if event_cursor == Sequence::default() && !events.is_empty() {
+            tracing::warn!(
+                log = log_id.0,
+                records = events.len(),
+                "the event log has nothing of this spool: what the spool still holds is told from its beginning, under \
+                 the same event ids"
+            );
+        }
         let of_log = |(_, entry): &(EntryKey, Entry<'_>)| entry.message.log() == log_id && entry.is_held();
         let held: usize = self.home.entries().filter(of_log).map(|(_, entry)| entry.recipients.len()).sum();
         if held > 0 {

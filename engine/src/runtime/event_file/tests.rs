@@ -289,6 +289,31 @@ fn a_failing_disk_keeps_the_frame_and_tells_it_once() {
     assert!(told.values().all(|&times| times == 1));
 }
 
+/// As log rotation does it. Else what comes later would be missed here, and told once more by the next start.
+#[test]
+fn nothing_more_goes_into_a_file_that_was_moved_away() {
+    let directory = scratch();
+    let options = options(directory.path());
+    let (mut writer, _) = open(options.clone());
+    let records = records();
+    write(&mut writer, &records[..4]);
+    let before = told(&options);
+    let away = directory.path().join("rotated");
+    fs::rename(newest(&options), &away).unwrap();
+    let length = fs::metadata(&away).unwrap().len();
+    write(&mut writer, &records[4..]);
+    assert_eq!(fs::metadata(&away).unwrap().len(), length);
+    let after = told(&options);
+    assert!(after.keys().all(|event| !before.contains_key(event)));
+    assert_eq!(before.len() + after.len(), 14);
+    // Another file under the old name is not the engine's.
+    let path = newest(&options);
+    fs::rename(&path, directory.path().join("rotated-too")).unwrap();
+    fs::write(&path, b"").unwrap();
+    write(&mut writer, &records[..1]);
+    assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+}
+
 /// A write that failed half-way leaves bytes behind the last frame; the next try must not leave any.
 #[test]
 fn what_a_failed_write_left_is_overwritten_or_cut() {
