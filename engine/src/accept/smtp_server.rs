@@ -68,6 +68,8 @@ pub struct SmtpServer {
     helo: Option<Helo>,
     tls: bool,
     transaction: Option<Transaction>,
+    /// When the transaction began, also while its message waits.
+    began: Option<Duration>,
     errors: u32,
     /// 4xx and 5xx replies that nobody has counted yet.
     refused: u32,
@@ -149,6 +151,7 @@ impl SmtpServer {
             helo: None,
             tls: false,
             transaction: None,
+            began: None,
             errors: 0,
             refused: 0,
             deadline: now.monotonic + SERVER_IDLE_MAX,
@@ -207,6 +210,11 @@ impl SmtpServer {
                 }
             };
             self.deadline = now.monotonic + SERVER_IDLE_MAX;
+            if self.transaction.is_some() {
+                self.began.get_or_insert(now.monotonic);
+            } else if !self.is_waiting() {
+                self.began = None;
+            }
             if event.is_some() {
                 return Handled { consumed, event };
             }
@@ -214,9 +222,11 @@ impl SmtpServer {
         Handled { consumed, event: None }
     }
 
-    /// Answers the end of the message that was handed out. Call [`Self::handle`] next, also without input.
-    pub fn handle_answer(&mut self, now: Now, answer: Result<MessageId, Refusal>, out: &mut Vec<u8>) {
+    /// Answers the end of the message that was handed out. Call [`Self::handle`] next, also without input. Tells how
+    /// long the transaction took since its MAIL.
+    pub fn handle_answer(&mut self, now: Now, answer: Result<MessageId, Refusal>, out: &mut Vec<u8>) -> Duration {
         assert!(self.is_waiting());
+        let began = self.began.take().expect("a message has come by a transaction");
         self.state = State::Command;
         self.deadline = now.monotonic + SERVER_IDLE_MAX;
         match answer {
@@ -228,6 +238,7 @@ impl SmtpServer {
             Err(refusal) => self.refuse(&refusal, out),
         }
         self.close_if_stopping(out);
+        now.monotonic.saturating_sub(began)
     }
 
     /// The handshake is done. What the client said before is forgotten (RFC 3207 §4.2).

@@ -88,6 +88,11 @@ impl Histogram {
         let sum = f64::from_bits(self.sum.load(Ordering::Relaxed)) + value;
         self.sum.store(sum.to_bits(), Ordering::Relaxed);
     }
+
+    /// How many values there were, and their sum.
+    pub fn count_and_sum(&self) -> (u64, f64) {
+        (self.counts.iter().map(Counter::get).sum(), f64::from_bits(self.sum.load(Ordering::Relaxed)))
+    }
 }
 
 /// What one shard counts.
@@ -140,6 +145,8 @@ pub struct ShardMetrics {
     pub delivery_duration_s: Histogram,
     /// From MAIL to our final answer, in seconds.
     pub transaction_duration_s: Histogram,
+    /// From acceptance to a transaction that has delivered something, in seconds.
+    pub delivered_age_s: Histogram,
     pub spool_used_bytes: Gauge,
     pub spool_segments: Gauge,
     /// 1 while this shard's log takes no mail.
@@ -186,6 +193,7 @@ impl Default for ShardMetrics {
             signatures_ed25519: Counter::default(),
             delivery_duration_s: Histogram::new(DURATION_BOUNDS_S),
             transaction_duration_s: Histogram::new(DURATION_BOUNDS_S),
+            delivered_age_s: Histogram::new(AGE_BOUNDS_S),
             spool_used_bytes: Gauge::default(),
             spool_segments: Gauge::default(),
             spool_closed: Gauge::default(),
@@ -295,6 +303,8 @@ impl Metrics {
             histogram("smtpsrv_transaction_duration", "Seconds from MAIL to the final answer, accepting.",
                 bare.0, bare.1, |s| &s.transaction_duration_s),
             // Ours.
+            histogram("delivered_message_age", "Seconds from acceptance to delivery, for each transaction.",
+                client.0, client.1, |s| &s.delivered_age_s),
             one("possible_duplicates", "Deliveries that may have been made twice.", C,
                 |s| s.possible_duplicates.get()),
             one("quarantined_messages", "Messages held because the engine died over them.", C,
@@ -446,6 +456,8 @@ impl Collector for Snapshot {
 
 /// KumoMTA's and Prometheus' usual ones.
 const DURATION_BOUNDS_S: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// Of mail that goes at once, up to mail that has waited for a day.
+const AGE_BOUNDS_S: &[f64] = &[0.01, 0.05, 0.25, 1.0, 5.0, 30.0, 300.0, 1800.0, 7200.0, 28_800.0, 86_400.0];
 /// A synced write takes 0.1 ms on a good disk and some seconds on a dying one.
 const COMMIT_BOUNDS_S: &[f64] = &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5];
 const RECORDS_BOUNDS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];

@@ -156,7 +156,8 @@ impl Shard {
             AnswerTo::Session(key) => {
                 let Some(session) = self.sessions.get_mut(&key) else { return };
                 let mut out = Vec::with_capacity(REPLY_BYTES_TYPICAL);
-                session.server.handle_answer(now, answer, &mut out);
+                let took = session.server.handle_answer(now, answer, &mut out);
+                self.metrics.transaction_duration_s.observe(took.as_secs_f64());
                 self.actions.push_back(Action::SessionSend { session: key, bytes: out });
                 self.serve_pending(now, key);
                 self.actions.push_back(Action::SessionResume { session: key });

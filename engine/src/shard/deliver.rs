@@ -332,7 +332,10 @@ impl Shard {
             ClientEvent::Finished(mut result) => {
                 let delivery = self.deliveries.get_mut(&connection).expect("its client just spoke");
                 let (began, mut attempt) = delivery.attempts.pop_front().expect("a client finishes what it was given");
-                self.metrics.transaction_duration_s.observe(now.monotonic.saturating_sub(began).as_secs_f64());
+                if attempt.is_counted {
+                    let took = now.monotonic.saturating_sub(began);
+                    self.metrics.delivery_duration_s.observe(took.as_secs_f64());
+                }
                 assert_eq!(u64::from(attempt.ticket.entry.0), result.ticket, "in the order in which it was given");
                 delivery.intent = None;
                 if !attempt.is_counted {

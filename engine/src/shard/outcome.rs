@@ -271,8 +271,8 @@ impl Shard {
         };
         outcome.at_ms = now.wall_ms;
         if results.iter().any(|result| result.fate == Fate::Delivered) {
-            let duration_ms = now.wall_ms.saturating_sub(outcome.created_ms);
-            self.metrics.delivery_duration_s.observe(duration_ms as f64 / 1000.0);
+            let age_ms = now.wall_ms.saturating_sub(outcome.created_ms);
+            self.metrics.delivered_age_s.observe(age_ms as f64 / 1000.0);
         }
         outcome.results = results;
         outcome.site = attempt.route.site.name.clone();

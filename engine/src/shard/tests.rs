@@ -370,6 +370,31 @@ fn refusals_are_counted() {
     assert_eq!(count(&world), 7, "both sessions were idle for too long");
 }
 
+/// From MAIL to the answer, on either side; and how old a message was when it was delivered.
+#[test]
+fn what_took_how_long_is_counted_on_its_own_side() {
+    let mut world = World::new();
+    let session = world.connect_client();
+    world.pass(Duration::from_secs(7));
+    world.client_says(session, "EHLO c\r\nMAIL FROM:<a@b.example>\r\nRSET\r\n");
+    world.pass(Duration::from_secs(5));
+    world.client_says(session, CLIENT);
+    world.pass(Duration::from_secs(2));
+    world.client_says(session, CONTENT);
+    world.sync();
+    let metrics = Arc::clone(&world.shard.metrics);
+    assert_eq!(metrics.transaction_duration_s.count_and_sum(), (1, 2.0));
+    world.pass(Duration::from_secs(4));
+    let peer = world.accept_connection();
+    world.peer_says(peer, "250-peer.example\r\n250-PIPELINING\r\n250 8BITMIME\r\n");
+    world.peer_says(peer, "250 ok\r\n250 ok\r\n354 go\r\n");
+    world.pass(Duration::from_secs(3));
+    world.peer_says(peer, "250 taken\r\n");
+    assert_eq!(metrics.delivery_duration_s.count_and_sum(), (1, 3.0));
+    assert_eq!(metrics.delivered_age_s.count_and_sum(), (1, 7.0));
+    assert_eq!(metrics.transaction_duration_s.count_and_sum(), (1, 2.0));
+}
+
 /// ACK-AFTER-SYNC: neither the answer, nor an attempt, nor an event comes before the commit's completion.
 #[test]
 fn nothing_is_said_or_done_before_the_commit() {
