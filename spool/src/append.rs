@@ -318,7 +318,7 @@ impl Log {
     fn leave_segment(&mut self, room_for: RoomFor, chain: Chain) -> Result<(), AppendError> {
         // Checked first, so that what is left of the segment stays usable for smaller records.
         if !self.may_take_spare(room_for) {
-            return Err(AppendError::Full(Closed::NoSpace));
+            return Err(AppendError::Full(self.without_spare()));
         }
         self.close_frame();
         if let Some(frame) = self.open.take() {
@@ -350,7 +350,7 @@ impl Log {
         }
         let tail = match self.tails[chain as usize] {
             Some(tail) if tail.offset + BLOCK_BYTES <= self.segments.get(tail.slot).capacity => tail,
-            _ if !self.may_take_spare(room_for) => return Err(AppendError::Full(Closed::NoSpace)),
+            _ if !self.may_take_spare(room_for) => return Err(AppendError::Full(self.without_spare())),
             full => {
                 if let Some(tail) = full {
                     self.segments.note_dead(tail.slot);
@@ -438,7 +438,7 @@ mod tests {
                 append(20_000).expect("a segment for it");
             }
             let refusal = append(20_000).expect_err("too few spares");
-            assert_eq!(refusal, AppendError::Full(Closed::NoSpace), "{room_for:?}");
+            assert_eq!(refusal, AppendError::Full(Closed::Preparing), "{room_for:?}");
             append(100).expect("room behind the others");
             log.audit();
             assert_eq!(log.spares_ready(), left, "{room_for:?}");

@@ -150,6 +150,8 @@ pub enum Closed {
     MaxSize,
     /// The device has no room for another segment, or the log has as many as it can name.
     NoSpace,
+    /// Segments were filled faster than others are made ready; some are being made ready.
+    Preparing,
     /// More waits for its commit than may.
     Backlog,
     /// A write failed, and the log has not been reopened yet.
@@ -163,6 +165,7 @@ impl fmt::Display for Closed {
         f.write_str(match self {
             Self::MaxSize => "the spool has reached its maximum size",
             Self::NoSpace => "no space left for the spool",
+            Self::Preparing => "room in the spool is being made ready",
             Self::Backlog => "the spool's disk does not keep up",
             Self::Failed => "a write to the spool failed",
             Self::Draining => "the log drains and takes no mail",

@@ -224,8 +224,11 @@ impl Log {
         }
         // Where an outcome had to begin the last spare, the rest of it is for outcomes, too.
         let has_room = spares > SPARES_RESERVED || spares == SPARES_RESERVED && self.tail_room(Chain::Mail) >= room;
-        if !has_room || self.is_short_of_checkpoint() {
+        if self.is_short_of_checkpoint() {
             return Err(Closed::NoSpace);
+        }
+        if !has_room {
+            return Err(self.without_spare());
         }
         Ok(())
     }
@@ -241,7 +244,7 @@ impl Log {
         }
         let room = self.directory.options().segment_bytes / ROOM_SHARE;
         if self.spares_ready() == 0 && self.tail_room(Chain::Mail) < room {
-            return Err(Closed::NoSpace);
+            return Err(self.without_spare());
         }
         Ok(())
     }

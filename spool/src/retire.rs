@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use crate::commit::Purpose;
 use crate::directory::Durability;
+use crate::error::Closed;
 use crate::format::Chain;
 use crate::limits::{
     BLOCK_BYTES, CHECKPOINT_WRITTEN_BYTES_MAX, PREALLOCATION_RETRY_MS, SEGMENTS_MAX, SPARES_KEPT_MIN, SPARES_WANTED,
@@ -138,6 +139,12 @@ impl Log {
             }
             Err(_) => self.segments.spares.push_back(slot),
         }
+    }
+
+    /// Why there is no spare: another can't be made, or is not ready yet.
+    pub(crate) fn without_spare(&self) -> Closed {
+        let is_made = self.preallocation.retry_at.is_none() && self.segments.vacant(SEGMENTS_MAX).is_some();
+        if is_made { Closed::Preparing } else { Closed::NoSpace }
     }
 
     fn wants_segment(&self) -> bool {
