@@ -370,6 +370,9 @@ pub(crate) const LIMIT_PERIOD_MAX: std::time::Duration = std::time::Duration::fr
 pub(crate) const LOOKUPS_RUNNING_MAX: usize = 1_000;
 /// Pairs whose owner the directory remembers; beyond, the pair's name decides.
 pub(crate) const PAIRS_MAX: usize = 1_000_000;
+/// How long a log line waits for its reader before it is lost.
+pub(crate) const LOG_PATIENCE: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// Questions about queued mail that shards are asked at a time; each may take them some 100 ms.
 pub(crate) const QUESTIONS_RUNNING_MAX: usize = 2;
 /// How often it is looked whether the sources' addresses are on this machine.

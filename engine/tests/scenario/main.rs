@@ -39,3 +39,4 @@ mod shutdown_while_busy;
 mod suspend_source;
 mod two_engines;
 mod unix_socket;
+mod unread_log;
