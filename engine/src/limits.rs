@@ -270,6 +270,10 @@ pub const SESSIONS_MAX: usize = 20_000;
 pub const SESSION_CLOSE_MAX: std::time::Duration = std::time::Duration::from_secs(10);
 /// RSA signatures of one turn, at about a quarter of a millisecond each.
 pub const RSA_SIGNATURES_PER_TURN: usize = 4;
+/// Octets of messages that wait in one shard for room that the spool is about to have, and how long each does. Clients
+/// wait ten minutes for the answer (RFC 5321 §4.5.3.2.6), programs often half a minute.
+pub(crate) const UNPLACED_BYTES_MAX: u64 = 512 << 20;
+pub(crate) const UNPLACED_PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
 /// Messages that wait to be signed.
 pub const SIGNING_QUEUE_MAX: usize = 10_000;
 /// What peers may bring between two turns; a shard that has so much is behind.

@@ -32,6 +32,7 @@ mod spooled;
 mod suspend;
 #[cfg(test)]
 mod tests;
+mod unplaced;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -52,6 +53,7 @@ pub use self::reload::Reload;
 use self::routes::{RouteCache, StaticRoutes};
 use self::schedule::PendingRead;
 use self::shaping::Shapings;
+use self::unplaced::Unplaced;
 use crate::accept::Policy;
 use crate::admin::metrics::ShardMetrics;
 use crate::config::{Config, SharedLimits};
@@ -197,6 +199,7 @@ pub struct Shard {
     sessions: HashMap<SessionKey, Session>,
     next_session: u64,
     signing: VecDeque<Signing>,
+    unplaced: Unplaced,
     asking: Asking,
     events_blocked: bool,
     events_full: bool,
@@ -263,6 +266,7 @@ impl Shard {
             sessions: HashMap::new(),
             next_session: 0,
             signing: VecDeque::new(),
+            unplaced: Unplaced::default(),
             asking: Asking::default(),
             events_blocked: false,
             events_full: false,
@@ -306,6 +310,7 @@ impl Shard {
         self.keeper.begin(now);
         self.sweep(now);
         self.open_waiting(now); //      pool: connections that had to wait
+        self.place_waiting(now); //     accept: messages that found no room
         self.sign_waiting(now); //      accept: signatures, at most a few
         self.release_due(now); //       schedule: entries whose time has come
         self.end_bouncing(now); //      schedule: entries of queues that bounce
@@ -416,6 +421,7 @@ impl Shard {
     fn stop(&mut self, now: Now) {
         self.stopping = true;
         self.stop_asking(now);
+        self.stop_waiting_for_room(now);
         self.stop_sessions(now);
         self.home.stop();
         self.pools.stop(now, &mut |below| self.random.u64(0..below));
@@ -450,6 +456,8 @@ impl Shard {
         let written = sum(|log| log.bytes_written);
         self.metrics.spool_commit_bytes.add(written.saturating_sub(self.metrics.spool_commit_bytes.get()));
         let closed = self.logs.first().and_then(|home| home.takes_mail(now).err());
+        // What may wait for room is taken.
+        let closed = closed.filter(|&closed| !self.may_wait(now, closed, 0));
         let was_closed = self.metrics.spool_closed.get() > 0;
         match &closed {
             Some(reason) if !was_closed => tracing::warn!(shard = self.id, "the spool takes no mail: {reason}"),

@@ -8,6 +8,7 @@ use ahash::HashMap;
 use postrider_spool::AppendError;
 
 use super::home_log::{AnswerTo, Appended, Uncommitted};
+use super::unplaced::refusal_of;
 use super::{Action, SessionKey, Shard};
 use crate::accept::Refusal;
 use crate::accept::smtp_server::ServerEvent;
@@ -261,7 +262,9 @@ impl Shard {
 
     /// Whether a message may be taken at all now.
     fn admission(&self, now: Now) -> Result<(), Refusal> {
-        if let Err(closed) = self.logs[0].takes_mail(now) {
+        if let Err(closed) = self.logs[0].takes_mail(now)
+            && !self.may_wait(now, closed, 0)
+        {
             return Err(Refusal::new(452, (4, 3, 1), format!("Spool takes no mail now: {closed}")));
         }
         if self.events_blocked {
@@ -338,30 +341,37 @@ impl Shard {
     }
 
     fn append(&mut self, now: Now, admitted: Box<Admitted>, answer_to: AnswerTo) {
-        let size = admitted.size();
-        let Admitted { envelope, prefix, content, shared, .. } = *admitted;
-        let appended = match &shared {
-            None => self.logs[0].log.append_message(&envelope, &prefix, &content),
-            Some(shared) => self.bodies.append_message(&mut self.logs[0].log, &envelope, &prefix, shared),
+        match self.place(now, admitted, answer_to) {
+            Ok(()) => {}
+            Err((admitted, AppendError::Full(closed))) if self.may_wait(now, closed, admitted.size()) => {
+                self.wait_for_room(now, admitted, answer_to);
+            }
+            Err((_, error)) => self.answer_sender(now, answer_to, Err(refusal_of(&error))),
+        }
+    }
+
+    /// Gives the message to the log; back, with the reason, where that does not take it.
+    pub(super) fn place(
+        &mut self,
+        now: Now,
+        admitted: Box<Admitted>,
+        answer_to: AnswerTo,
+    ) -> Result<(), (Box<Admitted>, AppendError)> {
+        let Admitted { envelope, prefix, content, shared, .. } = &*admitted;
+        let appended = match shared {
+            None => self.logs[0].log.append_message(envelope, prefix, content),
+            Some(shared) => self.bodies.append_message(&mut self.logs[0].log, envelope, prefix, shared),
         };
-        let refusal = match appended {
-            Ok((message, commit)) => {
-                let active = &mut self.logs[0];
-                active.appended_message(now);
-                let appended = Appended { message, envelope, size, answer_to };
-                active.uncommitted.push_back((commit, Uncommitted::Message(Box::new(appended))));
-                return;
-            }
-            Err(AppendError::Full(closed)) => {
-                Refusal::new(452, (4, 3, 1), format!("Spool takes no mail now: {closed}"))
-            }
-            Err(AppendError::TooLarge { bytes, bytes_max }) => {
-                Refusal::new(552, (5, 3, 4), format!("Message of {bytes} octets exceeds the spool's {bytes_max}"))
-            }
-            Err(AppendError::UnknownBody) => unreachable!("a shared body is appended first"),
-            Err(AppendError::Failed) => Refusal::new(451, (4, 3, 0), "Spool failed, try again later"),
+        let (message, commit) = match appended {
+            Ok(appended) => appended,
+            Err(error) => return Err((admitted, error)),
         };
-        self.answer_sender(now, answer_to, Err(refusal));
+        let (size, Admitted { envelope, .. }) = (admitted.size(), *admitted);
+        let active = &mut self.logs[0];
+        active.appended_message(now);
+        let appended = Appended { message, envelope, size, answer_to };
+        active.uncommitted.push_back((commit, Uncommitted::Message(Box::new(appended))));
+        Ok(())
     }
 }
 

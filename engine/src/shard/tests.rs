@@ -18,6 +18,7 @@ mod progress;
 mod reload;
 mod stalled_disk;
 mod suspend;
+mod unplaced;
 mod unplumbed;
 
 use std::net::SocketAddr;
