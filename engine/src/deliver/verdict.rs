@@ -818,6 +818,29 @@ mod tests {
         });
     }
 
+    /// A rule may say that an answer counts as another; whether the message has left it can't say.
+    #[test]
+    fn what_is_in_doubt_stays_so_whatever_a_rule_says() {
+        for counts_as in [CountsAs::Transient, CountsAs::Permanent] {
+            for_all(|c| {
+                let before = judge(c, "").0;
+                if !before.is_peers {
+                    return;
+                }
+                let mut verdict = before.clone();
+                verdict.recount(counts_as);
+                let may_change = match before.fate {
+                    Fate::Bounce => counts_as == CountsAs::Transient,
+                    Fate::Retry(Retry { counts_attempt, in_doubt, .. }) => {
+                        counts_as == CountsAs::Permanent && counts_attempt && !in_doubt
+                    }
+                    Fate::Delivered | Fate::BounceIfLastHost(_) | Fate::Hold => false,
+                };
+                assert_eq!(verdict.fate != before.fate, may_change, "{c:?}: {before:?}");
+            });
+        }
+    }
+
     /// A final dot is no command that could be out of order; BDAT is (RFC 3030 §2).
     #[test]
     fn a_503_to_a_chunk_is_not_about_the_message() {

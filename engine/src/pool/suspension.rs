@@ -309,6 +309,23 @@ mod tests {
         assert!(all.is_empty() && all.iter().next().is_none());
     }
 
+    /// What stops one tenant does not stand in for what stops another, or all, at the same place.
+    #[test]
+    fn suspensions_of_one_place_stand_beside_one_another() {
+        let google: Arc<str> = "google".into();
+        let of = |tenant: Option<&str>| Scope { tenant: tenant.map(Arc::from), ..Scope::pair(&pair_of(1, &google)) };
+        let mut all = Suspensions::default();
+        for (id, tenant) in [(1, Some("a")), (2, Some("b")), (3, None)] {
+            assert!(all.insert(0, suspension(id, of(tenant), 100 * id as u64)));
+        }
+        let found =
+            |all: &Suspensions, now_ms, tenant| all.find(now_ms, 1, &google, flow(tenant, "")).map(|found| found.id);
+        assert_eq!(["a", "b", "c"].map(|tenant| found(&all, 0, tenant)), [Some(3); 3]);
+        assert!(all.remove(3).is_some());
+        assert_eq!(["a", "b", "c"].map(|tenant| found(&all, 0, tenant)), [Some(1), Some(2), None]);
+        assert_eq!(["a", "b"].map(|tenant| found(&all, 100, tenant)), [None, Some(2)]);
+    }
+
     #[test]
     fn limits_stop_nothing_and_the_stricter_holds() {
         let google: Arc<str> = "google".into();

@@ -11,6 +11,7 @@ mod gathering;
 mod in_doubt;
 mod injection;
 mod limits;
+mod lookups;
 mod moving;
 mod openings;
 mod operate;
@@ -62,6 +63,8 @@ struct World {
     connects: Vec<(ConnectionKey, Endpoint)>,
     /// The source of each connection that was begun.
     connect_sources: Vec<usize>,
+    /// Routes that were asked for, and that the configuration does not tell.
+    lookups: usize,
     /// Handshakes that are wanted.
     handshakes: Vec<(ConnectionKey, TlsRequirement)>,
     closed: Vec<ConnectionKey>,
@@ -128,6 +131,7 @@ impl World {
             to_peer: String::new(),
             connects: Vec::new(),
             connect_sources: Vec::new(),
+            lookups: 0,
             handshakes: Vec::new(),
             closed: Vec::new(),
             suspensions: Vec::new(),
@@ -177,7 +181,10 @@ impl World {
             }
             Action::Control(ControlMessage::FindRoute { key, .. }) => {
                 // Without a route the test answers.
-                let Some(config) = self.shard.config.route_of(&key.domain, key.matched) else { return };
+                let Some(config) = self.shard.config.route_of(&key.domain, key.matched) else {
+                    self.lookups += 1;
+                    return;
+                };
                 let RouteTarget::Address(address) = config.to[0] else { return };
                 let host = Host {
                     name: address.ip().to_string(),
@@ -1045,6 +1052,25 @@ fn a_refused_connection_counts_no_attempt() {
     assert!(world.connects.is_empty() && world.outcomes() == 0);
     world.pass(Duration::from_millis(blocked.until_ms - world.now.wall_ms));
     assert_eq!(world.connects.len(), 1, "and it is tried again at that time");
+}
+
+/// What waits for its turn then is held by nothing, and nobody is told so.
+#[test]
+fn a_host_that_is_tried_again_blocks_nothing() {
+    let mut world = World::new();
+    accepted(&mut world);
+    let (connection, _) = world.connects.pop().expect("a connection is wanted");
+    let refused = ConnectError::Failed(std::io::ErrorKind::ConnectionRefused.into());
+    world.shard.connect_failed(world.now, connection, &refused);
+    for _ in 0..40 {
+        accepted(&mut world);
+    }
+    assert!(held(&world).iter().all(|(_, _, reason)| reason.contains("127.0.0.1:25")));
+    let (key, _) = world.shard.home.entries().next().expect("it waits");
+    let until_ms = world.shard.home.blocked_by(key).expect("it is blocked").until_ms;
+    world.pass(Duration::from_millis(until_ms - world.now.wall_ms));
+    assert!(world.shard.home.ready() > 0, "some are left for later credits");
+    assert!(held(&world).iter().all(|(_, _, reason)| reason.is_empty()), "{:?}", held(&world));
 }
 
 /// After a restart all that was queued may be due at once, and has to be read. The log reads only so many messages at a

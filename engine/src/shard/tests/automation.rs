@@ -230,6 +230,76 @@ fn a_set_rate_holds_mail_and_is_told() {
     assert!(world.connects.len() > 1, "and what was held goes at once: {}", world.connects.len());
 }
 
+/// Whoever was on the wire and hears the same later prolongs it: the peer has not changed its mind.
+#[test]
+fn a_suspension_lasts_from_the_last_answer_on() {
+    let rules = rule("^421", "action = \"suspend\"\nfor = \"100s\"");
+    let mut world = world(1, &rules);
+    let begun_ms = world.now.wall_ms;
+    for _ in 0..3 {
+        accepted(&mut world);
+    }
+    world.connects.reverse();
+    let peers = [(); 3].map(|()| {
+        let peer = world.accept_connection();
+        assert!(world.peer_says(peer, "250 peer.example\r\n").starts_with("MAIL FROM:"));
+        peer
+    });
+    let mut ends = Vec::new();
+    for peer in peers {
+        world.peer_says(peer, "421 4.7.0 slow down\r\n");
+        ends.push(world.suspensions.last().map(|suspension| suspension.until_ms - begun_ms));
+        world.pass(Duration::from_secs(if ends.len() == 1 { 9 } else { 30 }));
+    }
+    assert_eq!(ends, [Some(100_000), Some(100_000), Some(139_000)], "a little more is not worth telling");
+    assert_eq!(world.suspensions.len(), 2);
+}
+
+/// What one transaction had before is more than the rate lets pass together: it is divided, also where its ticket is at
+/// the pair already.
+#[test]
+fn a_set_rate_divides_what_is_too_large_for_it() {
+    let set = "action = { set = { max_message_rate = \"200/min\" } }\nfor = \"1h\"";
+    let rules = rule("^450", set);
+    let mut world = world(1, &format!("connection_limit = 1\n{rules}"));
+    accepted(&mut world);
+    for number in 0..2 {
+        let session = world.connect_client();
+        let recipients: String = (0..20).map(|place| format!("RCPT TO:<r{place}@peer.example>\r\n")).collect();
+        let begin = format!("EHLO client.example\r\nMAIL FROM:<a{number}@client.example>\r\n{recipients}DATA\r\n");
+        world.client_says(session, &begin);
+        world.client_says(session, CONTENT);
+        world.sync();
+    }
+    assert!(world.shard.home.entries().any(|(_, entry)| entry.recipients.len() == 20));
+    let (connection, peer) = world.connects.pop().expect("a connection is wanted");
+    let made = Connected { local: "127.0.0.1:5000".parse().ok(), peer };
+    world.shard.connected(world.now, connection, made);
+    world.peer_says(connection, "220 peer.example\r\n");
+    world.peer_says(connection, "250-peer.example\r\n250 PIPELINING\r\n");
+    let mut said =
+        world.peer_says(connection, "450 4.7.0 slow down\r\n503 5.5.1 MAIL first\r\n503 5.5.1 MAIL first\r\n");
+    let limits = world.shard.pools.stricter_at(&pair());
+    let most = limits.batch_max();
+    assert!(most < 20, "{most}");
+    let mut sent = 0;
+    for _ in 0..600 {
+        let recipients = said.matches("RCPT TO:").count();
+        assert!(recipients <= most, "{recipients} at once");
+        sent += recipients;
+        if recipients > 0 {
+            let envelope = "250 2.0.0 ok\r\n".repeat(said.matches("RSET").count() + 1 + recipients);
+            world.peer_says(connection, &format!("{envelope}354 go\r\n"));
+            said = world.peer_says(connection, "250 2.0.0 taken\r\n");
+        } else {
+            world.to_peer.clear();
+            world.pass(Duration::from_millis(100));
+            said = std::mem::take(&mut world.to_peer);
+        }
+    }
+    assert_eq!(sent, 40);
+}
+
 #[test]
 fn a_halved_limit_climbs_back() {
     let halve = "action = { halve = [\"connection_limit\", \"max_message_rate\"] }\nfor = \"10m\"";

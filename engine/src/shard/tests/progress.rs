@@ -111,6 +111,12 @@ fn a_message_that_the_engine_dies_of_is_held() {
     assert!(!world.peer_says(peer, "250 taken\r\n").contains("MAIL"), "the other is all that goes");
     world.pass(Duration::from_secs(1));
 
+    // It is found once more, and held already: nothing is added to its record.
+    let mut world = restart(world, &[suspect(poison, UNCLEAN_STARTS_MAX)]);
+    world.pass(Duration::from_secs(1));
+    assert_eq!((world.shard.metrics.quarantined_messages.get(), world.shard.metrics.transient_failures.get()), (0, 0));
+    assert_eq!(held(&rows(&mut world)).num_attempts, 1);
+
     // Nothing of it is remembered but by its record.
     let mut world = restart(world, &[]);
     world.pass(Duration::from_secs(100));

@@ -2,7 +2,7 @@
 
 use super::moving::config_with_sources;
 use super::*;
-use crate::config::EgressSource;
+use crate::config::{EgressSource, RetrySchedule};
 use crate::handover::Generation;
 use crate::shard::Reload;
 
@@ -100,6 +100,20 @@ fn what_waits_goes_by_the_new_route_with_its_attempts_at_its_due_time() {
     world.take_message(third);
     world.pass(Duration::from_secs(1));
     assert_eq!(world.fates().iter().filter(|fate| **fate == Fate::Delivered).count(), 2);
+}
+
+/// From then on what is put off waits as is said now.
+#[test]
+fn what_is_put_off_waits_as_the_new_configuration_says() {
+    let mut world = World::new();
+    accepted(&mut world);
+    let (peer, _) = world.accept_plain();
+    let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+    world.reload(|config| config.retry.schedule = RetrySchedule::Listed(vec![minutes(7), minutes(70)]));
+    world.peer_says(peer, "451 later\r\n");
+    world.pass(Duration::ZERO);
+    let (_, entry) = world.shard.home.entries().next().unwrap();
+    assert_eq!((entry.attempts, entry.due_ms), (1, world.now.wall_ms + 7 * 60_000));
 }
 
 /// A transaction that is under way comes to its end where it was begun.

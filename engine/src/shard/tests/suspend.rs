@@ -90,6 +90,39 @@ fn with_no_source_left_mail_is_held_and_says_why() {
     assert!(!world.connects.is_empty() && held_by(&world).is_empty());
 }
 
+/// It goes as soon as one of its sources may.
+#[test]
+fn what_is_held_waits_for_the_first_of_its_sources() {
+    for first in [0, 1] {
+        let mut world = World::open(TempDir::new().unwrap(), START, config_with_sources(2));
+        let ends_ms = [60_000, 600_000].map(|wait_ms| world.now.wall_ms + wait_ms);
+        tell(&mut world, suspension(1, Scope::pair(&pair(first)), ends_ms[0]));
+        tell(&mut world, suspension(2, Scope::pair(&pair(1 - first)), ends_ms[1]));
+        accepted(&mut world);
+        let (key, _) = world.shard.home.entries().next().unwrap();
+        assert_eq!(world.shard.home.blocked_by(key).unwrap().until_ms, ends_ms[0]);
+        world.pass(Duration::from_secs(61));
+        assert_eq!(world.connect_sources, [first]);
+    }
+}
+
+/// What another source has under way at the same site goes on, and its connection stays.
+#[test]
+fn a_suspended_source_holds_up_no_other_at_the_same_site() {
+    let mut world = World::open(TempDir::new().unwrap(), START, config_with_sources(2));
+    accepted(&mut world);
+    accepted(&mut world);
+    assert_eq!(world.connect_sources, [0, 1]);
+    let peer = world.accept_connection();
+    world.peer_says(peer, "250 peer.example\r\n");
+    world.take_message(peer);
+    world.to_peer.clear();
+    let until_ms = world.now.wall_ms + 60_000;
+    tell(&mut world, suspension(1, Scope::pair(&pair(0)), until_ms));
+    assert_eq!(world.closed, [], "the other source's is idle, and of use");
+    assert!(world.to_peer.contains("MAIL FROM:"), "what waited for the one goes by the other at once");
+}
+
 #[test]
 fn an_early_end_sends_what_was_held() {
     let mut world = World::open(TempDir::new().unwrap(), START, config_with_sources(1));

@@ -5,7 +5,7 @@ use crate::handover::Generation;
 
 impl Engine {
     /// All shards get another configuration, one after the other.
-    fn reload(&mut self, rules: &str) {
+    pub(super) fn reload(&mut self, rules: &str) {
         self.reload_as(rules, false);
     }
 

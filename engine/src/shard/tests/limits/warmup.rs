@@ -102,6 +102,22 @@ fn before_its_first_day_a_source_sends_nothing() {
     assert_eq!(engine.by_source(SLOW), [0, 40]);
 }
 
+/// Another quota holds from then on, on the same day, for what was sent before as well.
+#[test]
+fn a_quota_that_changes_counts_what_was_sent_before() {
+    for (quota, sent) in [(40, 40), (10, 20)] {
+        let mut engine = Engine::start(&format!("{RULES}{BOTH}"), 2);
+        queue(&mut engine, 40, 0);
+        engine.run_until(seconds(10));
+        assert_eq!(engine.by_source(SLOW), [20, 20]);
+        engine.reload(&format!("{RULES}{BOTH}").replace("[30, 50]", &format!("[{quota}, 50]")));
+        engine.run_until(seconds(11));
+        queue(&mut engine, 100, 0);
+        engine.run_until(seconds(30));
+        assert_eq!(engine.by_source(SLOW), [sent, 140 - sent], "{quota}");
+    }
+}
+
 /// A day's quota is one, whichever shard counts it.
 #[test]
 fn a_days_quota_goes_with_its_pairs() {
