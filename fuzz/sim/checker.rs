@@ -62,7 +62,21 @@ enum Reply {
 struct Durable {
     marker: Marker,
     expires_ms: u64,
+    told: Told,
     recipients: Vec<Recipient>,
+}
+
+/// What each event of a message says of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Told {
+    reverse_path: String,
+    tenant: String,
+    campaign: String,
+    egress_pool: String,
+    created_ms: u64,
+    size: u64,
+    headers: Vec<(String, String)>,
+    meta: Vec<(String, String)>,
 }
 
 /// As the last durable outcome left it.
@@ -289,8 +303,8 @@ impl Ledger {
         assert!(last.is_none_or(|last| last < record.sequence), "EVENTS-ONCE: {key:?} was told after {last:?}");
         self.told.insert(key, Arc::clone(record));
         match &record.record {
-            Logged::Message { envelope, .. } => {
-                self.found_message(MessageId::new(record.log, record.sequence), envelope);
+            Logged::Message { envelope, size } => {
+                self.found_message(MessageId::new(record.log, record.sequence), envelope, *size);
             }
             Logged::Outcome(outcome) => self.found_outcome(outcome),
         }
@@ -307,7 +321,7 @@ impl Ledger {
         assert!(self.told.remove(&(log, sequence)).is_some(), "it was told");
     }
 
-    fn found_message(&mut self, id: MessageId, envelope: &Envelope) {
+    fn found_message(&mut self, id: MessageId, envelope: &Envelope, size: u64) {
         let marker = marker_of(&envelope.reverse_path);
         let (sent, answer) = self.sent.get(&marker).expect("somebody sent it");
         let recipients: Vec<&String> = envelope.recipients.iter().map(|recipient| &recipient.address).collect();
@@ -336,7 +350,17 @@ impl Ledger {
         let other = self.ids.insert(marker, id);
         assert!(other.is_none(), "ACCEPTED-ONCE: {marker} is both {other:?} and {id}");
         self.open += recipients.len();
-        self.durable.insert(id, Durable { marker, expires_ms: envelope.expires_ms, recipients });
+        let told = Told {
+            reverse_path: envelope.reverse_path.clone(),
+            tenant: envelope.tenant.clone(),
+            campaign: envelope.campaign.clone(),
+            egress_pool: envelope.egress_pool.clone(),
+            created_ms: envelope.created_ms,
+            size,
+            headers: envelope.headers.clone(),
+            meta: envelope.meta.clone(),
+        };
+        self.durable.insert(id, Durable { marker, expires_ms: envelope.expires_ms, told, recipients });
     }
 
     fn found_outcome(&mut self, outcome: &Outcome) {
@@ -344,6 +368,20 @@ impl Ledger {
         let durable = self.durable.get_mut(&id).expect("an outcome follows its message");
         let marker = durable.marker;
         let sent = &self.sent[&marker].0;
+        // An intent has no event.
+        if !outcome.results.iter().all(RecipientResult::is_intent) {
+            let told = Told {
+                reverse_path: outcome.reverse_path.clone(),
+                tenant: outcome.tenant.clone(),
+                campaign: outcome.campaign.clone(),
+                egress_pool: outcome.egress_pool.clone(),
+                created_ms: outcome.created_ms,
+                size: outcome.size,
+                headers: outcome.headers.clone(),
+                meta: outcome.meta.clone(),
+            };
+            assert_eq!(told, durable.told, "EVENTS-ONCE: what an event of {marker} says of it");
+        }
         for result in &outcome.results {
             let RecipientResult { index, recipient, fate, attempts, answer, .. } = result;
             let state = &mut durable.recipients[*index as usize];

@@ -10,6 +10,7 @@ mod canary;
 mod checker;
 mod client;
 mod clock;
+mod counted;
 mod disk;
 mod dns;
 mod event_log;

@@ -289,8 +289,7 @@ impl World {
             NetEvent::Connected if link.is_open => {
                 link.is_up = true;
                 link.is_peer_open = true;
-                let local = SocketAddr::from(([10, 1, 0, 1 + link.source as u8], 5_000));
-                let made = Connected { local: Some(local), peer: link.address.into() };
+                let made = Connected { local: Some(address_of(link.source)), peer: link.address.into() };
                 self.shards[shard].connected(now, connection, made);
                 self.with_peer(id, |peer, host, around| peer.greet(host, around));
                 self.watch_idle(id);
@@ -547,6 +546,11 @@ impl Link {
         cut.octets_left -= arrives as u64;
         (piece[..arrives].to_vec(), arrives < piece.len())
     }
+}
+
+/// What a source connects from.
+pub(crate) fn address_of(source: usize) -> SocketAddr {
+    SocketAddr::from(([10, 1, 0, 1 + source as u8], 5_000))
 }
 
 /// As `engine/src/limits.rs` has it.

@@ -29,7 +29,7 @@ use postrider::pool::rate::Past;
 use postrider::pool::suspension::Suspension;
 use postrider::progress::{self, Progress, SharedProgress};
 use postrider::shard::{Action, Reservation, SessionKey, Shard, ShardOptions};
-use postrider_spool::record::LogId;
+use postrider_spool::record::{LogId, Outcome};
 use postrider_spool::sim::SimDisk;
 use postrider_spool::{Completion, Durability, Operation, Spool, SpoolOptions};
 
@@ -37,12 +37,13 @@ use crate::canary::Canary;
 use crate::checker::{Counts, Ledger, Marker};
 use crate::client::Client;
 use crate::clock::{Clock, HOUR, MINUTE, MS, Micros, SECOND, WALL_MS_AT_START};
+use crate::counted::Counted;
 use crate::disk::Weather;
 use crate::dns::{Dns, IMPLICIT, SMTP_PORT};
 use crate::event_log::EventLog;
 use crate::mix::{Fault, Mix, spread};
 use crate::moves::Moves;
-use crate::net::{Link, LinkId, NetEvent};
+use crate::net::{Link, LinkId, NetEvent, address_of};
 use crate::peer::{Host, PeerLimits};
 use crate::press::Press;
 use crate::random::Random;
@@ -178,6 +179,7 @@ pub(crate) struct World {
     reserved: HashMap<String, Past>,
     pub(crate) reloads: Reloads,
     pub(crate) press: Press,
+    pub(crate) counted: Counted,
 
     // the engine's present life
     pub(crate) config: Arc<Config>,
@@ -188,11 +190,13 @@ pub(crate) struct World {
     /// Of each shard, sessions and connections.
     pub(crate) sockets_max: usize,
     pub(crate) shards: Vec<Shard>,
-    metrics: Vec<Arc<ShardMetrics>>,
+    pub(crate) metrics: Vec<Arc<ShardMetrics>>,
     /// What this life notes for the next.
-    progress: Vec<SharedProgress>,
+    pub(crate) progress: Vec<SharedProgress>,
     /// The log of each shard that takes mail.
     active: Vec<LogId>,
+    /// Those that no shard has of its own: they drain.
+    draining: BTreeSet<LogId>,
     stopped: Vec<bool>,
     is_stopping: bool,
     armed: Vec<Micros>,
@@ -368,6 +372,7 @@ impl World {
             sockets_max: if seed.is_multiple_of(SOCKETS_FEW_EVERY) { SOCKETS_FEW } else { SOCKETS_MAX },
             reloads: Reloads::new(seed, &config, &given, &policy),
             press: Press::new(seed),
+            counted: Counted::default(),
             wanted: config,
             reserved: HashMap::new(),
             config: given,
@@ -377,6 +382,7 @@ impl World {
             metrics: Vec::new(),
             progress: Vec::new(),
             active: Vec::new(),
+            draining: BTreeSet::new(),
             stopped: Vec::new(),
             is_stopping: false,
             armed: Vec::new(),
@@ -398,6 +404,7 @@ impl World {
 
     /// What the shards of this life have counted.
     fn count_sessions(&mut self) {
+        self.end_counting();
         for metrics in std::mem::take(&mut self.metrics) {
             for (rule, count) in SESSION_RULES.iter().zip(&metrics.session_failures) {
                 *self.report.sessions.entry(rule.name).or_default() += count.get();
@@ -415,6 +422,7 @@ impl World {
         self.spool = Some(spool);
         self.shards.clear();
         self.active.clear();
+        self.draining.clear();
         self.metrics = (0..shards).map(|_| Arc::default()).collect();
         let unrecorded = Progress::unrecorded(self.progress.iter().map(|progress| &***progress));
         self.progress = (0..shards).map(|_| progress::in_memory()).collect();
@@ -431,6 +439,7 @@ impl World {
                 sockets_max: self.sockets_max,
             });
             self.active.push(logs[0].id());
+            self.draining.extend(logs.iter().skip(1).map(|log| log.id()));
             shard.recall_limits(Arc::new(self.reserved.clone()));
             for log in logs {
                 let cursor = self.events.cursor(log.id());
@@ -464,6 +473,7 @@ impl World {
             assert_eq!(metrics.spool_held_messages.get(), 0, "NOTHING-LOST: a checkpoint was there");
         }
         self.ledger.check_recovered(unrecorded);
+        self.begin_counting(unrecorded);
         let rows = self.ask().expect("a life begins without reads");
         self.ledger.check_schedule(&rows, self.clock.now().wall_ms);
     }
@@ -619,6 +629,7 @@ impl World {
                 Action::SessionResume { .. } => {}
                 Action::Spool { log, operation } => self.begin_operation(shard, log, operation),
                 Action::RemoveLog(log) => {
+                    assert!(self.draining.remove(&log.id()), "NOTHING-LOST: {:?} takes mail", log.id());
                     // After a failure the next start removes it.
                     let _ = log.remove();
                 }
@@ -683,11 +694,28 @@ impl World {
             if is_outcome && self.canary == Some(Canary::DroppedOutcome) && self.random.one_in(200) {
                 continue;
             }
+            if let Logged::Outcome(outcome) = &record.record {
+                self.check_peer(outcome);
+            }
             let record = Arc::new(record);
             self.ledger.tell(&record);
             self.waiting_messages += usize::from(!is_outcome);
             self.events.take(record);
         }
+    }
+
+    /// EVENTS-ONCE: an event names the host that was connected to, and the source that it was connected to by.
+    fn check_peer(&self, outcome: &Outcome) {
+        let Outcome { egress_source, source_address, peer_name, peer_address, .. } = outcome;
+        if peer_address.is_empty() {
+            return;
+        }
+        let is_it = |host: &&Host| host.address.to_string() == *peer_address;
+        let host = self.hosts.iter().find(is_it).expect("a host of these was connected to");
+        assert_eq!(host.name, *peer_name, "EVENTS-ONCE: the host of {outcome:?}");
+        let source = self.config.egress_sources.iter().position(|source| source.name == *egress_source);
+        let address = source.map(|source| address_of(source).ip().to_string());
+        assert_eq!(address.as_ref(), Some(source_address), "EVENTS-ONCE: the source of {outcome:?}");
     }
 
     /// A message to a shard, behind those that were sent before it.
@@ -949,6 +977,7 @@ impl World {
     fn is_over(&mut self) -> bool {
         if self.is_stopping && self.stopped.iter().all(|stopped| *stopped) {
             self.end_all_links();
+            self.check_counted();
             self.leave_limits();
             self.shards.clear();
             self.spool = None;
@@ -1007,7 +1036,12 @@ impl World {
     }
 
     fn finish(mut self) -> Report {
+        self.check_counted();
         self.count_sessions();
+        self.check_duplicates();
+        self.pass(self.config.shaping.idle_timeout.as_micros() as Micros + 10 * SECOND);
+        assert!(self.links.is_empty(), "IDLE-CLOSE: nobody needs {:?} any more", self.links);
+        assert!(self.draining.is_empty(), "BOUNDED-MEMORY: {:?} have drained, and are there", self.draining);
         let rows = self.ask().expect("nothing is left to be read");
         assert!(rows.is_empty(), "NOTHING-LOST: {rows:#?}");
         self.ledger.check_finished();
