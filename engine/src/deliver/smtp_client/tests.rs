@@ -382,6 +382,25 @@ fn the_ride_and_the_end_of_the_content_are_one_write() {
     assert_eq!(world.client.deliveries(), 2);
 }
 
+/// What is in flight is sent again where a peer drops the connection: so it is bounded in octets as well.
+#[test]
+fn only_so_many_octets_are_in_flight() {
+    let half = "x".repeat(IN_FLIGHT_OCTETS_MAX as usize / 2);
+    for (body, most) in [("x", 4), (&*half, 2)] {
+        let mut world = World::new(ClientOptions { chunking: WHOLE, ..options() });
+        world.receive(b"220 mx\r\n");
+        world.receive(b"250-mx\r\n250-PIPELINING\r\n250 CHUNKING\r\n");
+        assert_eq!(world.events(), ["idle"]);
+        world.send(&format!("a@x body={body}"));
+        let mut in_flight = 1;
+        while world.client.can_ride() {
+            world.ride(&format!("a@x body={body}"));
+            in_flight += 1;
+        }
+        assert_eq!(in_flight, most);
+    }
+}
+
 #[test]
 fn nothing_rides_where_it_must_not() {
     let mut plain = World::open(&["SIZE"]);
