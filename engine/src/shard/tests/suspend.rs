@@ -178,6 +178,30 @@ fn a_suspended_campaign_holds_no_other() {
     assert_eq!(seen, expected);
 }
 
+/// Nor does it take others from the line that they stand in.
+#[test]
+fn what_waits_beside_a_suspended_campaign_goes() {
+    let mut config = config_with_sources(1);
+    config.shaping.connection_limit = 1;
+    let mut world = World::open(TempDir::new().unwrap(), START, config);
+    for campaign in ["spring", "autumn"].repeat(8) {
+        let session = world.connect_client();
+        world.client_says(session, CLIENT);
+        world.client_says(session, &format!("X-Campaign: {campaign}\r\n{CONTENT}"));
+        world.sync();
+    }
+    let scope = Scope { campaign: Some("spring".into()), ..Scope::pair(&pair(0)) };
+    let until_ms = world.now.wall_ms + 60_000;
+    tell(&mut world, suspension(1, scope, until_ms));
+    let peer = world.accept_connection();
+    let mut said = world.peer_says(peer, "250 peer.example\r\n");
+    while said.contains("MAIL FROM:") {
+        said = world.take_message(peer);
+    }
+    world.pass(Duration::from_secs(1));
+    assert_eq!((world.outcomes(), world.shard.home.len()), (8, 8));
+}
+
 /// A greeting that refuses our address is no host's fault: the pool's other source is used at once.
 #[test]
 fn a_greeting_that_refuses_our_address_suspends_the_source_there() {
