@@ -198,6 +198,8 @@ pub struct Shard {
     // accept
     sessions: HashMap<SessionKey, Session>,
     next_session: u64,
+    /// Of all sessions, see [`crate::limits::RECEIVING_BYTES_MAX`].
+    receiving_bytes: u64,
     signing: VecDeque<Signing>,
     unplaced: Unplaced,
     asking: Asking,
@@ -265,6 +267,7 @@ impl Shard {
             inputs: 0,
             sessions: HashMap::new(),
             next_session: 0,
+            receiving_bytes: 0,
             signing: VecDeque::new(),
             unplaced: Unplaced::default(),
             asking: Asking::default(),

@@ -40,6 +40,8 @@ pub enum ContentFault {
     TooLarge,
     Nul,
     BareLineEnding,
+    /// Of all that is being received, there is too much to go on with this.
+    NoRoom,
 }
 
 impl ContentReceiver {
@@ -126,6 +128,16 @@ impl ContentReceiver {
         }
     }
 
+    /// Octets of memory that it takes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.content.capacity() as u64
+    }
+
+    /// Lets go of what it has; the content is refused at its end.
+    pub fn give_up(&mut self) {
+        self.fail(ContentFault::NoRoom);
+    }
+
     pub fn fault(&self) -> Option<ContentFault> {
         self.fault
     }
@@ -186,6 +198,7 @@ impl ContentFault {
     pub fn refusal(self) -> Refusal {
         match self {
             Self::TooLarge => Refusal::new(552, (5, 3, 4), "the message is larger than this server takes"),
+            Self::NoRoom => Refusal::new(452, (4, 3, 1), "too much is being received at once, try again later"),
             Self::Nul => Refusal::new(554, (5, 6, 0), "the message contains a NUL octet"),
             Self::BareLineEnding => {
                 Refusal::new(554, (5, 6, 0), "the message contains a CR or LF that is not part of a CRLF")

@@ -168,6 +168,22 @@ impl SmtpServer {
         self.transaction.is_some()
     }
 
+    /// Octets of memory that the content takes which is being received.
+    pub fn content_bytes(&self) -> u64 {
+        let chunks = self.transaction.as_ref().and_then(|transaction| transaction.chunks.as_ref());
+        let data = if let State::Data(receiver) = &self.state { Some(receiver) } else { None };
+        data.or(chunks).map_or(0, ContentReceiver::memory_bytes)
+    }
+
+    /// Lets go of that content; the client is told at its end, and may send it again later.
+    pub fn give_up_content(&mut self) {
+        let chunks = self.transaction.as_mut().and_then(|transaction| transaction.chunks.as_mut());
+        let data = if let State::Data(receiver) = &mut self.state { Some(receiver) } else { None };
+        if let Some(receiver) = data.or(chunks) {
+            receiver.give_up();
+        }
+    }
+
     /// How many 4xx and 5xx replies were appended since this was asked last.
     pub fn take_refused(&mut self) -> u32 {
         std::mem::take(&mut self.refused)

@@ -15,7 +15,10 @@ use crate::accept::smtp_server::ServerEvent;
 use crate::accept::{Admitted, Policy, Received, SessionOptions, SmtpServer};
 use crate::config::SmtpListener;
 use crate::handover::{AcceptAnswer, ShardMessage};
-use crate::limits::{LIMIT_KEEPER, RSA_SIGNATURES_PER_TURN, SESSION_CLOSE_MAX, SESSIONS_MAX, SIGNING_QUEUE_MAX};
+use crate::limits::{
+    LIMIT_KEEPER, RECEIVING_BYTES_MAX, RECEIVING_SMALL_BYTES, RSA_SIGNATURES_PER_TURN, SESSION_CLOSE_MAX, SESSIONS_MAX,
+    SIGNING_QUEUE_MAX,
+};
 use crate::mail::time::Now;
 
 /// A client's session.
@@ -28,6 +31,8 @@ pub(super) struct Session {
     pending: Vec<u8>,
     /// Once it is to be closed: until when what waits to be sent may take its time.
     closing: Option<Duration>,
+    /// Memory of the content that it is receiving, as it was counted last.
+    content_bytes: u64,
 }
 
 /// An admitted message whose signatures wait for their turn.
@@ -63,7 +68,7 @@ impl Shard {
         let session_id = (self.id as u64) << 48 | key.0;
         let server = SmtpServer::new(now, options, session_id, &mut greeting);
         let policy = Arc::clone(&self.policy);
-        self.sessions.insert(key, Session { server, policy, pending: Vec::new(), closing: None });
+        self.sessions.insert(key, Session { server, policy, pending: Vec::new(), closing: None, content_bytes: 0 });
         self.metrics.connections_in_accepted.inc();
         self.metrics.connections_in.set(self.sessions.len() as u64);
         self.actions.push_back(Action::SessionSend { session: key, bytes: greeting });
@@ -99,7 +104,9 @@ impl Shard {
 
     /// The client is gone. A message of its that waits for its commit is accepted all the same.
     pub fn session_closed(&mut self, key: SessionKey) {
-        self.sessions.remove(&key);
+        if let Some(session) = self.sessions.remove(&key) {
+            self.receiving_bytes -= session.content_bytes;
+        }
         self.metrics.connections_in.set(self.sessions.len() as u64);
     }
 
@@ -234,6 +241,13 @@ impl Shard {
             let mut out = Vec::new();
             let handled = session.server.handle(now, &input[taken..], &mut out);
             taken += handled.consumed;
+            let others = self.receiving_bytes - session.content_bytes;
+            let own = session.server.content_bytes();
+            if others + own > RECEIVING_BYTES_MAX && own > RECEIVING_SMALL_BYTES {
+                session.server.give_up_content();
+            }
+            session.content_bytes = session.server.content_bytes();
+            self.receiving_bytes = others + session.content_bytes;
             let refused = session.server.take_refused();
             if refused > 0 {
                 self.metrics.rejections.add(refused.into());

@@ -16,6 +16,7 @@ mod moving;
 mod openings;
 mod operate;
 mod progress;
+mod receiving;
 mod reload;
 mod stalled_disk;
 mod suspend;
