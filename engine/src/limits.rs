@@ -244,9 +244,7 @@ pub(crate) const SIGNATURES_MAX: usize = 16;
 pub(crate) const CLASSIFY_TEXT_OCTETS_MAX: usize = 2_048;
 /// JSON gathered in memory before it becomes a frame; a frame exceeds it by at most one record's events.
 pub(crate) const EVENT_FRAME_BYTES_MAX: usize = 4 << 20;
-/// JSON that a shard hands to the event writer at a time, but for the last record's events.
-pub(crate) const EVENT_BATCH_BYTES_MAX: usize = 256 << 10;
-/// Such batches that wait for the event writer. Beyond them shards keep their records.
+/// Batches of records that wait for the event writer. Beyond them senders keep theirs.
 pub(crate) const EVENT_BATCHES_MAX: usize = 256;
 /// An event file, compressed, before the next is begun.
 pub(crate) const EVENT_FILE_BYTES_MAX: u64 = 128 << 20;

@@ -29,7 +29,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -37,8 +36,7 @@ use std::time::Duration;
 use postrider_spool::checksum::crc32c;
 use postrider_spool::record::{LogId, Sequence};
 
-use super::event::{EventRecord, NodeId};
-use super::event_batch::EncodedRecord;
+use super::event::{EventRecord, LoggedRecord, NodeId, events, write_line};
 use crate::limits::{EVENT_FRAME_BYTES_MAX, EVENT_STREAM_EVENTS_MAX, EVENT_STREAMS_MAX};
 
 /// For each log the last sequence whose events are told.
@@ -93,15 +91,19 @@ impl FrameEncoder {
 
     /// Takes a record unless its log was told up to it or beyond. Records of one log come in the order of their
     /// sequences.
-    pub(crate) fn push(&mut self, record: EncodedRecord<'_>, subscribers: &Subscribers) -> bool {
+    pub(crate) fn push(&mut self, record: &LoggedRecord, subscribers: &Subscribers) -> bool {
         assert!(self.data_bytes == 0, "a compressed frame takes no more records");
         if !self.cursors.advance(record.log, record.sequence) {
             return false;
         }
-        self.lines.extend_from_slice(record.lines);
-        self.events += record.events;
-        for event in record.copies {
-            subscribers.publish(event);
+        let wanted = subscribers.any();
+        for event in events(record, &self.node) {
+            let start = self.lines.len();
+            write_line(&event, &mut self.lines);
+            self.events += 1;
+            if wanted {
+                subscribers.publish(&Arc::new(EventRecord::new(&event, &self.lines[start..])));
+            }
         }
         true
     }
@@ -243,12 +245,10 @@ impl Seal {
     }
 }
 
-/// Who gets events as the writer takes them. Publishing never waits.
+/// Who gets events as they are encoded. Publishing never waits.
 #[derive(Default)]
 pub(crate) struct Subscribers {
     streams: Mutex<Vec<Arc<Stream>>>,
-    /// Of the streams, as they were last.
-    count: AtomicUsize,
 }
 
 impl Subscribers {
@@ -262,26 +262,22 @@ impl Subscribers {
         } else {
             lock(&stream.state).ended = true;
         }
-        self.count.store(streams.len(), Ordering::Relaxed);
         EventStream { stream }
     }
 
-    /// Shards ask before each batch, so it takes no lock.
-    pub(crate) fn any(&self) -> bool {
-        self.count.load(Ordering::Relaxed) > 0
+    fn any(&self) -> bool {
+        !lock(&self.streams).is_empty()
     }
 
     fn publish(&self, event: &Arc<EventRecord>) {
         // A stream that only we hold has lost its reader.
-        let mut streams = lock(&self.streams);
-        streams.retain(|stream| {
+        lock(&self.streams).retain(|stream| {
             let read = Arc::strong_count(stream) > 1;
             if read {
                 stream.push(event);
             }
             read
         });
-        self.count.store(streams.len(), Ordering::Relaxed);
     }
 
     pub(crate) fn end(&self) {
@@ -289,7 +285,6 @@ impl Subscribers {
             lock(&stream.state).ended = true;
             stream.wake();
         }
-        self.count.store(0, Ordering::Relaxed);
     }
 }
 
@@ -421,23 +416,16 @@ mod tests {
 
     use super::*;
     use crate::outcome::event::tests::{NODE, message, outcome};
-    use crate::outcome::event::{EventKind, Logged, LoggedRecord};
-    use crate::outcome::event_batch::EventBatch;
+    use crate::outcome::event::{EventKind, Logged};
 
     fn encoder() -> FrameEncoder {
         FrameEncoder::new(NODE, Cursors::default()).unwrap()
     }
 
-    fn push(encoder: &mut FrameEncoder, record: &LoggedRecord, subscribers: &Subscribers) -> bool {
-        let mut batch = EventBatch::default();
-        batch.push(record, &NODE, subscribers.any());
-        batch.records().all(|record| encoder.push(record, subscribers))
-    }
-
     fn sealed(records: &[LoggedRecord], offset: u64) -> Vec<u8> {
         let mut encoder = encoder();
         for record in records {
-            assert!(push(&mut encoder, record, &Subscribers::default()));
+            assert!(encoder.push(record, &Subscribers::default()));
         }
         encoder.compress().unwrap();
         encoder.seal(offset).to_vec()
@@ -497,10 +485,10 @@ mod tests {
     fn a_record_told_before_is_passed_over() {
         let mut encoder = encoder();
         let nobody = Subscribers::default();
-        assert!(push(&mut encoder, &message(1, 7, &["a@b.example"]), &nobody));
-        assert!(!push(&mut encoder, &message(1, 7, &["a@b.example"]), &nobody));
-        assert!(!push(&mut encoder, &message(1, 3, &["a@b.example"]), &nobody));
-        assert!(push(&mut encoder, &message(2, 3, &["a@b.example"]), &nobody));
+        assert!(encoder.push(&message(1, 7, &["a@b.example"]), &nobody));
+        assert!(!encoder.push(&message(1, 7, &["a@b.example"]), &nobody));
+        assert!(!encoder.push(&message(1, 3, &["a@b.example"]), &nobody));
+        assert!(encoder.push(&message(2, 3, &["a@b.example"]), &nobody));
         assert_eq!(encoder.events(), 2);
     }
 
@@ -510,7 +498,7 @@ mod tests {
         let mut stream = subscribers.subscribe();
         let mut encoder = encoder();
         let record = message(1, 1, &["a@b.example"]);
-        push(&mut encoder, &record, &subscribers);
+        encoder.push(&record, &subscribers);
         let Some(EventItem::Event(event)) = stream.try_next() else { panic!("no event") };
         assert_eq!(event.kind, EventKind::Reception);
         assert_eq!(event.to_json(), crate::outcome::event::tests::lines(&record)[0]);
@@ -537,8 +525,8 @@ mod tests {
         let streams: Vec<_> = (0..EVENT_STREAMS_MAX).map(|_| subscribers.subscribe()).collect();
         assert_eq!(subscribers.subscribe().next_blocking(), None);
         drop(streams);
-        assert!(subscribers.any());
-        push(&mut encoder(), &message(1, 1, &["a@b.example"]), &subscribers);
+        let mut encoder = encoder();
+        encoder.push(&message(1, 1, &["a@b.example"]), &subscribers);
         assert!(!subscribers.any());
     }
 
@@ -552,7 +540,7 @@ mod tests {
         let task = std::thread::spawn(move || runtime.block_on(asynchronous.next()));
         let record = outcome(1, 2, MessageId::new(LogId(1), Sequence(1)), &[Fate::Delivered]);
         assert!(matches!(record.record, Logged::Outcome(_)));
-        push(&mut encoder(), &record, &subscribers);
+        encoder().push(&record, &subscribers);
         assert!(matches!(reader.join().unwrap(), Some(EventItem::Event(_))));
         assert!(matches!(task.join().unwrap(), Some(EventItem::Event(_))));
     }

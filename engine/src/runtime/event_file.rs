@@ -28,16 +28,13 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bound
 use postrider_spool::record::{LogId, Sequence};
 
 use crate::limits::{EVENT_BATCHES_MAX, EVENT_FILE_AGE_MAX, EVENT_FILE_BYTES_MAX, EVENT_RETRY_PAUSE_MAX};
-use crate::outcome::event::NodeId;
-use crate::outcome::event_batch::{EncodedRecord, EventBatch};
+use crate::outcome::event::{LoggedRecord, NodeId};
 use crate::outcome::event_log::{Cursors, EventStream, FrameEncoder, Subscribers};
 
 mod directory;
-mod outbox;
 
 pub(crate) use directory::node_id;
 use directory::{DirectoryLock, EventFileName, cut, last_seal, lock_directory};
-pub(crate) use outbox::EventOutbox;
 
 /// Where events go and how often they are synced.
 #[derive(Debug, Clone)]
@@ -139,13 +136,13 @@ impl EventLog {
         let (batches_in, batches) = bounded(EVENT_BATCHES_MAX);
         let (stop_in, stop) = bounded(1);
         let path = self.writer.options.path.clone();
-        let (shared, node) = (Arc::clone(&self.writer.shared), self.writer.options.node);
+        let shared = Arc::clone(&self.writer.shared);
         let loop_ = WriterLoop { writer: self.writer, batches, stop, stopping: false, on_synced };
         let thread = thread::Builder::new()
             .name("events".into())
             .spawn(move || loop_.run())
             .map_err(EventLogError::io("start the writer's thread", &path))?;
-        Ok(EventLogHandle { sender: EventSender { batches: batches_in, shared, node }, stop: stop_in, thread })
+        Ok(EventLogHandle { sender: EventSender { batches: batches_in, shared }, stop: stop_in, thread })
     }
 }
 
@@ -175,26 +172,20 @@ impl EventLogHandle {
     }
 }
 
-/// Where the writer's batches go in; shards have an [`EventOutbox`] before it.
+/// A shard's way to the event writer.
 #[derive(Clone)]
 pub(crate) struct EventSender {
-    batches: Sender<EventBatch>,
+    batches: Sender<Vec<LoggedRecord>>,
     shared: Arc<Shared>,
-    /// Whose events are sent.
-    node: NodeId,
 }
 
 impl EventSender {
     /// Never waits. Records of one log come in the order of their sequences, and after they are durable. Gives the
     /// batch back when the queue is full or the writer has ended; try again later.
-    fn try_send(&self, batch: EventBatch) -> Result<(), EventBatch> {
+    pub(crate) fn try_send(&self, batch: Vec<LoggedRecord>) -> Result<(), Vec<LoggedRecord>> {
         self.batches.try_send(batch).map_err(|error| match error {
             TrySendError::Full(batch) | TrySendError::Disconnected(batch) => batch,
         })
-    }
-
-    fn has_subscribers(&self) -> bool {
-        self.shared.subscribers.any()
     }
 
     /// The event disk fails: what is sent now waits for it.
@@ -254,7 +245,7 @@ struct Shared {
 /// The thread's loop. See [`EventLog::start`].
 struct WriterLoop<F> {
     writer: EventWriter,
-    batches: Receiver<EventBatch>,
+    batches: Receiver<Vec<LoggedRecord>>,
     stop: Receiver<()>,
     /// The stop was received: a failing disk gets one more try.
     stopping: bool,
@@ -317,8 +308,8 @@ impl<F: FnMut(&[(LogId, Sequence)])> WriterLoop<F> {
         }
     }
 
-    fn take(&mut self, batch: &EventBatch) -> Result<(), EventLogError> {
-        for record in batch.records() {
+    fn take(&mut self, batch: &[LoggedRecord]) -> Result<(), EventLogError> {
+        for record in batch {
             self.writer.push(record);
             if self.writer.encoder.is_full() {
                 self.flush()?;
@@ -424,7 +415,7 @@ impl EventWriter {
         Ok((writer, report))
     }
 
-    fn push(&mut self, record: EncodedRecord<'_>) {
+    fn push(&mut self, record: &LoggedRecord) {
         if self.encoder.push(record, &self.shared.subscribers) {
             let now = Instant::now();
             self.gathering = Some((self.gathering.map_or(now, |(first, _)| first), now));

@@ -24,7 +24,7 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use super::clock::{self, Clock};
 use super::dane::DaneVerifiers;
 use super::directory::ThreadTimes;
-use super::event_file::{EventOutbox, EventSender};
+use super::event_file::EventSender;
 use super::limit_file::LimitMail;
 use super::link::{Link, Side};
 use super::mailbox::{Full, Receiver, Sender};
@@ -40,6 +40,7 @@ use crate::limits::{
     QUIET_DELAY, QUIET_MESSAGES_MAX, SESSIONS_ABOVE_SHARE, SHARE_PAUSE, SHUTDOWN_COMMIT_GRACE, TURN_INPUTS,
 };
 use crate::mail::endpoint::Endpoint;
+use crate::outcome::event::LoggedRecord;
 use crate::pool::connection::ConnectionKey;
 use crate::pool::rate::PastLimits;
 use crate::shard::{Action, ConnectError, SessionKey, Shard, ShardOptions};
@@ -145,7 +146,8 @@ async fn start(setup: ShardSetup) {
         control: setup.control,
         limits: setup.limits,
         waiting_control: RefCell::default(),
-        events: RefCell::new(EventOutbox::new(setup.events)),
+        events: setup.events,
+        waiting_events: RefCell::default(),
         running_operations: Cell::new(0),
         session_counts: setup.session_counts,
         heartbeat: setup.heartbeat,
@@ -191,7 +193,8 @@ pub(super) struct ShardLoop {
     control: Sender<ControlMessage>,
     limits: std::sync::mpsc::Sender<LimitMail>,
     waiting_control: RefCell<VecDeque<ControlMessage>>,
-    events: RefCell<EventOutbox>,
+    events: EventSender,
+    waiting_events: RefCell<Vec<LoggedRecord>>,
     running_operations: Cell<usize>,
     session_counts: Arc<Vec<AtomicUsize>>,
     heartbeat: Arc<AtomicU64>,
@@ -272,7 +275,7 @@ impl ShardLoop {
         let next = self.shard.borrow().next_timeout(now);
         let waits = !self.waiting_mail.borrow().is_empty()
             || !self.waiting_control.borrow().is_empty()
-            || self.events.borrow().len() > 0;
+            || !self.waiting_events.borrow().is_empty();
         let next = if waits { next.min(monotonic + Duration::from_millis(1)) } else { next };
         let quiet = self.quiet.borrow();
         quiet.iter().filter(|quiet| quiet.messages > 0).map(|quiet| quiet.until).fold(next, Duration::min)
@@ -322,7 +325,7 @@ impl ShardLoop {
                         let _ = reply.send(answer);
                     }
                 }
-                Action::Events(records) => self.events.borrow_mut().send(records),
+                Action::Events(records) => self.send_events(records),
             }
         }
     }
@@ -522,6 +525,17 @@ impl ShardLoop {
         }
     }
 
+    fn send_events(&self, mut records: Vec<LoggedRecord>) {
+        let mut waiting = self.waiting_events.borrow_mut();
+        if waiting.is_empty() {
+            if let Err(back) = self.events.try_send(records) {
+                *waiting = back;
+            }
+        } else {
+            waiting.append(&mut records);
+        }
+    }
+
     /// Tries again what found a queue full.
     fn send_waiting(&self) {
         self.waiting_mail.borrow_mut().retain_mut(|(to, queue)| {
@@ -540,10 +554,14 @@ impl ShardLoop {
                 break;
             }
         }
-        let mut events = self.events.borrow_mut();
-        events.send_waiting();
-        // A queue that is full for a moment is what the outbox is for; only what piles up there stops the mail.
-        let blocked = events.len() > EVENTS_WAITING_MAX || events.is_failing();
+        let mut events = self.waiting_events.borrow_mut();
+        if !events.is_empty()
+            && let Err(back) = self.events.try_send(std::mem::take(&mut events))
+        {
+            *events = back;
+        }
+        // A queue that is full for a moment is what `waiting_events` is for; only what piles up there stops the mail.
+        let blocked = events.len() > EVENTS_WAITING_MAX || self.events.is_failing();
         let mut shard = self.shard.borrow_mut();
         shard.set_events_blocked(blocked);
         shard.set_events_full(events.len() > EVENTS_HELD_MAX);
@@ -575,7 +593,7 @@ impl ShardLoop {
         loop {
             let now = self.clock.now();
             let quiet = self.shard.borrow().is_committed() && self.running_operations.get() == 0;
-            if (quiet && self.events.borrow().len() == 0) || now.monotonic >= deadline {
+            if (quiet && self.waiting_events.borrow().is_empty()) || now.monotonic >= deadline {
                 break;
             }
             clock::sleep(Duration::from_millis(1)).await;

@@ -8,8 +8,8 @@ use tempfile::TempDir;
 
 use super::directory::WINDOW_BYTES;
 use super::*;
+use crate::outcome::event::EventId;
 use crate::outcome::event::tests::{NODE, message, outcome};
-use crate::outcome::event::{EventId, LoggedRecord};
 use crate::outcome::event_log::EventItem;
 
 /// In memory where there is such a place: these tests sync thousands of times and don't cut the power.
@@ -44,20 +44,10 @@ fn records() -> Vec<LoggedRecord> {
     of_log(1).zip(of_log(2)).flat_map(|(first, second)| [first, second]).collect()
 }
 
-fn batch(records: &[LoggedRecord]) -> EventBatch {
-    let mut batch = EventBatch::default();
-    for record in records {
-        batch.push(record, &NODE, true);
-    }
-    batch
-}
-
-fn push(writer: &mut EventWriter, records: &[LoggedRecord]) {
-    batch(records).records().for_each(|record| writer.push(record));
-}
-
 fn write(writer: &mut EventWriter, records: &[LoggedRecord]) {
-    push(writer, records);
+    for record in records {
+        writer.push(record);
+    }
     writer.try_flush().unwrap();
 }
 
@@ -274,7 +264,9 @@ fn a_failing_disk_keeps_the_frame_and_tells_it_once() {
     // The directory is gone and the file with it: nothing can be created.
     fs::rename(&options.path, &away).unwrap();
     fs::remove_file(away.join(&kept[0].file_name)).unwrap();
-    push(&mut writer, &records[4..]);
+    for record in &records[4..] {
+        writer.push(record);
+    }
     for _ in 0..5 {
         assert!(matches!(writer.try_flush(), Err(EventLogError::Io { .. })));
         assert!(writer.shared.failing.load(Ordering::Relaxed));
@@ -327,7 +319,9 @@ fn what_a_failed_write_left_is_overwritten_or_cut() {
     // As if the disk refused: the descriptor can't write.
     let writable = std::mem::replace(&mut file.file, File::open(&path).unwrap());
     writable.write_all_at(&[0xff; 5_000], end).unwrap();
-    push(&mut writer, &records[4..]);
+    for record in &records[4..] {
+        writer.push(record);
+    }
     assert!(writer.try_flush().is_err());
     let file = writer.file.as_mut().unwrap();
     assert!(file.dirty);
@@ -350,8 +344,7 @@ fn the_thread_reports_cursors_publishes_and_ends_with_everything_written() {
     let mut stream = handle.subscribe();
     let sender = handle.sender();
     let records = records();
-    let mut outbox = EventOutbox::new(sender.clone());
-    outbox.send(records[..6].to_vec());
+    sender.try_send(records[..6].to_vec()).unwrap();
     let mut cursors = Cursors::default();
     while cursors.get(LogId(2)) < Sequence(3) {
         for (log, sequence) in synced.recv_timeout(Duration::from_secs(30)).unwrap() {
@@ -360,7 +353,7 @@ fn the_thread_reports_cursors_publishes_and_ends_with_everything_written() {
     }
     // Readable while the engine runs.
     assert_eq!(told(&options).len(), 8);
-    outbox.send(records[6..].to_vec());
+    sender.try_send(records[6..].to_vec()).unwrap();
     handle.shutdown().unwrap();
     assert_each_once(&options, "after shutdown");
     let mut published = 0;
@@ -368,13 +361,11 @@ fn the_thread_reports_cursors_publishes_and_ends_with_everything_written() {
         published += 1;
     }
     assert_eq!(published, 14);
-    assert_eq!(outbox.len(), 0);
-    outbox.send(records);
-    assert_eq!(outbox.len(), 10, "the writer has ended");
+    assert!(sender.try_send(Vec::new()).is_err(), "the writer has ended");
 }
 
 #[test]
-fn what_finds_the_queue_full_waits_and_a_stop_on_a_failing_disk_ends() {
+fn a_full_queue_gives_batches_back_and_a_stop_on_a_failing_disk_ends() {
     let directory = scratch();
     let options = options(directory.path());
     let (log, _, _) = EventLog::open(options.clone()).unwrap();
@@ -382,61 +373,23 @@ fn what_finds_the_queue_full_waits_and_a_stop_on_a_failing_disk_ends() {
     fs::rename(&options.path, &away).unwrap();
     let handle = log.start(|_| panic!("nothing can be synced")).unwrap();
     let sender = handle.sender();
-    let mut outbox = EventOutbox::new(sender.clone());
-    fill_queue(&mut outbox);
+    let (mut sent, begun) = (0, Instant::now());
+    // The writer takes what comes until its first flush fails; then the queue fills.
+    let given_back = loop {
+        sent += 1;
+        assert!(begun.elapsed() < Duration::from_secs(60), "the queue never fills");
+        match sender.try_send(vec![message(1, sent, &["a@b.example"])]) {
+            Ok(()) => thread::yield_now(),
+            Err(batch) => break batch,
+        }
+    };
+    assert_eq!(given_back[0].sequence, Sequence(sent));
     assert!(sender.is_blocked());
     let error = handle.shutdown().unwrap_err().to_string();
     assert!(error.contains("can't create the event file"), "{error}");
     fs::rename(&away, &options.path).unwrap();
     let (_, cursors, _) = EventLog::open(options).unwrap();
     assert_eq!(cursors, Cursors::default(), "so the spool hands everything again");
-}
-
-/// The writer takes what comes until its first flush fails; then the queue fills. Returns the last sequence.
-fn fill_queue(outbox: &mut EventOutbox) -> u64 {
-    let (mut sent, begun) = (0, Instant::now());
-    while outbox.len() == 0 {
-        sent += 1;
-        assert!(begun.elapsed() < Duration::from_secs(60), "the queue never fills");
-        outbox.send(vec![message(1, sent, &["a@b.example"])]);
-        thread::yield_now();
-    }
-    assert_eq!(outbox.len(), 1);
-    sent
-}
-
-#[test]
-fn what_has_waited_is_told_once_and_in_order() {
-    let directory = scratch();
-    let options = options(directory.path());
-    let (log, _, _) = EventLog::open(options.clone()).unwrap();
-    let away = directory.path().join("away");
-    fs::rename(&options.path, &away).unwrap();
-    let handle = log.start(|_| {}).unwrap();
-    let mut stream = handle.subscribe();
-    let sender = handle.sender();
-    let mut outbox = EventOutbox::new(sender.clone());
-    let last = fill_queue(&mut outbox);
-    // More than one batch of them, and one behind.
-    let records = (last + 1..=last + 1_000).map(|sequence| message(1, sequence, &["a@b.example"]));
-    outbox.send(records.collect());
-    outbox.send(vec![message(1, last + 1_001, &["a@b.example"])]);
-    assert_eq!(outbox.len(), 1_002);
-    fs::rename(&away, &options.path).unwrap();
-    let begun = Instant::now();
-    while outbox.len() > 0 {
-        assert!(begun.elapsed() < Duration::from_secs(60), "the queue stays full");
-        outbox.send_waiting();
-        thread::yield_now();
-    }
-    handle.shutdown().unwrap();
-    let told = told(&options);
-    assert_eq!(told.len() as u64, last + 1_001);
-    assert!(told.values().all(|&times| times == 1));
-    for sequence in 1..=last + 1_001 {
-        let Some(EventItem::Event(event)) = stream.next_blocking() else { panic!("{sequence} was not published") };
-        assert_eq!(event.event_id.sequence, Sequence(sequence));
-    }
 }
 
 #[test]
