@@ -209,6 +209,8 @@ pub(crate) struct World {
     pub(crate) moves: Moves,
     /// What rules have made, as the control thread keeps it over lives.
     suspensions: Vec<Suspension>,
+    /// By shard, when it hears of the last of them: the control thread's mailboxes keep their order.
+    suspensions_heard: BTreeMap<usize, Micros>,
     pub(crate) in_force: InForce,
     answers: BTreeMap<u64, Vec<MessageRow>>,
     questions: u64,
@@ -393,6 +395,7 @@ impl World {
             owners: BTreeMap::new(),
             moves: Moves::new(seed),
             suspensions: Vec::new(),
+            suspensions_heard: BTreeMap::new(),
             in_force: InForce::default(),
             answers: BTreeMap::new(),
             questions: 0,
@@ -773,9 +776,11 @@ impl World {
             ControlMessage::Suspend(suspension) => {
                 for to in 0..self.shards.len() {
                     let message = Box::new(ShardMessage::Suspend(suspension.clone()));
-                    let wait = 20 + self.random.below(500);
-                    self.moves.tell(to, self.clock.micros() + wait);
-                    self.clock.after(wait, Event::Answer { to, message });
+                    let heard = self.suspensions_heard.entry(to).or_default();
+                    let at = (self.clock.micros() + 20 + self.random.below(500)).max(*heard + 1);
+                    *heard = at;
+                    self.moves.tell(to, at);
+                    self.clock.at(at, Event::Answer { to, message });
                 }
                 self.suspensions.push(suspension);
             }
