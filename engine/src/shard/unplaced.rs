@@ -1,7 +1,8 @@
 //! Admitted messages that wait for room which the spool is about to have: a segment that is being made ready, a commit
 //! that is under way. They are whole, so to refuse them would have their senders send all octets again.
 //!
-//! What waits is bounded in octets and in time; beyond, it is refused as it would be without. First come, first placed.
+//! What waits is bounded in octets and in time; beyond, it is refused as it would be without. It keeps its order; what
+//! comes meanwhile may find room before it.
 
 use std::collections::VecDeque;
 use std::time::Duration;
