@@ -583,6 +583,7 @@ impl World {
     pub(crate) fn turn(&mut self, shard: usize) {
         let blocked = self.events.waiting() > EVENTS_WAITING_MAX || self.events_fail_until > self.clock.micros();
         self.shards[shard].set_events_blocked(blocked && self.canary != Some(Canary::EndlessEvents));
+        self.shards[shard].set_events_full(self.events.waiting() > EVENTS_HELD_MAX);
         let now = self.clock.now();
         loop {
             self.count_turn(shard);
@@ -1190,6 +1191,8 @@ const SOCKETS_FEW_EVERY: u64 = 7;
 
 /// With more records the event log is behind, and no mail is taken; outcomes of what is there already still come.
 const EVENTS_WAITING_MAX: usize = 20;
+/// Beyond so many, no delivery is begun.
+const EVENTS_HELD_MAX: usize = 200;
 
 /// Injections of one shard that can be on their way at once.
 const INJECTIONS_MAX: usize = 40;

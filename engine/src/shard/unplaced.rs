@@ -2,7 +2,7 @@
 //! that is under way. They are whole, so to refuse them would have their senders send all octets again.
 //!
 //! What waits is bounded in octets and in time; beyond, it is refused as it would be without. It keeps its order; what
-//! comes meanwhile may find room before it.
+//! comes meanwhile gets only room that is too small for the first of those that wait.
 
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -62,7 +62,10 @@ impl Home {
             return;
         }
         domain.held = true;
-        domain.blocked = Some(blocked);
+        // It may wait for an answer of the DNS already, and for longer.
+        if domain.blocked.as_ref().is_none_or(|present| present.until_ms < blocked.until_ms) {
+            domain.blocked = Some(blocked);
+        }
         let pair = self.pair(pair_key);
         for key in self.pair_mut(pair).ready.drain() {
             if self.queue_of(key).route == route {

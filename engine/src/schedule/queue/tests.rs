@@ -139,6 +139,26 @@ fn a_blocked_pair_keeps_attempts_and_due_time_and_says_why() {
     assert_eq!(home.blocked_by(EntryKey(0)), None);
 }
 
+/// What was ready by an older answer of the DNS comes back from its pair; the domain is not asked for any earlier.
+#[test]
+fn a_domain_that_is_held_waits_as_long_as_the_dns_has_it_wait() {
+    let blocked = |until_ms, reason: &str| Blocked { until_ms, reason: reason.into() };
+    for (dns_ms, held_ms, until_ms) in [(9_000, 7_000, 9_000), (7_000, 9_000, 9_000)] {
+        let mut home = home_with(2);
+        let (first, second) = (home.pop_due(5_000).unwrap(), home.pop_due(5_000).unwrap());
+        home.wait_for_route(first);
+        let route = home.queue_of(first).route.clone();
+        home.block_domain(&route, blocked(dns_ms, "DNS"));
+        home.hold(second, &pair(), blocked(held_ms, "TLS"));
+        needs(&mut home);
+        assert!(home.is_held(&route));
+        home.unblock_domains(until_ms - 1);
+        assert_eq!(needs(&mut home), []);
+        home.unblock_domains(until_ms);
+        assert_eq!(needs(&mut home), [Need::Route { key: route }]);
+    }
+}
+
 #[test]
 fn a_suspended_source_gives_its_entries_back() {
     let mut home = home_with(6);

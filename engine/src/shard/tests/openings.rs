@@ -49,8 +49,11 @@ fn the_longest_idle_connection_makes_room_for_a_pair_that_has_none() {
     assert_eq!(world.outcomes(), SOCKETS_OUT + 3);
     assert_eq!(world.closed, []);
 
+    world.to_peer.clear();
     send(&mut world, session, "other.example");
     assert!(world.connects.is_empty(), "there is no socket for it");
+    world.pass(Duration::from_millis(10)); // The next turn.
+    assert_eq!(world.to_peer, "QUIT\r\n", "one is asked to go");
     assert_eq!(world.peer_says(connections[0], "221 bye\r\n"), "");
     assert_eq!(world.closed, connections[..1]);
     world.shard.connection_gone(world.now, connections[0]);
