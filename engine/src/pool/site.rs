@@ -128,9 +128,13 @@ impl Hosts {
         self.leave_alone(now, (address, Concern::of(requirement)), back_off, reason);
     }
 
+    /// A host that goes down fails all connections that are on their way to it: that is one failure, whose pause goes on.
     fn leave_alone(&mut self, now: Duration, of: (Endpoint, Concern), back_off: BackOff, reason: Arc<str>) {
         self.make_room(now);
         let memory = self.memory(of);
+        if now < memory.until {
+            return;
+        }
         let doublings = memory.failures.min(16);
         memory.failures += 1;
         memory.until = now + (back_off.first * (1 << doublings)).min(back_off.max);
@@ -278,15 +282,31 @@ mod tests {
     fn the_pause_doubles_to_its_maximum_and_ends_with_success() {
         let mut hosts = Hosts::default();
         let order = vec![(0, address(1))];
-        let mut pauses = Vec::new();
+        let (mut pauses, mut now) = (Vec::new(), Duration::ZERO);
         for _ in 0..6 {
-            hosts.failed(Duration::ZERO, address(1), BACK_OFF, "refused".into());
-            pauses.push(waits(&mut hosts, &order).as_secs());
+            hosts.failed(now, address(1), BACK_OFF, "refused".into());
+            pauses.push((waits(&mut hosts, &order) - now).as_secs());
+            now = waits(&mut hosts, &order);
         }
         assert_eq!(pauses, [30, 60, 120, 240, 300, 300]);
         hosts.succeeded(address(1), &TlsRequirement::Verified);
         hosts.failed(Duration::ZERO, address(1), BACK_OFF, "refused".into());
         assert_eq!(waits(&mut hosts, &order).as_secs(), 30);
+    }
+
+    /// Ten connections are begun together, and the host is down.
+    #[test]
+    fn what_fails_together_is_one_failure() {
+        let mut hosts = Hosts::default();
+        let order = vec![(0, address(1))];
+        let at = Duration::from_secs;
+        for second in 0..10 {
+            hosts.failed(at(second), address(1), BACK_OFF, "refused".into());
+        }
+        assert_eq!(waits(&mut hosts, &order), at(30));
+        hosts.failed(at(30), address(1), BACK_OFF, "refused".into());
+        hosts.failed(at(31), address(1), BACK_OFF, "refused".into());
+        assert_eq!(waits(&mut hosts, &order), at(90));
     }
 
     #[test]
