@@ -128,6 +128,8 @@ pub const CLEAR_MEMORY: std::time::Duration = std::time::Duration::from_secs(3_6
 pub const LACK_MEMORY: std::time::Duration = std::time::Duration::from_secs(3_600);
 /// The longest first pause after a host failed.
 pub const HOST_BACK_OFF_FIRST_MAX: std::time::Duration = std::time::Duration::from_secs(30);
+/// For how long others wait for the one connection that tries a host again.
+pub const PROBE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 /// The longest pause after a host failed often.
 pub const HOST_BACK_OFF_MAX: std::time::Duration = std::time::Duration::from_secs(600);
 

@@ -276,7 +276,10 @@ impl Pools {
         let &Slot { pair, address, ref tls, .. } = self.slots.get(connection);
         let pair = &mut self.pairs[pair as usize];
         match was {
-            SlotState::Opening => pair.opening -= 1,
+            SlotState::Opening => {
+                pair.opening -= 1;
+                pair.hosts.end_probe(address);
+            }
             SlotState::Busy => pair.busy -= 1,
             SlotState::Idle { .. } | SlotState::Closing => {}
         }

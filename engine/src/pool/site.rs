@@ -6,7 +6,7 @@ use std::time::Duration;
 use ahash::HashMap;
 
 use crate::handover::{AttemptOrder, Elsewhere, Need, TlsRequirement};
-use crate::limits::{CLEAR_MEMORY, HOST_MEMORIES_MAX, LACK_MEMORY};
+use crate::limits::{CLEAR_MEMORY, HOST_MEMORIES_MAX, LACK_MEMORY, PROBE_PATIENCE};
 use crate::mail::endpoint::Endpoint;
 
 /// What one pair remembers of the hosts that it connected to.
@@ -29,6 +29,8 @@ enum Concern {
 struct Memory {
     failures: u32,
     until: Duration,
+    /// One connection is on its way to find out whether the host is back; until then the others leave it alone.
+    probed_until: Duration,
     reason: Arc<str>,
     /// Until then opportunistic TLS isn't tried with it.
     clear_until: Duration,
@@ -38,6 +40,10 @@ struct Memory {
 }
 
 impl Memory {
+    fn waits_until(&self) -> Duration {
+        self.until.max(self.probed_until)
+    }
+
     fn lacks_until(&mut self, need: Need) -> &mut Duration {
         match need {
             Need::EightBitMime => &mut self.lacks_eight_bit_until,
@@ -51,7 +57,9 @@ impl Memory {
     }
 
     fn matters(&self, now: Duration) -> bool {
-        [self.until, self.clear_until, self.lacks_eight_bit_until, self.lacks_utf8_until].iter().any(|time| *time > now)
+        [self.waits_until(), self.clear_until, self.lacks_eight_bit_until, self.lacks_utf8_until]
+            .iter()
+            .any(|time| *time > now)
     }
 }
 
@@ -91,6 +99,7 @@ impl Hosts {
             && requirement(host) == Some(TlsRequirement::Opportunistic)
             && self.waits(now, to, Concern::Everything).is_none()
         {
+            self.probe(now, to);
             return Choice::Connect { host, to };
         }
         let mut soonest: Option<&Memory> = None;
@@ -100,15 +109,37 @@ impl Hosts {
             let broken = self.waits(now, to, Concern::Everything);
             let refused = self.waits(now, to, Concern::of(&requirement));
             for_tls |= broken.is_none() && refused.is_some();
-            let later = broken.into_iter().chain(refused).max_by_key(|memory| memory.until);
-            let Some(memory) = later else { return Choice::Connect { host, to } };
-            if soonest.is_none_or(|soonest| memory.until < soonest.until) {
+            let later = broken.into_iter().chain(refused).max_by_key(|memory| memory.waits_until());
+            let Some(memory) = later else {
+                self.probe(now, to);
+                return Choice::Connect { host, to };
+            };
+            if soonest.is_none_or(|soonest| memory.waits_until() < soonest.waits_until()) {
                 soonest = Some(memory);
             }
         }
         match soonest {
-            Some(memory) => Choice::Wait { until: memory.until, reason: Arc::clone(&memory.reason), tls: for_tls },
+            Some(memory) => {
+                Choice::Wait { until: memory.waits_until(), reason: Arc::clone(&memory.reason), tls: for_tls }
+            }
             None => Choice::Nowhere,
+        }
+    }
+
+    /// A connection is begun. Where the host has failed, others wait for what becomes of it: a host that is still down
+    /// would keep all of them for as long as a connection may take.
+    fn probe(&mut self, now: Duration, address: Endpoint) {
+        if let Some(memory) = self.memories.get_mut(&(address, Concern::Everything))
+            && memory.failures > 0
+        {
+            memory.probed_until = now + PROBE_PATIENCE;
+        }
+    }
+
+    /// What was begun is over, whatever came of it.
+    pub fn end_probe(&mut self, address: Endpoint) {
+        if let Some(memory) = self.memories.get_mut(&(address, Concern::Everything)) {
+            memory.probed_until = Duration::ZERO;
         }
     }
 
@@ -147,6 +178,7 @@ impl Hosts {
             if let Some(memory) = self.memories.get_mut(&(address, concern)) {
                 memory.failures = 0;
                 memory.until = Duration::ZERO;
+                memory.probed_until = Duration::ZERO;
             }
         }
     }
@@ -214,13 +246,14 @@ impl Hosts {
 
     /// What keeps the host from being tried now.
     fn waits(&self, now: Duration, address: Endpoint, concern: Concern) -> Option<&Memory> {
-        self.memories.get(&(address, concern)).filter(|memory| memory.until > now)
+        self.memories.get(&(address, concern)).filter(|memory| memory.waits_until() > now)
     }
 
     fn memory(&mut self, of: (Endpoint, Concern)) -> &mut Memory {
         self.memories.entry(of).or_insert_with(|| Memory {
             failures: 0,
             until: Duration::ZERO,
+            probed_until: Duration::ZERO,
             reason: Arc::from(""),
             clear_until: Duration::ZERO,
             lacks_eight_bit_until: Duration::ZERO,
@@ -307,6 +340,31 @@ mod tests {
         hosts.failed(at(30), address(1), BACK_OFF, "refused".into());
         hosts.failed(at(31), address(1), BACK_OFF, "refused".into());
         assert_eq!(waits(&mut hosts, &order), at(90));
+    }
+
+    #[test]
+    fn one_connection_finds_out_whether_a_host_is_back() {
+        let mut hosts = Hosts::default();
+        let order = vec![(0, address(1)), (1, address(2))];
+        let at = Duration::from_secs;
+        let chosen = |hosts: &mut Hosts, second| match hosts.choose(at(second), &order, any) {
+            Choice::Connect { host, .. } => host,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!([chosen(&mut hosts, 0), chosen(&mut hosts, 0)], [0, 0], "nothing is known of it");
+        hosts.failed(at(0), address(1), BACK_OFF, "timed out".into());
+        assert_eq!([chosen(&mut hosts, 30), chosen(&mut hosts, 30), chosen(&mut hosts, 31)], [0, 1, 1]);
+        hosts.end_probe(address(1));
+        assert_eq!([chosen(&mut hosts, 32), chosen(&mut hosts, 32)], [0, 1], "nothing came of it");
+        let until = at(32) + PROBE_PATIENCE;
+        assert_eq!(waits(&mut hosts, &vec![(0, address(1))]), until, "who has no other host waits for it");
+        assert_eq!(chosen(&mut hosts, until.as_secs()), 0, "but no longer than so");
+        hosts.end_probe(address(1));
+        hosts.failed(until, address(1), BACK_OFF, "timed out".into());
+        assert_eq!(chosen(&mut hosts, until.as_secs() + 59), 1);
+        assert_eq!(chosen(&mut hosts, until.as_secs() + 60), 0);
+        hosts.succeeded(address(1), &TlsRequirement::Opportunistic);
+        assert_eq!([chosen(&mut hosts, 200), chosen(&mut hosts, 200)], [0, 0], "it is back");
     }
 
     #[test]

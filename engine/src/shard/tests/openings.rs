@@ -1,7 +1,7 @@
 //! When connections are begun: not while the shard is behind, and not without sockets.
 
 use super::*;
-use crate::limits::{SWEEP_INTERVAL, TURN_INPUTS};
+use crate::limits::{HOST_BACK_OFF_FIRST_MAX, SWEEP_INTERVAL, TURN_INPUTS};
 use crate::shard::ConnectError;
 
 /// Of the hundred that the shard may have; a quarter is for sessions.
@@ -104,4 +104,32 @@ fn without_a_descriptor_no_host_is_blamed_and_the_mail_goes_later() {
     world.take_message(connection);
     world.pass(Duration::from_millis(10));
     assert_eq!(world.fates(), [Fate::Delivered]);
+}
+
+/// Many connections fail together, one finds out whether the host is back, and then all that are wanted are begun.
+#[test]
+fn a_host_that_was_away_is_tried_by_one_connection_first() {
+    let mut world = world();
+    let session = world.connect_client();
+    for _ in 0..5 {
+        send(&mut world, session, "peer.example");
+    }
+    let refused = ConnectError::Failed(std::io::ErrorKind::ConnectionRefused.into());
+    assert_eq!(world.connects.len(), 5);
+    for (connection, _) in std::mem::take(&mut world.connects) {
+        world.shard.connect_failed(world.now, connection, &refused);
+    }
+    world.pass(HOST_BACK_OFF_FIRST_MAX - Duration::from_secs(1));
+    assert!(world.connects.is_empty());
+    world.pass(Duration::from_secs(1));
+    world.pass(SWEEP_INTERVAL);
+    assert_eq!(world.connects.len(), 1, "it was one failure");
+    let (connection, _) = world.connects.pop().unwrap();
+    world.shard.connect_failed(world.now, connection, &ConnectError::NoSocket);
+    world.pass(SWEEP_INTERVAL);
+    assert_eq!(world.connects.len(), 1, "the host had no part in that");
+    let connection = world.accept_connection();
+    assert!(world.connects.is_empty());
+    world.peer_says(connection, "250 peer.example\r\n");
+    assert_eq!(world.connects.len(), 4, "it is back");
 }
