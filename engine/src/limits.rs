@@ -122,6 +122,8 @@ pub(crate) const STS_REFRESH_AGE: std::time::Duration = std::time::Duration::fro
 
 /// Hosts whose failures one pair remembers.
 pub const HOST_MEMORIES_MAX: usize = 1_000;
+/// Input that is smaller may be one segment that isn't full: what its sender has more of may wait to be asked for.
+pub(crate) const SMALL_INPUT_BYTES: usize = 4_096;
 /// For how long a host whose TLS failed gets opportunistic mail in the clear.
 pub const CLEAR_MEMORY: std::time::Duration = std::time::Duration::from_secs(3_600);
 /// For how long a host that lacked what a message needed is not asked for it again, while others may have it.

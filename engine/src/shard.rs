@@ -103,6 +103,11 @@ pub enum Action {
     SessionResume {
         session: SessionKey,
     },
+    /// Acknowledge what came now, although nothing is said that would: a client that writes in small pieces may keep back
+    /// the next until then (RFC 896), and the kernel may take 40 ms for it (RFC 1122 §4.2.3.2).
+    SessionAcknowledge {
+        session: SessionKey,
+    },
     /// Execute, and give the completion to [`Shard::spool_completed`].
     Spool {
         log: LogId,
@@ -120,6 +125,10 @@ pub enum Action {
     ConnectionSend {
         connection: ConnectionKey,
         chunks: Vec<Chunk<postrider_spool::Piece>>,
+    },
+    /// As [`Action::SessionAcknowledge`], for a peer that writes each of several replies by itself.
+    ConnectionAcknowledge {
+        connection: ConnectionKey,
     },
     /// Send what is to be sent, then shake hands with the host of this name.
     ConnectionStartTls {

@@ -631,6 +631,8 @@ impl World {
                     self.shards[shard].session_closed(session);
                 }
                 Action::SessionResume { .. } => {}
+                // The simulated network keeps nothing back.
+                Action::SessionAcknowledge { .. } | Action::ConnectionAcknowledge { .. } => {}
                 Action::Spool { log, operation } => self.begin_operation(shard, log, operation),
                 Action::RemoveLog(log) => {
                     assert!(self.draining.remove(&log.id()), "NOTHING-LOST: {:?} takes mail", log.id());

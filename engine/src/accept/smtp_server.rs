@@ -168,6 +168,11 @@ impl SmtpServer {
         self.transaction.is_some()
     }
 
+    /// Content has begun, and its end has not come.
+    pub fn is_amid_content(&self) -> bool {
+        matches!(self.state, State::Data(_) | State::Chunk(_))
+    }
+
     /// Octets of memory that the content takes which is being received.
     pub fn content_bytes(&self) -> u64 {
         let chunks = self.transaction.as_ref().and_then(|transaction| transaction.chunks.as_ref());

@@ -175,6 +175,11 @@ impl<C: Content> SmtpClient<C> {
         self.events.pop_front()
     }
 
+    /// The peer has not said all that it is to say yet.
+    pub fn awaits_replies(&self) -> bool {
+        self.expected.len() > self.early.len()
+    }
+
     pub fn is_idle(&self) -> bool {
         self.phase == Phase::Open && self.transactions.is_empty()
     }

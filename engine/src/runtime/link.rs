@@ -104,6 +104,10 @@ impl Link {
         self.socket.abort();
     }
 
+    pub(super) fn acknowledge(&self) {
+        self.socket.acknowledge();
+    }
+
     pub(super) fn wake(&self) {
         self.wake.notify_one();
     }

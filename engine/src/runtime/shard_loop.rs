@@ -291,9 +291,13 @@ impl ShardLoop {
                 Action::SessionStartTls { session } => self.link(Side::Session(session), Link::start_tls_server),
                 Action::SessionClose { session } => self.link(Side::Session(session), Link::close),
                 Action::SessionAbort { session } => self.link(Side::Session(session), Link::abort),
+                Action::SessionAcknowledge { session } => self.link(Side::Session(session), Link::acknowledge),
                 Action::SessionResume { session } => self.link(Side::Session(session), Link::wake),
                 Action::ConnectionSend { connection, chunks } => {
                     self.link(Side::Connection(connection), |link| link.send(chunks));
+                }
+                Action::ConnectionAcknowledge { connection } => {
+                    self.link(Side::Connection(connection), Link::acknowledge);
                 }
                 Action::ConnectionStartTls { connection, host_name, tls } => {
                     self.link(Side::Connection(connection), |link| link.start_tls_client(host_name, tls));

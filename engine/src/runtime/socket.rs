@@ -203,6 +203,12 @@ impl Socket {
         self.0.aborted.get()
     }
 
+    /// Has the kernel acknowledge now what was received so far.
+    pub(crate) fn acknowledge(&self) {
+        // A Unix socket has nothing to acknowledge. Where it fails otherwise, the kernel acknowledges in its own time.
+        let _ = SockRef::from(&*self.0.descriptor).set_tcp_quickack(true);
+    }
+
     /// Sends our FIN. The peer may still send; it has closed too when a receive gives Ok(0).
     pub(crate) fn finish(&self) -> io::Result<()> {
         SockRef::from(&*self.0.descriptor).shutdown(net::Shutdown::Write)

@@ -17,7 +17,7 @@ use crate::config::SmtpListener;
 use crate::handover::{AcceptAnswer, ShardMessage};
 use crate::limits::{
     LIMIT_KEEPER, RECEIVING_BYTES_MAX, RECEIVING_SMALL_BYTES, RSA_SIGNATURES_PER_TURN, SESSION_CLOSE_MAX, SESSIONS_MAX,
-    SIGNING_QUEUE_MAX,
+    SIGNING_QUEUE_MAX, SMALL_INPUT_BYTES,
 };
 use crate::mail::time::Now;
 
@@ -83,6 +83,7 @@ impl Shard {
     /// A client sent something.
     pub fn session_received(&mut self, now: Now, key: SessionKey, input: &[u8]) {
         let Some(session) = self.sessions.get_mut(&key) else { return };
+        let said = self.actions.len();
         if session.pending.is_empty() {
             let taken = self.serve_session(now, key, input);
             if let Some(session) = self.sessions.get_mut(&key) {
@@ -91,6 +92,15 @@ impl Shard {
         } else {
             session.pending.extend_from_slice(input);
             self.serve_pending(now, key);
+        }
+        if self.actions.len() == said
+            && input.len() < SMALL_INPUT_BYTES
+            && let Some(session) = self.sessions.get(&key)
+            && session.closing.is_none()
+            && !session.server.is_waiting()
+            && (session.server.is_amid_content() || !session.pending.is_empty())
+        {
+            self.actions.push_back(Action::SessionAcknowledge { session: key });
         }
     }
 

@@ -17,7 +17,7 @@ use crate::handover::{
     Attempt, ControlMessage, DeliveryContext, HandshakeError, Intend, IntentKey, Settled, ShardMessage, TlsFailure,
     TlsPolicyKey, TlsRequirement,
 };
-use crate::limits::SOURCE_REFUSED_PAUSE;
+use crate::limits::{SMALL_INPUT_BYTES, SOURCE_REFUSED_PAUSE};
 use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 use crate::pool::connection::ConnectionKey;
@@ -150,7 +150,14 @@ impl Shard {
     /// The peer sent something (in the clear, once TLS is up).
     pub fn connection_received(&mut self, now: Now, connection: ConnectionKey, input: &[u8]) {
         self.inputs += 1;
-        self.with_client(now, connection, |client, out| client.handle(now, input, out));
+        let mut awaits_more = false;
+        let has_said = self.with_client(now, connection, |client, out| {
+            client.handle(now, input, out);
+            awaits_more = client.awaits_replies();
+        });
+        if awaits_more && !has_said && input.len() < SMALL_INPUT_BYTES {
+            self.actions.push_back(Action::ConnectionAcknowledge { connection });
+        }
     }
 
     /// That many more octets of what was to be sent are with the kernel.
@@ -255,14 +262,15 @@ impl Shard {
     }
 
     /// Lets a connection's client act, sends what it wants sent, and handles its events.
+    /// True: something was said to the peer.
     fn with_client(
         &mut self,
         now: Now,
         connection: ConnectionKey,
         act: impl FnOnce(&mut SmtpClient<postrider_spool::Message>, &mut Vec<Chunk<Piece>>),
-    ) {
-        let Some(delivery) = self.deliveries.get_mut(&connection) else { return };
-        let DeliveryState::Up(client) = &mut delivery.state else { return };
+    ) -> bool {
+        let Some(delivery) = self.deliveries.get_mut(&connection) else { return false };
+        let DeliveryState::Up(client) = &mut delivery.state else { return false };
         if let Some((_, attempt)) = delivery.attempts.front() {
             self.progress.begin_work(attempt.message.id());
         }
@@ -290,13 +298,15 @@ impl Shard {
         self.progress.add_sent(client.take_sent());
         let first = client.poll_event();
         let rest: Vec<ClientEvent> = std::iter::from_fn(|| client.poll_event()).collect();
-        if !chunks.is_empty() {
+        let has_said = !chunks.is_empty();
+        if has_said {
             self.actions.push_back(Action::ConnectionSend { connection, chunks });
         }
         for event in first.into_iter().chain(rest) {
             self.handle_client_event(now, connection, event);
         }
         self.progress.end_work();
+        has_said
     }
 
     fn handle_client_event(&mut self, now: Now, connection: ConnectionKey, event: ClientEvent) {

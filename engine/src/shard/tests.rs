@@ -2,6 +2,7 @@
 //!
 //! Over 500 lines: that world, which the tests in `tests/` share, and what looks at a shard as a whole.
 
+mod acknowledge;
 mod ask;
 mod automation;
 mod body;
@@ -61,6 +62,8 @@ struct World {
     /// What clients and peers were sent.
     to_client: String,
     to_peer: String,
+    /// Pieces of input that were to be acknowledged at once.
+    acknowledged: usize,
     connects: Vec<(ConnectionKey, Endpoint)>,
     /// The source of each connection that was begun.
     connect_sources: Vec<usize>,
@@ -130,6 +133,7 @@ impl World {
             operations: Vec::new(),
             to_client: String::new(),
             to_peer: String::new(),
+            acknowledged: 0,
             connects: Vec::new(),
             connect_sources: Vec::new(),
             lookups: 0,
@@ -176,6 +180,7 @@ impl World {
                 self.shard.connection_sent(self.now, connection, octets);
             }
             Action::ConnectionStartTls { connection, tls, .. } => self.handshakes.push((connection, tls)),
+            Action::SessionAcknowledge { .. } | Action::ConnectionAcknowledge { .. } => self.acknowledged += 1,
             Action::ConnectionClose { connection } => self.closed.push(connection),
             Action::Control(ControlMessage::FindOwner { pair, .. }) => {
                 self.shard.handle_message(ShardMessage::Owner { pair, owner: 0 });

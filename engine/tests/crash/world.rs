@@ -267,7 +267,9 @@ impl World {
                     self.clients.remove(&(shard, session));
                     self.shards[shard].session_closed(session);
                 }
-                Action::SessionResume { .. } => {}
+                Action::SessionResume { .. }
+                | Action::SessionAcknowledge { .. }
+                | Action::ConnectionAcknowledge { .. } => {}
                 Action::Spool { log, operation } => self.operations.push((shard, log, operation)),
                 Action::RemoveLog(log) => {
                     // After a failure the next start removes it.

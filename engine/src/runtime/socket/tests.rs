@@ -67,6 +67,27 @@ fn connects_from_the_bound_source() {
     .unwrap();
 }
 
+/// In a dialog the kernel waits for something to be sent that acknowledges what came; the option tells whether it does.
+#[test]
+fn what_came_is_acknowledged_when_it_has_to_be() {
+    let (listener, address) = listen();
+    run_shard("test", async move {
+        let socket = connected(address).await;
+        let (mut peer, _) = listener.accept().unwrap();
+        let acknowledges_at_once = || SockRef::from(&*socket.0.descriptor).tcp_quickack().unwrap();
+        while acknowledges_at_once() {
+            peer.write_all(b"250 ok\r\n").unwrap();
+            let (received, _) = timeout(STUCK, socket.recv(Vec::with_capacity(64))).await.unwrap();
+            assert_eq!(received.unwrap(), 8);
+            let (sent, _) = socket.send(vec!["NOOP\r\n"]).await;
+            assert_eq!(sent.unwrap(), 6);
+        }
+        socket.acknowledge();
+        assert!(acknowledges_at_once());
+    })
+    .unwrap();
+}
+
 #[test]
 fn a_refused_connect_says_so() {
     let (listener, address) = listen();
