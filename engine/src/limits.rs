@@ -315,6 +315,12 @@ pub const COMMIT_GATHER: std::time::Duration = std::time::Duration::from_micros(
 /// A log whose commit takes longer takes no mail, and nothing is begun that would have to be recorded. To refuse is
 /// better than to let senders wait until they give up, and send again what is then taken twice.
 pub const COMMIT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+/// A log that failed to write is opened again at once. Where it fails again, such pauses come between, each twice the
+/// last, until it has worked for twice the longest.
+pub const REOPEN_PAUSE_MIN: std::time::Duration = std::time::Duration::from_millis(100);
+pub const REOPEN_PAUSE_MAX: std::time::Duration = std::time::Duration::from_secs(10);
+/// How often it is told that a log fails still.
+pub(crate) const FAILURE_COMPLAINT_INTERVAL: std::time::Duration = std::time::Duration::from_secs(60);
 /// Turns in which a commit goes before the upkeep of its log; then both are done in one.
 pub const UPKEEP_SKIPPED_MAX: u32 = 8;
 /// When a pool without a usable source is looked at again.

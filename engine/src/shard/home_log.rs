@@ -9,7 +9,10 @@ use postrider_spool::{AppendError, Closed, CommitNumber, Log, Summarize};
 
 use super::SessionKey;
 use crate::handover::IntentKey;
-use crate::limits::{COMMIT_PATIENCE, OUTCOME_COMMIT_DELAY, OUTCOMES_GATHERED_MAX, UPKEEP_DELAY};
+use crate::limits::{
+    COMMIT_PATIENCE, FAILURE_COMPLAINT_INTERVAL, OUTCOME_COMMIT_DELAY, OUTCOMES_GATHERED_MAX, REOPEN_PAUSE_MAX,
+    REOPEN_PAUSE_MIN, UPKEEP_DELAY,
+};
 use crate::mail::time::Now;
 use crate::outcome::event::LoggedRecord;
 use crate::schedule::queue::{EntryKey, Home};
@@ -42,6 +45,18 @@ pub(super) struct HomeLog {
     pub(super) upkeep_skipped: u32,
     /// What the log's checkpoints tell of its messages.
     pub(super) summaries: SummaryWriter,
+    failures: Failures,
+}
+
+/// Of a log that failed to write. One whose disk is gone would otherwise be opened, and fail, as fast as that goes.
+#[derive(Debug, Default)]
+struct Failures {
+    last: Option<Duration>,
+    /// When somebody was told.
+    told: Duration,
+    /// Between the last failure and the next try. None behind the first of several: most are over with it.
+    pause: Duration,
+    reopen_at: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -117,6 +132,7 @@ impl HomeLog {
             committing_since: None,
             upkeep_skipped: 0,
             summaries,
+            failures: Failures::default(),
         }
     }
 
@@ -172,8 +188,30 @@ impl HomeLog {
         self.committing_since.is_some_and(|since| now.monotonic >= since + COMMIT_PATIENCE)
     }
 
+    /// The log has failed and is opened again, by and by. Whether that is to be told: not each time where it goes on.
+    pub(super) fn handle_failure(&mut self, now: Now) -> bool {
+        let Failures { last, told, pause, reopen_at } = &mut self.failures;
+        let goes_on = last.is_some_and(|last| now.monotonic < last + 2 * REOPEN_PAUSE_MAX);
+        *last = Some(now.monotonic);
+        *pause = if goes_on { (*pause * 2).clamp(REOPEN_PAUSE_MIN, REOPEN_PAUSE_MAX) } else { Duration::ZERO };
+        *reopen_at = Some(now.monotonic + *pause);
+        let is_told = !goes_on || now.monotonic >= *told + FAILURE_COMPLAINT_INTERVAL;
+        if is_told {
+            *told = now.monotonic;
+        }
+        is_told
+    }
+
+    pub(super) fn reopen_when_due(&mut self, now: Now) {
+        if self.failures.reopen_at.is_some_and(|at| at <= now.monotonic) {
+            self.failures.reopen_at = None;
+            self.log.begin_reopen();
+        }
+    }
+
     pub(super) fn next_timeout(&self) -> Duration {
-        let upkeep = self.log.next_timeout().unwrap_or(Duration::MAX);
+        let reopening = self.failures.reopen_at.unwrap_or(Duration::MAX);
+        let upkeep = self.log.next_timeout().unwrap_or(Duration::MAX).min(reopening);
         match self.log.has_uncommitted() {
             false => upkeep,
             true if self.log.is_committing() => upkeep.max(self.upkeep_at.min(self.commit_at)),

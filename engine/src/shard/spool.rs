@@ -56,6 +56,7 @@ impl Shard {
     /// alone a little later.
     pub(super) fn commit(&mut self, now: Now) {
         for home in &mut self.logs {
+            home.reopen_when_due(now);
             // What still finds no room is tried again with the next turn.
             let _ = home.append_waiting(now);
             if home.is_gathering(now) {
@@ -169,8 +170,10 @@ impl Shard {
 
     /// A write or sync failed: what was in memory is void, and nobody was told of it.
     fn handle_spool_failure(&mut self, now: Now, place: usize, error: &std::io::Error) {
-        let log = self.logs[place].log.id();
-        tracing::error!(log = log.0, %error, "the spool failed to write; it takes no mail until it is reopened");
+        if self.logs[place].handle_failure(now) {
+            let log = self.logs[place].log.id().0;
+            tracing::error!(log, %error, "the spool failed to write; it takes no mail until it is open again");
+        }
         let waiting = std::mem::take(&mut self.logs[place].waiting);
         for (_, uncommitted) in std::mem::take(&mut self.logs[place].uncommitted) {
             match uncommitted {
@@ -183,7 +186,7 @@ impl Shard {
         }
         self.logs[place].waiting.extend(waiting);
         self.logs[place].committing_since = None;
-        self.logs[place].log.begin_reopen();
+        self.logs[place].reopen_when_due(now);
     }
 
     /// Gets a message that something waits for: at once where it is in memory, else by a read.

@@ -6,7 +6,7 @@ use std::path::Path;
 use postrider_spool::sim::{Faults, SimDisk};
 
 use super::*;
-use crate::limits::{COMMIT_PATIENCE, OUTCOME_COMMIT_DELAY, UNRECORDED_RETRY};
+use crate::limits::{COMMIT_PATIENCE, OUTCOME_COMMIT_DELAY, REOPEN_PAUSE_MAX, UNRECORDED_RETRY};
 
 const REFUSED: &str = "452 4.3.1 Spool takes no mail now: the spool's disk does not keep up\r\n";
 
@@ -87,5 +87,45 @@ fn a_commit_that_fails_late_is_over() {
     disk.set_faults(Faults::default());
     assert_eq!(world.to_client, "451 4.3.0 Spool failed, try again later\r\n");
     world.pass(Duration::from_secs(10));
+    accepted(&mut world);
+}
+
+/// A disk that is gone fails every write, at once. It was tried again as fast as that went: a core and a log file were
+/// filled, and no stop came to its end, since an operation was always under way.
+#[test]
+fn a_disk_that_is_gone_is_tried_now_and_then() {
+    let disk = SimDisk::new(1);
+    let spool = Spool::open_on(Arc::new(disk.clone()), Path::new("/spool"), SpoolOptions::default()).unwrap();
+    let mut world = World::open_spool(TempDir::new().unwrap(), spool, START, Config::new("mta.example"), &[]);
+    accepted(&mut world);
+    let gone = Faults { operations_left: Some(0), ..Faults::default() };
+    disk.set_faults(gone);
+    let client = world.connect_client();
+    world.client_says(client, CLIENT);
+    world.client_says(client, CONTENT);
+    let mut failures = 0;
+    for _ in 0..600 {
+        // Each is one failure: so many operations end at this time.
+        for _ in 0..1_000 {
+            world.settle();
+            let operations = std::mem::take(&mut world.operations);
+            if operations.is_empty() {
+                break;
+            }
+            for (log, operation) in operations {
+                failures += 1;
+                disk.set_faults(gone);
+                let completion = postrider_spool::execute(operation);
+                world.shard.spool_completed(world.now, log, completion);
+            }
+        }
+        world.pass_unsynced(Duration::from_millis(100));
+    }
+    assert!(failures < 60, "{failures} operations in a minute");
+    assert_eq!(world.shard.metrics.spool_closed.get(), 1);
+    disk.set_faults(Faults::default());
+    world.pass(REOPEN_PAUSE_MAX);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.shard.metrics.spool_closed.get(), 0);
     accepted(&mut world);
 }
