@@ -25,9 +25,9 @@ use crate::format::{FORMAT_VERSION, SEGMENT_HEADER_BYTES};
 use crate::index::{Pending, Place};
 use crate::limits::{
     BLOCK_BYTES, CHECKPOINT_FILE_BYTES_MIN, CHECKPOINT_FILE_HEADROOM_PERCENT, CHECKPOINT_FREED_RATIO,
-    CHECKPOINT_RETRY_MS, CHECKPOINT_ROW_BYTES_MIN, CHECKPOINT_SLICE_BYTES, CHECKPOINT_SLICE_INTERVAL_MS,
-    CHECKPOINT_WRITE_BYTES, CHECKPOINT_WRITTEN_BYTES_MAX, CHECKPOINT_WRITTEN_RATIO, CHECKPOINT_WRITTEN_RATIO_HURRIED,
-    CHECKPOINT_WRITTEN_SEGMENTS_HURRIED,
+    CHECKPOINT_RETRY_MS, CHECKPOINT_ROW_BYTES_MIN, CHECKPOINT_SEGMENTS_ABOVE, CHECKPOINT_SLICE_BYTES,
+    CHECKPOINT_SLICE_INTERVAL_MS, CHECKPOINT_WRITE_BYTES, CHECKPOINT_WRITTEN_BYTES_MAX, CHECKPOINT_WRITTEN_RATIO,
+    CHECKPOINT_WRITTEN_RATIO_HURRIED, CHECKPOINT_WRITTEN_SEGMENTS_HURRIED,
 };
 use crate::log::{Log, State};
 use crate::record::{CommitNumber, MessageId, Sequence};
@@ -320,7 +320,10 @@ impl Log {
         }
         let interval = interval.min(CHECKPOINT_WRITTEN_BYTES_MAX).max(self.directory.options().segment_bytes);
         let written = self.counters.bytes_frames.wrapping_sub(checkpoints.written_at_begin);
-        written >= interval || self.is_short_of_segments()
+        // Each start begins a segment, however little goes into it. None is used again before.
+        let begun = self.next_number.saturating_sub(checkpoints.kept.last().map_or(0, |kept| kept.begin_segment));
+        let taken = begun.saturating_sub(CHECKPOINT_SEGMENTS_ABOVE) * self.directory.options().segment_bytes;
+        written.max(taken) >= interval || self.is_short_of_segments()
     }
 
     /// Whether checkpoints are what makes room, and there is need of it. They are worth it when they free a few times

@@ -126,6 +126,10 @@ pub const CHECKPOINT_WRITTEN_BYTES_MAX: u64 = 768 << 20;
 pub const CHECKPOINT_WRITTEN_RATIO_HURRIED: u64 = 48;
 pub const CHECKPOINT_WRITTEN_SEGMENTS_HURRIED: u64 = 7;
 
+/// Segments that may have been begun, above those that what is written since the last checkpoint would fill, before
+/// another one: one or two are being filled, and each start leaves one that holds little.
+pub const CHECKPOINT_SEGMENTS_ABOVE: u64 = 4;
+
 /// When there is need of room, a checkpoint is begun when it can free this many times the last one's size.
 pub const CHECKPOINT_FREED_RATIO: u64 = 6;
 

@@ -60,7 +60,11 @@ fn options() -> SpoolOptions {
 }
 
 fn open(disk: &SimDisk, cursor: u64, seed: u64) -> (Spool, Log, Found) {
-    let mut spool = Spool::open_on(Arc::new(disk.clone()), Path::new("/spool"), options()).unwrap();
+    open_with(disk, options(), cursor, seed)
+}
+
+fn open_with(disk: &SimDisk, options: SpoolOptions, cursor: u64, seed: u64) -> (Spool, Log, Found) {
+    let mut spool = Spool::open_on(Arc::new(disk.clone()), Path::new("/spool"), options).unwrap();
     let directory = spool.assign(1).unwrap().remove(0).remove(0);
     let mut found = Found::default();
     let recover = RecoverOptions { seed, event_cursor: Sequence(cursor), ..RecoverOptions::default() };
@@ -118,7 +122,11 @@ impl Rig {
     }
 
     fn on(disk: SimDisk, cursor: u64) -> Self {
-        let (spool, log, found) = open(&disk, cursor, 1);
+        Self::on_with(disk, options(), cursor)
+    }
+
+    fn on_with(disk: SimDisk, options: SpoolOptions, cursor: u64) -> Self {
+        let (spool, log, found) = open_with(&disk, options, cursor, 1);
         Self { disk, _spool: spool, log, now: Duration::ZERO, live: found.live, round: 0 }
     }
 
@@ -823,4 +831,25 @@ fn numbers_go_on_from_the_checkpoint() {
     let id = next.append(100).unwrap();
     next.settle();
     assert!(recover(&disk.restart()).live.contains_key(&id));
+}
+
+/// Each start begins a segment. None of them was used again before a whole one's octets had been written: starts that
+/// did little, as in a loop of crashes, filled the disk with nothing.
+#[test]
+fn starts_that_write_little_do_not_fill_the_disk() {
+    let options = SpoolOptions { segment_bytes: 1 << 20, ..SpoolOptions::default() };
+    let mut disk = SimDisk::new(1);
+    for _ in 0..60 {
+        let mut rig = Rig::on_with(disk.clone(), options, u64::MAX);
+        let id = rig.append_in_time(100);
+        rig.settle();
+        rig.deliver(id);
+        for _ in 0..20 {
+            rig.settle();
+            rig.now += Duration::from_millis(60);
+        }
+        disk = disk.restart();
+    }
+    let files = disk.paths().into_iter().filter(|path| path.to_string_lossy().contains("segment-")).count();
+    assert!(files < 30, "{files} segments for nothing");
 }
