@@ -523,10 +523,16 @@ impl EventLogOptions {
 }
 
 impl ActiveFile {
-    /// Whether the next frame belongs here: not into a file that somebody removed or moved away, nor one that is old or
-    /// large. A start looks for what was told under the files' own names.
+    /// Whether the next frame belongs here: not into a file that somebody removed, moved away or cut, nor one that is
+    /// old or large. A start looks for what was told under the files' own names; and behind a hole, where a file was
+    /// cut that is written on, nobody could read the frames.
     fn is_usable(&mut self, options: &EventLogOptions) -> bool {
         let gone = match (self.file.metadata(), fs::metadata(&self.path)) {
+            (Ok(own), Ok(_)) if own.len() < self.end => {
+                let (bytes, path) = (self.end - own.len(), self.path.display());
+                tracing::warn!("{path}: somebody cut {bytes} bytes off while it was written; another file begins");
+                true
+            }
             (Ok(own), Ok(there)) => (own.dev(), own.ino()) != (there.dev(), there.ino()),
             (_, Err(error)) => error.kind() == io::ErrorKind::NotFound,
             (Err(_), Ok(_)) => false,

@@ -306,6 +306,22 @@ fn nothing_more_goes_into_a_file_that_was_moved_away() {
     assert_eq!(fs::metadata(&path).unwrap().len(), 0);
 }
 
+/// A rotation that copies the file and then cuts it: what was written on at the old place was no frame of any file.
+#[test]
+fn nothing_more_goes_into_a_file_that_was_cut() {
+    let directory = scratch();
+    let options = options(directory.path());
+    let (mut writer, _) = open(options.clone());
+    let records = records();
+    write(&mut writer, &records[..4]);
+    let (path, before) = (newest(&options), told(&options));
+    writer.file.as_ref().unwrap().file.set_len(0).unwrap();
+    write(&mut writer, &records[4..]);
+    assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+    fs::remove_file(&path).unwrap();
+    assert_eq!(before.len() + told(&options).len(), 14);
+}
+
 /// A write that failed half-way leaves bytes behind the last frame; the next try must not leave any.
 #[test]
 fn what_a_failed_write_left_is_overwritten_or_cut() {
