@@ -96,10 +96,10 @@ pub(crate) fn run(setup: ShardSetup) -> io::Result<()> {
         tracing::warn!(%error, cpu, "the shard's thread can not be pinned");
     }
     setup.thread_times.register(setup.options.id);
-    uring::run_shard(&name, start(setup))
+    uring::run_shard(&name, start(setup))?
 }
 
-async fn start(setup: ShardSetup) {
+async fn start(setup: ShardSetup) -> io::Result<()> {
     let ShardSetup { options, clock, logs, started, mailbox, .. } = setup;
     let (config, seed) = (Arc::clone(&options.config), options.seed);
     let mut shard = Shard::new(options);
@@ -108,7 +108,7 @@ async fn start(setup: ShardSetup) {
         let log = directory.id();
         if let Err(error) = shard.recover(directory, cursor, seed ^ u64::from(log.0).rotate_left(17)) {
             let _ = started.send(Err(format!("log {}: {error}", log.0)));
-            return;
+            return Ok(());
         }
     }
     let policies = setup.listeners.iter().map(|listener| Arc::clone(&listener.policy)).collect();
@@ -118,14 +118,14 @@ async fn start(setup: ShardSetup) {
         Ok(listeners) => listeners,
         Err(error) => {
             let _ = started.send(Err(format!("listener: {error}")));
-            return;
+            return Ok(());
         }
     };
     let mailbox = match mailbox.on_shard() {
         Ok(mailbox) => mailbox,
         Err(error) => {
             let _ = started.send(Err(format!("mailbox: {error}")));
-            return;
+            return Ok(());
         }
     };
     let shard_loop = Rc::new(ShardLoop {
@@ -167,7 +167,7 @@ async fn start(setup: ShardSetup) {
     drop(started);
     shard_loop.turn.notify_one();
     Rc::clone(&shard_loop).take_mail(mailbox).await;
-    shard_loop.finish().await;
+    shard_loop.finish().await
 }
 
 /// A shard with all that is its thread's.
@@ -590,8 +590,8 @@ impl ShardLoop {
         }
     }
 
-    /// What is durable or about to be is finished before the thread ends.
-    async fn finish(self: &Rc<Self>) {
+    /// What is durable or about to be is finished before the thread ends. An error: the spool did not take all of it.
+    async fn finish(self: &Rc<Self>) -> io::Result<()> {
         let deadline = self.clock.now().monotonic + SHUTDOWN_COMMIT_GRACE;
         self.turn.notify_one();
         loop {
@@ -608,5 +608,9 @@ impl ShardLoop {
         }
         let past = self.shard.borrow_mut().leave_limits(self.clock.now());
         let _ = self.limits.send(LimitMail::Leave(past));
+        if self.shard.borrow().is_committed() {
+            return Ok(());
+        }
+        Err(io::Error::other("the spool does not take what became of some messages; they are sent again"))
     }
 }
