@@ -57,6 +57,10 @@ pub(crate) const FAIR_DEBTORS_KEPT: usize = 1_000;
 pub const QUEUES_KEPT: usize = 50_000;
 /// Pairs that a home, and an owner, keeps although they hold nothing.
 pub const PAIRS_KEPT: usize = 50_000;
+/// The longest that may be configured between two attempts, and what jitter adds: an eighth.
+pub const RETRY_INTERVAL_MAX: std::time::Duration = std::time::Duration::from_secs(7 * 86_400);
+pub const RETRY_PAUSE_MAX: std::time::Duration = std::time::Duration::from_secs(8 * 86_400);
+const _: () = assert!(RETRY_INTERVAL_MAX.as_secs() * 9 / 8 < RETRY_PAUSE_MAX.as_secs());
 /// Entries looked at by one expiry sweep.
 pub const EXPIRY_SWEEP_ENTRIES: usize = 20_000;
 

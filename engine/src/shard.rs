@@ -61,7 +61,7 @@ use crate::deliver::content::Chunk;
 use crate::handover::{AcceptAnswer, ControlMessage, Generation, ShardMessage, TlsRequirement};
 use crate::limits::{INBOX_MESSAGES_PER_TURN, SWEEP_INTERVAL};
 use crate::mail::endpoint::Endpoint;
-use crate::mail::time::Now;
+use crate::mail::time::{Now, StepWatch};
 use crate::outcome::event::LoggedRecord;
 use crate::outcome::tls_report::TlsReport;
 use crate::pool::automation::Automation;
@@ -252,6 +252,8 @@ pub struct Shard {
     inbox: VecDeque<ShardMessage>,
     actions: VecDeque<Action>,
     next_sweep: Duration,
+    /// From the first turn on.
+    steps: Option<StepWatch>,
     stopping: bool,
     stopped: bool,
 }
@@ -307,6 +309,7 @@ impl Shard {
             inbox: VecDeque::new(),
             actions: VecDeque::new(),
             next_sweep: Duration::ZERO,
+            steps: None,
             stopping: false,
             stopped: false,
             config,
@@ -318,6 +321,7 @@ impl Shard {
     /// One round through the six stages: everything that can go on goes on, each stage within its bound.
     pub fn turn(&mut self, now: Now) {
         self.metrics.turns.inc();
+        self.notice_step(now);
         self.pools.begin(now);
         self.keeper.begin(now);
         self.sweep(now);
@@ -397,6 +401,15 @@ impl Shard {
 
     pub fn id(&self) -> usize {
         self.id
+    }
+
+    /// A wall clock that was set forward makes mail due earlier, which is harmless. Set back, it would hold mail for as
+    /// long as the step is.
+    fn notice_step(&mut self, now: Now) {
+        let steps = self.steps.get_or_insert_with(|| StepWatch::new(now));
+        if let Some(step_ms) = steps.wall_stepped(now).filter(|step_ms| *step_ms < 0) {
+            self.home.set_clock_back(now.wall_ms, step_ms.unsigned_abs());
+        }
     }
 
     /// What is looked at once a second: time limits of sessions and connections, expiry, blocked domains and pairs.

@@ -9,7 +9,7 @@ use super::{RetryConfig, RetryInterval, RetryRules, RetrySchedule, value};
 use crate::limits;
 
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
-const INTERVAL_MAX: Duration = Duration::from_secs(7 * 86_400);
+const INTERVAL_MAX: Duration = limits::RETRY_INTERVAL_MAX;
 const AGE_MAX: Duration = Duration::from_secs(365 * 86_400);
 /// Where doubling stops when nothing says so.
 const DOUBLED_INTERVAL_MAX: Duration = Duration::from_secs(4 * 3_600);

@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
-use super::clock::{self, Clock, StepWatch};
+use super::clock::{self, Clock};
 use super::directory::{self, Directory, ThreadTimes};
 use super::dns::Resolver;
 use super::mailbox::{Full, Receiver, Sender};
@@ -25,6 +25,7 @@ use crate::admin::metrics::Metrics;
 use crate::config::{Config, HttpListener};
 use crate::handover::{Ask, ControlMessage, Generation, ShardMessage, Told};
 use crate::limits::{LOOKUPS_RUNNING_MAX, MAILBOX_BATCH, MOVE_LOOK_INTERVAL, PLUMBING_INTERVAL};
+use crate::mail::time::StepWatch;
 use crate::pool::suspension::Suspension;
 
 mod lookups;
@@ -203,7 +204,7 @@ impl Control {
                 },
                 _ = plumbing.tick() => {
                     if let Some(step_ms) = self.steps.wall_stepped(self.clock.now()) {
-                        tracing::warn!(step_ms, "the wall clock was set; due times count from the new time");
+                        tracing::warn!(step_ms, "the wall clock was set; see \"The clock\" in operating.md");
                     }
                     self.look_at_sources().await;
                     self.suspensions.expire(self.clock.now().wall_ms);

@@ -45,6 +45,14 @@ impl DueTimes {
         Some(key)
     }
 
+    /// All entries that wait, in no order, so that they can get other due times. Each is to get another state, or to be
+    /// inserted again.
+    pub(super) fn take_all(&mut self) -> Vec<EntryKey> {
+        let mut keys = std::mem::take(&mut self.first_attempts.keys);
+        keys.append(&mut self.retries.keys);
+        keys
+    }
+
     /// Wall milliseconds of the next due entry.
     pub(super) fn next_ms(&self, entries: &Entries) -> Option<u64> {
         self.next(entries).map(|(due_ms, _)| due_ms)

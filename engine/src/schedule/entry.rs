@@ -244,6 +244,16 @@ impl Packed {
         self.expires_and_answer.time_ms()
     }
 
+    /// It may have left already, and waits for nothing but its end; see `Entry::is_held`.
+    pub(super) fn is_held(&self) -> bool {
+        self.attempts() > 0 && self.due_ms() >= self.expires_ms()
+    }
+
+    /// It waits for another attempt.
+    pub(super) fn is_retry(&self) -> bool {
+        self.attempts() > 0 && !self.is_held()
+    }
+
     pub(super) fn answer(&self) -> AnswerId {
         AnswerId::from_number(self.expires_and_answer.number())
     }

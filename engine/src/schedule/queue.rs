@@ -39,7 +39,7 @@ pub use super::recipients::Recipients;
 use crate::config::{LimitId, MatchedRoute, SharedLimits};
 use crate::fair::Flow;
 use crate::handover::{Backlog, Blocked, Credit, PairKey, RollupKey, RouteKey, Spooled, Ticket};
-use crate::limits::EXPIRY_SWEEP_ENTRIES;
+use crate::limits::{EXPIRY_SWEEP_ENTRIES, RETRY_PAUSE_MAX};
 
 /// A queue's place in its home.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -268,8 +268,10 @@ impl Home {
     }
 
     /// Entries past their expiry that are not with an owner, with what held them, looking at no more than a bounded
-    /// number; each must be given to [`Self::remove`].
+    /// number; each must be given to [`Self::remove`]. What waits for longer than any retry does was deferred while the
+    /// clock stood wrong: it is due now.
     pub fn sweep_expired(&mut self, wall_ms: u64) -> Vec<(EntryKey, Option<Arc<str>>)> {
+        let far_ms = wall_ms + RETRY_PAUSE_MAX.as_millis() as u64;
         let mut expired = Vec::new();
         for _ in 0..self.entries.places().min(EXPIRY_SWEEP_ENTRIES) {
             self.sweep = if self.sweep + 1 < self.entries.places() { self.sweep + 1 } else { 0 };
@@ -277,12 +279,52 @@ impl Home {
             let Some(entry) = self.entries.get(key) else { continue };
             if entry.expires_ms() <= wall_ms && !matches!(entry.state(), State::Out { .. } | State::Withdrawn) {
                 expired.push(key);
+            } else if entry.due_ms() > far_ms && entry.is_retry() && matches!(entry.state(), State::Due { .. }) {
+                self.due.remove(&mut self.entries, key);
+                self.entries[key].set_state(State::Unrouted);
+                self.set_due(key, wall_ms);
+                self.due.insert(&mut self.entries, key);
             }
         }
         let reason = |&key: &EntryKey| self.blocked_by(key).map(|blocked| Arc::clone(&blocked.reason));
         let reasons: Vec<Option<Arc<str>>> = expired.iter().map(reason).collect();
         self.withdraw(&expired);
         expired.into_iter().zip(reasons).collect()
+    }
+
+    /// The wall clock was set back by so much, to `wall_ms`. What was due stays due, and what waits for its next attempt
+    /// or for the end of a block waits as long as it would have. Other times stay: of first attempts to come, of what
+    /// is held, and of expiry.
+    pub fn set_clock_back(&mut self, wall_ms: u64, by_ms: u64) {
+        let before_ms = wall_ms.saturating_add(by_ms);
+        let waiting = self.due.take_all();
+        for &key in &waiting {
+            self.entries[key].set_state(State::Unrouted);
+        }
+        let keys: Vec<EntryKey> = self.entries.keys().collect();
+        for key in keys {
+            let entry = &self.entries[key];
+            let due_ms = entry.due_ms();
+            if entry.is_held() {
+                continue;
+            }
+            if due_ms <= before_ms {
+                self.set_due(key, due_ms.min(wall_ms));
+            } else if entry.is_retry() {
+                self.set_due(key, due_ms - by_ms);
+            }
+        }
+        for key in waiting {
+            self.due.insert(&mut self.entries, key);
+        }
+        let domains = self.domains.values_mut().filter_map(|domain| domain.blocked.as_mut());
+        let sourceless = self.sourceless.values_mut().map(|waiting| &mut waiting.blocked);
+        let limits = self.limit_holds.values_mut();
+        let pairs = self.pairs.iter_mut().flatten();
+        let pairs = pairs.flat_map(|pair| pair.blocked.iter_mut().chain(pair.paced.as_mut().map(|p| &mut p.blocked)));
+        for blocked in domains.chain(sourceless).chain(limits).chain(pairs) {
+            blocked.until_ms = blocked.until_ms.saturating_sub(by_ms);
+        }
     }
 
     /// What is needed next; the caller looks until there is nothing.
@@ -405,6 +447,11 @@ impl Home {
             + self.queues.capacity() * size_of::<Option<Queue>>()
             + self.queue_names.capacity() * (size_of::<(QueueParts, QueueKey)>() + 1)
             + self.queues().map(texts).sum::<usize>()
+    }
+
+    fn set_due(&mut self, key: EntryKey, due_ms: u64) {
+        let attempts = self.entries[key].attempts();
+        self.entries[key].set_due(due_ms, attempts);
     }
 
     pub(super) fn insert_entry(&mut self, entry: NewEntry<'_>, behind: Option<EntryKey>) -> EntryKey {

@@ -6,6 +6,7 @@ mod acknowledge;
 mod ask;
 mod automation;
 mod body;
+mod clock_steps;
 mod expiry;
 mod families;
 mod gathering;

@@ -117,6 +117,42 @@ fn the_owner_is_told_when_what_it_waits_for_has_gone() {
     assert_eq!((tickets(&needs).len(), told(&needs)), (0, vec![(0, 8)]));
 }
 
+/// It was deferred by a clock that was far ahead, and the engine was started since.
+#[test]
+fn no_retry_waits_for_longer_than_any_does() {
+    const EXPIRES_MS: u64 = 100 * 86_400_000;
+    let mut home = Home::default();
+    let far_ms = RETRY_PAUSE_MAX.as_millis() as u64;
+    let entries = [(1, far_ms + 5_000), (1, far_ms + 5_001), (0, far_ms + 5_001), (1, EXPIRES_MS)];
+    for (sequence, (attempts, due_ms)) in (1..).zip(entries) {
+        let group = RecipientGroup {
+            domain: "peer.example".into(),
+            recipients: Box::new([0]),
+            attempts,
+            due_ms,
+            last_answer: None,
+            matched: None,
+        };
+        home.insert(&Spooled {
+            message: MessageId::new(LogId(0), Sequence(sequence)),
+            tenant: String::new(),
+            campaign: String::new(),
+            egress_pool: "default".to_owned(),
+            priority: 1,
+            expires_ms: EXPIRES_MS,
+            groups: vec![group],
+        });
+    }
+    assert_eq!(home.sweep_expired(5_000), []);
+    let due: Vec<u64> = (1..=4)
+        .filter_map(|sequence| home.entries().find(|(_, entry)| entry.message.sequence() == Sequence(sequence)))
+        .map(|(_, entry)| entry.due_ms)
+        .collect();
+    assert_eq!(due, [far_ms + 5_000, 5_000, far_ms + 5_001, EXPIRES_MS]);
+    let first = home.pop_due(5_000).map(|key| home.entry(key).message.sequence());
+    assert_eq!((first, home.pop_due(5_000)), (Some(Sequence(2)), None));
+}
+
 #[test]
 fn a_blocked_pair_keeps_attempts_and_due_time_and_says_why() {
     let mut home = home_with(3);
