@@ -16,7 +16,10 @@ pub(super) async fn reload(State(service): Shared) -> Result<Json<Reloaded>, Api
     match tokio::time::timeout(HTTP_RELOAD_TIMEOUT, reload).await {
         Ok(Ok(answer)) => Ok(Json(answer??)),
         Ok(Err(_)) | Err(_) => {
-            let text = format!("not every shard has answered in {:?}; the log will tell", HTTP_RELOAD_TIMEOUT);
+            let text = format!(
+                "it takes longer than {:?}: files are being read, or a shard has not answered; the log will tell",
+                HTTP_RELOAD_TIMEOUT
+            );
             Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", text))
         }
     }

@@ -95,10 +95,16 @@ impl Shared {
         let _turn = self.reloading.lock().await;
         let running = self.live();
         let (known, own, clock) = (Arc::clone(&running), self.own_addresses(), self.clock);
-        let prepared = tokio::task::spawn_blocking(move || {
-            let config = source().map_err(|errors| ReloadError::Invalid(errors.to_string()))?;
-            prepare(&known, config, own, clock)
-        });
+        let (reply, prepared) = oneshot::channel();
+        let read = move || {
+            let config = source().map_err(|errors| ReloadError::Invalid(errors.to_string()));
+            let prepared = config.and_then(|config| prepare(&known, config, own, clock));
+            // Who asked may have given up, and the engine ended.
+            let _ = reply.send(prepared);
+        };
+        // A thread that nobody waits for at a stop: a file on a dead network file system never comes.
+        let thread = std::thread::Builder::new().name("reload".to_owned()).spawn(read);
+        thread.map_err(|error| ReloadError::Invalid(format!("it can not be read now: {error}")))?;
         let prepared = prepared.await.map_err(|_| ReloadError::Ended)?;
         self.take_up(&running, prepared?).await
     }

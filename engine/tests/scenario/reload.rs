@@ -2,11 +2,12 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
-use postrider::ReloadError;
 use postrider::config::{DomainPattern, ListenerTls, Route, RouteTarget};
 use postrider::outcome::event::EventKind;
+use postrider::{Engine, ReloadError};
 use rustls_pki_types::CertificateDer;
 
 use crate::support::embedded::{Running, block_on, to_sink};
@@ -130,3 +131,31 @@ fn nothing_is_lost_or_doubled_while_it_reloads_under_load() {
     assert!(taken[0] + taken[1] == count && taken.iter().all(|taken| *taken > 0), "{taken:?}");
     running.shutdown();
 }
+
+/// A file on a dead network file system, or a pipe, never comes: a stop waits for nobody who reads it.
+#[test]
+fn a_stop_does_not_wait_for_a_configuration_that_never_comes() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = to_sink(directory.path(), Sink::start().address());
+    let (release, gate) = mpsc::channel::<()>();
+    let (again, gate) = (config.clone(), Mutex::new(gate));
+    let read = move || {
+        let _ = gate.lock().unwrap().recv();
+        Ok(again.clone())
+    };
+    let engine = Engine::builder(config).reload_from(read).start().unwrap();
+    let (done, ended) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let asked = runtime.block_on(async { tokio::time::timeout(PATIENCE, engine.reload_source()).await.is_ok() });
+        drop(runtime);
+        engine.shutdown().unwrap();
+        let _ = done.send(asked);
+    });
+    let asked = ended.recv_timeout(Duration::from_secs(30));
+    drop(release);
+    thread.join().unwrap();
+    assert_eq!(asked, Ok(false), "it ended while the configuration was being read");
+}
+
+const PATIENCE: Duration = Duration::from_millis(100);
