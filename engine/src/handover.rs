@@ -423,6 +423,8 @@ pub enum ShardMessage {
     AskCarried,
     /// Any ← control: whether a source's address is on this machine.
     SourcePlumbed { source: usize, plumbed: bool },
+    /// Any ← control: whether the spool's directory is no longer where it was. What is there is delivered.
+    SpoolGone { gone: bool },
     /// Any ← control: a suspension is in force, or goes on to another end.
     Suspend(Suspension),
     /// Any ← control: a suspension has ended before its time.

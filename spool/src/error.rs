@@ -158,6 +158,8 @@ pub enum Closed {
     Failed,
     /// The log has no shard of its own and only drains.
     Draining,
+    /// The spool is no longer where the next start looks for it. A log does not know; its owner may.
+    Gone,
 }
 
 impl fmt::Display for Closed {
@@ -169,6 +171,7 @@ impl fmt::Display for Closed {
             Self::Backlog => "the spool's disk does not keep up",
             Self::Failed => "a write to the spool failed",
             Self::Draining => "the log drains and takes no mail",
+            Self::Gone => "the spool's directory is no longer in its place",
         })
     }
 }

@@ -19,6 +19,7 @@ use super::net::is_local_address;
 use super::questions::Questions;
 use super::renewal::Renewal;
 use super::shard_loop::Mail;
+use super::spool_place::SpoolPlace;
 use super::suspension_list::SuspensionList;
 use crate::admin::http_admin::{self, AdminOptions};
 use crate::admin::metrics::Metrics;
@@ -103,6 +104,7 @@ struct Control {
     thread_times: Arc<ThreadTimes>,
     questions: Questions,
     unplumbed: Vec<bool>,
+    spool_place: SpoolPlace,
     suspensions: SuspensionList,
     saving: Option<JoinHandle<std::io::Result<()>>>,
     steps: StepWatch,
@@ -130,6 +132,7 @@ impl Control {
         let control = Self {
             unknown_rule_sites,
             unplumbed: vec![false; setup.config.egress_sources.len()],
+            spool_place: SpoolPlace::new(&setup.config.spool.path),
             suspensions: SuspensionList::open(
                 &setup.config.spool.path,
                 &setup.config.egress_sources,
@@ -207,6 +210,7 @@ impl Control {
                         tracing::warn!(step_ms, "the wall clock was set; see \"The clock\" in operating.md");
                     }
                     self.look_at_sources().await;
+                    self.look_at_spool().await;
                     self.suspensions.expire(self.clock.now().wall_ms);
                     self.save_suspensions();
                 }
@@ -357,6 +361,17 @@ impl Control {
                 // It may have been, under an earlier configuration.
                 None => self.set_plumbed(source, true).await,
             }
+        }
+    }
+
+    /// While it is gone no mail is taken, and what was taken goes out.
+    async fn look_at_spool(&mut self) {
+        let Some(gone) = self.spool_place.look().await else { return };
+        if gone {
+            tracing::error!("the spool's directory was moved, removed or mounted over: put it back before a restart");
+        }
+        for shard in &self.shards {
+            send(shard, Mail::Core(ShardMessage::SpoolGone { gone })).await;
         }
     }
 

@@ -22,6 +22,7 @@ pub(crate) mod renewal;
 pub(crate) mod shard_loop;
 pub(crate) mod signal;
 pub(crate) mod socket;
+pub(crate) mod spool_place;
 pub(crate) mod standard_error;
 pub(crate) mod state_file;
 pub(crate) mod suspension_list;

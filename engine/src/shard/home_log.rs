@@ -46,6 +46,8 @@ pub(super) struct HomeLog {
     /// What the log's checkpoints tell of its messages.
     pub(super) summaries: SummaryWriter,
     failures: Failures,
+    /// No next start would find what goes into it.
+    pub(super) is_gone: bool,
 }
 
 /// Of a log that failed to write. One whose disk is gone would otherwise be opened, and fail, as fast as that goes.
@@ -133,6 +135,7 @@ impl HomeLog {
             upkeep_skipped: 0,
             summaries,
             failures: Failures::default(),
+            is_gone: false,
         }
     }
 
@@ -173,6 +176,9 @@ impl HomeLog {
 
     /// Whether mail is taken, and if not, why not.
     pub(super) fn takes_mail(&self, now: Now) -> Result<(), Closed> {
+        if self.is_gone {
+            return Err(Closed::Gone);
+        }
         self.log.is_open_for_mail()?;
         if self.is_stalled(now) { Err(Closed::Backlog) } else { Ok(()) }
     }

@@ -129,3 +129,24 @@ fn a_disk_that_is_gone_is_tried_now_and_then() {
     assert_eq!(world.shard.metrics.spool_closed.get(), 0);
     accepted(&mut world);
 }
+
+/// What goes into a directory that somebody has moved away is durable, and no next start finds it.
+#[test]
+fn no_mail_is_taken_while_the_spool_is_gone() {
+    let mut world = World::new();
+    accepted(&mut world);
+    world.shard.handle_message(ShardMessage::SpoolGone { gone: true });
+    let client = world.connect_client();
+    world.client_says(client, CLIENT);
+    let refused = "452 4.3.1 Spool takes no mail now: the spool's directory is no longer in its place\r\n";
+    assert_eq!(world.client_says(client, CONTENT), refused);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.shard.metrics.spool_closed.get(), 1);
+    let peer = world.accept_connection();
+    world.peer_says(peer, "250 peer.example\r\n");
+    world.take_message(peer);
+    world.pass(OUTCOME_COMMIT_DELAY);
+    assert_eq!(world.fates(), [Fate::Delivered], "what was taken goes out");
+    world.shard.handle_message(ShardMessage::SpoolGone { gone: false });
+    accepted(&mut world);
+}
