@@ -321,8 +321,9 @@ impl Limiter {
             // By another rate it comes as much earlier or later as the intervals are shorter or longer.
             let ahead_us = u128::from(at_ms.saturating_sub(started.wall_ms)) * 1_000;
             let ahead_us = ahead_us * u128::from(interval_us(self.rate)) / u128::from(before_us.max(1));
-            // A clock that was set back would stop it for long.
-            let ahead = (ahead_us * 1_000).min(self.rate.period.as_nanos());
+            // A clock that was set back would stop it for long. What is taken together is all that pace can be ahead.
+            let together = u128::from(self.rate.max_burst) + u128::from(self.rate.batch_max());
+            let ahead = (ahead_us * 1_000).min(together * self.rate.period.as_nanos() / u128::from(self.rate.count));
             self.next = (started.monotonic.as_nanos() + ahead) * u128::from(self.rate.count);
         }
     }

@@ -76,6 +76,16 @@ impl Shard {
         self.home.retry_all_sources();
     }
 
+    /// The wall clock was set forward. Pairs wait by the other clock for the end of what suspends them: those for which
+    /// it has come by this one go on.
+    pub(super) fn resume_ended(&mut self, now: Now) {
+        self.suspensions.expire(now.wall_ms);
+        let suspensions = &self.suspensions;
+        let free = |pair: &PairKey| suspensions.of_pair(now.wall_ms, pair).is_none();
+        self.pools.resume(now, &mut |below| self.random.u64(0..below), free);
+        self.home.retry_all_sources();
+    }
+
     /// Limits that rules have set begin, climb back and end: pairs have those that hold now.
     pub(super) fn refresh_limits(&mut self, now: Now) {
         let limits = self.suspensions.limits(now.wall_ms);

@@ -309,3 +309,23 @@ fn another_period_just_after_a_start_counts_what_has_gone() {
     life.limiter.set_rate(life.now, rate(21, 60, 21), START, Some(&past));
     assert!(life.take(1, Duration::ZERO) >= last + Duration::from_secs(59));
 }
+
+/// At the last stop the clock was a month ahead. What was used then counts for one period more; but pace is no further
+/// ahead than what is taken together, and it held all for an hour.
+#[test]
+fn a_clock_that_was_ahead_at_the_last_stop_does_not_hold_the_next_life() {
+    const MONTH_MS: u64 = 30 * 86_400_000;
+    let rate = rate(36_000, 3_600, 100);
+    let wall_ms = 1_800_000_000_000;
+    let mut life =
+        Life::start(rate, Started { monotonic: Duration::ZERO, wall_ms: wall_ms + MONTH_MS }, &Past::default());
+    for _ in 0..10 {
+        life.take(100, Duration::ZERO);
+    }
+    let left = life.leave();
+    assert!(left.due.is_some() && !left.used.is_empty());
+    let started = Started { monotonic: Duration::from_secs(5), wall_ms };
+    let next = Life::start(rate, started, &left);
+    let ready = next.limiter.ready_at(1);
+    assert!(ready <= started.monotonic + Duration::from_secs(20), "{ready:?}");
+}

@@ -90,6 +90,26 @@ fn with_no_source_left_mail_is_held_and_says_why() {
     assert!(!world.connects.is_empty() && held_by(&world).is_empty());
 }
 
+/// The pair waited by the clock that can't be set: mail stood at it until then, however its other sources were free.
+#[test]
+fn a_suspension_that_a_step_of_the_clock_ends_is_over() {
+    let mut world = World::open(TempDir::new().unwrap(), START, config_with_sources(1));
+    accepted(&mut world);
+    let until_ms = world.now.wall_ms + 36_000_000;
+    tell(&mut world, suspension(1, Scope::pair(&pair(0)), until_ms));
+    accepted(&mut world);
+    let begun = world.connects.len();
+    world.now.wall_ms = until_ms + 3_600_000;
+    world.pass(Duration::from_secs(1));
+    let connection = world.connects[begun - 1].0;
+    let refused = ConnectError::Failed(std::io::ErrorKind::ConnectionReset.into());
+    world.shard.connect_failed(world.now, connection, &refused);
+    for _ in 0..60 {
+        world.pass(Duration::from_secs(1));
+    }
+    assert!(world.connects.len() > begun && held_by(&world).is_empty(), "{begun} {:?}", held_by(&world));
+}
+
 /// It goes as soon as one of its sources may.
 #[test]
 fn what_is_held_waits_for_the_first_of_its_sources() {
