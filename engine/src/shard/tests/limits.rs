@@ -309,7 +309,7 @@ impl Engine {
             Action::Reserve(reservation) => self.soon(self.reserving_takes, Event::Reserved(shard, reservation)),
             Action::Injected { answer: Err(refusal), .. } if refusal.code() == 450 => self.put_off += 1,
             Action::Injected { answer, .. } => _ = answer.unwrap(),
-            Action::Events(_) => {}
+            Action::Events(_) | Action::SessionAcknowledge { .. } | Action::ConnectionAcknowledge { .. } => {}
             action => unreachable!("{action:?}"),
         }
     }
