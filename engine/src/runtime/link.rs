@@ -2,10 +2,12 @@
 //!
 //! A task a connection. It keeps one receive in flight and sends beside it; both futures are always awaited to their
 //! end, because the kernel owns their buffers until then (see `socket.rs`).
+//!
+//! Over 500 lines: from its connect to the peer's FIN it is one task, whose steps share a socket and a TLS session.
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -16,7 +18,7 @@ use super::socket::Socket;
 use super::tls::{TlsError, TlsFacts, TlsSession, steps};
 use crate::deliver::content::Chunk;
 use crate::handover::TlsRequirement;
-use crate::limits::{LINGER, LINGER_STOPPING, RECEIVE_BYTES_MAX, RECEIVE_BYTES_MIN, TLS_WRITE_BYTES};
+use crate::limits::{LAST_WORDS, LINGER, LINGER_STOPPING, RECEIVE_BYTES_MAX, RECEIVE_BYTES_MIN, TLS_WRITE_BYTES};
 use crate::mail::endpoint::Endpoint;
 use crate::pool::connection::ConnectionKey;
 use crate::shard::{ConnectError, Connected, SessionKey, TlsStarted};
@@ -208,6 +210,12 @@ impl<'a> LinkTask<'a> {
         let mut idle: Option<Vec<u8>> = None;
         let end = loop {
             if let Err(error) = self.flush().await {
+                if let Side::Connection(_) = self.link.side {
+                    if let Some(buffer) = idle.take() {
+                        receive.set(socket.recv(buffer));
+                    }
+                    idle = self.hear_last_words(receive.as_mut(), |buffer| socket.recv(buffer)).await;
+                }
                 break End::Lost(error.to_string());
             }
             match self.carry_out_wish() {
@@ -266,6 +274,29 @@ impl<'a> LinkTask<'a> {
                 receive.set(socket.recv(Vec::with_capacity(RECEIVE_BYTES_MIN)));
             }
         }
+    }
+
+    /// Nothing more can be sent, but what came before may lie there unread, and say what is to become of the message: a
+    /// 552 in the midst of its content, a 250 and a 421. Returns the buffer once the peer's side has ended, too.
+    async fn hear_last_words<R>(&mut self, mut receive: Pin<&mut R>, next: impl Fn(Vec<u8>) -> R) -> Option<Vec<u8>>
+    where
+        R: Future<Output = (io::Result<usize>, Vec<u8>)>,
+    {
+        // It is over in both directions, so this takes no time; the bound is for a peer that has half of it open.
+        let deadline = self.shard_loop.clock.now().monotonic + LAST_WORDS;
+        while !self.link.socket.is_aborted() {
+            let (result, buffer) = tokio::select! {
+                biased;
+                received = receive.as_mut() => received,
+                () = self.shard_loop.clock.sleep_until(deadline) => return None,
+            };
+            self.shard_loop.stand_in_line().await;
+            match self.received(result, buffer) {
+                Ok(buffer) => receive.set(next(buffer)),
+                Err(_) => return Some(Vec::new()),
+            }
+        }
+        None
     }
 
     /// Last words, and our side of the close.
@@ -372,17 +403,20 @@ impl<'a> LinkTask<'a> {
         let result = tls.handle_received(wire, &mut plain);
         tls.poll_wire(&mut self.wire);
         let done = was_handshaking && !tls.is_handshaking();
-        let mut peer_closed = false;
-        match result {
+        let (peer_closed, error) = match result {
             Err(error) if was_handshaking => return self.handshake_failed(error),
-            Err(error) => return Err(End::Lost(format!("TLS: {error}"))),
-            Ok(received) => peer_closed |= received.peer_closed,
-        }
+            Err(error) => (false, Some(error)),
+            Ok(received) => (received.peer_closed, None),
+        };
         if done {
             self.handshake_done();
         }
+        // Also what stood before an error: Exim says its last 554 in the clear, behind replies that decide about mail.
         if !plain.is_empty() {
             self.feed_plain(&plain);
+        }
+        if let Some(error) = error {
+            return Err(End::Lost(format!("TLS: {error}")));
         }
         if peer_closed { Err(End::Lost("the connection was closed".to_owned())) } else { Ok(()) }
     }

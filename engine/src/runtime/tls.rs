@@ -170,13 +170,13 @@ impl TlsSession {
         Self(connection)
     }
 
-    /// Takes all octets from the wire and appends what they say in plain. After an error the connection is lost, but an
-    /// alert may wait in [`TlsSession::poll_wire`].
+    /// Takes all octets from the wire and appends what they say in plain. After an error the connection is lost, but
+    /// what stood before the octets that made it is in `plain`, and an alert may wait in [`TlsSession::poll_wire`].
     pub(crate) fn handle_received(&mut self, mut wire: &[u8], plain: &mut Vec<u8>) -> Result<Received, TlsError> {
         let mut peer_closed = false;
         while !wire.is_empty() && !peer_closed {
             self.0.read_tls(&mut wire).map_err(|error| TlsError::new(error.to_string()))?;
-            peer_closed = self.0.process_new_packets()?.peer_has_closed();
+            let processed = self.0.process_new_packets();
             let mut reader = self.0.reader();
             // Err(WouldBlock) says that there is no more for now.
             while let Ok(octets @ [_, ..]) = reader.fill_buf() {
@@ -184,6 +184,7 @@ impl TlsSession {
                 let taken = octets.len();
                 reader.consume(taken);
             }
+            peer_closed = processed?.peer_has_closed();
         }
         Ok(Received { peer_closed })
     }
@@ -558,6 +559,19 @@ mod tests {
             let large = vec![b'x'; 3 << 20];
             assert!(deliver(&mut server, &mut client, &[&large, b"!"]).0 == [&large[..], b"!"].concat());
         }
+    }
+
+    #[test]
+    fn what_stands_before_an_error_is_read() {
+        let config = server(&identity(&["mx.example.com"]));
+        let mut client = TlsSession::client(&TlsVerifier::any_certificate(), "mx.example.com").unwrap();
+        let mut server = TlsSession::server(&config).unwrap();
+        converse(&mut client, &mut server, 100_000).unwrap();
+        let (mut wire, mut plain) = (Vec::new(), Vec::new());
+        server.write(&["250 2.0.0 Queued\r\n"], &mut wire);
+        wire.extend_from_slice(b"554 Too many nonmail commands\r\n");
+        assert!(client.handle_received(&wire, &mut plain).is_err());
+        assert_eq!(plain, b"250 2.0.0 Queued\r\n");
     }
 
     /// Envelopes and content share records, and all but the last of a send are full.

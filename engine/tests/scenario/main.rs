@@ -26,6 +26,7 @@ mod full_spool;
 mod greeting_failure;
 mod header_rules;
 mod idn_domain;
+mod last_words;
 mod limits_over_stops;
 mod mta_sts;
 mod multi_recipient;
