@@ -8,7 +8,7 @@ use crate::config::EightBit;
 use crate::deliver::attempt::{Irregularity, Transaction, TransactionResult, fit, recipient_parameters};
 use crate::deliver::content::{Content, ContentWriter, chunk_command};
 use crate::deliver::extension::Extensions;
-use crate::deliver::verdict::{RecipientVerdict, refuse};
+use crate::deliver::verdict::{Fate, RecipientVerdict, refuse};
 
 pub(crate) struct InFlight<C: Content> {
     ticket: u64,
@@ -120,6 +120,12 @@ impl<C: Content> InFlight<C> {
 
     pub(crate) fn is_settled(&self) -> bool {
         self.slots.iter().all(|slot| matches!(slot.state, SlotState::Settled(_)))
+    }
+
+    /// The peer has refused every recipient for good.
+    pub(crate) fn is_refused(&self) -> bool {
+        let refused = |slot: &Slot| matches!(&slot.state, SlotState::Settled(verdict) if verdict.fate == Fate::Bounce);
+        self.slots.iter().all(refused)
     }
 
     pub(crate) fn unsettled_count(&self) -> u32 {

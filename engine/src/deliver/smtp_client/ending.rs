@@ -97,7 +97,9 @@ impl<C: Content> SmtpClient<C> {
             }
             let circumstances = self.circumstances(&transaction, stage, &happened, nothing_executed);
             let (verdict, connection) = judge(&circumstances, &self.command_of(&transaction, at));
-            if place == 0 && connection == Connection::EndsAndHostBacksOff {
+            // A peer that refused it all and left, as Exim's `drop` does, has spoken about this message, not itself.
+            let drops_it = matches!(happened, Happened::Lost(_)) && transaction.is_refused();
+            if place == 0 && connection == Connection::EndsAndHostBacksOff && !drops_it {
                 failure = Some(SessionFailure::of_transaction(stage, &verdict));
             }
             transaction.settle_rest(verdict);
