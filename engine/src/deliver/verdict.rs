@@ -136,7 +136,8 @@ pub struct Circumstances<'a> {
     pub stage: Stage,
     pub happened: &'a Happened,
     /// The connection ends, nothing of this transaction was executed, and repeating it elsewhere gets somewhere: MAIL
-    /// was not answered, and the connection has served another transaction or MAIL was not even written.
+    /// was not answered, or only with that there have been enough of them, and the connection has served another
+    /// transaction or MAIL was not even written.
     pub nothing_executed: bool,
     /// The content's last octet, final dot included, was handed to the network.
     pub content_written: bool,
@@ -193,7 +194,8 @@ pub const RULES: &[Rule] = &[
         connection: Connection::Stays,
     },
     Rule {
-        // The peer closed a connection kept open between messages, or a transaction before this one ended it.
+        // The peer closed a connection kept open between messages, or takes no more on it, or a transaction before this
+        // one ended it.
         name: "not_executed",
         applies: |c| c.nothing_executed,
         fate: AT_ONCE,
@@ -607,6 +609,13 @@ impl Circumstances<'_> {
 impl Happened {
     pub(crate) fn is_service_closing(&self) -> bool {
         self.code() == 421
+    }
+
+    /// In answer to MAIL, when nobody was named yet, "too many recipients" can't be about them (RFC 3463 §3.6):
+    /// OpenSMTPD says so to the MAIL behind the last one that it takes in a session (`max-mails`).
+    pub(crate) fn says_session_is_full(&self) -> bool {
+        let Self::Replied(reply) = self else { return false };
+        reply.code == 452 && reply.enhanced().is_some_and(|(_, subject, detail)| (subject, detail) == (5, 3))
     }
 
     /// The same for a transaction that a reply was not about, but that ends with it.

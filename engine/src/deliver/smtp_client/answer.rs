@@ -223,7 +223,8 @@ impl<C: Content> SmtpClient<C> {
     /// The verdict on the transaction in front for a reply while the connection goes on.
     pub(super) fn judge_front(&mut self, at: Expected, happened: &Happened) -> (RecipientVerdict, Connection) {
         let front = &self.transactions[0];
-        let circumstances = self.circumstances(front, self.stage_of(at), happened, false);
+        let is_used_up = at == Expected::Mail && self.mails_answered > 1 && happened.says_session_is_full();
+        let circumstances = self.circumstances(front, self.stage_of(at), happened, is_used_up);
         let (verdict, connection) = judge(&circumstances, &self.command_of(front, at));
         let irregularity = match verdict.rule {
             OUT_OF_STEP if front.is_whole() => Some(Irregularity::OutOfStep),
