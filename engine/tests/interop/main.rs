@@ -29,6 +29,7 @@ mod peer_failures;
 mod rates;
 mod real_servers;
 mod servers;
+mod session_ends;
 mod signed_zones;
 mod smtp_source;
 mod tools;

@@ -31,6 +31,12 @@ pub(crate) enum Recipients {
     DeferEverySecond,
     /// As Postfix's policy server at this address decides.
     AskPolicy(SocketAddr),
+    /// Those whose number is odd are refused, and the connection is closed.
+    DropOdd,
+    /// Of no more than so many messages in a session.
+    FewASession(usize),
+    /// No more than so many in a transaction.
+    FewATransaction(usize),
 }
 
 /// A running server; it and all its children are killed when dropped.
@@ -51,7 +57,7 @@ impl Kind {
         let (directory, command) = match self {
             Self::Postfix => postfix(address, to, recipients)?,
             Self::Exim => exim(address, to, recipients)?,
-            Self::OpenSmtpd => opensmtpd(address, to)?,
+            Self::OpenSmtpd => opensmtpd(address, to, recipients)?,
             Self::Aiosmtpd => aiosmtpd(address, to)?,
             Self::Haraka => haraka(address, to)?,
         };
@@ -121,7 +127,7 @@ fn postfix(address: SocketAddr, to: SocketAddr, recipients: Recipients) -> Prepa
     let policy = match recipients {
         Recipients::Accept => String::new(),
         Recipients::AskPolicy(policy) => format!("check_policy_service inet:{policy}, "),
-        Recipients::DeferEverySecond => panic!("Postfix counts no transactions; give it a policy server"),
+        other => panic!("Postfix can't do {other:?}"),
     };
     let (here, port) = (directory.path().display(), to.port());
     let main = format!(
@@ -193,13 +199,16 @@ fn exim(address: SocketAddr, to: SocketAddr, recipients: Recipients) -> Prepared
         Recipients::DeferEverySecond => {
             "  defer condition = ${if eq{${eval10:$acl_c_transaction % 2}}{0}}\n        message = 4.7.1 Not this one\n"
         }
-        Recipients::AskPolicy(_) => panic!("Exim counts transactions itself"),
+        Recipients::DropOdd => "  drop local_parts = ^r[0-9]*[13579]\\$\n       message = 550 5.1.1 Unknown\n",
+        Recipients::FewASession(_) => "",
+        other => panic!("Exim is not told {other:?}"),
     };
+    let session_max = if let Recipients::FewASession(count) = recipients { count } else { 0 };
     let config = format!(
         "primary_hostname = exim.test\ndisable_ipv6\nlocal_interfaces = 127.0.0.1\ndaemon_smtp_ports = {}\n\
          tls_advertise_hosts = *\ntls_certificate = /etc/cert.pem\ntls_privatekey = /etc/key.pem\n\
          smtputf8_advertise_hosts = *\nchunking_advertise_hosts = *\nsmtp_accept_max = 0\n\
-         smtp_accept_max_per_connection = 0\nsmtp_accept_queue_per_connection = 0\nmessage_size_limit = 0\n\
+         smtp_accept_max_per_connection = {session_max}\nsmtp_accept_queue_per_connection = 0\nmessage_size_limit = 0\n\
          smtp_connect_backlog = 50\n\
          rfc1413_query_timeout = 0s\nnever_users =\nkeep_environment =\nlog_file_path = /tmp/log_%s\n\
          acl_smtp_mail = mail\nacl_smtp_rcpt = rcpt\nacl_smtp_data = accept\n\
@@ -221,10 +230,16 @@ fn exim(address: SocketAddr, to: SocketAddr, recipients: Recipients) -> Prepared
     Some((directory, command))
 }
 
-fn opensmtpd(address: SocketAddr, to: SocketAddr) -> Prepared {
+fn opensmtpd(address: SocketAddr, to: SocketAddr, recipients: Recipients) -> Prepared {
     let directory = tree("usr/sbin/smtpd", &["opensmtpd", "opensmtpq"])?;
+    let limit = match recipients {
+        Recipients::Accept => String::new(),
+        Recipients::FewASession(count) => format!("smtp limit max-mails {count}\n"),
+        Recipients::FewATransaction(count) => format!("smtp limit max-rcpt {count}\n"),
+        other => panic!("OpenSMTPD can't do {other:?}"),
+    };
     let config = format!(
-        "smtp max-message-size 40M\npki peer cert \"/etc/cert.pem\"\npki peer key \"/etc/key.pem\"\n\
+        "{limit}smtp max-message-size 40M\npki peer cert \"/etc/cert.pem\"\npki peer key \"/etc/key.pem\"\n\
          listen on 127.0.0.1 port {} tls pki peer hostname opensmtpd.test\n\
          action \"on\" relay host \"smtp://{to}\"\nmatch from any for any action \"on\"\n",
         address.port(),
