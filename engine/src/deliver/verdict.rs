@@ -598,11 +598,15 @@ impl Circumstances<'_> {
         matches!(reply.code, 500 | 501 | 502 | 504) && reply.enhanced().is_none_or(|(_, subject, _)| subject == 5)
     }
 
-    /// 452 and 552 mean it with status x.5.3, and without any.
+    /// 452 and 552 mean it with status x.5.3, and without any; other codes for now with that status (OpenSMTPD's 451).
     fn too_many_recipients(&self) -> bool {
         let Happened::Replied(reply) = self.happened else { return false };
-        let codes = matches!(reply.code, 452 | 552) && self.stage == Stage::Recipient;
-        codes && (reply.enhanced().is_none() || self.has_enhanced_detail(5, 3))
+        let says_so = match (reply.code, reply.enhanced()) {
+            (452 | 552, None) => true,
+            (552, _) => self.has_enhanced_detail(5, 3),
+            _ => reply.is_transient() && self.has_enhanced_detail(5, 3),
+        };
+        says_so && self.stage == Stage::Recipient
     }
 }
 
@@ -908,7 +912,8 @@ mod tests {
 
     #[test]
     fn too_many_recipients_rfc_5321_4_5_3_1_10() {
-        for text in ["452 4.5.3 many", "552 5.5.3 many", "452 many", "552 many", "552 4.5.3 mixed"] {
+        let texts = ["452 4.5.3 many", "552 5.5.3 many", "452 many", "552 many", "552 4.5.3 mixed", "451 4.5.3 many"];
+        for text in texts {
             let happened = replied(text);
             let beside = Circumstances { others_accepted: true, ..at(Stage::Recipient, &happened) };
             assert_eq!(judge(&beside, "").0.fate, AT_ONCE, "{text}");
@@ -916,6 +921,10 @@ mod tests {
         // The first recipient of a transaction: counted, or it would go round for ever.
         assert_eq!(rule(Stage::Recipient, "452 4.5.3 many"), "too_many_recipients_alone");
         assert_eq!(rule(Stage::Recipient, "552 5.5.3 many"), "too_many_recipients_alone");
+        assert_eq!(rule(Stage::Recipient, "451 4.5.3 many"), "too_many_recipients_alone");
+        let happened = replied("451 4.7.1 later");
+        let beside = Circumstances { others_accepted: true, ..at(Stage::Recipient, &happened) };
+        assert_eq!(judge(&beside, "").0.fate, LATER);
         assert_eq!(rule(Stage::Recipient, "452 many"), "refused_for_now");
         assert_eq!(rule(Stage::Recipient, "552 full"), "refused");
     }
