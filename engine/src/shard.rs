@@ -403,17 +403,6 @@ impl Shard {
         self.id
     }
 
-    /// A wall clock that was set forward makes mail due earlier, which is harmless, and ends suspensions. Set back, it
-    /// would hold mail for as long as the step is.
-    fn notice_step(&mut self, now: Now) {
-        let steps = self.steps.get_or_insert_with(|| StepWatch::new(now));
-        match steps.wall_stepped(now) {
-            None => {}
-            Some(step_ms @ ..0) => self.home.set_clock_back(now.wall_ms, step_ms.unsigned_abs()),
-            Some(_) => self.resume_ended(now),
-        }
-    }
-
     /// What is looked at once a second: time limits of sessions and connections, expiry, blocked domains and pairs.
     fn sweep(&mut self, now: Now) {
         if self.pools.next_timeout().is_some_and(|until| until <= now.monotonic) {

@@ -292,9 +292,9 @@ impl Home {
         expired.into_iter().zip(reasons).collect()
     }
 
-    /// The wall clock was set back by so much, to `wall_ms`. What was due stays due, and what waits for its next attempt
-    /// or for the end of a block waits as long as it would have. Other times stay: of first attempts to come, of what
-    /// is held, and of expiry.
+    /// The wall clock was set back by so much, to `wall_ms`. What was due stays due, and what waits for its next
+    /// attempt or for the end of a block waits as long as it would have. Other times stay: of first attempts to
+    /// come, of what is held, and of expiry.
     pub fn set_clock_back(&mut self, wall_ms: u64, by_ms: u64) {
         let before_ms = wall_ms.saturating_add(by_ms);
         let waiting = self.due.take_all();

@@ -18,7 +18,7 @@ use crate::handover::{
 use crate::limits::{DUE_ENTRIES_PER_TURN, SOURCE_RETRY, UNREADABLE_RETRY, UNRECORDED_RETRY};
 use crate::mail::address::queue_domain;
 use crate::mail::endpoint::Endpoint;
-use crate::mail::time::Now;
+use crate::mail::time::{Now, StepWatch};
 use crate::pool::egress::EgressTurns;
 use crate::pool::suspension;
 use crate::pool::warmup::{DAY_MS, DayQuota};
@@ -262,6 +262,17 @@ impl Shard {
     pub(super) fn unpin(&mut self, id: MessageId) {
         let place = self.log_index(id.log());
         self.logs[place].log.unpin(id);
+    }
+
+    /// A wall clock that was set forward makes mail due earlier, which is harmless, and ends suspensions. Set back, it
+    /// would hold mail for as long as the step is.
+    pub(super) fn notice_step(&mut self, now: Now) {
+        let steps = self.steps.get_or_insert_with(|| StepWatch::new(now));
+        match steps.wall_stepped(now) {
+            None => {}
+            Some(step_ms @ ..0) => self.home.set_clock_back(now.wall_ms, step_ms.unsigned_abs()),
+            Some(_) => self.resume_ended(now),
+        }
     }
 
     /// Ends what is past its time and not on the wire.
