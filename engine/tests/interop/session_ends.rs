@@ -1,6 +1,6 @@
 //! Real servers that end a session early, or take only so many messages in one: each message has its one fate by its
-//! first attempt, and the host is not left alone meanwhile. With the usual retries one word taken for another would cost
-//! 30 s.
+//! first attempt, and the host is not left alone meanwhile. With the usual retries one word taken for another would
+//! cost 30 s.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
