@@ -103,8 +103,8 @@ pub enum Action {
     SessionResume {
         session: SessionKey,
     },
-    /// Acknowledge what came now, although nothing is said that would: a client that writes in small pieces may keep back
-    /// the next until then (RFC 896), and the kernel may take 40 ms for it (RFC 1122 §4.2.3.2).
+    /// Acknowledge what came now, although nothing is said that would: a client that writes in small pieces may keep
+    /// back the next until then (RFC 896), and the kernel may take 40 ms for it (RFC 1122 §4.2.3.2).
     SessionAcknowledge {
         session: SessionKey,
     },

@@ -159,7 +159,8 @@ impl Hosts {
         self.leave_alone(now, (address, Concern::of(requirement)), back_off, reason);
     }
 
-    /// A host that goes down fails all connections that are on their way to it: that is one failure, whose pause goes on.
+    /// A host that goes down fails all connections that are on their way to it: that is one failure, whose pause goes
+    /// on.
     fn leave_alone(&mut self, now: Duration, of: (Endpoint, Concern), back_off: BackOff, reason: Arc<str>) {
         self.make_room(now);
         let memory = self.memory(of);

@@ -365,7 +365,7 @@ impl Shard {
     }
 
     fn append(&mut self, now: Now, admitted: Box<Admitted>, answer_to: AnswerTo) {
-        // Room that came meanwhile is for those that wait; what is left may be too little for them, but not for this one.
+        // Room that came meanwhile is for those that wait; too little for them, it may do for this one.
         self.place_waiting(now);
         match self.place(now, admitted, answer_to) {
             Ok(()) => {}
