@@ -423,7 +423,10 @@ impl Shard {
         self.suspensions.expire(now.wall_ms);
         self.refresh_limits(now);
         self.sweep_bouncing();
-        self.expire(now);
+        // What is over during a stop is ended by the next start: a shard that has said that it is done waits for others.
+        if !self.stopping {
+            self.expire(now);
+        }
         self.home.update_rates();
         self.home.forget_paced(now.wall_ms);
         self.home.forget_idle();

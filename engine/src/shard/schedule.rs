@@ -87,6 +87,9 @@ impl Shard {
 
     /// A route's lookup has ended.
     pub(super) fn handle_route(&mut self, now: Now, key: &RouteKey, result: Result<Route, RouteFailure>) {
+        if self.stopping {
+            return; // The next start asks again.
+        }
         match result {
             Ok(route) => {
                 // A TTL of zero still serves the entries that asked.

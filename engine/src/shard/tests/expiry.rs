@@ -35,3 +35,25 @@ fn a_message_that_expires_at_its_turn_tells_what_it_waited_for() {
     assert_eq!((result.fate, result.attempts), (Fate::Expired, 0));
     assert_eq!(result.answer.text, format!("Message expired; last answer: {waited_for}"));
 }
+
+/// A shard that has nothing left to do waits for the others' end. What it decided then might not become durable.
+#[test]
+fn nothing_expires_during_a_stop() {
+    let mut config = Config::new("mta.example");
+    config.retry.max_age = Duration::from_secs(60);
+    let mut world = World::open(TempDir::new().unwrap(), START, config);
+    let session = world.connect_client();
+    world.client_says(session, CLIENT);
+    world.client_says(session, CONTENT);
+    world.sync();
+    let (connection, _) = world.connects.pop().expect("a connection is wanted");
+    let refused = ConnectError::Failed(std::io::ErrorKind::ConnectionRefused.into());
+    world.shard.connect_failed(world.now, connection, &refused);
+    world.sync();
+    world.shard.handle_message(ShardMessage::Stop);
+    world.sync();
+    world.shard.session_closed(session);
+    world.pass(Duration::from_secs(3_600));
+    assert_eq!((world.shard.stopped, world.outcomes()), (true, 0));
+    assert_eq!(world.shard.metrics.failures.get(), 0);
+}
