@@ -15,7 +15,7 @@ pub struct Now {
 
 /// Notices that somebody set the wall clock: wall time then no longer advances as monotonic time does.
 ///
-/// Slow drift and slewing stay below [`STEP_MIN`] between two looks and are not steps.
+/// Slow drift and slewing stay below two seconds between two looks and are not steps.
 #[derive(Debug)]
 pub struct StepWatch {
     last: Now,
