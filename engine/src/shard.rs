@@ -423,7 +423,7 @@ impl Shard {
         self.suspensions.expire(now.wall_ms);
         self.refresh_limits(now);
         self.sweep_bouncing();
-        // What is over during a stop is ended by the next start: a shard that has said that it is done waits for others.
+        // What is over during a stop the next start ends: a shard that has said that it is done waits for others.
         if !self.stopping {
             self.expire(now);
         }
