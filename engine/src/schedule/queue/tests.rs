@@ -17,25 +17,30 @@ fn flow() -> Arc<Flow> {
 fn home_with(messages: u64) -> Home {
     let mut home = Home::default();
     for sequence in 1..=messages {
-        let group = RecipientGroup {
-            domain: "peer.example".into(),
-            recipients: Box::new([0]),
-            attempts: 0,
-            due_ms: sequence,
-            last_answer: None,
-            matched: None,
-        };
-        home.insert(&Spooled {
-            message: MessageId::new(LogId(0), Sequence(sequence)),
-            tenant: String::new(),
-            campaign: String::new(),
-            egress_pool: "default".to_owned(),
-            priority: 1,
-            expires_ms: 10_000,
-            groups: vec![group],
-        });
+        insert(&mut home, sequence, (0, sequence), 10_000);
     }
     home
+}
+
+/// A message to one recipient, with its attempts so far and the time of the next.
+fn insert(home: &mut Home, sequence: u64, (attempts, due_ms): (u32, u64), expires_ms: u64) {
+    let group = RecipientGroup {
+        domain: "peer.example".into(),
+        recipients: Box::new([0]),
+        attempts,
+        due_ms,
+        last_answer: None,
+        matched: None,
+    };
+    home.insert(&Spooled {
+        message: MessageId::new(LogId(0), Sequence(sequence)),
+        tenant: String::new(),
+        campaign: String::new(),
+        egress_pool: "default".to_owned(),
+        priority: 1,
+        expires_ms,
+        groups: vec![group],
+    });
 }
 
 fn all_ready(home: &mut Home) {
@@ -124,24 +129,8 @@ fn no_retry_waits_for_longer_than_any_does() {
     let mut home = Home::default();
     let far_ms = RETRY_PAUSE_MAX.as_millis() as u64;
     let entries = [(1, far_ms + 5_000), (1, far_ms + 5_001), (0, far_ms + 5_001), (1, EXPIRES_MS)];
-    for (sequence, (attempts, due_ms)) in (1..).zip(entries) {
-        let group = RecipientGroup {
-            domain: "peer.example".into(),
-            recipients: Box::new([0]),
-            attempts,
-            due_ms,
-            last_answer: None,
-            matched: None,
-        };
-        home.insert(&Spooled {
-            message: MessageId::new(LogId(0), Sequence(sequence)),
-            tenant: String::new(),
-            campaign: String::new(),
-            egress_pool: "default".to_owned(),
-            priority: 1,
-            expires_ms: EXPIRES_MS,
-            groups: vec![group],
-        });
+    for (sequence, times) in (1..).zip(entries) {
+        insert(&mut home, sequence, times, EXPIRES_MS);
     }
     assert_eq!(home.sweep_expired(5_000), []);
     let due: Vec<u64> = (1..=4)

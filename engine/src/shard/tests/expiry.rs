@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::RetrySchedule;
+use crate::deliver::route::{RouteFailure, RouteFailureKind};
 use crate::shard::ConnectError;
 
 /// Its turn comes when its time is over, and before the sweep that looks for such messages.
@@ -56,4 +57,27 @@ fn nothing_expires_during_a_stop() {
     world.pass(Duration::from_secs(3_600));
     assert_eq!((world.shard.stopped, world.outcomes()), (true, 0));
     assert_eq!(world.shard.metrics.failures.get(), 0);
+}
+
+/// Nor does mail bounce whose domain turns out not to be.
+#[test]
+fn what_is_found_out_during_a_stop_is_left_to_the_next_start() {
+    let mut world = World::new();
+    // Nobody but the test knows the route.
+    world.shard.config = Arc::new(Config::new("mta.example"));
+    world.shard.routes = crate::shard::RouteCache::new(Arc::new(crate::shard::StaticRoutes::new(&[])));
+    accepted(&mut world);
+    world.shard.handle_message(ShardMessage::Stop);
+    world.sync();
+    let failure = RouteFailure {
+        kind: RouteFailureKind::Bounce,
+        code: 550,
+        enhanced: (5, 1, 2),
+        text: "no such domain".to_owned(),
+        expires: world.now.monotonic + Duration::from_secs(30),
+    };
+    let key = RouteKey::of_domain("peer.example");
+    world.shard.handle_message(ShardMessage::Routed { key, result: Err(failure) });
+    world.pass(Duration::from_secs(10));
+    assert_eq!((world.outcomes(), world.shard.home.len()), (0, 1));
 }
