@@ -259,21 +259,25 @@ impl Demand {
         }
         self.follow(flow);
         let covered = self.lanes.iter().filter(|(limits, _)| limits.iter().all(|id| permit.limits.contains(id)));
-        let next = covered.filter_map(|(limits, lane)| Some((limits, lane.next()?)));
-        let fitting = next.filter_map(|(limits, next)| {
-            let is_enough = |share: &Share| {
-                let units = self.units(share, limits, batch_max);
-                share.has_mail() && share.is_known(share.granted) && units <= permit.units
-            };
-            Some((self.oldest(next, is_enough)?, next))
-        });
-        let taker =
-            fitting.min_by_key(|(_, next)| self.turns.place_of(next)).map(|(home, next)| (home, Arc::clone(next)));
-        taker.or_else(|| Some((self.oldest(flow, Share::has_mail)?, Arc::clone(flow))))
+        let next = covered.filter_map(|(_, lane)| lane.next());
+        let fitting = next.filter_map(|next| Some((self.covered_home(next, permit, batch_max)?, next)));
+        let taker = fitting.min_by_key(|(_, next)| self.turns.place_of(next));
+        // Only what it is enough for: a ticket of more would go home, and the same be asked for again.
+        let own = || Some((self.covered_home(flow, permit, batch_max)?, flow));
+        taker.or_else(own).map(|(home, flow)| (home, Arc::clone(flow)))
+    }
+
+    /// The home of a flow's oldest entry, of those whose next one is known to need no more than a permit has.
+    fn covered_home(&self, flow: &Flow, permit: &Permit, batch_max: usize) -> Option<usize> {
+        let limits = self.flows.get(flow)?.limits.as_ref()?;
+        self.oldest(flow, |share| {
+            let is_known = share.has_mail() && share.is_known(share.granted);
+            is_known && self.units(share, limits, batch_max) <= permit.units
+        })
     }
 
     /// The home of a flow's oldest entry, among some.
-    fn oldest(&self, flow: &Arc<Flow>, is_meant: impl Fn(&Share) -> bool) -> Option<usize> {
+    fn oldest(&self, flow: &Flow, is_meant: impl Fn(&Share) -> bool) -> Option<usize> {
         let shares = self.flows.get(flow)?.shares.iter().enumerate().filter(|(_, share)| is_meant(share));
         shares.min_by_key(|(_, share)| share.backlog.oldest_due_ms).map(|(home, _)| home)
     }
@@ -512,7 +516,10 @@ impl Share {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::config::Config;
 
     fn flow(priority: u8, tenant: &str) -> Arc<Flow> {
         Arc::new(Flow { priority, tenant: tenant.into(), campaign: "".into(), ..Flow::default() })
@@ -582,6 +589,42 @@ mod tests {
         assert_eq!(granted(&mut demand, 9).len(), 1);
         demand.void();
         assert_eq!((demand.granted(), granted(&mut demand, 9).len()), (0, 1), "what is void is given anew");
+    }
+
+    /// Whose turn it is in the lane needs more, and so does the oldest entry of the flow that asked, as far as is known:
+    /// a permit for it would come back as a ticket of more recipients, and be asked for again, for ever.
+    #[test]
+    fn a_permit_goes_where_it_is_known_to_be_enough() {
+        let tenant = "[[tenant]]\nname = \"a\"\nmax_message_rate = \"600/min,max_burst=600\"\n";
+        let text = format!("{tenant}[spool]\nallow_filesystem = true\n");
+        let config = Config::from_toml(&text, "t.toml", Path::new("/nonexistent")).expect("a configuration");
+        let shared = SharedLimits::new(&config);
+        let mut demand = Demand::new(2, Arc::new(shared));
+        let of_campaign = |name: &str| Arc::new(Flow { campaign: name.into(), ..Flow::clone(&flow(1, "a")) });
+        let (x, y) = (of_campaign("x"), of_campaign("y"));
+        let backlog = |oldest_due_ms, next_recipients| Backlog { ready: 22, oldest_due_ms, next_recipients };
+        let permit = |units| Permit {
+            limits: pair().shared_limits(&demand.shared_limits, &x).expect("it is under the limit"),
+            units,
+            given: std::time::Duration::ZERO,
+            asker: Arc::clone(&x),
+            turn: None,
+        };
+        let (two, one) = (permit(2), permit(1));
+        let asks = |demand: &mut Demand| {
+            let Some(turn @ Turn::Want { home, units, .. }) = demand.next(100) else { panic!("it is to ask") };
+            demand.begin(&turn);
+            (home, units)
+        };
+
+        demand.tell(0, &pair(), &x, backlog(10, 2), 0);
+        assert_eq!(asks(&mut demand), (0, 2));
+        assert_eq!(demand.permitted(0, &x, false, &two, 100), Some((0, Arc::clone(&x))));
+        demand.give(0, &x, two);
+        demand.tell(1, &pair(), &x, backlog(20, 1), 0);
+        assert_eq!(asks(&mut demand), (1, 1));
+        demand.tell(0, &pair(), &y, backlog(5, 2), 0);
+        assert_eq!(demand.permitted(1, &x, false, &one, 100), Some((1, x)));
     }
 
     #[test]
