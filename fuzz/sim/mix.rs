@@ -63,7 +63,7 @@ faults! {
     NoEightBit "peer: no 8BITMIME" 2_000,
     NoUtf8 "peer: no SMTPUTF8" 5_000,
     SizeLimited "peer: small SIZE" 2_000,
-    FewRecipients "peer: LIMITS RCPTMAX" 2_000,
+    FewRecipients "peer: LIMITS MAILMAX and RCPTMAX" 2_000,
     TlsOffered "peer: STARTTLS" 8_000,
     TlsRefused "TLS: STARTTLS refused" 1_500,
     TlsBroken "TLS: handshake fails" 2_500,

@@ -45,7 +45,8 @@ pub(crate) struct Habits {
     utf8: bool,
     auth: bool,
     size_max: Option<u64>,
-    recipients_max: Option<usize>,
+    /// Of transactions on a connection, and of recipients in each.
+    limit: Option<usize>,
     pub(crate) tls: Tls,
     demands_tls: bool,
     refuses_every_second: bool,
@@ -240,7 +241,7 @@ impl Habits {
             utf8: true,
             auth: true,
             size_max: None,
-            recipients_max: None,
+            limit: None,
             tls: Tls::Works,
             demands_tls: false,
             refuses_every_second: false,
@@ -262,7 +263,7 @@ impl Habits {
         habits.auth = !mix.strikes(Fault::AuthNotOffered, random);
         habits.size_max = mix.strikes(Fault::SizeLimited, random).then(|| 2_000 + random.below(4_000));
         let few = mix.strikes(Fault::FewRecipients, random);
-        habits.recipients_max = few.then(|| 1 + random.below(4) as usize).filter(|_| habits.knows_ehlo);
+        habits.limit = few.then(|| 1 + random.below(4) as usize).filter(|_| habits.knows_ehlo);
         habits.refuses_every_second = random.one_in(6) && mix.strikes(Fault::RefusesEverySecond, random);
         let greylists = mix.strikes(Fault::Greylisted, random);
         habits.greylists_for = greylists.then(|| (1 + random.below(20)) * MINUTE);
@@ -406,7 +407,7 @@ impl Peer {
     }
 
     fn ehlo(&mut self, host: &Host, around: &mut Around<'_>) {
-        let Habits { knows_ehlo, pipelining, chunking, eight_bit, utf8, auth, size_max, recipients_max, tls, .. } =
+        let Habits { knows_ehlo, pipelining, chunking, eight_bit, utf8, auth, size_max, limit, tls, .. } =
             host.habits.clone();
         let lacks = [(!eight_bit, Lack::EightBit), (!utf8, Lack::Utf8), (size_max.is_some(), Lack::Size)];
         for (_, lack) in lacks.into_iter().filter(|(lacks, _)| *lacks || !knows_ehlo) {
@@ -425,7 +426,7 @@ impl Peer {
         lines.extend(utf8.then(|| "SMTPUTF8".to_owned()));
         lines.extend(auth.then(|| "AUTH PLAIN LOGIN".to_owned()));
         lines.extend(size_max.map(|size| format!("SIZE {size}")));
-        lines.extend(recipients_max.map(|count| format!("LIMITS RCPTMAX={count}")));
+        lines.extend(limit.map(|max| format!("LIMITS MAILMAX={max} RCPTMAX={max}")));
         if tls != Tls::NotOffered && !self.is_encrypted {
             self.offers_tls = true;
             lines.push("STARTTLS".to_owned());
@@ -451,7 +452,7 @@ impl Peer {
     fn mail(&mut self, reverse_path: String, host: &mut Host, around: &mut Around<'_>) {
         self.deliveries += 1;
         assert!(
-            self.deliveries <= around.limits.deliveries_max,
+            self.deliveries <= around.limits.deliveries_max.min(host.habits.limit.map_or(u64::MAX, |max| max as u64)),
             "LIMITS-HOLD: {} transactions on one connection",
             self.deliveries
         );
@@ -498,7 +499,7 @@ impl Peer {
         let other = self.transaction.recipients.iter().find(|other| domain(other) != domain(&recipient));
         assert!(other.is_none(), "RIGHT-ENVELOPE: {other:?} and {recipient} in one transaction");
         assert!(
-            accepted < around.limits.recipients_max.min(host.habits.recipients_max.unwrap_or(usize::MAX)),
+            accepted < around.limits.recipients_max.min(host.habits.limit.unwrap_or(usize::MAX)),
             "LIMITS-HOLD: more than {accepted} recipients in one transaction"
         );
         if host.habits.refuses_every_second && host.transactions.is_multiple_of(2) {

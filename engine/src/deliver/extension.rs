@@ -28,7 +28,9 @@ pub struct Extensions {
     pub auth_login: bool,
     /// RFC 3461.
     pub dsn: bool,
-    /// RFC 9422 `LIMITS RCPTMAX=n`.
+    /// RFC 9422 `LIMITS MAILMAX=n`: transactions of one session.
+    pub mails_max: Option<u32>,
+    /// RFC 9422 `LIMITS RCPTMAX=n`. RCPTDOMAINMAX bounds nothing: a transaction's recipients are at one domain.
     pub recipients_max: Option<u32>,
 }
 
@@ -59,7 +61,15 @@ impl Extensions {
                         offered.auth_login |= mechanism.eq_ignore_ascii_case("LOGIN");
                     }
                 }
-                "LIMITS" => offered.recipients_max = words.find_map(recipients_max),
+                "LIMITS" => {
+                    for (name, max) in words.filter_map(limit) {
+                        match name.to_ascii_uppercase().as_str() {
+                            "MAILMAX" => offered.mails_max = Some(max),
+                            "RCPTMAX" => offered.recipients_max = Some(max),
+                            _ => {}
+                        }
+                    }
+                }
                 _ => {}
             }
         }
@@ -84,14 +94,15 @@ impl fmt::Display for Extensions {
         if self.size {
             words.push(self.size_max.map_or("SIZE".to_owned(), |octets| format!("SIZE {octets}")));
         }
+        words.extend(self.mails_max.map(|count| format!("LIMITS MAILMAX={count}")));
         words.extend(self.recipients_max.map(|count| format!("LIMITS RCPTMAX={count}")));
         f.write_str(&words.join(", "))
     }
 }
 
-fn recipients_max(word: &str) -> Option<u32> {
+fn limit(word: &str) -> Option<(&str, u32)> {
     let (name, value) = word.split_once('=')?;
-    if name.eq_ignore_ascii_case("RCPTMAX") { value.parse().ok().filter(|&count| count > 0) } else { None }
+    value.parse().ok().filter(|&max| max > 0).map(|max| (name, max))
 }
 
 #[cfg(test)]
@@ -103,12 +114,13 @@ mod tests {
         let reply = Reply::new(
             250,
             "mx.example greets you\nPipelining\nSIZE 1000\n8bitmime\nSTARTTLS\nENHANCEDSTATUSCODES\nCHUNKING\n\
-             SMTPUTF8\nDsn\nX-UNKNOWN y\nLIMITS MAILMAX=10 RCPTMAX=50",
+             SMTPUTF8\nDsn\nX-UNKNOWN y\nLIMITS MailMax=10 RCPTDOMAINMAX=1 RCPTMAX=50",
         );
         let offered = Extensions::parse(&reply);
         assert_eq!(
             offered.to_string(),
-            "PIPELINING, 8BITMIME, SMTPUTF8, ENHANCEDSTATUSCODES, STARTTLS, CHUNKING, DSN, SIZE 1000, LIMITS RCPTMAX=50"
+            "PIPELINING, 8BITMIME, SMTPUTF8, ENHANCEDSTATUSCODES, STARTTLS, CHUNKING, DSN, SIZE 1000, \
+             LIMITS MAILMAX=10, LIMITS RCPTMAX=50"
         );
     }
 
@@ -127,9 +139,9 @@ mod tests {
 
     #[test]
     fn odd_parameters_are_as_none() {
-        let offered = Extensions::parse(&Reply::new(250, "x\nSIZE 0\nLIMITS RCPTMAX=0\n\n"));
+        let offered = Extensions::parse(&Reply::new(250, "x\nSIZE 0\nLIMITS MAILMAX=0 RCPTMAX=0\n\n"));
         assert_eq!(offered, Extensions { size: true, ..Extensions::default() });
-        let offered = Extensions::parse(&Reply::new(250, "x\nSIZE lots\nLIMITS RCPTMAX"));
+        let offered = Extensions::parse(&Reply::new(250, "x\nSIZE lots\nLIMITS MAILMAX=many RCPTMAX"));
         assert_eq!(offered, Extensions { size: true, ..Extensions::default() });
     }
 }

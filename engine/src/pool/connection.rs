@@ -32,6 +32,8 @@ pub struct Slot {
     /// It serves routes with these terms only.
     pub terms: Arc<Terms>,
     pub deliveries: u32,
+    /// The most that its peer takes (RFC 9422 MAILMAX).
+    pub deliveries_max: u32,
     /// Its source is not what it was when it was opened: it takes nothing more.
     pub is_retired: bool,
     state: SlotState,
@@ -65,8 +67,9 @@ impl Slots {
         terms: Arc<Terms>,
     ) -> ConnectionKey {
         let proof = tls.proof_in_clear();
-        let (deliveries, is_retired, state) = (0, false, SlotState::Opening);
-        let slot = Slot { pair, host_name, address, site, tls, proof, terms, deliveries, is_retired, state };
+        let (deliveries, deliveries_max, is_retired, state) = (0, u32::MAX, false, SlotState::Opening);
+        let slot =
+            Slot { pair, host_name, address, site, tls, proof, terms, deliveries, deliveries_max, is_retired, state };
         self.len += 1;
         if let Some(place) = self.free.pop() {
             self.slots[place as usize] = Some(slot);
@@ -132,6 +135,11 @@ impl Slots {
     pub fn set_encrypted(&mut self, key: ConnectionKey) {
         let slot = self.slots[key.0 as usize].as_mut().expect("the connection has a slot");
         slot.proof = slot.tls.proof_of_handshake();
+    }
+
+    /// The peer takes so many deliveries on this connection.
+    pub fn bound_deliveries(&mut self, key: ConnectionKey, max: u32) {
+        self.slots[key.0 as usize].as_mut().expect("the connection has a slot").deliveries_max = max;
     }
 
     /// The connection takes nothing more.

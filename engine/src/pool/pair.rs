@@ -262,6 +262,11 @@ impl Pools {
         self.advance(now, place, random);
     }
 
+    /// The peer takes so many deliveries on this connection.
+    pub fn bound_deliveries(&mut self, connection: ConnectionKey, max: u32) {
+        self.slots.bound_deliveries(connection, max);
+    }
+
     /// The handshake has succeeded, with the TLS that the connection was opened for.
     pub fn handle_encrypted(&mut self, connection: ConnectionKey) {
         self.slots.set_encrypted(connection);
@@ -366,9 +371,8 @@ impl Pools {
     pub fn take_riding(&mut self, now: Now, connection: ConnectionKey) -> Option<Box<Attempt>> {
         let slot = self.slots.get(connection);
         let place = slot.pair;
-        let deliveries_max = self.pairs[place as usize].shaping.max_deliveries_per_connection;
-        let is_used_up = slot.is_retired || slot.deliveries >= deliveries_max;
-        if self.stopping || is_used_up || self.is_leaving(place) {
+        let is_used_up = self.pairs[place as usize].is_used_up(slot);
+        if self.stopping || slot.is_retired || is_used_up || self.is_leaving(place) {
             return None;
         }
         let pair = &self.pairs[place as usize];
@@ -606,7 +610,7 @@ impl Pools {
                 continue;
             }
             let slot = self.slots.get(connection);
-            if slot.deliveries >= pair.shaping.max_deliveries_per_connection {
+            if pair.is_used_up(slot) {
                 used_up.push(connection);
             } else if pair.fits(now, slot, attempt) {
                 found = Some(connection);
@@ -744,6 +748,11 @@ impl Pair {
 
     fn send_all_home(&mut self) -> Vec<Order> {
         std::mem::take(&mut self.tickets).into_iter().map(|attempt| self.send_home(attempt)).collect()
+    }
+
+    /// As many deliveries as a connection may make.
+    fn is_used_up(&self, slot: &Slot) -> bool {
+        slot.deliveries >= self.shaping.max_deliveries_per_connection.min(slot.deliveries_max)
     }
 
     /// Whether more tickets wait than connections are on their way.

@@ -314,6 +314,11 @@ impl Shard {
             ClientEvent::Idle => {
                 // Without a handshake so far there is none.
                 self.count_session(connection, Err(TlsFailure::StartTlsNotSupported));
+                if let DeliveryState::Up(client) = &self.deliveries[&connection].state
+                    && let Some(max) = client.extensions().mails_max
+                {
+                    self.pools.bound_deliveries(connection, max);
+                }
                 self.pools.handle_idle(now, &mut |below| self.random.u64(0..below), connection);
             }
             ClientEvent::StartTls => {

@@ -504,20 +504,41 @@ fn the_next_message_rides_behind_the_content() {
     assert_eq!(fates, [Fate::Delivered, Fate::Delivered, Fate::Bounced]);
 }
 
-/// A transaction rides only within the connection's quota of deliveries.
+/// A transaction rides only within the connection's quota of deliveries, and within its peer's MAILMAX (RFC 9422 §4).
 #[test]
 fn nothing_rides_beyond_the_deliveries_of_a_connection() {
+    for (deliveries_max, limits) in [(2, ""), (100, "250-LIMITS MAILMAX=2\r\n")] {
+        let mut config = Config::new("mta.example");
+        config.shaping.connection_limit = 1;
+        config.shaping.max_deliveries_per_connection = deliveries_max;
+        config.shaping.chunking = WHOLE;
+        let mut world = World::open(TempDir::new().unwrap(), START, config);
+        (0..3).for_each(|_| accepted(&mut world));
+        let peer = world.accept_connection();
+        let said = world.peer_says(peer, &CHUNKING.replace("250 ", &format!("{limits}250 ")));
+        assert_eq!(said.matches("MAIL FROM").count(), 2, "{said}");
+        let said = world.peer_says(peer, &format!("{ALL_TAKEN}250 reset\r\n{ALL_TAKEN}"));
+        assert_eq!(said, "QUIT\r\n");
+    }
+}
+
+/// RFC 9422 §4: where nothing rides, too; the next message gets a connection of its own.
+#[test]
+fn a_connection_with_as_many_deliveries_as_its_peer_takes_is_ended() {
     let mut config = Config::new("mta.example");
     config.shaping.connection_limit = 1;
-    config.shaping.max_deliveries_per_connection = 2;
-    config.shaping.chunking = WHOLE;
     let mut world = World::open(TempDir::new().unwrap(), START, config);
-    (0..3).for_each(|_| accepted(&mut world));
-    let peer = world.accept_connection();
-    let said = world.peer_says(peer, CHUNKING);
-    assert_eq!(said.matches("MAIL FROM").count(), 2, "{said}");
-    let said = world.peer_says(peer, &format!("{ALL_TAKEN}250 reset\r\n{ALL_TAKEN}"));
-    assert_eq!(said, "QUIT\r\n");
+    accepted(&mut world);
+    for _ in 0..2 {
+        let peer = world.accept_connection();
+        let said = world.peer_says(peer, "250-peer.example\r\n250 LIMITS MAILMAX=1\r\n");
+        assert_eq!(said, "MAIL FROM:<a@client.example>\r\n");
+        assert_eq!(world.take_message(peer), "");
+        accepted(&mut world);
+        assert_eq!(world.to_peer, "QUIT\r\n");
+        world.shard.connection_gone(world.now, peer);
+        world.settle();
+    }
 }
 
 #[test]
