@@ -591,8 +591,8 @@ mod tests {
         assert_eq!((demand.granted(), granted(&mut demand, 9).len()), (0, 1), "what is void is given anew");
     }
 
-    /// Whose turn it is in the lane needs more, and so does the oldest entry of the flow that asked, as far as is known:
-    /// a permit for it would come back as a ticket of more recipients, and be asked for again, for ever.
+    /// Whose turn it is in the lane needs more, and so does the oldest entry of the flow that asked, as far as is
+    /// known: a permit for it would come back as a ticket of more recipients, and be asked for again, for ever.
     #[test]
     fn a_permit_goes_where_it_is_known_to_be_enough() {
         let tenant = "[[tenant]]\nname = \"a\"\nmax_message_rate = \"600/min,max_burst=600\"\n";
