@@ -73,10 +73,12 @@ impl Log {
         body: Option<u64>,
     ) -> Result<(MessageId, CommitNumber), AppendError> {
         self.check_room_for_mail(content[0].len() as u64 + content[1].len() as u64)?;
+        let shared = body.and_then(|body| self.bodies.get(body));
         let header = RecordHeader {
             kind: RecordKind::Message as u8,
             schema: MESSAGE_SCHEMA,
             message: MessageId::new(self.id(), Sequence(self.next_sequence)).to_raw(),
+            shared_body_length: shared.map_or(0, |body| u32::try_from(body.bytes).expect("a body is in one segment")),
             shared_body: body.unwrap_or(0),
             ..RecordHeader::default()
         };

@@ -608,6 +608,7 @@ impl Log {
             schema: COPY_SCHEMA,
             flags: if present.has(HELD) { RecordHeader::HELD } else { 0 },
             message: message.id().to_raw(),
+            shared_body_length: message.header().shared_body_length,
             shared_body: message.header().shared_body,
             ..RecordHeader::default()
         };

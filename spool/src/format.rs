@@ -266,6 +266,8 @@ pub struct RecordHeader {
     pub state_length: u32,
     pub prefix_length: u32,
     pub body_length: u32,
+    /// Of the body that a message or its copy shares; 0 where it has one of its own, or where an earlier release wrote.
+    pub shared_body_length: u32,
     pub sequence: u64,
     /// The message or body that it is, or is about; of tombstones, log and segment number in the same form.
     pub message: u64,
@@ -294,6 +296,7 @@ impl RecordHeader {
         bytes[record::STATE_LENGTH].copy_from_slice(&self.state_length.to_le_bytes());
         bytes[record::PREFIX_LENGTH].copy_from_slice(&self.prefix_length.to_le_bytes());
         bytes[record::BODY_LENGTH].copy_from_slice(&self.body_length.to_le_bytes());
+        bytes[record::SHARED_BODY_LENGTH].copy_from_slice(&self.shared_body_length.to_le_bytes());
         bytes[record::SEQUENCE].copy_from_slice(&self.sequence.to_le_bytes());
         bytes[record::MESSAGE].copy_from_slice(&self.message.to_le_bytes());
         bytes[record::SHARED_BODY].copy_from_slice(&self.shared_body.to_le_bytes());
@@ -320,7 +323,11 @@ impl RecordHeader {
             body_length: u32_at(bytes, record::BODY_LENGTH),
             sequence: u64_at(bytes, record::SEQUENCE),
             message: u64_at(bytes, record::MESSAGE),
-            // In outcomes, version 1 had another number here.
+            // In outcomes, version 1 had other numbers here.
+            shared_body_length: match bytes[record::KIND] {
+                OUTCOME_KIND => 0,
+                _ => u32_at(bytes, record::SHARED_BODY_LENGTH),
+            },
             shared_body: match bytes[record::KIND] {
                 OUTCOME_KIND => 0,
                 _ => u64_at(bytes, record::SHARED_BODY),
@@ -529,7 +536,7 @@ mod record {
     pub(super) const STATE_LENGTH: Range<usize> = 8..12;
     pub(super) const PREFIX_LENGTH: Range<usize> = 12..16;
     pub(super) const BODY_LENGTH: Range<usize> = 16..20;
-    pub(super) const _ZERO: Range<usize> = 20..24;
+    pub(super) const SHARED_BODY_LENGTH: Range<usize> = 20..24;
     pub(super) const SEQUENCE: Range<usize> = 24..32;
     pub(super) const MESSAGE: Range<usize> = 32..40;
     pub(super) const SHARED_BODY: Range<usize> = 40..48;
@@ -611,7 +618,7 @@ const _: () = assert!(are_adjacent(
         record::STATE_LENGTH,
         record::PREFIX_LENGTH,
         record::BODY_LENGTH,
-        record::_ZERO,
+        record::SHARED_BODY_LENGTH,
         record::SEQUENCE,
         record::MESSAGE,
         record::SHARED_BODY,

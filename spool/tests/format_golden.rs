@@ -233,7 +233,9 @@ fn a_shared_body_and_a_checkpoint_are_this() {
     let bodies = records(&disk, RecordKind::Body, MessageId::new(body.log(), Sequence(1)));
     compare("body-v2.txt", &bodies[0].1);
     let messages = records(&disk, RecordKind::Message, id);
-    assert_eq!((messages[0].0.shared_body, messages[0].0.body_length), (1, 0));
+    let header = &messages[0].0;
+    assert_eq!((header.shared_body, header.body_length, header.shared_body_length), (1, 0, 25));
+    assert_eq!(messages[0].1[20..24], [25, 0, 0, 0]);
 
     let (filler, _) = log.append_message(&envelope(), b"", &[0; 20_000]).unwrap();
     log.append_outcome(&outcome(filler, 0, Fate::Delivered)).unwrap();

@@ -12,7 +12,7 @@ use postrider_spool::record::Answer;
 use postrider_spool::sim::{Faults, SimDisk};
 use postrider_spool::{
     AppendError, BodyId, Envelope, Fate, Fetch, Log, MessageId, Outcome, Progress, ReadError, Recipient,
-    RecipientResult, RecoverOptions, Recovered, Sequence, Spool, SpoolOptions, execute,
+    RecipientResult, RecordRef, RecoverOptions, Recovered, Sequence, Spool, SpoolOptions, execute,
 };
 
 const SEGMENT_BYTES: u64 = 64 << 10;
@@ -301,4 +301,40 @@ fn a_damaged_body_is_told() {
     })
     .unwrap();
     assert!(quarantined > 0 && told.len() == 1 && told[0] != id, "{told:?} {quarantined}");
+}
+
+/// The event of a message is told again with its size, though the body is gone that nobody needs any more.
+#[test]
+fn a_message_whose_body_is_gone_keeps_its_size() {
+    let disk = SimDisk::new(1);
+    let (spool, mut log, _) = open_behind(&disk, Sequence(0));
+    let mut now = Duration::ZERO;
+    let (body, _) = log.append_body(&content(1)).unwrap();
+    churn(&mut log, &mut now);
+    let id = share(&mut log, body);
+    let told = Sequence(id.sequence().0 - 1);
+    log.set_event_cursor(told);
+    deliver(&mut log, id);
+    log.release_body(body);
+    churn(&mut log, &mut now);
+    assert_eq!(copies_of(&disk, &content(1)), 0, "it is gone");
+    drop((spool, log));
+    let (_, _, sizes) = open_behind(&disk.restart(), told);
+    assert_eq!(sizes.get(&id), Some(&(1 + content(1).len() as u64)));
+}
+
+/// With the sizes of the messages whose events are still to be told.
+fn open_behind(disk: &SimDisk, event_cursor: Sequence) -> (Spool, Log, BTreeMap<MessageId, u64>) {
+    let options = SpoolOptions { segment_bytes: SEGMENT_BYTES, hot_bytes: 0, ..SpoolOptions::default() };
+    let mut spool = Spool::open_on(Arc::new(disk.clone()), Path::new("/spool"), options).unwrap();
+    let directory = spool.assign(1).unwrap().remove(0).remove(0);
+    let mut sizes = BTreeMap::new();
+    let recover = RecoverOptions { seed: 1, event_cursor, ..RecoverOptions::default() };
+    let log = Log::recover(directory, recover, &mut |recovered| {
+        if let Recovered::Record { record: RecordRef::Message { id, size, .. }, .. } = recovered {
+            assert!(sizes.insert(id, size).is_none());
+        }
+    })
+    .unwrap();
+    (spool, log, sizes)
 }

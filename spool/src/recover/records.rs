@@ -185,9 +185,12 @@ impl Recovery<'_> {
         self.log.index.set_flag(message, TOUCHED, true);
     }
 
+    /// The body may be gone, where nobody needs the message any more and only its event is still to be told.
     fn shared_body_bytes(&self, header: &RecordHeader) -> u64 {
-        let body = self.log.bodies.get(header.shared_body).filter(|_| header.shared_body != 0);
-        body.map_or(0, |body| body.bytes)
+        if header.shared_body == 0 || header.shared_body_length > 0 {
+            return header.shared_body_length.into();
+        }
+        self.log.bodies.get(header.shared_body).map_or(0, |body| body.bytes)
     }
 
     /// Counts who names each shared body; those that nobody names are dead.
