@@ -141,6 +141,14 @@ impl Route {
         tls_policy::requirement(self.tls, dane, self.sts.as_deref(), &host.name)
     }
 
+    /// The addresses that the mail may go to, of those that its source reaches, and what it requires of each.
+    pub fn usable(&self, reaches: impl Fn(&Endpoint) -> bool) -> impl Iterator<Item = (Endpoint, TlsRequirement)> {
+        let hosts = self.site.hosts.iter().enumerate();
+        let addresses = hosts.flat_map(|(place, host)| host.addresses.iter().map(move |&address| (place, address)));
+        let reached = addresses.filter(move |(_, address)| reaches(address));
+        reached.filter_map(|(host, address)| Some((address, self.requirement(host)?)))
+    }
+
     /// The policy that a session with one of the site's hosts counts for.
     pub fn tls_policy(&self, host: usize, recipient_domain: &str) -> TlsPolicyKey {
         let host = &self.site.hosts[host];
@@ -188,6 +196,8 @@ pub struct Attempt {
     pub smtputf8: bool,
     pub dot_lines: bool,
     pub dsn: DsnParameters,
+    /// An earlier attempt has counted.
+    pub is_retry: bool,
     /// Its MAIL was written, and its recipients count.
     pub is_counted: bool,
     /// The owner has it where the flow is under limits over many pairs.

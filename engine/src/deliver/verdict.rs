@@ -259,6 +259,16 @@ pub const RULES: &[Rule] = &[
         connection: Connection::Ends,
     },
     Rule {
+        // Its disk is full, its own DNS does not answer: the retry goes to another host of the site, where there is one
+        // (RFC 5321 §5.1).
+        name: HOST_UNWELL,
+        applies: |c| c.speaks_of_host(),
+        fate: LATER,
+        fault: Fault::Peer,
+        scope: Some(Scope::Host),
+        connection: Connection::Stays,
+    },
+    Rule {
         name: "refused_for_now",
         applies: |c| c.class() == 4,
         fate: LATER,
@@ -598,6 +608,18 @@ impl Circumstances<'_> {
         matches!(reply.code, 500 | 501 | 502 | 504) && reply.enhanced().is_none_or(|(_, subject, _)| subject == 5)
     }
 
+    /// A mail system's or a network's status (RFC 3463 §3.4 and §3.5) but for "message too big for system"; without
+    /// any, "local error in processing" and "insufficient system storage" (RFC 5321 §4.2.3), of which the first is what
+    /// greylisting says to RCPT. All else for now is about the message, its recipient or its sender.
+    fn speaks_of_host(&self) -> bool {
+        let Happened::Replied(reply) = self.happened else { return false };
+        reply.is_transient()
+            && match reply.enhanced() {
+                Some((_, subject, detail)) => matches!(subject, 3 | 4) && (subject, detail) != (3, 4),
+                None => matches!(reply.code, 451 | 452) && self.stage != Stage::Recipient,
+            }
+    }
+
     /// 452 and 552 mean it with status x.5.3, and without any; other codes for now with that status (OpenSMTPD's 451).
     fn too_many_recipients(&self) -> bool {
         let Happened::Replied(reply) = self.happened else { return false };
@@ -710,6 +732,9 @@ pub(crate) const OUT_OF_STEP: &str = "out_of_step";
 
 /// The rule after which content goes by DATA.
 pub(crate) const CHUNK_REFUSED: &str = "chunk_refused";
+
+/// The rule after which a retry prefers another host.
+pub(crate) const HOST_UNWELL: &str = "host_unwell";
 
 const FOREIGN_ENVELOPE: &str = "foreign_envelope";
 
@@ -902,12 +927,27 @@ mod tests {
         assert_eq!(rule(Stage::Recipient, "450 4.2.1 greylisted"), "refused_for_now");
         assert_eq!(rule(Stage::Recipient, "452 4.2.2 mailbox full"), "refused_for_now");
         assert_eq!(rule(Stage::Recipient, "552 5.2.2 mailbox full"), "refused");
+        assert_eq!(rule(Stage::Recipient, "451 please try again later"), "refused_for_now");
+        assert_eq!(rule(Stage::Final, "450 4.3.4 too big now"), "refused_for_now");
         assert_eq!(rule(Stage::Mail, "354 what"), "unexpected_reply");
         assert_eq!(rule(Stage::Data, "250 what"), "unexpected_reply");
         assert_eq!(rule(Stage::Final, "354 what"), "in_doubt");
         assert_eq!(rule(Stage::Final, "250 2.0.0 queued"), "delivered");
         assert_eq!(rule(Stage::Mail, "503 5.5.1 nested MAIL"), "out_of_step");
         assert_eq!(rule(Stage::Final, "503 no"), "refused");
+    }
+
+    #[test]
+    fn a_host_speaks_of_itself_rfc_5321_4_2_3() {
+        for stage in [Stage::Mail, Stage::Data, Stage::Final] {
+            for text in ["452 4.3.1 no room", "452 no room", "451 local error", "451 4.4.3 no DNS", "450 4.3.2 busy"] {
+                let happened = replied(text);
+                let (verdict, connection) = judge(&at(stage, &happened), "");
+                assert_eq!((verdict.rule, verdict.scope, verdict.fate), (HOST_UNWELL, Scope::Host, LATER), "{text}");
+                assert_eq!(connection, Connection::Stays, "others may have been taken by it");
+            }
+        }
+        assert_eq!(rule(Stage::Recipient, "451 4.3.0 lookup failure"), HOST_UNWELL);
     }
 
     #[test]

@@ -45,7 +45,6 @@ use crate::config::{Chunking, EgressSource, LimitSettings, Shaping, SharedLimits
 use crate::fair::{CLASSES, Flow};
 use crate::handover::{Attempt, Backlog, Blocked, Credit, Elsewhere, Generation, Need, PairKey, Permit, Route};
 use crate::limits::PAIRS_KEPT;
-use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 
 /// Limits of every pair.
@@ -377,7 +376,7 @@ impl Pools {
         }
         let pair = &self.pairs[place as usize];
         let next = pair.tickets.front()?;
-        if !pair.fits(now, slot, next) {
+        if !pair.fits(now, &self.options.sources[pair.key.source], slot, next) {
             return None;
         }
         let units = next.recipients.len() as u32;
@@ -397,8 +396,16 @@ impl Pools {
     /// A connection's host does not offer what a message needs; says where else it can go.
     pub fn lacks(&mut self, now: Now, connection: ConnectionKey, route: &Route, need: Need) -> Elsewhere {
         let Slot { pair, address, .. } = *self.slots.get(connection);
-        let site: Vec<Endpoint> = route.site.addresses().collect();
-        self.pairs[pair as usize].hosts.lacks(now.monotonic, address, need, &site)
+        let pair = &mut self.pairs[pair as usize];
+        let source = &self.options.sources[pair.key.source];
+        let usable: Vec<_> = route.usable(|to| source.reaches(to)).collect();
+        pair.hosts.lacks(now.monotonic, address, need, &usable)
+    }
+
+    /// A connection's host has put a message off for its own sake, or has taken one.
+    pub fn host_is_well(&mut self, now: Now, connection: ConnectionKey, is_well: bool) {
+        let Slot { pair, address, .. } = *self.slots.get(connection);
+        self.pairs[pair as usize].hosts.is_well(now.monotonic, address, is_well);
     }
 
     /// How much may be in flight on a connection from now on.
@@ -612,7 +619,7 @@ impl Pools {
             let slot = self.slots.get(connection);
             if pair.is_used_up(slot) {
                 used_up.push(connection);
-            } else if pair.fits(now, slot, attempt) {
+            } else if pair.fits(now, &self.options.sources[pair.key.source], slot, attempt) {
                 found = Some(connection);
                 break;
             }
@@ -775,19 +782,22 @@ impl Pair {
     }
 
     /// Whether a message may go by a connection: it stays with its own site, at a host that is its domain's too, with
-    /// its own domain's TLS, and not at one that lacks what another host may offer.
-    fn fits(&self, now: Now, slot: &Slot, attempt: &Attempt) -> bool {
+    /// its own domain's TLS, and not at one that lacks what another host may offer, or that has just put it off while
+    /// another may take it.
+    fn fits(&self, now: Now, source: &EgressSource, slot: &Slot, attempt: &Attempt) -> bool {
         let route = &attempt.route;
+        let usable = || route.usable(|to| source.reaches(to));
         *slot.site == *route.site.name
             && slot.terms == route.terms
             && route.is_met_by(&slot.host_name, &slot.proof)
-            && self.hosts.may_take(now.monotonic, slot.address, route.site.addresses(), &|need| attempt.needs(need))
+            && self.hosts.may_take(now.monotonic, slot.address, usable, attempt.is_retry, &|need| attempt.needs(need))
     }
 }
 
 /// Whether what fits one of them fits the other.
 fn alike(a: &Attempt, b: &Attempt) -> bool {
-    same_route(&a.route, &b.route) && a.eight_bit == b.eight_bit && a.smtputf8 == b.smtputf8
+    let needs = |attempt: &Attempt| (attempt.eight_bit, attempt.smtputf8, attempt.is_retry);
+    same_route(&a.route, &b.route) && needs(a) == needs(b)
 }
 
 /// What fits one fits the other.

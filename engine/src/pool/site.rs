@@ -6,7 +6,7 @@ use std::time::Duration;
 use ahash::HashMap;
 
 use crate::handover::{AttemptOrder, Elsewhere, Need, TlsRequirement};
-use crate::limits::{CLEAR_MEMORY, HOST_MEMORIES_MAX, LACK_MEMORY, PROBE_PATIENCE};
+use crate::limits::{CLEAR_MEMORY, HOST_MEMORIES_MAX, LACK_MEMORY, PROBE_PATIENCE, UNWELL_MEMORY};
 use crate::mail::endpoint::Endpoint;
 
 /// What one pair remembers of the hosts that it connected to.
@@ -37,6 +37,8 @@ struct Memory {
     /// Until then it is known not to offer these.
     lacks_eight_bit_until: Duration,
     lacks_utf8_until: Duration,
+    /// It has put a message off for its own sake, and taken none since.
+    unwell_until: Duration,
 }
 
 impl Memory {
@@ -57,9 +59,8 @@ impl Memory {
     }
 
     fn matters(&self, now: Duration) -> bool {
-        [self.waits_until(), self.clear_until, self.lacks_eight_bit_until, self.lacks_utf8_until]
-            .iter()
-            .any(|time| *time > now)
+        let lacks_until = self.lacks_eight_bit_until.max(self.lacks_utf8_until);
+        [self.waits_until(), self.clear_until, lacks_until, self.unwell_until].iter().any(|time| *time > now)
     }
 }
 
@@ -198,16 +199,23 @@ impl Hosts {
         if clear && asked == TlsRequirement::Opportunistic { TlsRequirement::Disabled } else { asked }
     }
 
-    /// The host does not offer it; says where else a message that needs it can go.
-    pub fn lacks(&mut self, now: Duration, address: Endpoint, need: Need, site: &[Endpoint]) -> Elsewhere {
+    /// The host does not offer it; says where else, of what is `usable`, a message that needs it can go.
+    pub fn lacks(
+        &mut self,
+        now: Duration,
+        address: Endpoint,
+        need: Need,
+        usable: &[(Endpoint, TlsRequirement)],
+    ) -> Elsewhere {
         self.make_room(now);
         *self.memory((address, Concern::Everything)).lacks_until(need) = now + LACK_MEMORY;
         let alone = |asked| asked == need;
-        let others = || site.iter().filter(|address| !self.is_lacking(now, **address, &alone));
-        let backs_off = |address: &Endpoint| self.waits(now, *address, Concern::Everything).is_some();
+        let others = || usable.iter().filter(|(address, _)| !self.is_lacking(now, *address, &alone));
         match others().next() {
             None => Elsewhere::Nowhere,
-            Some(_) if others().all(backs_off) => Elsewhere::Later,
+            Some(_) if others().all(|(address, requirement)| self.backs_off(now, *address, requirement)) => {
+                Elsewhere::Later
+            }
             Some(_) => Elsewhere::AtOnce,
         }
     }
@@ -222,15 +230,43 @@ impl Hosts {
         site.any(|address| !self.is_lacking(now, address, needs))
     }
 
-    /// Whether a message may go to this host: it lacks nothing, or all of the site's do and one has to say so.
-    pub fn may_take(
+    /// Whether a message may go to this host: it lacks nothing, or all that are `usable` do and one has to say so; and
+    /// its retry does not find it unwell while [`Self::choose`] would find another.
+    pub fn may_take<U: Iterator<Item = (Endpoint, TlsRequirement)>>(
         &self,
         now: Duration,
         address: Endpoint,
-        site: impl Iterator<Item = Endpoint>,
+        usable: impl Fn() -> U,
+        is_retry: bool,
         needs: &dyn Fn(Need) -> bool,
     ) -> bool {
-        !self.is_lacking(now, address, needs) || !self.is_served(now, site, needs)
+        if self.is_lacking(now, address, needs) {
+            return !self.is_served(now, usable().map(|(address, _)| address), needs);
+        }
+        let is_better = |(other, requirement): (Endpoint, TlsRequirement)| {
+            let serves = !self.is_lacking(now, other, needs) && !self.is_unwell(now, other);
+            serves && !self.backs_off(now, other, &requirement)
+        };
+        !is_retry || !self.is_unwell(now, address) || !usable().any(is_better)
+    }
+
+    /// The host has put a message off for its own sake, or has taken one. A retry may come as late as it likes.
+    pub fn is_well(&mut self, now: Duration, address: Endpoint, is_well: bool) {
+        if !is_well {
+            self.make_room(now);
+            self.memory((address, Concern::Everything)).unwell_until = now + UNWELL_MEMORY;
+        } else if let Some(memory) = self.memories.get_mut(&(address, Concern::Everything)) {
+            memory.unwell_until = Duration::ZERO;
+        }
+    }
+
+    fn is_unwell(&self, now: Duration, address: Endpoint) -> bool {
+        self.memories.get(&(address, Concern::Everything)).is_some_and(|memory| memory.unwell_until > now)
+    }
+
+    /// Hosts that put messages off for their own sake come behind the others.
+    pub fn put_unwell_last(&self, now: Duration, order: &mut AttemptOrder) {
+        order.sort_by_key(|&(_, address)| self.is_unwell(now, address));
     }
 
     /// Leaves out the hosts that lack what is needed, unless all do.
@@ -243,6 +279,11 @@ impl Hosts {
     /// Whether there is anything worth keeping.
     pub fn remembers(&self, now: Duration) -> bool {
         self.memories.values().any(|memory| memory.matters(now))
+    }
+
+    /// Whether the host can't be tried now with such TLS.
+    fn backs_off(&self, now: Duration, address: Endpoint, requirement: &TlsRequirement) -> bool {
+        [Concern::Everything, Concern::of(requirement)].into_iter().any(|it| self.waits(now, address, it).is_some())
     }
 
     /// What keeps the host from being tried now.
@@ -259,6 +300,7 @@ impl Hosts {
             clear_until: Duration::ZERO,
             lacks_eight_bit_until: Duration::ZERO,
             lacks_utf8_until: Duration::ZERO,
+            unwell_until: Duration::ZERO,
         })
     }
 
@@ -371,7 +413,7 @@ mod tests {
     #[test]
     fn what_a_host_lacks_is_looked_for_at_the_others() {
         let mut hosts = Hosts::default();
-        let site = [address(1), address(2)];
+        let site = [address(1), address(2)].map(|address| (address, TlsRequirement::Opportunistic));
         let at = Duration::from_secs;
         let eight_bit = |need| need == Need::EightBitMime;
         let both = |_| true;
@@ -385,7 +427,7 @@ mod tests {
         assert_eq!(order(&hosts, &eight_bit), [1]);
         assert_eq!(order(&hosts, &nothing), [0, 1]);
         let may_take = |hosts: &Hosts, last, needs: &dyn Fn(Need) -> bool| {
-            hosts.may_take(at(1), address(last), site.into_iter(), needs)
+            hosts.may_take(at(1), address(last), || site.clone().into_iter(), false, needs)
         };
         assert!(!may_take(&hosts, 1, &both) && may_take(&hosts, 2, &both) && may_take(&hosts, 1, &nothing));
         hosts.failed(at(0), address(2), BACK_OFF, "refused".into());
@@ -395,6 +437,41 @@ mod tests {
         assert_eq!(hosts.lacks(at(2), address(2), Need::EightBitMime, &site), Elsewhere::Nowhere);
         assert!(may_take(&hosts, 1, &eight_bit) && may_take(&hosts, 2, &eight_bit), "somebody has to say so");
         assert!(!hosts.is_lacking(at(2) + LACK_MEMORY, address(2), &both), "it is asked again later");
+    }
+
+    /// RFC 5321 §5.1: another address is tried, once a message has been put off for the host's own sake.
+    #[test]
+    fn a_retry_finds_an_unwell_host_only_where_no_other_can_be_had() {
+        let mut hosts = Hosts::default();
+        let at = Duration::from_secs;
+        let order = |hosts: &Hosts, second| {
+            let mut order = vec![(0, address(1)), (1, address(2)), (2, address(3))];
+            hosts.put_unwell_last(at(second), &mut order);
+            order.into_iter().map(|(host, _)| host).collect::<Vec<_>>()
+        };
+        let fits = |hosts: &Hosts, second, last, is_retry| {
+            let usable = || [1, 2].map(|last| (address(last), TlsRequirement::Verified)).into_iter();
+            hosts.may_take(at(second), address(last), usable, is_retry, &|need| need == Need::EightBitMime)
+        };
+        hosts.is_well(at(0), address(1), false);
+        assert_eq!(order(&hosts, 1), [1, 2, 0]);
+        assert!(fits(&hosts, 1, 1, false), "other mail may be luckier");
+        assert!(!fits(&hosts, 1, 1, true) && fits(&hosts, 1, 2, true));
+        hosts.failed(at(1), address(2), BACK_OFF, "refused".into());
+        assert!(fits(&hosts, 1, 1, true), "the other can't be reached");
+        assert!(!fits(&hosts, 31, 1, true));
+        hosts.failed_tls(at(31), address(2), &TlsRequirement::Verified, BACK_OFF, "self-signed".into());
+        assert!(fits(&hosts, 31, 1, true) && !fits(&hosts, 61, 1, true));
+        let usable = [1, 2].map(|last| (address(last), TlsRequirement::Verified));
+        hosts.lacks(at(61), address(2), Need::EightBitMime, &usable);
+        assert!(fits(&hosts, 61, 1, true), "the other lacks what is needed");
+        hosts.is_well(at(62), address(2), false);
+        hosts.is_well(at(62), address(3), false);
+        assert_eq!(order(&hosts, 63), [0, 1, 2], "all are alike");
+        hosts.is_well(at(64), address(1), true);
+        assert_eq!(order(&hosts, 65), [0, 1, 2]);
+        assert!(fits(&hosts, 65, 1, true), "it takes mail again");
+        assert_eq!(order(&hosts, 62 + UNWELL_MEMORY.as_secs()), [0, 1, 2]);
     }
 
     #[test]

@@ -371,6 +371,11 @@ impl Shard {
                         verdict.elsewhere(self.pools.lacks(now, connection, &attempt.route, need));
                     }
                 }
+                if result.results.iter().any(|(_, verdict)| verdict.fate == Fate::Delivered) {
+                    self.pools.host_is_well(now, connection, true);
+                } else if result.results.iter().any(|(_, verdict)| verdict.rule == verdict::HOST_UNWELL) {
+                    self.pools.host_is_well(now, connection, false);
+                }
                 self.react_to_result(now, &attempt, &mut result);
                 let home = attempt.ticket.home;
                 self.tell(home, ShardMessage::Settled(Box::new(Settled { attempt, result, context })));

@@ -22,7 +22,7 @@ use crate::mail::time::{Now, StepWatch};
 use crate::pool::egress::EgressTurns;
 use crate::pool::suspension;
 use crate::pool::warmup::{DAY_MS, DayQuota};
-use crate::schedule::queue::{Entry, EntryKey, Need, Recipients};
+use crate::schedule::queue::{Entry, EntryKey, Need};
 
 /// A ticket whose message is being read from the disk.
 #[derive(Debug)]
@@ -212,8 +212,8 @@ impl Shard {
         let batch_max = self.batch_max(now, &pair, &shaping).min(self.home.limited_batch_max(&pair, &flow));
         self.bound_recipients(entry, batch_max);
         let ticket = Ticket { home: self.id, entry };
-        let recipients = self.home.entry(entry).recipients;
-        match attempt(&message, ticket, pair.clone(), (flow, key.domain, generation), route, shaping, recipients) {
+        let domain = (flow, key.domain, generation);
+        match attempt(&message, ticket, pair.clone(), domain, route, shaping, self.home.entry(entry)) {
             Ok(attempt) => {
                 // As it is now: the message may have been read meanwhile, and the owner been told of more.
                 let left = self.home.left_behind(&attempt.pair, &attempt.flow);
@@ -431,11 +431,11 @@ fn attempt(
     (flow, domain, generation): (Arc<Flow>, Arc<str>, Generation),
     route: Route,
     shaping: Arc<Shaping>,
-    recipients: Recipients<'_>,
+    entry: Entry<'_>,
 ) -> Result<Attempt, ReadError> {
     let envelope = message.envelope()?;
     let recipient = |index: u32| Some((index, envelope.recipients.get(index as usize)?.address.as_str().to_owned()));
-    let recipients: Arc<[(u32, String)]> = recipients.filter_map(recipient).collect();
+    let recipients: Arc<[(u32, String)]> = entry.recipients.filter_map(recipient).collect();
     assert!(!recipients.is_empty(), "an entry has recipients of its message");
     let one_domain = queue_domain(&recipients[0].1);
     assert!(recipients.iter().all(|(_, address)| queue_domain(address) == one_domain), "a transaction has one domain");
@@ -451,6 +451,7 @@ fn attempt(
         smtputf8: envelope.smtputf8,
         dot_lines: envelope.dot_lines,
         dsn: envelope.dsn(),
+        is_retry: entry.attempts > 0,
         recipients,
         message: message.clone(),
         is_counted: false,

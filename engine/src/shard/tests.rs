@@ -660,6 +660,37 @@ fn what_a_host_lacks_is_looked_for_at_the_others() {
     assert_eq!(world.fates(), [Fate::Bounced]);
 }
 
+/// RFC 5321 §5.1: what a host put off for its own sake goes to another one next time, though the connection to the
+/// first is still there; what it has said of the message alone it is asked again.
+#[test]
+fn a_retry_goes_to_another_host_where_the_first_had_trouble() {
+    for (answer, next) in [("452 4.3.1 no room", 2), ("451 4.7.1 greylisted", 1)] {
+        let to = ["127.0.0.1:25", "127.0.0.2:25"].map(|to| RouteTarget::Address(to.parse().unwrap())).to_vec();
+        let mut config = Config::new("mta.example");
+        config.routes = vec![Route { tls: Some(TlsMode::Disabled), ..Route::new(DomainPattern::Any, to) }];
+        config.shaping.idle_timeout = Duration::from_secs(86_400);
+        let mut world = World::open(TempDir::new().unwrap(), START, config);
+        accepted(&mut world);
+        assert_eq!(world.connects[0].1.to_string(), "127.0.0.1:25");
+        let first = world.accept_connection();
+        assert!(world.peer_says(first, "250 peer.example\r\n").starts_with("MAIL FROM"));
+        world.peer_says(first, &format!("{answer}\r\n"));
+        world.pass(Duration::from_secs(1));
+        assert!(matches!(world.fates()[..], [Fate::Deferred { .. }]));
+        accepted(&mut world);
+        assert_eq!(world.to_peer, "RSET\r\n", "first attempts go to the preferred one");
+        assert!(world.peer_says(first, "250 ok\r\n").starts_with("MAIL FROM"));
+        assert_eq!(world.peer_says(first, "550 5.7.1 no\r\n"), "", "which takes none");
+        world.to_peer.clear();
+        world.pass(Duration::from_secs(7_200));
+        let connects: Vec<String> = world.connects.iter().map(|(_, to)| to.to_string()).collect();
+        match next {
+            2 => assert_eq!((connects, world.to_peer.as_str()), (vec!["127.0.0.2:25".to_owned()], ""), "{answer}"),
+            _ => assert_eq!((connects, world.to_peer.as_str()), (vec![], "RSET\r\n"), "{answer}"),
+        }
+    }
+}
+
 /// Those that may have it can't be reached: that is no reason to bounce.
 #[test]
 fn a_host_that_backs_off_may_have_what_another_lacks() {

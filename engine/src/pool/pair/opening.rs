@@ -29,8 +29,11 @@ impl Pools {
             let route = attempt.route.clone();
             let mut order = route.site.attempt_order(random);
             let source = &self.options.sources[pair.key.source];
-            order.retain(|(_, to)| source.reaches(to));
+            order.retain(|&(host, to)| source.reaches(&to) && route.requirement(host).is_some());
             pair.hosts.keep_serving(now.monotonic, &mut order, &|need| attempt.needs(need));
+            if attempt.is_retry {
+                pair.hosts.put_unwell_last(now.monotonic, &mut order);
+            }
             match pair.hosts.choose(now.monotonic, &order, |host| route.requirement(host)) {
                 Choice::Connect { host, to } => {
                     let required = route.requirement(host).expect("only a host that may be used is chosen");

@@ -99,3 +99,18 @@ fn with_no_source_of_the_family_mail_waits_and_says_why_to_its_end() {
     });
     assert_eq!(ends.collect::<Vec<_>>(), [format!("Message expired; last answer: {reason}")]);
 }
+
+/// RFC 6152 §3: who can't be reached by this source has nothing to say about what the message needs.
+#[test]
+fn a_host_out_of_reach_may_not_have_what_another_lacks() {
+    let mut world = world(&[Some("192.0.2.99")]);
+    let session = world.connect_client();
+    world.client_says(session, CLIENT);
+    world.client_says(session, "Subject: x\r\n\r\nH\u{e9}llo\r\n.\r\n");
+    world.sync();
+    route(&mut world, &[&[FOUR], &[SIX]]);
+    let peer = world.accept_connection();
+    assert_eq!(world.peer_says(peer, "250 peer.example\r\n"), "");
+    world.pass(Duration::from_secs(1));
+    assert_eq!((world.fates(), world.connects.len()), (vec![Fate::Bounced], 0));
+}
