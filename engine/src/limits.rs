@@ -132,8 +132,8 @@ pub(crate) const SMALL_INPUT_BYTES: usize = 4_096;
 pub const CLEAR_MEMORY: std::time::Duration = std::time::Duration::from_secs(3_600);
 /// For how long a host that lacked what a message needed is not asked for it again, while others may have it.
 pub const LACK_MEMORY: std::time::Duration = std::time::Duration::from_secs(3_600);
-/// For how long retries prefer other hosts to one that put a message off for its own sake and has taken none since. It is
-/// longer than a retry waits by default.
+/// For how long retries prefer other hosts to one that put a message off for its own sake and has taken none since. It
+/// is longer than a retry waits by default.
 pub const UNWELL_MEMORY: std::time::Duration = std::time::Duration::from_secs(86_400);
 /// The longest first pause after a host failed.
 pub const HOST_BACK_OFF_FIRST_MAX: std::time::Duration = std::time::Duration::from_secs(30);
