@@ -37,7 +37,7 @@ use super::connection::{ConnectionKey, Slot, SlotState, Slots};
 use super::demand::{Demand, Turn};
 use super::openings::Openings;
 use super::rate::{PastLimits, Started};
-use super::site::{BackOff, Hosts};
+use super::site::{BackOff, Hosts, Reception};
 use super::suspension::StricterLimits;
 use super::trust::Trust;
 use super::warmup::DayQuota;
@@ -402,10 +402,10 @@ impl Pools {
         pair.hosts.lacks(now.monotonic, address, need, &usable)
     }
 
-    /// A connection's host has put a message off for its own sake, or has taken one.
-    pub fn host_is_well(&mut self, now: Now, connection: ConnectionKey, is_well: bool) {
+    /// What a connection's host has made of a message.
+    pub fn host_said(&mut self, now: Now, connection: ConnectionKey, reception: Reception) {
         let Slot { pair, address, .. } = *self.slots.get(connection);
-        self.pairs[pair as usize].hosts.is_well(now.monotonic, address, is_well);
+        self.pairs[pair as usize].hosts.said(now.monotonic, address, reception);
     }
 
     /// How much may be in flight on a connection from now on.

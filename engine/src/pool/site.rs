@@ -71,6 +71,16 @@ pub struct BackOff {
     pub max: Duration,
 }
 
+/// What a host has made of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reception {
+    Taken,
+    /// Put off for the host's own sake.
+    Unwell,
+    /// A retry was put off for another reason: this host is no better than those that were unwell.
+    RetryPutOff,
+}
+
 /// The next host to try, or when the first of them may be tried again and why not now.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Choice {
@@ -250,13 +260,22 @@ impl Hosts {
         !is_retry || !self.is_unwell(now, address) || !usable().any(is_better)
     }
 
-    /// The host has put a message off for its own sake, or has taken one. A retry may come as late as it likes.
-    pub fn is_well(&mut self, now: Duration, address: Endpoint, is_well: bool) {
-        if !is_well {
-            self.make_room(now);
-            self.memory((address, Concern::Everything)).unwell_until = now + UNWELL_MEMORY;
-        } else if let Some(memory) = self.memories.get_mut(&(address, Concern::Everything)) {
-            memory.unwell_until = Duration::ZERO;
+    /// What a host has made of a message.
+    pub fn said(&mut self, now: Duration, address: Endpoint, reception: Reception) {
+        match reception {
+            Reception::Unwell => {
+                self.make_room(now);
+                self.memory((address, Concern::Everything)).unwell_until = now + UNWELL_MEMORY;
+            }
+            Reception::Taken => {
+                if let Some(memory) = self.memories.get_mut(&(address, Concern::Everything)) {
+                    memory.unwell_until = Duration::ZERO;
+                }
+            }
+            // A backup may put off everything while the first host is up.
+            Reception::RetryPutOff => {
+                self.memories.values_mut().for_each(|memory| memory.unwell_until = Duration::ZERO)
+            }
         }
     }
 
@@ -453,7 +472,7 @@ mod tests {
             let usable = || [1, 2].map(|last| (address(last), TlsRequirement::Verified)).into_iter();
             hosts.may_take(at(second), address(last), usable, is_retry, &|need| need == Need::EightBitMime)
         };
-        hosts.is_well(at(0), address(1), false);
+        hosts.said(at(0), address(1), Reception::Unwell);
         assert_eq!(order(&hosts, 1), [1, 2, 0]);
         assert!(fits(&hosts, 1, 1, false), "other mail may be luckier");
         assert!(!fits(&hosts, 1, 1, true) && fits(&hosts, 1, 2, true));
@@ -465,13 +484,15 @@ mod tests {
         let usable = [1, 2].map(|last| (address(last), TlsRequirement::Verified));
         hosts.lacks(at(61), address(2), Need::EightBitMime, &usable);
         assert!(fits(&hosts, 61, 1, true), "the other lacks what is needed");
-        hosts.is_well(at(62), address(2), false);
-        hosts.is_well(at(62), address(3), false);
+        hosts.said(at(62), address(2), Reception::Unwell);
+        hosts.said(at(62), address(3), Reception::Unwell);
         assert_eq!(order(&hosts, 63), [0, 1, 2], "all are alike");
-        hosts.is_well(at(64), address(1), true);
-        assert_eq!(order(&hosts, 65), [0, 1, 2]);
-        assert!(fits(&hosts, 65, 1, true), "it takes mail again");
-        assert_eq!(order(&hosts, 62 + UNWELL_MEMORY.as_secs()), [0, 1, 2]);
+        hosts.said(at(64), address(2), Reception::Taken);
+        assert_eq!(order(&hosts, 65), [1, 0, 2], "it takes mail again");
+        hosts.said(at(65), address(2), Reception::RetryPutOff);
+        assert_eq!(order(&hosts, 66), [0, 1, 2], "it is no better than the others");
+        hosts.said(at(66), address(1), Reception::Unwell);
+        assert_eq!(order(&hosts, 66 + UNWELL_MEMORY.as_secs()), [0, 1, 2]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::deliver::attempt::{Stage, Transaction};
 use crate::deliver::content::Chunk;
 use crate::deliver::dane::HostDane;
 use crate::deliver::smtp_client::{ClientEvent, ClientOptions, SmtpClient};
-use crate::deliver::verdict::{self, Fate, HostAction, Scope, SessionFailure};
+use crate::deliver::verdict::{self, Fate, HostAction, RecipientVerdict, Scope, SessionFailure};
 use crate::handover::{
     Attempt, ControlMessage, DeliveryContext, HandshakeError, Intend, IntentKey, Settled, ShardMessage, TlsFailure,
     TlsPolicyKey, TlsRequirement,
@@ -22,6 +22,7 @@ use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 use crate::pool::connection::ConnectionKey;
 use crate::pool::pair::HostFate;
+use crate::pool::site::Reception;
 use crate::pool::suspension::{self, Effect};
 
 type Piece = postrider_spool::Piece;
@@ -371,10 +372,13 @@ impl Shard {
                         verdict.elsewhere(self.pools.lacks(now, connection, &attempt.route, need));
                     }
                 }
-                if result.results.iter().any(|(_, verdict)| verdict.fate == Fate::Delivered) {
-                    self.pools.host_is_well(now, connection, true);
-                } else if result.results.iter().any(|(_, verdict)| verdict.rule == verdict::HOST_UNWELL) {
-                    self.pools.host_is_well(now, connection, false);
+                let has = |is_meant: fn(&RecipientVerdict) -> bool| result.results.iter().any(|(_, it)| is_meant(it));
+                if has(|verdict| verdict.fate == Fate::Delivered) {
+                    self.pools.host_said(now, connection, Reception::Taken);
+                } else if has(|verdict| verdict.rule == verdict::HOST_UNWELL) {
+                    self.pools.host_said(now, connection, Reception::Unwell);
+                } else if attempt.is_retry && has(|verdict| matches!(verdict.fate, Fate::Retry(_))) {
+                    self.pools.host_said(now, connection, Reception::RetryPutOff);
                 }
                 self.react_to_result(now, &attempt, &mut result);
                 let home = attempt.ticket.home;

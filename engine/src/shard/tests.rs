@@ -686,8 +686,20 @@ fn a_retry_goes_to_another_host_where_the_first_had_trouble() {
         let connects: Vec<String> = world.connects.iter().map(|(_, to)| to.to_string()).collect();
         match next {
             2 => assert_eq!((connects, world.to_peer.as_str()), (vec!["127.0.0.2:25".to_owned()], ""), "{answer}"),
-            _ => assert_eq!((connects, world.to_peer.as_str()), (vec![], "RSET\r\n"), "{answer}"),
+            _ => {
+                assert_eq!((connects, world.to_peer.as_str()), (vec![], "RSET\r\n"), "{answer}");
+                continue;
+            }
         }
+        let second = world.accept_connection();
+        assert!(world.peer_says(second, "250 peer.example\r\n").starts_with("MAIL FROM"));
+        world.peer_says(second, "450 4.7.1 the first host is up\r\n");
+        world.shard.connection_closed(world.now, second, "closed by the peer");
+        world.shard.connection_gone(world.now, second);
+        world.pass(Duration::from_secs(1));
+        world.pass(Duration::from_secs(7_200));
+        assert_eq!(world.to_peer, "RSET\r\n");
+        assert!(world.peer_says(first, "250 ok\r\n").starts_with("MAIL FROM"), "the first is asked again");
     }
 }
 
