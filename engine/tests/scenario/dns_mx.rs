@@ -63,6 +63,26 @@ fn the_preferred_host_gets_the_mail_and_the_next_one_when_it_is_down() {
     assert!(first.taken_so_far().is_empty());
 }
 
+/// RFC 5321 §5.1: another address is tried, though the first host answers each time.
+#[test]
+fn the_next_host_gets_what_the_preferred_one_has_no_room_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some((first, first_address)) = sink_at_port_25() else { return };
+    let Some((second, second_address)) = sink_at_port_25() else { return };
+    let zone = [
+        ("d.test", Entry::Mx(20, "mx2.d.test")),
+        ("d.test", Entry::Mx(10, "mx1.d.test")),
+        ("mx1.d.test", Entry::A(first_address)),
+        ("mx2.d.test", Entry::A(second_address)),
+    ];
+    first.always(Verb::Mail, "452 4.3.1 Insufficient system storage");
+    let (mut running, _server) = engine(&directory, &zone);
+    running.inject(&["a@d.test"], &message("no room"));
+    assert_eq!(token(&second.next().content), "no room");
+    let delivery = running.event(EventKind::Delivery);
+    assert_eq!(delivery.attempts, 2);
+}
+
 /// RFC 5321 §5.1: no MX record, but an address.
 #[test]
 fn the_implicit_mx() {
