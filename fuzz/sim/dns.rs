@@ -115,7 +115,7 @@ impl Dns {
         let name = site_name(found.iter().map(|(_, name)| name.as_str()));
         let address = |name: &str| {
             let host = hosts.iter().find(|host| host.name == name);
-            host.map_or(Addresses::None, |host| Addresses::Found(vec![host.address.ip()]))
+            host.map_or(Addresses::None, |host| Addresses::Found(host.addresses().map(|it| it.ip()).collect()))
         };
         let looked_up = found.into_iter().map(|(preference, name)| {
             let addresses = address(&name);

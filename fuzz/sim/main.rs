@@ -14,6 +14,7 @@ mod counted;
 mod disk;
 mod dns;
 mod event_log;
+mod families;
 mod mix;
 mod moves;
 mod net;

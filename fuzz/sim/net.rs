@@ -15,7 +15,7 @@ use crate::canary::Canary;
 use crate::checker::Marker;
 use crate::clock::{MS, Micros, SECOND};
 use crate::mix::{Fault, spread};
-use crate::peer::{Around, Peer, Say, Taken};
+use crate::peer::{Around, Host, Peer, Say, Taken};
 use crate::rates;
 use crate::suspensions::Begun;
 use crate::tls::{Session, Watch};
@@ -93,7 +93,10 @@ pub(crate) enum NetEvent {
 
 impl World {
     pub(crate) fn connect(&mut self, shard: usize, connection: ConnectionKey, source: usize, to: SocketAddr) {
-        let host = self.hosts.iter().position(|host| host.address == to).expect("it is one of the hosts");
+        let is_it = |host: &Host| host.addresses().any(|address| address == to);
+        let host = self.hosts.iter().position(is_it).expect("it is one of the hosts");
+        let bound = self.config.egress_sources[source].source_address;
+        assert!(bound.is_none_or(|own| own.is_ipv4() == to.is_ipv4()), "a source connects within its family");
         let latency = 200 + self.random.below(80 * MS);
         let slow = self.mix.strikes(Fault::SlowLink, &mut self.random);
         let link = Link {
@@ -289,7 +292,7 @@ impl World {
             NetEvent::Connected if link.is_open => {
                 link.is_up = true;
                 link.is_peer_open = true;
-                let made = Connected { local: Some(address_of(link.source)), peer: link.address.into() };
+                let made = Connected { local: Some(address_of(link.source, link.address)), peer: link.address.into() };
                 self.shards[shard].connected(now, connection, made);
                 self.with_peer(id, |peer, host, around| peer.greet(host, around));
                 self.watch_idle(id);
@@ -335,7 +338,7 @@ impl World {
     }
 
     /// Lets the peer act, and carries what it says.
-    fn with_peer(&mut self, id: LinkId, act: impl FnOnce(&mut Peer, &mut crate::peer::Host, &mut Around<'_>)) {
+    fn with_peer(&mut self, id: LinkId, act: impl FnOnce(&mut Peer, &mut Host, &mut Around<'_>)) {
         let link = self.links.get_mut(&id).expect("it is there");
         link.active_at = self.clock.micros();
         let mut around = Around {
@@ -548,9 +551,12 @@ impl Link {
     }
 }
 
-/// What a source connects from.
-pub(crate) fn address_of(source: usize) -> SocketAddr {
-    SocketAddr::from(([10, 1, 0, 1 + source as u8], 5_000))
+/// What a source connects from, to a peer of this family.
+pub(crate) fn address_of(source: usize, peer: SocketAddr) -> SocketAddr {
+    match peer {
+        SocketAddr::V4(_) => SocketAddr::from(([10, 1, 0, 1 + source as u8], 5_000)),
+        SocketAddr::V6(_) => SocketAddr::from(([0xfd01, 0, 0, 0, 0, 0, 0, 1 + source as u16], 5_000)),
+    }
 }
 
 /// As `engine/src/limits.rs` has it.

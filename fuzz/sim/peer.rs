@@ -20,6 +20,9 @@ use crate::world::{BY_CAMPAIGN, BY_SENDER, SITES};
 pub(crate) struct Host {
     pub(crate) name: String,
     pub(crate) address: SocketAddr,
+    /// Its other address; or the one that it has, so that IPv4 sources can't reach it.
+    pub(crate) six: Option<SocketAddr>,
+    pub(crate) is_six_only: bool,
     pub(crate) site: usize,
     pub(crate) preference: u16,
     pub(crate) habits: Habits,
@@ -33,6 +36,8 @@ pub(crate) struct Host {
     /// When recipients were tried lately.
     tried: VecDeque<Micros>,
     transactions: u64,
+    /// Connections in a row that ended without a transaction, by source.
+    unused: BTreeMap<usize, u32>,
 }
 
 /// What a host does all the time.
@@ -198,10 +203,16 @@ enum Phase {
 }
 
 impl Host {
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        (!self.is_six_only).then_some(self.address).into_iter().chain(self.six)
+    }
+
     pub(crate) fn new(name: String, address: SocketAddr, site: usize, random: &mut Random, mix: &mut Mix) -> Self {
         Self {
             name,
             address,
+            six: None,
+            is_six_only: false,
             site,
             preference: 10 * (1 + random.below(2) as u16),
             habits: Habits::draw(random, mix),
@@ -211,6 +222,7 @@ impl Host {
             put_off: BTreeMap::new(),
             tried: VecDeque::new(),
             transactions: 0,
+            unused: BTreeMap::new(),
         }
     }
 
@@ -385,7 +397,10 @@ impl Peer {
                 self.say("250 2.0.0 as you like");
             }
             "NOOP" => self.say("250 2.0.0 ok"),
-            "QUIT" => self.close_with("221 2.0.0 bye"),
+            "QUIT" => {
+                self.count_unused(host);
+                self.close_with("221 2.0.0 bye");
+            }
             "MAIL" => self.mail(path(rest), host, around),
             "RCPT" => self.rcpt(path(rest), host, around),
             "DATA" => self.data(host, around),
@@ -411,7 +426,7 @@ impl Peer {
             host.habits.clone();
         let lacks = [(!eight_bit, Lack::EightBit), (!utf8, Lack::Utf8), (size_max.is_some(), Lack::Size)];
         for (_, lack) in lacks.into_iter().filter(|(lacks, _)| *lacks || !knows_ehlo) {
-            around.ledger.lack(host.address.to_string(), lack);
+            host.addresses().for_each(|address| around.ledger.lack(address.to_string(), lack));
         }
         if !knows_ehlo {
             return self.say("500 5.5.1 EHLO?");
@@ -449,8 +464,18 @@ impl Peer {
         }
     }
 
+    /// CONNECTIONS-USED: nobody connects again and again and has nothing to say.
+    fn count_unused(&self, host: &mut Host) {
+        if self.deliveries == 0 {
+            let unused = host.unused.entry(self.source).or_default();
+            *unused += 1;
+            assert!(*unused <= UNUSED_MAX, "CONNECTIONS-USED: {unused} in a row without a transaction");
+        }
+    }
+
     fn mail(&mut self, reverse_path: String, host: &mut Host, around: &mut Around<'_>) {
         self.deliveries += 1;
+        host.unused.remove(&self.source);
         assert!(
             self.deliveries <= around.limits.deliveries_max.min(host.habits.limit.map_or(u64::MAX, |max| max as u64)),
             "LIMITS-HOLD: {} transactions on one connection",
@@ -702,3 +727,6 @@ fn unstuffed(content: &[u8]) -> Vec<u8> {
     let lines = content.split_inclusive(|octet| *octet == b'\n');
     lines.flat_map(|line| line.strip_prefix(b".").unwrap_or(line)).copied().collect()
 }
+
+/// Mail goes by another connection, or is called back, while one is opened for it.
+const UNUSED_MAX: u32 = 40;

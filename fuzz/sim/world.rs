@@ -41,6 +41,7 @@ use crate::counted::Counted;
 use crate::disk::Weather;
 use crate::dns::{Dns, IMPLICIT, SMTP_PORT};
 use crate::event_log::EventLog;
+use crate::families;
 use crate::mix::{Fault, Mix, spread};
 use crate::moves::Moves;
 use crate::net::{Link, LinkId, NetEvent, address_of};
@@ -300,7 +301,10 @@ impl World {
         let mut tls = Policies::new(seed, kind == Kind::Whole);
         tls.change_config(&mut config);
         config.shaping.in_doubt = if holds { InDoubt::Hold } else { InDoubt::Retry };
-        let (hosts, mut dns) = internet(&config, &mut random, &mut mix);
+        let (mut hosts, mut dns) = internet(&config, &mut random, &mut mix);
+        if kind == Kind::Whole && !has_rates {
+            families::mix(seed, &mut config, &mut hosts);
+        }
         tls.begin(&hosts, &mut dns);
         if has_rates {
             rates::draw_narrow(&mut config, &hosts, &mut Random::new(seed.rotate_left(32)));
@@ -716,11 +720,12 @@ impl World {
         if peer_address.is_empty() {
             return;
         }
-        let is_it = |host: &&Host| host.address.to_string() == *peer_address;
+        let peer: SocketAddr = peer_address.parse().expect("an address and a port");
+        let is_it = |host: &&Host| host.addresses().any(|address| address == peer);
         let host = self.hosts.iter().find(is_it).expect("a host of these was connected to");
         assert_eq!(host.name, *peer_name, "EVENTS-ONCE: the host of {outcome:?}");
         let source = self.config.egress_sources.iter().position(|source| source.name == *egress_source);
-        let address = source.map(|source| address_of(source).ip().to_string());
+        let address = source.map(|source| address_of(source, peer).ip().to_string());
         assert_eq!(address.as_ref(), Some(source_address), "EVENTS-ONCE: the source of {outcome:?}");
     }
 
