@@ -124,6 +124,9 @@ pub(crate) struct Ledger {
     blamed: BTreeMap<(Marker, String), BTreeSet<(String, String)>>,
     /// Taken under another's reverse path: the engine may know it, and then does not send it again.
     foreign: BTreeSet<Marker>,
+    /// What an operator has bounced: in any life, and in this one.
+    bounced: BTreeSet<(MessageId, String)>,
+    unwanted: BTreeSet<(MessageId, String)>,
     /// Domains of which the DNS said that they take no mail.
     undeliverable: BTreeSet<String>,
     /// What peers did not offer, by address.
@@ -153,6 +156,7 @@ pub(crate) struct Counts {
     pub(crate) delivered: u64,
     pub(crate) bounced: u64,
     pub(crate) expired: u64,
+    pub(crate) admin_bounced: u64,
     pub(crate) deferred: u64,
     /// Records that a crash image held although nobody had been told of them.
     pub(crate) found: u64,
@@ -180,6 +184,8 @@ impl Ledger {
             blamed: BTreeMap::new(),
             foreign: BTreeSet::new(),
             undeliverable: BTreeSet::new(),
+            bounced: BTreeSet::new(),
+            unwanted: BTreeSet::new(),
             lacks: BTreeSet::new(),
             told: BTreeMap::new(),
             untold: BTreeMap::new(),
@@ -288,6 +294,15 @@ impl Ledger {
         }
     }
 
+    /// These must end, whatever becomes of what is under way; unless the engine ends first.
+    pub(crate) fn bounce_by_operator(&mut self, rows: &[&MessageRow]) {
+        for row in rows {
+            let key = (row.id.parse().expect("an id"), row.recipient.clone());
+            self.bounced.insert(key.clone());
+            self.unwanted.insert(key);
+        }
+    }
+
     /// A shard told the event log of a durable record.
     pub(crate) fn tell(&mut self, record: &Arc<LoggedRecord>) {
         let key = (record.log, record.sequence);
@@ -388,7 +403,8 @@ impl Ledger {
             assert_eq!(*recipient, sent.recipients[*index as usize], "RIGHT-ENVELOPE: {marker}");
             assert!(state.fate.is_none(), "NOTHING-LOST: {marker} to {recipient} ended as {state:?}, and {fate:?} now");
             let by_attempt = *attempts == state.attempts + 1;
-            let by_decision = matches!(fate, Fate::Bounced | Fate::Expired) && *attempts == state.attempts;
+            let is_end = matches!(fate, Fate::Bounced | Fate::Expired | Fate::AdminBounced);
+            let by_decision = is_end && *attempts == state.attempts;
             assert!(by_attempt || by_decision, "EXACT-RETRY-STATE: {marker} to {recipient}: {state:?}, now {result:?}");
             if result.is_intent() {
                 let is_last_word = *fate == Fate::Deferred { due_ms: durable.expires_ms };
@@ -478,10 +494,15 @@ impl Ledger {
                     );
                     self.counts.expired += 1;
                 }
-                Fate::AdminBounced => panic!("NOTHING-LOST: nobody bounced {marker} to {recipient}"),
+                Fate::AdminBounced => {
+                    let is_bounced = self.bounced.contains(&(id, recipient.clone()));
+                    assert!(is_bounced, "NOTHING-LOST: nobody bounced {marker} to {recipient}");
+                    self.counts.admin_bounced += 1;
+                }
             }
             let is_marked = answer.text.contains("in doubt: ");
-            assert!(!state.is_held || *fate == Fate::Expired && is_marked, "NOTHING-LOST: held, and {result:?}");
+            let may_end = *fate == Fate::AdminBounced || *fate == Fate::Expired && is_marked;
+            assert!(!state.is_held || may_end, "NOTHING-LOST: held, and {result:?}");
             state.fate = Some(*fate);
             self.open -= 1;
         }
@@ -490,6 +511,7 @@ impl Ledger {
     /// A crash: what was told and is not in the event log is to be told again.
     pub(crate) fn crash(&mut self) {
         assert!(self.untold.is_empty());
+        self.unwanted.clear();
         self.is_recovering = true;
         self.untold = std::mem::take(&mut self.told);
         self.last_of_life.clear();
@@ -555,11 +577,16 @@ impl Ledger {
                 }
                 let Some(row) = row else {
                     // Its end may wait for the message to be read.
-                    let may_end = durable.expires_ms <= now_ms || self.undeliverable.contains(domain_of(recipient));
+                    let is_unwanted = self.unwanted.contains(&(*id, recipient.clone()));
+                    let is_over = durable.expires_ms <= now_ms || is_unwanted;
+                    let may_end = is_over || self.undeliverable.contains(domain_of(recipient));
                     assert!(may_end, "NOTHING-LOST: {recipient} of {id} is not scheduled; it was {state:?}");
                     continue;
                 };
                 assert_eq!(row.num_attempts, state.attempts, "EXACT-RETRY-STATE: {recipient} of {id}: {row:?}");
+                let is_unwanted = self.unwanted.contains(&(*id, recipient.clone()));
+                let may_wait = !is_unwanted || row.state == MessageState::Delivering;
+                assert!(may_wait, "NOTHING-LOST: an operator has bounced {recipient} of {id}, and it waits: {row:?}");
                 // What has expired is at its turn, and ends there.
                 let is_shown = row.state == MessageState::Held || state.is_held && durable.expires_ms <= now_ms;
                 assert_eq!(is_shown, state.is_held, "NOTHING-LOST: the operator is not told of {row:?}: {state:?}");
@@ -632,7 +659,7 @@ fn is_excused(answer: &Answer) -> bool {
     is_of_session || BLAME.ends_with(answer.text.as_str()) || (answer.code, answer.enhanced) == (552, Some((5, 5, 3)))
 }
 
-fn domain_of(recipient: &str) -> &str {
+pub(crate) fn domain_of(recipient: &str) -> &str {
     recipient.rsplit('@').next().unwrap_or_default()
 }
 

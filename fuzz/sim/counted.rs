@@ -34,8 +34,9 @@ impl World {
             let counts = [&metrics.delivered, &metrics.transient_failures, &metrics.failures];
             told.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count.get());
         }
-        let came_about =
-            |counts: &Counts| [counts.delivered, counts.deferred + counts.held, counts.bounced + counts.expired];
+        let came_about = |counts: &Counts| {
+            [counts.delivered, counts.deferred + counts.held, counts.bounced + counts.expired + counts.admin_bounced]
+        };
         let (now, before) = (came_about(&self.ledger.counts), came_about(&self.counted.at_start));
         let of_life: Vec<u64> = now.iter().zip(before).map(|(now, before)| now - before).collect();
         assert_eq!(told[..], of_life, "COUNTED: deliveries, deferrals and failures of this life");

@@ -18,6 +18,7 @@ mod families;
 mod mix;
 mod moves;
 mod net;
+mod operate;
 mod peer;
 mod press;
 mod random;

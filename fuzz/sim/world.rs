@@ -45,6 +45,7 @@ use crate::families;
 use crate::mix::{Fault, Mix, spread};
 use crate::moves::Moves;
 use crate::net::{Link, LinkId, NetEvent, address_of};
+use crate::operate;
 use crate::peer::{Host, PeerLimits};
 use crate::press::Press;
 use crate::random::Random;
@@ -90,6 +91,7 @@ pub(crate) enum Event {
         reservation: Reservation,
     },
     Net(LinkId, NetEvent),
+    Operate,
     Client {
         shard: usize,
         session: SessionKey,
@@ -214,7 +216,10 @@ pub(crate) struct World {
     suspensions_heard: BTreeMap<usize, Micros>,
     pub(crate) in_force: InForce,
     answers: BTreeMap<u64, Vec<MessageRow>>,
-    questions: u64,
+    pub(crate) questions: u64,
+    pub(crate) operator: Option<Random>,
+    /// How many recipients an operator's choice were.
+    pub(crate) chosen: BTreeMap<u64, u64>,
     // Holds the lock of the spool's directory.
     spool: Option<Spool>,
 
@@ -244,6 +249,9 @@ impl World {
         }
         if world.mix.has(Fault::PairMoved) {
             world.clock.after(0, Event::Move);
+        }
+        if world.operator.is_some() {
+            world.clock.after(10 * MINUTE, Event::Operate);
         }
         let lives = world.lives_left;
         for life in 1..=lives {
@@ -403,6 +411,8 @@ impl World {
             in_force: InForce::default(),
             answers: BTreeMap::new(),
             questions: 0,
+            operator: operate::draw(seed).filter(|_| kind == Kind::Whole),
+            chosen: BTreeMap::new(),
             spool: None,
             random,
             report,
@@ -554,6 +564,7 @@ impl World {
             Event::Move => self.begin_move(),
             Event::Reload => self.reload(),
             Event::Press => self.press(),
+            Event::Operate => self.operate(),
             Event::EndLife => self.end_life(),
             Event::Heal => self.heal(),
         }
@@ -781,6 +792,9 @@ impl World {
             ControlMessage::Answer { question, told: Told::Messages(rows) } => {
                 self.answers.insert(question, rows);
             }
+            ControlMessage::Answer { question, told: Told::Chosen(chosen) } => {
+                self.chosen.insert(question, chosen.recipients.values().sum());
+            }
             ControlMessage::Suspend(suspension) => {
                 for to in 0..self.shards.len() {
                     let message = Box::new(ShardMessage::Suspend(suspension.clone()));
@@ -800,7 +814,7 @@ impl World {
 
     /// Asks all shards for their messages. What these have to read for it is read; nothing else happens meanwhile. None
     /// where they wait for reads that the disk has done and not told of yet.
-    fn ask(&mut self) -> Option<Vec<MessageRow>> {
+    pub(crate) fn ask(&mut self) -> Option<Vec<MessageRow>> {
         let mut rows = Vec::new();
         for shard in 0..self.shards.len() {
             let pending = self.ledger.pending();
@@ -824,7 +838,7 @@ impl World {
         Some(rows)
     }
 
-    fn ask_shard(&mut self, shard: usize, filter: MessageFilter) -> Option<Vec<MessageRow>> {
+    pub(crate) fn ask_shard(&mut self, shard: usize, filter: MessageFilter) -> Option<Vec<MessageRow>> {
         self.questions += 1;
         let ask = Ask::Messages { filter: MessageFilter { limit: usize::MAX, ..filter } };
         self.shards[shard].handle_message(ShardMessage::Ask { question: self.questions, ask });
@@ -943,7 +957,7 @@ impl World {
     fn begin_life(&mut self) {
         self.clock.retain(|event| {
             matches!(event, Event::Submit | Event::WriteEvents | Event::Compare | Event::Hosts | Event::Move)
-                || matches!(event, Event::EndLife | Event::Heal | Event::Reload | Event::Press)
+                || matches!(event, Event::EndLife | Event::Heal | Event::Reload | Event::Press | Event::Operate)
         });
         self.clients.clear();
         self.injections.clear();
@@ -1205,7 +1219,7 @@ const EVENTS_HELD_MAX: usize = 200;
 const INJECTIONS_MAX: usize = 40;
 
 /// As `engine/src/limits.rs` has them.
-const ASK_READS_MAX: usize = 1_000;
+pub(crate) const ASK_READS_MAX: usize = 1_000;
 const MAIL_WAITING_MAX: usize = 65_536;
 const BACK_OFF_MAX: Micros = 600 * SECOND;
 
