@@ -394,12 +394,12 @@ impl Pools {
     }
 
     /// A connection's host does not offer what a message needs; says where else it can go.
-    pub fn lacks(&mut self, now: Now, connection: ConnectionKey, route: &Route, need: Need) -> Elsewhere {
+    pub fn lacks(&mut self, now: Now, connection: ConnectionKey, attempt: &Attempt, need: Need) -> Elsewhere {
         let Slot { pair, address, .. } = *self.slots.get(connection);
         let pair = &mut self.pairs[pair as usize];
         let source = &self.options.sources[pair.key.source];
-        let usable: Vec<_> = route.usable(|to| source.reaches(to)).collect();
-        pair.hosts.lacks(now.monotonic, address, need, &usable)
+        let usable: Vec<_> = attempt.route.usable(|to| source.reaches(to)).collect();
+        pair.hosts.lacks(now.monotonic, address, need, &usable, &|need| attempt.needs(need))
     }
 
     /// What a connection's host has made of a message.

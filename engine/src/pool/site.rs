@@ -209,18 +209,20 @@ impl Hosts {
         if clear && asked == TlsRequirement::Opportunistic { TlsRequirement::Disabled } else { asked }
     }
 
-    /// The host does not offer it; says where else, of what is `usable`, a message that needs it can go.
+    /// The host does not offer it; says where else, of what is `usable`, a message that needs all of this can go. A host
+    /// that has only the one, and lacks another, is no place for it: each would send it to the other.
     pub fn lacks(
         &mut self,
         now: Duration,
         address: Endpoint,
         need: Need,
         usable: &[(Endpoint, TlsRequirement)],
+        needs: &dyn Fn(Need) -> bool,
     ) -> Elsewhere {
         self.make_room(now);
         *self.memory((address, Concern::Everything)).lacks_until(need) = now + LACK_MEMORY;
-        let alone = |asked| asked == need;
-        let others = || usable.iter().filter(|(address, _)| !self.is_lacking(now, *address, &alone));
+        let needs = |asked| asked == need || needs(asked);
+        let others = || usable.iter().filter(|(address, _)| !self.is_lacking(now, *address, &needs));
         match others().next() {
             None => Elsewhere::Nowhere,
             Some(_) if others().all(|(address, requirement)| self.backs_off(now, *address, requirement)) => {
@@ -442,7 +444,7 @@ mod tests {
             hosts.keep_serving(at(1), &mut order, needs);
             order.into_iter().map(|(host, _)| host).collect::<Vec<_>>()
         };
-        assert_eq!(hosts.lacks(at(0), address(1), Need::EightBitMime, &site), Elsewhere::AtOnce);
+        assert_eq!(hosts.lacks(at(0), address(1), Need::EightBitMime, &site, &eight_bit), Elsewhere::AtOnce);
         assert_eq!(order(&hosts, &eight_bit), [1]);
         assert_eq!(order(&hosts, &nothing), [0, 1]);
         let may_take = |hosts: &Hosts, last, needs: &dyn Fn(Need) -> bool| {
@@ -450,10 +452,15 @@ mod tests {
         };
         assert!(!may_take(&hosts, 1, &both) && may_take(&hosts, 2, &both) && may_take(&hosts, 1, &nothing));
         hosts.failed(at(0), address(2), BACK_OFF, "refused".into());
-        assert_eq!(hosts.lacks(at(1), address(1), Need::EightBitMime, &site), Elsewhere::Later);
-        assert_eq!(hosts.lacks(at(1), address(2), Need::SmtpUtf8, &site), Elsewhere::AtOnce, "1 was not asked for it");
+        assert_eq!(hosts.lacks(at(1), address(1), Need::EightBitMime, &site, &eight_bit), Elsewhere::Later);
+        let utf8 = |need| need == Need::SmtpUtf8;
+        let elsewhere = hosts.lacks(at(1), address(2), Need::SmtpUtf8, &site, &utf8);
+        assert_eq!(elsewhere, Elsewhere::AtOnce, "1 was not asked for it");
         assert_eq!(order(&hosts, &both), [0, 1], "each lacks something: either may say so");
-        assert_eq!(hosts.lacks(at(2), address(2), Need::EightBitMime, &site), Elsewhere::Nowhere);
+        for (last, need) in [(1, Need::EightBitMime), (2, Need::SmtpUtf8)] {
+            assert_eq!(hosts.lacks(at(1), address(last), need, &site, &both), Elsewhere::Nowhere, "and it ends there");
+        }
+        assert_eq!(hosts.lacks(at(2), address(2), Need::EightBitMime, &site, &eight_bit), Elsewhere::Nowhere);
         assert!(may_take(&hosts, 1, &eight_bit) && may_take(&hosts, 2, &eight_bit), "somebody has to say so");
         assert!(!hosts.is_lacking(at(2) + LACK_MEMORY, address(2), &both), "it is asked again later");
     }
@@ -482,7 +489,7 @@ mod tests {
         hosts.failed_tls(at(31), address(2), &TlsRequirement::Verified, BACK_OFF, "self-signed".into());
         assert!(fits(&hosts, 31, 1, true) && !fits(&hosts, 61, 1, true));
         let usable = [1, 2].map(|last| (address(last), TlsRequirement::Verified));
-        hosts.lacks(at(61), address(2), Need::EightBitMime, &usable);
+        hosts.lacks(at(61), address(2), Need::EightBitMime, &usable, &|need| need == Need::EightBitMime);
         assert!(fits(&hosts, 61, 1, true), "the other lacks what is needed");
         hosts.said(at(62), address(2), Reception::Unwell);
         hosts.said(at(62), address(3), Reception::Unwell);

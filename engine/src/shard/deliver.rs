@@ -369,7 +369,7 @@ impl Shard {
                 let context = Arc::clone(&self.deliveries[&connection].context);
                 for (_, verdict) in &mut result.results {
                     if let Fate::BounceIfLastHost(need) = verdict.fate {
-                        verdict.elsewhere(self.pools.lacks(now, connection, &attempt.route, need));
+                        verdict.elsewhere(self.pools.lacks(now, connection, &attempt, need));
                     }
                 }
                 let has = |is_meant: fn(&RecipientVerdict) -> bool| result.results.iter().any(|(_, it)| is_meant(it));
