@@ -125,8 +125,8 @@ pub(crate) struct Ledger {
     /// Taken under another's reverse path: the engine may know it, and then does not send it again.
     foreign: BTreeSet<Marker>,
     /// What an operator has bounced: in any life, and in this one.
-    bounced: BTreeSet<(MessageId, String)>,
-    unwanted: BTreeSet<(MessageId, String)>,
+    pub(crate) bounced: BTreeSet<(MessageId, String)>,
+    pub(crate) unwanted: BTreeSet<(MessageId, String)>,
     /// Domains of which the DNS said that they take no mail.
     undeliverable: BTreeSet<String>,
     /// What peers did not offer, by address.
@@ -291,15 +291,6 @@ impl Ledger {
     pub(crate) fn undeliverable(&mut self, domain: &str) {
         if !self.undeliverable.contains(domain) {
             self.undeliverable.insert(domain.to_owned());
-        }
-    }
-
-    /// These must end, whatever becomes of what is under way; unless the engine ends first.
-    pub(crate) fn bounce_by_operator(&mut self, rows: &[&MessageRow]) {
-        for row in rows {
-            let key = (row.id.parse().expect("an id"), row.recipient.clone());
-            self.bounced.insert(key.clone());
-            self.unwanted.insert(key);
         }
     }
 

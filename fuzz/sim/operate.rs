@@ -7,7 +7,7 @@ use std::sync::Arc;
 use postrider::admin::{MailChoice, MessageFilter, MessageRow};
 use postrider::handover::{Ask, ShardMessage};
 
-use crate::checker::domain_of;
+use crate::checker::{Ledger, domain_of};
 use crate::clock::MINUTE;
 use crate::random::Random;
 use crate::world::{ASK_READS_MAX, Event, World};
@@ -61,5 +61,16 @@ impl World {
         self.turn(shard);
         let told = self.chosen.remove(&self.questions).expect("it is answered at once");
         assert_eq!(told, chosen.len() as u64, "the operator is told how many recipients {choice} are");
+    }
+}
+
+impl Ledger {
+    /// These must end, whatever becomes of what is under way; unless the engine ends first.
+    fn bounce_by_operator(&mut self, rows: &[&MessageRow]) {
+        for row in rows {
+            let key = (row.id.parse().expect("an id"), row.recipient.clone());
+            self.bounced.insert(key.clone());
+            self.unwanted.insert(key);
+        }
     }
 }

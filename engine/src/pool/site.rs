@@ -209,8 +209,8 @@ impl Hosts {
         if clear && asked == TlsRequirement::Opportunistic { TlsRequirement::Disabled } else { asked }
     }
 
-    /// The host does not offer it; says where else, of what is `usable`, a message that needs all of this can go. A host
-    /// that has only the one, and lacks another, is no place for it: each would send it to the other.
+    /// The host does not offer it; says where else, of what is `usable`, a message that needs all of this can go. A
+    /// host that has only the one, and lacks another, is no place for it: each would send it to the other.
     pub fn lacks(
         &mut self,
         now: Duration,
