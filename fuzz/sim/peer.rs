@@ -36,8 +36,8 @@ pub(crate) struct Host {
     /// When recipients were tried lately.
     tried: VecDeque<Micros>,
     transactions: u64,
-    /// Connections in a row that ended without a transaction, by source.
-    unused: BTreeMap<usize, u32>,
+    /// When connections ended without a transaction since the last that had one, by source.
+    unused: BTreeMap<usize, VecDeque<Micros>>,
 }
 
 /// What a host does all the time.
@@ -398,7 +398,7 @@ impl Peer {
             }
             "NOOP" => self.say("250 2.0.0 ok"),
             "QUIT" => {
-                self.count_unused(host);
+                self.count_unused(host, around.now);
                 self.close_with("221 2.0.0 bye");
             }
             "MAIL" => self.mail(path(rest), host, around),
@@ -465,11 +465,12 @@ impl Peer {
     }
 
     /// CONNECTIONS-USED: nobody connects again and again and has nothing to say.
-    fn count_unused(&self, host: &mut Host) {
+    fn count_unused(&self, host: &mut Host, now: Micros) {
         if self.deliveries == 0 {
             let unused = host.unused.entry(self.source).or_default();
-            *unused += 1;
-            assert!(*unused <= UNUSED_MAX, "CONNECTIONS-USED: {unused} in a row without a transaction");
+            unused.push_back(now);
+            unused.retain(|&at| at + UNUSED_WITHIN > now);
+            assert!(unused.len() <= UNUSED_MAX, "CONNECTIONS-USED: {} in a row without a transaction", unused.len());
         }
     }
 
@@ -728,5 +729,7 @@ fn unstuffed(content: &[u8]) -> Vec<u8> {
     lines.flat_map(|line| line.strip_prefix(b".").unwrap_or(line)).copied().collect()
 }
 
-/// Mail goes by another connection, or is called back, while one is opened for it.
-const UNUSED_MAX: u32 = 40;
+/// Mail goes by another connection, or is called back, while one is opened for it; and where its TLS fails, all are
+/// tried again when the host's pause is over.
+const UNUSED_MAX: usize = 40;
+const UNUSED_WITHIN: Micros = 2 * MINUTE;
