@@ -75,7 +75,11 @@ impl Pools {
             LimitOf::Messages(place) | LimitOf::Connections(place) | LimitOf::Stricter(place) => {
                 self.advance(now, place, random);
             }
-            LimitOf::Rollup(rollup) => self.serve_turns(now, rollup, random),
+            LimitOf::Rollup(rollup) => {
+                self.serve_turns(now, rollup, random);
+                let at = self.ready_at(of, 1);
+                self.wake_turns(now, rollup, at);
+            }
         }
     }
 

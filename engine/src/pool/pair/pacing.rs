@@ -77,12 +77,17 @@ impl Pools {
         if is_its_turn && shared <= now.monotonic {
             return true;
         }
+        self.await_turn(now, place, rollup, shared);
+        false
+    }
+
+    /// The pair is served in its turn, once the provider's rate lets it.
+    pub(super) fn await_turn(&mut self, now: Now, place: u32, rollup: u32, at: Duration) {
         if !std::mem::replace(&mut self.pairs[place as usize].pace.waits_for_turn, true) {
             self.rollups[rollup as usize].turns.push_back(place);
         }
-        self.tell_paced(now, place, shared);
-        self.wake_rollup(rollup, shared);
-        false
+        self.tell_paced(now, place, at);
+        self.wake_rollup(rollup, at);
     }
 
     /// MAIL is about to be written; [`Self::mail_written`] or [`Self::mail_not_written`] tells.
@@ -118,7 +123,7 @@ impl Pools {
         let ready = self.ready_at(of, 1);
         match of {
             LimitOf::Rollup(rollup) if !self.rollups[rollup as usize].turns.is_empty() => {
-                self.wake_rollup(rollup, ready);
+                self.wake_turns(now, rollup, ready);
             }
             LimitOf::Rollup(_) => {}
             _ if self.pairs[place as usize].tickets.is_empty() => {}
@@ -190,6 +195,16 @@ impl Pools {
     fn wake_rollup(&mut self, rollup: u32, at: Duration) {
         let wakes_at = &mut self.rollups[rollup as usize].wakes_at;
         set_wake(&mut self.wakes, wakes_at, Wake::Rollup(rollup), at);
+    }
+
+    /// It is known now until when those wait whose turn it is not yet.
+    pub(super) fn wake_turns(&mut self, now: Now, rollup: u32, at: Duration) {
+        if at > now.monotonic + PACED_NOTICE_INTERVAL {
+            for place in self.rollups[rollup as usize].turns.clone() {
+                self.tell_paced(now, place, at);
+            }
+        }
+        self.wake_rollup(rollup, at);
     }
 
     /// Lets go on whose time has come.

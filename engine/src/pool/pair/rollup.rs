@@ -71,6 +71,11 @@ impl Pools {
         let is_enough = pair.opening >= burst;
         let own = self.ready_at(LimitOf::Messages(place), units).max(self.ready_at(LimitOf::Stricter(place), units));
         let shared = rollup.map_or(Duration::ZERO, |rollup| self.ready_at(LimitOf::Rollup(rollup), units));
+        // Nothing but a reservation or another pair's MAIL tells when that will be.
+        if let (Some(rollup), Duration::MAX) = (rollup, shared) {
+            self.await_turn(now, place, rollup, shared);
+            return false;
+        }
         let ready = own.max(shared).max(self.ready_at(LimitOf::Connections(place), 1));
         if ready > now.monotonic {
             self.wake_pair(now, place, ready);

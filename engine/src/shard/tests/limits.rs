@@ -526,6 +526,49 @@ fn a_providers_limits_hold_over_its_sites() {
     assert!(slow.mails.len().abs_diff(fast.mails.len()) < 40, "{} and {}", slow.mails.len(), fast.mails.len());
 }
 
+/// Few messages for a provider whose rate is reserved ahead: each goes, though nothing comes behind it, and those that
+/// wait say so.
+#[test]
+fn a_providers_rate_lets_few_messages_pass() {
+    for (shards, both) in [(1, false), (1, true), (2, false), (2, true)] {
+        let rules = "[provider.p]\nmatch = [{ domain = \"slow.test\" }, { domain = \"fast.test\" }]\n\
+                     provider_max_message_rate = \"1/min\"\n";
+        let mut engine = Engine::start(rules, shards);
+        let what = format!("{shards} shards, both sites: {both}");
+        for (number, domain) in ["slow.test", if both { "fast.test" } else { "slow.test" }].iter().enumerate() {
+            engine.inject(number % shards, &format!("r{number}@{domain}"), Priority::Normal);
+        }
+        let sent = |engine: &Engine| engine.sinks.values().map(|sink| sink.mails.len()).sum::<usize>();
+        engine.run_until(seconds(5));
+        assert_eq!(sent(&engine), 1, "{what}");
+        let homes = engine.shards.iter().map(|shard| &shard.home);
+        let waiting: Vec<_> = homes.flat_map(|home| home.entries().map(move |(key, _)| (home, key))).collect();
+        assert_eq!(waiting.len(), 1, "{what}");
+        for (home, key) in waiting {
+            assert_eq!(home.blocked_by(key).map(|it| &*it.reason), Some("rate limit of 1/min"), "{what}");
+        }
+        engine.run_until(seconds(65));
+        assert_eq!(sent(&engine), 2, "{what}");
+    }
+}
+
+/// What comes for another site of the provider while a unit of its rate is lent waits until it is known when it is used.
+#[test]
+fn a_unit_that_is_lent_holds_another_site_no_longer_than_its_rate() {
+    for late_ms in (0..40).map(|step| step * 5) {
+        let rules = "[provider.p]\nmatch = [{ domain = \"slow.test\" }, { domain = \"fast.test\" }]\n\
+                     provider_max_message_rate = \"1/s\"\n";
+        let mut engine = Engine::start(rules, 1);
+        engine.run_until(seconds(2));
+        engine.inject(0, "r@slow.test", Priority::Normal);
+        engine.run_until(seconds(2) + Duration::from_millis(late_ms));
+        engine.inject(0, "r@fast.test", Priority::Normal);
+        engine.run_until(seconds(5));
+        let sent: usize = engine.sinks.values().map(|sink| sink.mails.len()).sum();
+        assert_eq!(sent, 2, "the second comes {late_ms} ms later");
+    }
+}
+
 /// One connection for two sites: neither keeps it for ever.
 #[test]
 fn a_providers_connections_go_round() {
