@@ -24,10 +24,20 @@ pub(crate) fn blames_source(reply: &Reply) -> bool {
     text.truncate(text.floor_char_boundary(BLAME_TEXT_OCTETS_MAX));
     let text = text.to_ascii_lowercase();
     let says = |phrases: &[&str]| phrases.iter().any(|phrase| text.contains(phrase));
-    if says(NOT_THE_ADDRESS) {
+    let words = without_links(&text);
+    if says(DOMAIN_LISTS) || NOT_THE_ADDRESS.iter().any(|phrase| words.contains(phrase)) {
         return false;
     }
     says(PLAIN_BLAME) || says(LISTED_OR_DISREPUTABLE) && (says(ADDRESS_WORDS) || names_an_address(&text))
+}
+
+/// Where to read more is no reason: Microsoft explains a banned address at `…/fwlink/?LinkID=526655`.
+fn without_links(text: &str) -> String {
+    let before_link = |word: &str| {
+        let start = ["http://", "https://", "www."].iter().filter_map(|prefix| word.find(prefix)).min();
+        word[..start.unwrap_or(word.len())].to_owned()
+    };
+    text.split_whitespace().map(before_link).collect::<Vec<_>>().join(" ")
 }
 
 /// An IPv4 address, or an IPv6 address in brackets.
@@ -40,11 +50,11 @@ fn names_an_address(text: &str) -> bool {
     })
 }
 
+/// Lists of domains, also where only the link names them.
+const DOMAIN_LISTS: &[&str] = &["dbl", "surbl", "uribl"];
+
 /// What the sender wrote, or how it is authenticated: another address would not help.
 const NOT_THE_ADDRESS: &[&str] = &[
-    "dbl",
-    "surbl",
-    "uribl",
     "url",
     "link",
     "domain present",
@@ -135,6 +145,10 @@ mod tests {
             "550 5.7.1 Unfortunately, messages from [192.0.2.1] weren't sent. Please contact your Internet service \
              provider since part of their network is on our block list (S3150).",
             "550 5.7.606 Access denied, banned sending IP [192.0.2.1]",
+            "550 5.7.606 Access denied, banned sending IP [192.0.2.1]. To request removal from this list please visit \
+             https://sender.office.com/ and follow the directions. For more information please go to \
+             http://go.microsoft.com/fwlink/?LinkID=526655 AS(1430)",
+            "554 5.7.1 client host [192.0.2.1] blocked using a list; see www.example.net/content?url=1",
             "550 5.7.1 Mail from IP 192.0.2.1 was rejected due to listing in Spamhaus SBL.",
             "553 5.7.1 [BL21] Connections will not be accepted from 192.0.2.1, because the ip is in Spamhaus's list",
             "553 5.7.2 [TSS09] All messages from 192.0.2.1 will be permanently deferred; Retrying will NOT succeed.",
@@ -165,6 +179,8 @@ mod tests {
             "550 5.7.1 Your email was rejected due to having a domain present in the Spamhaus DBL",
             "550 5.7.1 [CS01] Message rejected due to local policy.",
             "554 5.7.1 This message has been blocked because it contains a URL listed by SURBL (192.0.2.1)",
+            "550 5.7.1 the link to 192.0.2.1 is listed on a block list",
+            "550 5.7.1 your domain is listed in a blocklist, not your IP; see https://dbl.example/a.example",
             "550 5.7.26 Unauthenticated email from a.example is not accepted due to domain's DMARC policy; your IP \
              address 192.0.2.1 is not listed in its SPF record",
             "550 5.7.1 message classified as spam",
