@@ -1,9 +1,9 @@
 //! What kind of failure an answer tells: `bounce_classification`, in KumoMTA's class names.
 //!
-//! Four tables are asked in turn, the surest first: enhanced status codes that say what they mean (RFC 3463 §3 and
-//! IANA's registry of later ones); phrases that receivers use; codes so general that any phrase is better; the bare
-//! reply code. It is a hint for reports and suppression lists. What happens to a message is decided elsewhere
-//! (`deliver/verdict.rs`), from codes alone.
+//! Tables are asked in turn, the surest first: phrases by which a receiver means something other than its code says;
+//! enhanced status codes that say what they mean (RFC 3463 §3 and IANA's registry of later ones); phrases that
+//! receivers use; codes so general that any phrase is better; the bare reply code. It is a hint for reports and
+//! suppression lists. What happens to a message is decided elsewhere (`deliver/verdict.rs`), from codes alone.
 
 use postrider_spool::record::Answer;
 use serde::Serialize;
@@ -61,23 +61,29 @@ pub fn classify(answer: &Answer) -> BounceClass {
         table.iter().find(|code| code.0 == subject && code.1.contains(&detail)).map(|code| code.2)
     };
     let transient = answer.code / 100 == 4;
-    lookup(TELLING_CODES)
-        .or_else(|| by_phrase(&answer.text, transient))
+    let text = text_read(answer);
+    by_phrase(&text, &[PHRASES_BEFORE_CODES, if transient { TRANSIENT_BEFORE_CODES } else { &[] }])
+        .or_else(|| lookup(TELLING_CODES))
+        .or_else(|| by_phrase(&text, &[PHRASES, if transient { TRANSIENT_PHRASES } else { &[] }]))
         .or_else(|| lookup(GENERAL_CODES))
         .or_else(|| REPLY_CODES.iter().find(|rule| rule.0.contains(&answer.code)).map(|rule| rule.1))
         .unwrap_or(BounceClass::Uncategorized)
 }
 
-fn by_phrase(text: &str, transient: bool) -> Option<BounceClass> {
-    let octets = text.len().min(CLASSIFY_TEXT_OCTETS_MAX);
-    let text = text.as_bytes()[..octets].to_ascii_lowercase();
-    let tables = [PHRASES, if transient { TRANSIENT_PHRASES } else { &[] }];
-    tables
-        .into_iter()
-        .flatten()
-        .find(|(phrase, _)| memchr::memmem::find(&text, phrase.as_bytes()).is_some())
-        .map(|&(_, class)| class)
+/// In lower case.
+fn text_read(answer: &Answer) -> Vec<u8> {
+    let octets = answer.text.len().min(CLASSIFY_TEXT_OCTETS_MAX);
+    answer.text.as_bytes()[..octets].to_ascii_lowercase()
 }
+
+fn by_phrase(text: &[u8], tables: &[&[Phrase]]) -> Option<BounceClass> {
+    let mut phrases = tables.iter().copied().flatten();
+    let found = phrases.find(|(phrase, _)| memchr::memmem::find(text, phrase.as_bytes()).is_some());
+    found.map(|&(_, class)| class)
+}
+
+/// Lower case; the first that occurs decides, so the more telling ones stand first.
+type Phrase = (&'static str, BounceClass);
 
 /// Subject, details, class. The first digit says only whether it is for good, so it is not asked.
 type Code = (u16, std::ops::RangeInclusive<u16>, BounceClass);
@@ -142,12 +148,25 @@ const GENERAL_CODES: &[Code] = &[
     (7, 0..=u16::MAX, PolicyRelated),
 ];
 
-/// Lower case; the first that occurs decides, so the more telling ones stand first.
 #[rustfmt::skip]
-const PHRASES: &[(&str, BounceClass)] = &[
+const PHRASES_BEFORE_CODES: &[Phrase] = &[
+    // Exchange Online says 5.4.1 about a recipient that it does not have.
+    ("recipient address rejected: access denied", InvalidRecipient),
+    ("not accepted for policy reasons", PolicyRelated),     // Yahoo's 5.7.9
+];
+
+/// A mailbox that is there for all one knows: Postgrey says "Recipient address rejected: Greylisted".
+#[rustfmt::skip]
+const TRANSIENT_BEFORE_CODES: &[Phrase] = &[
+    ("greylist", TransientFailure), ("graylist", TransientFailure), ("too many connections", TransientFailure),
+];
+
+#[rustfmt::skip]
+const PHRASES: &[Phrase] = &[
     ("spamhaus", SpamBlock), ("spamcop", SpamBlock), ("barracudacentral", SpamBlock), ("sorbs", SpamBlock),
     ("dnsbl", SpamBlock), (" rbl", SpamBlock), ("blocklist", SpamBlock), ("block list", SpamBlock),
     ("blacklist", SpamBlock), ("black list", SpamBlock), ("blocked using", SpamBlock), ("reputation", SpamBlock),
+    ("banned sending ip", SpamBlock), ("ipcheck.proofpoint.com", SpamBlock),
     ("virus", VirusRelated), ("malware", VirusRelated), ("infected", VirusRelated),
     ("attachment", ProhibitedAttachment),
     ("looks like spam", SpamContent), ("detected as spam", SpamContent), ("considered spam", SpamContent),
@@ -158,7 +177,7 @@ const PHRASES: &[(&str, BounceClass)] = &[
     ("ptr record", AuthenticationFailed), ("authentication", AuthenticationFailed),
     ("spam", SpamRelated), ("unsolicited", SpamRelated),
     ("relaying denied", RelayDenied), ("relay access denied", RelayDenied), ("unable to relay", RelayDenied),
-    ("relay not permitted", RelayDenied), ("not permitted to relay", RelayDenied),
+    ("relay not permitted", RelayDenied), ("not permitted to relay", RelayDenied), ("relay not allowed", RelayDenied),
     ("too many recipients", TooManyRecipients),
     ("quota", QuotaIssues), ("mailbox full", QuotaIssues), ("mailbox is full", QuotaIssues),
     ("insufficient storage", QuotaIssues), ("out of storage", QuotaIssues), ("message too large", QuotaIssues),
@@ -179,12 +198,13 @@ const PHRASES: &[(&str, BounceClass)] = &[
     ("connection refused", NoAnswerFromHost), ("no route to host", NoAnswerFromHost),
     ("connection timed out", NoAnswerFromHost),
     ("connection reset", BadConnection), ("connection lost", BadConnection), ("connection closed", BadConnection),
+    ("policy", PolicyRelated),
 ];
 
 /// Asked of 4xx answers only: behind a 5xx such words are politeness.
 #[rustfmt::skip]
-const TRANSIENT_PHRASES: &[(&str, BounceClass)] = &[
-    ("greylist", TransientFailure), ("graylist", TransientFailure), ("try again", TransientFailure),
+const TRANSIENT_PHRASES: &[Phrase] = &[
+    ("try again", TransientFailure),
     ("rate limit", TransientFailure), ("too quickly", TransientFailure), ("throttl", TransientFailure),
     ("too many", TransientFailure), ("temporarily", TransientFailure), ("temporary", TransientFailure),
     ("overload", TransientFailure),
@@ -241,6 +261,15 @@ mod tests {
         (550, Some((5, 6, 7)), "the peer does not offer SMTPUTF8", ProtocolErrors),
         (552, Some((5, 7, 0)), "Our scanner found a VIRUS", VirusRelated),
         (550, Some((5, 0, 0)), "Domain does not exist", BadDomain),
+        (550, Some((5, 4, 1)), "Recipient address rejected: Access denied. [x.outlook.com]", InvalidRecipient),
+        (554, Some((5, 7, 9)), "Message not accepted for policy reasons. See https://a.example/", PolicyRelated),
+        (450, Some((4, 2, 0)), "<a@b.example>: Recipient address rejected: Greylisted", TransientFailure),
+        (550, Some((5, 7, 1)), "<a@b.example>: Recipient address rejected: undeliverable", InvalidRecipient),
+        (450, None, "Requested mail action not taken: mailbox unavailable Too many connections", TransientFailure),
+        (550, Some((5, 7, 606)), "Access denied, banned sending IP [192.0.2.1].", SpamBlock),
+        (554, None, "Blocked - see https://ipcheck.proofpoint.com/?ip=192.0.2.1", SpamBlock),
+        (554, None, "Transaction failed Reject due to policy restrictions.", PolicyRelated),
+        (451, None, "Open relay not allowed", RelayDenied),
     ];
 
     #[test]
@@ -253,6 +282,8 @@ mod tests {
 
     #[test]
     fn phrases_are_in_lower_case_and_none_hides_behind_an_earlier_one() {
+        let all: Vec<_> = PHRASES_BEFORE_CODES.iter().chain(TRANSIENT_BEFORE_CODES).collect();
+        assert!(all.iter().all(|(phrase, _)| *phrase == phrase.to_lowercase()));
         let all: Vec<_> = PHRASES.iter().chain(TRANSIENT_PHRASES).collect();
         for (place, (phrase, class)) in all.iter().enumerate() {
             assert_eq!(*phrase, phrase.to_lowercase());
