@@ -87,6 +87,16 @@ impl DayQuota {
     }
 }
 
+/// Why a source is suspended whose day is used up.
+pub fn spent_reason(quota: u32) -> String {
+    format!("warm-up: {quota} recipients a day")
+}
+
+/// The quota that such a reason names.
+pub fn spent_quota(reason: &str) -> Option<u32> {
+    reason.strip_prefix("warm-up: ")?.strip_suffix(" recipients a day")?.parse().ok()
+}
+
 /// Of a quota so many slices are reserved at a time: a crash costs a hundredth of it, or two recipients.
 const SLICES: u32 = 100;
 

@@ -129,15 +129,14 @@ impl Control {
             servers.push(tokio::spawn(http_admin::serve(listener, options, backend, metrics, shutdown)));
         }
         let (rule_sites, unknown_rule_sites) = watch::channel(0);
+        let now_ms = setup.clock.now().wall_ms;
+        let mut suspensions = SuspensionList::open(&setup.config.spool.path, &setup.config.egress_sources, now_ms);
+        suspensions.end_other_quotas(now_ms, &setup.config);
         let control = Self {
             unknown_rule_sites,
             unplumbed: vec![false; setup.config.egress_sources.len()],
             spool_place: SpoolPlace::new(&setup.config.spool.path),
-            suspensions: SuspensionList::open(
-                &setup.config.spool.path,
-                &setup.config.egress_sources,
-                setup.clock.now().wall_ms,
-            ),
+            suspensions,
             saving: None,
             config: setup.config,
             steps: StepWatch::new(setup.clock.now()),

@@ -10,9 +10,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::state_file::StateFile;
-use crate::config::{EgressSource, LimitSettings, Rate};
+use crate::config::{Config, EgressSource, LimitSettings, Rate};
 use crate::pool::automation::{Limited, Recovery};
 use crate::pool::suspension::{Effect, Scope, Suspension, Suspensions};
+use crate::pool::warmup::{DAY_MS, spent_quota};
 
 pub(crate) struct SuspensionList {
     list: Suspensions,
@@ -137,6 +138,22 @@ impl SuspensionList {
         true
     }
 
+    /// Ends those of warm-up days that have another quota by now: whether it is used up is found out anew.
+    pub(crate) fn end_other_quotas(&mut self, now_ms: u64, config: &Config) -> Vec<u128> {
+        let is_another = |suspension: &&Suspension| {
+            let Scope { source: Some(source), rollup: Some(rollup), tenant: None, campaign: None, domain: None } =
+                &suspension.scope
+            else {
+                return false;
+            };
+            let Some(last_day) = (suspension.until_ms / DAY_MS).checked_sub(1) else { return false };
+            let quota = config.warmup_of(*source).and_then(|warmup| warmup.quota(rollup, last_day));
+            spent_quota(&suspension.reason).is_some_and(|spent| quota != Some(spent))
+        };
+        let ids: Vec<u128> = self.list.iter().filter(is_another).map(|suspension| suspension.id).collect();
+        ids.into_iter().filter(|id| self.remove(now_ms, *id)).collect()
+    }
+
     pub(crate) fn expire(&mut self, now_ms: u64) {
         for over in self.list.iter().filter(|it| it.until_ms <= now_ms) {
             tracing::info!("no longer {}", self.describe(over));
@@ -254,7 +271,11 @@ const VERSION: u32 = 2;
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::config::Warmup;
+    use crate::pool::warmup::spent_reason;
 
     fn sources(names: &[&str]) -> Vec<EgressSource> {
         let source = |name: &&str| EgressSource {
@@ -292,6 +313,41 @@ mod tests {
         let moved = Scope { source: Some(0), ..tenant };
         let found: Vec<Suspension> = list.iter().cloned().collect();
         assert_eq!(found, [suspension(8, moved, 2_000)], "one is over, one has lost its source");
+    }
+
+    #[test]
+    fn a_day_with_another_quota_is_not_used_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = Config::new("mta.example.com");
+        config.egress_sources = sources(&["a", "b"]);
+        let warmup = |source, today| Warmup {
+            source,
+            start_day: 9,
+            daily: BTreeMap::from([("google".to_owned(), vec![10, today])]),
+            default: Some(vec![5, 50]),
+        };
+        config.warmups = vec![warmup(0, 20)];
+        let pair =
+            |source, rollup: &str| Scope { source: Some(source), rollup: Some(rollup.into()), ..Scope::default() };
+        let day = |id, scope, quota: u32| Suspension {
+            reason: spent_reason(quota).into(),
+            ..suspension(id, scope, 11 * DAY_MS)
+        };
+        let mut list = SuspensionList::open(directory.path(), &config.egress_sources, 0);
+        for suspension in [
+            day(1, pair(0, "google"), 20),
+            day(2, pair(0, "mx.example"), 50),
+            day(3, pair(1, "google"), 20),
+            suspension(4, pair(1, "yahoo"), 11 * DAY_MS),
+        ] {
+            list.insert(0, suspension);
+        }
+        assert_eq!(list.end_other_quotas(0, &config), [3], "that source has no warm-up any more");
+        config.warmups = vec![warmup(0, 30), warmup(1, 20)];
+        assert_eq!(list.end_other_quotas(0, &config), [1], "there are ten more");
+        config.warmups.clear();
+        assert_eq!(list.end_other_quotas(0, &config), [2]);
+        assert_eq!(list.iter().map(|left| left.id).collect::<Vec<_>>(), [4], "a rule's stays");
     }
 
     #[test]

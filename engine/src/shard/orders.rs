@@ -12,6 +12,7 @@ use crate::pool::keeper::Said;
 use crate::pool::pair::{Order, PoolOptions};
 use crate::pool::site::BackOff;
 use crate::pool::suspension::{self, Effect};
+use crate::pool::warmup::spent_reason;
 
 impl Shard {
     /// Lets pairs open connections that had to wait for this turn, or for sockets. A quarter of these is for sessions.
@@ -56,7 +57,7 @@ impl Shard {
                 }
                 Order::WarmedUp { pair, quota, until_ms } => {
                     let scope = suspension::Scope::pair(&pair);
-                    let reason = format!("warm-up: {quota} recipients a day");
+                    let reason = spent_reason(quota);
                     let lasts = Duration::from_millis(until_ms.saturating_sub(now.wall_ms));
                     self.announce_suspension(now, scope, Effect::Stop, &reason, lasts);
                 }

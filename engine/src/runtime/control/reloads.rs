@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::{Control, send};
+use crate::handover::ShardMessage;
 use crate::limits::LIMIT_KEEPER;
 use crate::runtime::renewal::Renewal;
 use crate::runtime::shard_loop::Mail;
@@ -84,6 +85,10 @@ impl Control {
         for shard in &self.shards {
             send(shard, Mail::Reload(Arc::clone(&renewal))).await;
         }
+        for id in self.suspensions.end_other_quotas(self.clock.now().wall_ms, &self.config) {
+            self.tell_all(|| ShardMessage::Resume { id }).await;
+        }
+        self.save_suspensions();
         self.reloads.add(taken_up);
         if self.config.delivers_as(&before) {
             return;
