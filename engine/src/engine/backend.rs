@@ -175,6 +175,7 @@ impl Backend for Shared {
             let part = |part: Option<String>| part.map(|part| Arc::from(&*part));
             let SuspensionRow { site, tenant, campaign, domain, mut reason, .. } = suspension;
             reason.truncate(reason.floor_char_boundary(SUSPENSION_REASON_OCTETS_MAX));
+            let reason = reason.replace(|c: char| c.is_control(), " ");
             let (rollup, tenant, campaign, domain) = (part(site), part(tenant), part(campaign), part(domain));
             let scope = Scope { source, rollup, tenant, campaign, domain };
             let id = u128::from(os_random_u64()) << 64 | u128::from(os_random_u64());

@@ -89,11 +89,12 @@ fn an_embedding_program_suspends_a_tenant_and_resumes_it() {
     let everything = block_on(engine.suspend(SuspensionRow::default(), hour)).unwrap_err();
     assert!(matches!(everything, SuspendError::Refused(_)), "{everything}");
     let acme =
-        SuspensionRow { tenant: Some("acme".to_owned()), reason: "a complaint".to_owned(), ..Default::default() };
+        SuspensionRow { tenant: Some("acme".to_owned()), reason: "a\r\ncomplaint".to_owned(), ..Default::default() };
     let id = block_on(engine.suspend(acme, hour)).unwrap();
     running.inject(&["ada@sink.test"], &message("waits"));
     let rows = running.rows_when("it is told why it waits", |rows| {
-        rows.iter().any(|row| row.blocked_by.as_ref().is_some_and(|blocked| blocked.contains("a complaint")))
+        rows.iter()
+            .any(|row| row.blocked_by.as_ref().is_some_and(|blocked| blocked.contains("suspended: a  complaint")))
     });
     assert_eq!(rows[0].tenant.as_deref(), Some("acme"));
     assert_eq!(block_on(running.engine.messages(MessageFilter::default())).unwrap().len(), 1);
