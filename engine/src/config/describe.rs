@@ -108,7 +108,7 @@ fn write_egress(config: &Config, out: &mut String) -> fmt::Result {
             (Some(_), false) => "; not suspended when the address is missing",
             _ => "",
         };
-        writeln!(out, "  {:<14}{address}  EHLO {}{unplumbed}", source.name, source.ehlo_domain)?;
+        writeln!(out, "  {}{address}  EHLO {}{unplumbed}", column(&source.name), source.ehlo_domain)?;
     }
     writeln!(out, "\negress pools")?;
     for pool in &config.egress_pools {
@@ -118,7 +118,7 @@ fn write_egress(config: &Config, out: &mut String) -> fmt::Result {
             let percent = 100.0 * f64::from(*weight) / (total.max(1) as f64);
             format!("{name} {weight} ({percent:.1} %)")
         });
-        writeln!(out, "  {:<14}{}", pool.name, members.collect::<Vec<_>>().join(", "))?;
+        writeln!(out, "  {}{}", column(&pool.name), members.collect::<Vec<_>>().join(", "))?;
     }
     for warmup in &config.warmups {
         let name = config.egress_sources.get(warmup.source).map_or("?", |source| source.name.as_str());
@@ -132,6 +132,11 @@ fn write_egress(config: &Config, out: &mut String) -> fmt::Result {
     Ok(())
 }
 
+/// A name and what is between it and the next column; a long one has a space, too.
+pub(super) fn column(name: &str) -> String {
+    format!("{name:<13} ")
+}
+
 fn write_tenants(config: &Config, out: &mut String) -> fmt::Result {
     if !config.tenants.is_empty() {
         writeln!(out, "\ntenants")?;
@@ -143,7 +148,7 @@ fn write_tenants(config: &Config, out: &mut String) -> fmt::Result {
             Priority::Normal => "normal",
             Priority::Bulk => "bulk",
         };
-        writeln!(out, "  {:<14}{domains}; pool {}; priority {priority}", tenant.name, tenant.egress_pool)?;
+        writeln!(out, "  {}{domains}; pool {}; priority {priority}", column(&tenant.name), tenant.egress_pool)?;
         if let Some(rate) = tenant.max_injection_rate {
             writeln!(out, "                accepts up to {rate}")?;
         }
@@ -171,14 +176,15 @@ fn write_routing(config: &Config, out: &mut String) -> fmt::Result {
         let between = if route.balance { " or " } else { ", then " };
         let targets = route.to.iter().map(ToString::to_string).collect::<Vec<_>>().join(between);
         let of = route.matches.as_ref().map_or(String::new(), |matches| format!("; only {matches}"));
+        let domain = column(&route.domain.to_string());
         if route.discards() {
-            writeln!(out, "  {:<14}discarded: counts as delivered, nothing is sent{of}", route.domain.to_string())?;
+            writeln!(out, "  {domain}discarded: counts as delivered, nothing is sent{of}")?;
             continue;
         }
         let protocol = if route.terms.protocol == DeliveryProtocol::Lmtp { "; LMTP" } else { "" };
         let user = route.terms.auth.as_ref().map_or(String::new(), |auth| format!("; AUTH as {}", auth.username));
         let tls = tls_word(route.tls_beside(config.shaping.tls));
-        writeln!(out, "  {:<14}{targets}{protocol}; TLS {tls}{user}{of}", route.domain.to_string())?;
+        writeln!(out, "  {domain}{targets}{protocol}; TLS {tls}{user}{of}")?;
     }
     let servers = match config.dns.servers.as_slice() {
         [] => "the system's resolvers".to_owned(),

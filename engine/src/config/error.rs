@@ -28,13 +28,24 @@ impl fmt::Display for ConfigError {
             write!(f, "{line}:{column}:")?;
         }
         if !self.key.is_empty() {
-            write!(f, " {}:", self.key)?;
+            write!(f, " {}:", OnOneLine(&self.key))?;
         }
-        write!(f, " {}", self.wrong)?;
+        write!(f, " {}", OnOneLine(&self.wrong))?;
         if let Some(instead) = &self.instead {
-            write!(f, "; {instead}")?;
+            write!(f, "; {}", OnOneLine(instead))?;
         }
         Ok(())
+    }
+}
+
+/// A text with what a configuration may have in it, such as a path with a line break.
+struct OnOneLine<'a>(&'a str);
+
+impl fmt::Display for OnOneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0
+            .chars()
+            .try_for_each(|c| if c.is_control() { write!(f, "{}", c.escape_default()) } else { write!(f, "{c}") })
     }
 }
 

@@ -188,7 +188,7 @@ impl Limit {
         let selectors = selectors.into_iter().filter_map(|(kind, value)| Some(format!("{kind} {}", value?)));
         let whom: Vec<String> = selectors.collect();
         let whom = if whom.is_empty() { "all mail".to_owned() } else { whom.join(", ") };
-        writeln!(out, "  {:<14}{whom}: {}", self.name, self.max_message_rate)
+        writeln!(out, "  {}{whom}: {}", super::describe::column(&self.name), self.max_message_rate)
     }
 }
 

@@ -283,6 +283,26 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Where a name with dots was not quoted, it has become tables in tables: what should have been written.
+    fn name_in_pieces(&self, key: &str, node: &Node) -> Option<String> {
+        let (kind, first) = self.path.split_once('.')?;
+        if !matches!(kind, "shaping" | "provider" | "warmup") || first == "default" || first.contains('.') {
+            return None;
+        }
+        let mut name = format!("{first}.{key}");
+        let Value::Table(table) = &node.value else { return None };
+        let mut table = table;
+        while let Some((piece, Entry { node: Node { value: Value::Table(inner), .. }, .. })) =
+            table.entries.iter().next()
+            && table.entries.len() == 1
+            && !matches!(&**piece, "sources" | "automation" | "retry" | "timeouts")
+        {
+            name = format!("{name}.{piece}");
+            table = inner;
+        }
+        Some(format!("[{kind}.\"{name}\"]"))
+    }
+
     /// Reports the keys that nobody asked for.
     pub(super) fn finish(self) {
         for (key, entry) in self.others() {
@@ -291,6 +311,8 @@ impl<'a> Section<'a> {
                 format!("did you mean {meant}?")
             } else if KEYS_AT_THE_TOP.contains(&key) {
                 "write it at the top of the file, above the first [section]".into()
+            } else if let Some(name) = self.name_in_pieces(key, &entry.node) {
+                format!("a name with dots is quoted: write {name}")
             } else {
                 let usable: Vec<&str> = asked.difference(&self.refused.borrow()).copied().collect();
                 format!("the keys here are {}", usable.join(", "))

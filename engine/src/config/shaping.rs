@@ -89,7 +89,7 @@ impl Settings {
         if rules.is_empty() {
             return;
         }
-        let text = format!("{} rules", rules.len());
+        let text = if rules.len() == 1 { "1 rule".to_owned() } else { format!("{} rules", rules.len()) };
         let apply = Arc::new(move |shaping: &mut Shaping| {
             shaping.automation = rules.iter().chain(&*shaping.automation).cloned().collect();
         });
@@ -132,9 +132,16 @@ impl fmt::Debug for Setting {
 }
 
 impl fmt::Display for Settings {
-    /// As `key = value, …`, with the keys' last part.
+    /// As `key = value, …`, with the keys' last part. Of what is said twice, the last; rules add up.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (place, setting) in self.0.iter().enumerate() {
+        let name =
+            |setting: &Setting| setting.key.rsplit_once('.').map_or(setting.key.clone(), |(_, key)| key.to_owned());
+        let is_last = |place: usize| {
+            let name_here = name(&self.0[place]);
+            name_here == "automation" || self.0[place + 1..].iter().all(|later| name(later) != name_here)
+        };
+        let last = self.0.iter().enumerate().filter(|(place, _)| is_last(*place)).map(|(_, setting)| setting);
+        for (place, setting) in last.enumerate() {
             let key = match setting.key.rsplit_once('.') {
                 Some((rest, key)) if rest.ends_with("timeouts") => format!("timeouts.{key}"),
                 Some((_, key)) => key.to_owned(),

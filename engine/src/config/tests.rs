@@ -282,6 +282,33 @@ fn the_description_is_complete_and_readable() {
     assert_eq!(found.replace(untested, ""), expected);
 }
 
+/// A name as long as its column does not run into the next one, and a key that is said twice is told once.
+#[test]
+fn long_names_and_keys_said_twice_are_readable() {
+    let directory = tempfile::tempdir().unwrap();
+    let text = "[spool]\nallow_filesystem = true\n[[egress_source]]\nname = \"mta-eu-west-01\"\n\
+                source_address = \"192.0.2.11\"\n[[egress_pool]]\nname = \"acme-dedicated\"\n\
+                sources = [{ source = \"mta-eu-west-01\" }]\n[[tenant]]\nname = \"acme-marketing\"\n\
+                [[limit]]\nname = \"acme at google\"\ntenant = \"acme-marketing\"\nmax_message_rate = \"5/s\"\n\
+                [[route]]\ndomain = \"partner.example\"\nto = [\"192.0.2.1:25\"]\n\
+                [provider.google]\nconnection_limit = 77\n[[provider.google.automation]]\nwhen = \"x\"\n\
+                action = \"suspend\"\nfor = \"1h\"\n";
+    let path = directory.path().join("t.toml");
+    std::fs::write(&path, text).unwrap();
+    let described = describe(&Config::load(&path).unwrap());
+    for expected in [
+        "  mta-eu-west-01 192.0.2.11  EHLO",
+        "  acme-dedicated mta-eu-west-01 1 (100.0 %)",
+        "  acme-marketing any domain; pool default",
+        "  acme at google tenant acme-marketing: 5/s",
+        "  partner.example 192.0.2.1:25; TLS opportunistic",
+        "max_deliveries_per_connection = 50, automation = 4 rules, connection_limit = 77, automation = 1 rule\n",
+    ] {
+        assert!(described.contains(expected), "{expected}\n{described}");
+    }
+    assert_eq!(described.matches("connection_limit = ").count(), 1, "{described}");
+}
+
 /// RFC 6376 §3.6.1: `p=` is the key verifiers use; so it must be that of the private half.
 #[test]
 fn the_dns_record_has_the_public_key() {
