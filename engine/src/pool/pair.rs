@@ -604,6 +604,9 @@ impl Pools {
         while let Some(attempt) = waiting.pop_back() {
             pair.tickets.push_front(attempt);
         }
+        if is_held {
+            self.tell_again(now, place);
+        }
         !is_held
     }
 

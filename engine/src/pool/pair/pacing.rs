@@ -297,8 +297,24 @@ impl Pools {
         let pair = &mut self.pairs[place as usize];
         pair.pace.told_at = Some(now.monotonic);
         pair.pace.told = Some((until, blocked.clone()));
-        let mut homes: Vec<usize> = pair.tickets.iter().map(|attempt| attempt.ticket.home).collect();
-        homes.extend(pair.demand.homes_with_mail());
+        let homes_with_mail: Vec<usize> = pair.demand.homes_with_mail().collect();
+        self.tell_homes(place, homes_with_mail, &blocked);
+    }
+
+    /// Tickets that were in hand when their homes were told stand among those that wait by now.
+    pub(super) fn tell_again(&mut self, now: Now, place: u32) {
+        let pace = &self.pairs[place as usize].pace;
+        if pace.told_at == Some(now.monotonic)
+            && let Some((_, blocked)) = pace.told.clone()
+        {
+            self.tell_homes(place, Vec::new(), &blocked);
+        }
+    }
+
+    /// These homes, and those of tickets that wait.
+    fn tell_homes(&mut self, place: u32, mut homes: Vec<usize>, blocked: &Blocked) {
+        let pair = &self.pairs[place as usize];
+        homes.extend(pair.tickets.iter().map(|attempt| attempt.ticket.home));
         homes.sort_unstable();
         homes.dedup();
         let orders = homes.into_iter().map(|home| pair.paced(home, blocked.clone()));

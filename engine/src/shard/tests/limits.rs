@@ -552,23 +552,6 @@ fn a_providers_rate_lets_few_messages_pass() {
     }
 }
 
-/// What comes for another site of the provider while a unit of its rate is lent waits until it is known when it is used.
-#[test]
-fn a_unit_that_is_lent_holds_another_site_no_longer_than_its_rate() {
-    for late_ms in (0..40).map(|step| step * 5) {
-        let rules = "[provider.p]\nmatch = [{ domain = \"slow.test\" }, { domain = \"fast.test\" }]\n\
-                     provider_max_message_rate = \"1/s\"\n";
-        let mut engine = Engine::start(rules, 1);
-        engine.run_until(seconds(2));
-        engine.inject(0, "r@slow.test", Priority::Normal);
-        engine.run_until(seconds(2) + Duration::from_millis(late_ms));
-        engine.inject(0, "r@fast.test", Priority::Normal);
-        engine.run_until(seconds(5));
-        let sent: usize = engine.sinks.values().map(|sink| sink.mails.len()).sum();
-        assert_eq!(sent, 2, "the second comes {late_ms} ms later");
-    }
-}
-
 /// One connection for two sites: neither keeps it for ever.
 #[test]
 fn a_providers_connections_go_round() {
@@ -627,6 +610,34 @@ fn all_that_waits_for_a_rate_says_so() {
         for (home, key) in waiting {
             let reason = home.blocked_by(key).map(|blocked| &*blocked.reason);
             assert_eq!((home.state_name(key), reason), ("ready", Some("rate limit of 1/min")), "with {shards} shards");
+        }
+    }
+}
+
+/// The same for what comes while the first one is on its way, whenever that is.
+#[test]
+fn what_comes_while_another_is_on_its_way_says_what_it_waits_for() {
+    for shaping in [
+        "[shaping.\"slow.test\"]\nmax_message_rate",
+        "[provider.p]\nmatch = [{ domain = \"slow.test\" }]\n\
+                     provider_max_message_rate",
+    ] {
+        for late_ms in 0..40 {
+            let shards = 1 + late_ms as usize % 2;
+            let mut engine = Engine::start(&format!("{shaping} = \"1/min\"\n"), shards);
+            engine.run_until(seconds(1));
+            for number in 0..3 {
+                engine.inject(number % shards, &format!("r{number}@slow.test"), Priority::Normal);
+                engine.run_until(seconds(1) + Duration::from_millis(late_ms * (number as u64 + 1)));
+            }
+            engine.run_until(seconds(8));
+            assert_eq!(engine.sink(SLOW).mails.len(), 1, "{late_ms} ms");
+            let homes = engine.shards.iter().map(|shard| &shard.home);
+            for (home, key) in homes.flat_map(|home| home.entries().map(move |(key, _)| (home, key))) {
+                let reason = home.blocked_by(key).map(|blocked| &*blocked.reason);
+                let state = (home.state_name(key), reason);
+                assert_eq!(state, ("ready", Some("rate limit of 1/min")), "{shaping}, {late_ms} ms");
+            }
         }
     }
 }
