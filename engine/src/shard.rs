@@ -48,7 +48,7 @@ use self::automation::Bouncing;
 use self::body::HeldBodies;
 use self::deliver::Delivery;
 pub use self::deliver::{ConnectError, Connected, TlsStarted};
-use self::home_log::HomeLog;
+use self::home_log::{HomeLog, NoMail};
 pub use self::reload::Reload;
 use self::routes::{RouteCache, StaticRoutes};
 use self::schedule::PendingRead;
@@ -254,6 +254,8 @@ pub struct Shard {
     next_sweep: Duration,
     /// From the first turn on.
     steps: Option<StepWatch>,
+    /// Why no mail is taken, as the log was told last.
+    closed: Option<NoMail>,
     stopping: bool,
     stopped: bool,
 }
@@ -310,6 +312,7 @@ impl Shard {
             actions: VecDeque::new(),
             next_sweep: Duration::ZERO,
             steps: None,
+            closed: None,
             stopping: false,
             stopped: false,
             config,
@@ -461,7 +464,7 @@ impl Shard {
         }
     }
 
-    fn update_gauges(&self, now: Now) {
+    fn update_gauges(&mut self, now: Now) {
         self.metrics.scheduled.set(self.home.len() as u64);
         if self.id == 0 {
             self.metrics.suspensions.set(self.suspensions.len() as u64);
@@ -477,13 +480,14 @@ impl Shard {
         let closed = self.logs.first().and_then(|home| home.takes_mail(now).err());
         // What may wait for room is taken.
         let closed = closed.filter(|&closed| !self.may_wait(now, closed, 0));
-        let was_closed = self.metrics.spool_closed.get() > 0;
-        match &closed {
-            Some(reason) if !was_closed => tracing::warn!(shard = self.id, "the spool takes no mail: {reason}"),
-            None if was_closed => tracing::info!(shard = self.id, "the spool takes mail again"),
-            _ => {}
+        if closed != self.closed {
+            match closed {
+                Some(reason) => tracing::warn!(shard = self.id, "the spool takes no mail: {reason}"),
+                None => tracing::info!(shard = self.id, "the spool takes mail again"),
+            }
+            self.closed = closed;
+            self.metrics.set_spool_closed(closed.map(|closed| closed.to_string()));
         }
-        self.metrics.spool_closed.set(u64::from(closed.is_some()));
     }
 
     fn log_index(&self, log: LogId) -> usize {

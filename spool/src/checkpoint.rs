@@ -21,6 +21,7 @@ use crate::checkpoint_format::{
 };
 use crate::commit::{Flight, Purpose};
 use crate::directory::Durability;
+use crate::error::Closed;
 use crate::format::{FORMAT_VERSION, SEGMENT_HEADER_BYTES};
 use crate::index::{Pending, Place};
 use crate::limits::{
@@ -29,9 +30,10 @@ use crate::limits::{
     CHECKPOINT_SLICE_INTERVAL_MS, CHECKPOINT_WRITE_BYTES, CHECKPOINT_WRITTEN_BYTES_MAX, CHECKPOINT_WRITTEN_RATIO,
     CHECKPOINT_WRITTEN_RATIO_HURRIED, CHECKPOINT_WRITTEN_SEGMENTS_HURRIED,
 };
-use crate::log::{Log, State};
+use crate::log::{Log, Progress, State};
 use crate::record::{CommitNumber, MessageId, Sequence};
 use crate::segment::Segment;
+use crate::shortage::Shortage;
 use crate::storage::{Operation, StorageFile, Work};
 
 /// What a log's owner wants to have back at the next start for each live message, in place of reading it.
@@ -58,8 +60,8 @@ pub(crate) struct Checkpoints {
     running: Option<Running>,
     /// A write to a file is under way, perhaps of one that was given up.
     writing: bool,
-    /// No room was found for a larger file; it is not tried again before.
-    create_retry_at: Option<Duration>,
+    /// Of a file, or a larger one.
+    shortage: Shortage,
     /// What a short write left over.
     rest: Option<Rest>,
     creating: bool,
@@ -486,17 +488,20 @@ impl Log {
 
     /// Makes the files, and makes them larger in time.
     fn poll_create_checkpoint(&mut self, now: Duration) -> Option<Operation> {
-        if self.checkpoints.creating || self.checkpoints.create_retry_at.is_some_and(|at| now < at) {
+        if self.checkpoints.creating || self.checkpoints.shortage.retry_at().is_some_and(|at| now < at) {
             return None;
         }
-        self.checkpoints.create_retry_at = None;
         // A quarter of headroom is left when more is asked for.
         let needed = self.checkpoint_bytes_needed(CHECKPOINT_FILE_HEADROOM_PERCENT / 2);
         let is_written = |slot: usize| self.checkpoints.running.as_ref().is_some_and(|running| running.file == slot);
-        let slot = (0..CHECKPOINT_FILES).find(|slot| {
+        let wanted = (0..CHECKPOINT_FILES).find(|slot| {
             let capacity = self.checkpoints.files[*slot].as_ref().map_or(0, |file| file.capacity);
             capacity < needed && !is_written(*slot)
-        })?;
+        });
+        let Some(slot) = wanted else {
+            self.checkpoints.shortage.end();
+            return None;
+        };
         let bytes = self.checkpoint_bytes_needed(CHECKPOINT_FILE_HEADROOM_PERCENT);
         self.checkpoints.creating = true;
         let (storage, path) = (self.directory.storage(), self.directory.checkpoint_path(slot));
@@ -509,23 +514,29 @@ impl Log {
         slot: usize,
         bytes: u64,
         result: io::Result<Arc<dyn StorageFile>>,
-    ) {
+    ) -> Progress {
         self.checkpoints.creating = false;
         match result {
             Ok(file) => {
                 self.checkpoints.files[slot] = Some(CheckpointFile { file, capacity: bytes });
-                self.checkpoints.create_retry_at = None;
+                self.checkpoints.shortage.end();
+                Progress::Nothing
             }
-            Err(_) => self.checkpoints.create_retry_at = Some(now + Duration::from_millis(CHECKPOINT_RETRY_MS)),
+            Err(error) => {
+                match self.checkpoints.shortage.note(now + Duration::from_millis(CHECKPOINT_RETRY_MS), &error) {
+                    true => Progress::NotMade { path: self.directory.checkpoint_path(slot), error },
+                    false => Progress::Nothing,
+                }
+            }
         }
     }
 
-    /// Whether what is live would not fit into a checkpoint any more. Then the log could not be emptied, so mail has to
-    /// wait for larger files, or for files at all.
-    pub(crate) fn is_short_of_checkpoint(&self) -> bool {
+    /// Whether what is live would not fit into a checkpoint any more, and why. Then the log could not be emptied, so
+    /// mail has to wait for larger files, or for files at all.
+    pub(crate) fn short_of_checkpoint(&self) -> Option<Closed> {
         let is_small = |file: &CheckpointFile| file.capacity < self.checkpoint_bytes_needed(0);
-        let mut files = self.checkpoints.files.iter();
-        self.checkpoints.create_retry_at.is_some() && files.any(|file| file.as_ref().is_none_or(is_small))
+        let is_short = || self.checkpoints.files.iter().any(|file| file.as_ref().is_none_or(is_small));
+        self.checkpoints.shortage.closed().filter(|_| is_short())
     }
 
     pub(crate) fn checkpoint_timeout(&self) -> Option<Duration> {
@@ -537,7 +548,8 @@ impl Log {
         }
         let running = self.checkpoints.running.as_ref().filter(|_| !self.checkpoints.writing);
         let gathering = running.filter(|running| matches!(running.phase, Phase::Gathering { .. }));
-        gathering.map(|running| running.next_slice).into_iter().chain(self.checkpoints.create_retry_at).min()
+        let create = self.checkpoints.shortage.retry_at().filter(|_| !self.checkpoints.creating);
+        gathering.map(|running| running.next_slice).into_iter().chain(create).min()
     }
 }
 

@@ -159,8 +159,7 @@ impl Log {
                 Progress::Nothing
             }
             (Purpose::CreateCheckpoint { slot, bytes }, Done::Create { result }) => {
-                self.handle_create_checkpoint(now, slot, bytes, result);
-                Progress::Nothing
+                self.handle_create_checkpoint(now, slot, bytes, result)
             }
             (Purpose::WriteCheckpoint { slot, offset }, Done::Write { buffer, start, result }) => {
                 self.handle_write_checkpoint(now, (slot, offset), buffer, start, result);
@@ -170,16 +169,13 @@ impl Log {
                 self.handle_zero(slot, bytes, result);
                 Progress::Nothing
             }
-            (Purpose::Create { slot }, Done::Create { result }) => {
-                self.handle_create(now, slot, result);
-                Progress::Nothing
-            }
+            (Purpose::Create { slot }, Done::Create { result }) => self.handle_create(now, slot, result),
             (Purpose::Cover { slot }, Done::Write { result, .. }) => {
                 self.handle_cover(slot, result);
                 Progress::Nothing
             }
             (Purpose::Remove { slot }, Done::Remove { result }) => {
-                self.handle_remove(slot, result);
+                self.handle_remove(now, slot, result);
                 Progress::Nothing
             }
             (Purpose::DropCache, Done::DropCache) => {

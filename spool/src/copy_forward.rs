@@ -804,7 +804,7 @@ impl Log {
         let is_short =
             || self.short_of > 0 && !self.directory.budget().has_room_for_mail(self.pending_bytes + self.short_of);
         match self.is_open_for_mail() {
-            Err(Closed::MaxSize | Closed::NoSpace | Closed::Preparing) => true,
+            Err(Closed::MaxSize | Closed::NoSpace | Closed::NoFile | Closed::Preparing) => true,
             Ok(()) => is_short(),
             Err(_) => false,
         }

@@ -150,6 +150,8 @@ pub enum Closed {
     MaxSize,
     /// The device has no room for another segment, or the log has as many as it can name.
     NoSpace,
+    /// A file that the log needs can't be made, and not for want of space: [`crate::Progress::NotMade`] says why.
+    NoFile,
     /// Segments were filled faster than others are made ready; some are being made ready.
     Preparing,
     /// More waits for its commit than may.
@@ -158,8 +160,6 @@ pub enum Closed {
     Failed,
     /// The log has no shard of its own and only drains.
     Draining,
-    /// The spool is no longer where the next start looks for it. A log does not know; its owner may.
-    Gone,
 }
 
 impl fmt::Display for Closed {
@@ -167,11 +167,11 @@ impl fmt::Display for Closed {
         f.write_str(match self {
             Self::MaxSize => "the spool has reached its maximum size",
             Self::NoSpace => "no space left for the spool",
+            Self::NoFile => "a file of the spool can't be made",
             Self::Preparing => "room in the spool is being made ready",
             Self::Backlog => "the spool's disk does not keep up",
             Self::Failed => "a write to the spool failed",
             Self::Draining => "the log drains and takes no mail",
-            Self::Gone => "the spool's directory is no longer in its place",
         })
     }
 }

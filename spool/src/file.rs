@@ -8,13 +8,16 @@
 
 #![expect(
     unsafe_code,
-    reason = "maps, pwritev2, fallocate and posix_fadvise have no safe form in the standard library"
+    reason = "maps, pwritev2, fallocate, statvfs and posix_fadvise have no safe form in the standard library"
 )]
 
+use std::ffi::CString;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -74,17 +77,7 @@ impl Storage for FileStorage {
     }
 
     fn create(&self, path: &Path, bytes: u64) -> io::Result<Arc<dyn StorageFile>> {
-        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
-        let length = file.metadata()?.len();
-        if let Err(error) = allocate(&file, bytes) {
-            // A new file without its space is worth nothing, and would be found at the next start. One that was to grow
-            // keeps what it holds.
-            let _ = if length == 0 { fs::remove_file(path) } else { file.set_len(length) };
-            return Err(error);
-        }
-        file.sync_all()?;
-        sync_parent(path)?;
-        Ok(Arc::new(PlainFile { file }))
+        make(path, bytes).map_err(|error| with_what_is_free(path, error))
     }
 
     fn replace(&self, path: &Path, contents: &[u8]) -> io::Result<()> {
@@ -110,6 +103,46 @@ impl Storage for FileStorage {
         fs::remove_dir_all(path)?;
         sync_parent(path)
     }
+}
+
+/// A file that has its space.
+fn make(path: &Path, bytes: u64) -> io::Result<Arc<dyn StorageFile>> {
+    let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
+    let length = file.metadata()?.len();
+    if let Err(error) = allocate(&file, bytes) {
+        // A new file without its space is worth nothing, and would be found at the next start. One that was to grow
+        // keeps what it holds.
+        let _ = if length == 0 { fs::remove_file(path) } else { file.set_len(length) };
+        return Err(error);
+    }
+    file.sync_all()?;
+    sync_parent(path)?;
+    Ok(Arc::new(PlainFile { file }))
+}
+
+/// Want of space has several causes, and one kind of error: a full disk, a reserve for others, no room for more names.
+fn with_what_is_free(path: &Path, error: io::Error) -> io::Error {
+    if error.kind() != io::ErrorKind::StorageFull {
+        return error;
+    }
+    match free_at(path.parent().unwrap_or(path)) {
+        Some((bytes, files)) => {
+            let text = format!("{error}; {} MiB and {files} files are free", bytes >> 20);
+            io::Error::new(error.kind(), text)
+        }
+        None => error,
+    }
+}
+
+/// Octets and files that the file system still takes of us.
+fn free_at(path: &Path) -> Option<(u64, u64)> {
+    let path = CString::new(path.as_os_str().as_bytes()).ok()?;
+    let mut found = MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the path ends with a zero and outlives the call, which writes nothing but the structure it is given.
+    let result = unsafe { libc::statvfs(path.as_ptr(), found.as_mut_ptr()) };
+    // SAFETY: the call has filled it where it says so.
+    let found = (result == 0).then(|| unsafe { found.assume_init() })?;
+    Some((found.f_bavail.saturating_mul(found.f_frsize), found.f_favail))
 }
 
 /// The error that a lock which somebody has gets, and whom the file names.
@@ -268,7 +301,7 @@ mod ring {
     use std::io;
     use std::os::fd::{AsRawFd, RawFd};
     use std::os::unix::fs::OpenOptionsExt;
-    use std::sync::{Arc, Mutex, PoisonError};
+    use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
     use std::task::{Poll, Waker};
     use std::thread;
 
@@ -397,26 +430,24 @@ mod ring {
         }
     }
 
-    /// Where a thread leaves its result, and whom it wakes.
-    #[derive(Default)]
+    /// What a thread is to do, where it leaves its result, and whom it wakes.
     struct Slot {
+        operation: Option<Operation>,
         completion: Option<Completion>,
         waker: Option<Waker>,
     }
 
     async fn on_a_thread(operation: Operation) -> Completion {
-        let slot = Arc::new(Mutex::new(Slot::default()));
+        let slot = Slot { operation: Some(operation), completion: None, waker: None };
+        let slot = Arc::new(Mutex::new(slot));
         let theirs = Arc::clone(&slot);
-        thread::spawn(move || {
-            let completion = execute(operation);
-            let mut slot = theirs.lock().unwrap_or_else(PoisonError::into_inner);
-            slot.completion = Some(completion);
-            if let Some(waker) = slot.waker.take() {
-                waker.wake();
-            }
-        });
+        let spawned = thread::Builder::new().name("spool file".to_owned()).spawn(move || run(&theirs));
+        if spawned.is_err() {
+            // There may be no more threads; better late than never.
+            run(&slot);
+        }
         poll_fn(|context| {
-            let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut slot = lock(&slot);
             match slot.completion.take() {
                 Some(completion) => Poll::Ready(completion),
                 None => {
@@ -426,6 +457,20 @@ mod ring {
             }
         })
         .await
+    }
+
+    fn run(slot: &Mutex<Slot>) {
+        let operation = lock(slot).operation.take().expect("it is run once");
+        let completion = execute(operation);
+        let mut slot = lock(slot);
+        slot.completion = Some(completion);
+        if let Some(waker) = slot.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn lock(slot: &Mutex<Slot>) -> MutexGuard<'_, Slot> {
+        slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -459,6 +504,17 @@ mod tests {
         let fresh = directory.path().join("fresh");
         FileStorage.create(&fresh, 1 << 62).expect_err("no disk has room for that");
         assert!(!fresh.exists());
+    }
+
+    #[test]
+    fn want_of_space_is_told_with_what_is_free() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("file");
+        let told = |code| with_what_is_free(&path, io::Error::from_raw_os_error(code));
+        let full = told(libc::ENOSPC);
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+        assert!(full.to_string().ends_with(" files are free"), "{full}");
+        assert_eq!(told(libc::EMFILE).raw_os_error(), Some(libc::EMFILE));
     }
 
     /// As a child has it between its fork and its exec.

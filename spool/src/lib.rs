@@ -130,6 +130,7 @@ mod replay;
 mod retire;
 mod scrub;
 mod segment;
+mod shortage;
 #[cfg(any(feature = "sim", test))]
 pub mod sim;
 mod statistics;

@@ -140,6 +140,12 @@ pub enum Progress {
         error: io::Error,
     },
     Reopened,
+    /// A file that the log needs could not be made, for another reason than the time before. It is tried again by
+    /// itself; [`Log::is_open_for_mail`] says whether mail has to wait for it.
+    NotMade {
+        path: PathBuf,
+        error: io::Error,
+    },
 }
 
 impl Log {
@@ -224,8 +230,8 @@ impl Log {
         }
         // Where an outcome had to begin the last spare, the rest of it is for outcomes, too.
         let has_room = spares > SPARES_RESERVED || spares == SPARES_RESERVED && self.tail_room(Chain::Mail) >= room;
-        if self.is_short_of_checkpoint() {
-            return Err(Closed::NoSpace);
+        if let Some(closed) = self.short_of_checkpoint() {
+            return Err(closed);
         }
         if !has_room {
             return Err(self.without_spare());

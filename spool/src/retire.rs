@@ -19,8 +19,9 @@ use crate::limits::{
     BLOCK_BYTES, CHECKPOINT_WRITTEN_BYTES_MAX, PREALLOCATION_RETRY_MS, SEGMENTS_MAX, SPARES_KEPT_MIN, SPARES_WANTED,
     ZERO_STEP_BYTES, ZERO_STEP_INTERVAL_MS,
 };
-use crate::log::Log;
+use crate::log::{Log, Progress};
 use crate::segment::Segment;
+use crate::shortage::Shortage;
 use crate::storage::{Operation, StorageFile, Work};
 
 /// Making new segments and filling them with zeros.
@@ -30,17 +31,18 @@ pub(crate) struct Preallocation {
     pub(crate) zeroing: Option<u16>,
     creating: bool,
     removing: bool,
+    /// After one could not be removed, none is before.
+    remove_at: Duration,
     /// No step is begun before.
     next_step: Duration,
-    /// After a failure, no file is created before.
-    retry_at: Option<Duration>,
+    shortage: Shortage,
     zeros: Option<Arc<[u8]>>,
 }
 
 impl Log {
     pub(crate) fn poll_retire(&mut self, now: Duration) -> Option<Operation> {
         self.retire_dead();
-        self.poll_remove().or_else(|| self.poll_create(now)).or_else(|| self.poll_zero(now))
+        self.poll_remove(now).or_else(|| self.poll_create(now)).or_else(|| self.poll_zero(now))
     }
 
     fn retire_dead(&mut self) {
@@ -116,8 +118,8 @@ impl Log {
     }
 
     /// Gives a file back when there are too many.
-    fn poll_remove(&mut self) -> Option<Operation> {
-        if self.preallocation.removing || self.segments.spares.len() <= self.spares_kept() {
+    fn poll_remove(&mut self, now: Duration) -> Option<Operation> {
+        if self.preallocation.removing || now < self.preallocation.remove_at || !self.has_too_many_spares() {
             return None;
         }
         let zeroing = self.preallocation.zeroing;
@@ -131,28 +133,44 @@ impl Log {
         Some(self.operation(Work::Remove { storage, path }, Purpose::Remove { slot }))
     }
 
-    pub(crate) fn handle_remove(&mut self, slot: u16, result: io::Result<()>) {
+    fn has_too_many_spares(&self) -> bool {
+        self.segments.spares.len() > self.spares_kept()
+    }
+
+    pub(crate) fn handle_remove(&mut self, now: Duration, slot: u16, result: io::Result<()>) {
         self.preallocation.removing = false;
         match result {
             Ok(()) => {
                 self.segments.take(slot);
             }
-            Err(_) => self.segments.spares.push_back(slot),
+            Err(_) => {
+                self.segments.spares.push_back(slot);
+                self.preallocation.remove_at = now + Duration::from_millis(PREALLOCATION_RETRY_MS);
+            }
         }
     }
 
     /// Why there is no spare: another can't be made, or is not ready yet.
     pub(crate) fn without_spare(&self) -> Closed {
-        let is_made = self.preallocation.retry_at.is_none() && self.segments.vacant(SEGMENTS_MAX).is_some();
-        if is_made { Closed::Preparing } else { Closed::NoSpace }
+        let is_nameable = self.segments.vacant(SEGMENTS_MAX).is_some();
+        let otherwise = if is_nameable { Closed::Preparing } else { Closed::NoSpace };
+        self.preallocation.shortage.closed().unwrap_or(otherwise)
     }
 
     fn wants_segment(&self) -> bool {
-        !self.preallocation.creating && self.segments.spares.len() < SPARES_WANTED
+        self.segments.spares.len() < SPARES_WANTED
     }
 
     fn poll_create(&mut self, now: Duration) -> Option<Operation> {
-        if !self.wants_segment() || self.preallocation.retry_at.is_some_and(|at| now < at) {
+        if self.preallocation.creating {
+            return None;
+        }
+        if !self.wants_segment() {
+            // What failed some time ago says nothing about the next time that one is wanted.
+            self.preallocation.shortage.end();
+            return None;
+        }
+        if self.preallocation.shortage.retry_at().is_some_and(|at| now < at) {
             return None;
         }
         let slot = self.segments.vacant(SEGMENTS_MAX)?;
@@ -162,15 +180,27 @@ impl Log {
         Some(self.operation(Work::Create { storage, path, bytes }, Purpose::Create { slot }))
     }
 
-    pub(crate) fn handle_create(&mut self, now: Duration, slot: u16, result: io::Result<Arc<dyn StorageFile>>) {
+    pub(crate) fn handle_create(
+        &mut self,
+        now: Duration,
+        slot: u16,
+        result: io::Result<Arc<dyn StorageFile>>,
+    ) -> Progress {
         self.preallocation.creating = false;
         match result {
             Ok(file) => {
-                self.preallocation.retry_at = None;
+                self.preallocation.shortage.end();
                 self.segments.put(slot, Segment::new(file, self.directory.options().segment_bytes));
                 self.segments.spares.push_back(slot);
+                Progress::Nothing
             }
-            Err(_) => self.preallocation.retry_at = Some(now + Duration::from_millis(PREALLOCATION_RETRY_MS)),
+            Err(error) => {
+                let retry_at = now + Duration::from_millis(PREALLOCATION_RETRY_MS);
+                match self.preallocation.shortage.note(retry_at, &error) {
+                    true => Progress::NotMade { path: self.segment_path(slot), error },
+                    false => Progress::Nothing,
+                }
+            }
         }
     }
 
@@ -222,9 +252,12 @@ impl Log {
     }
 
     pub(crate) fn preallocation_timeout(&self) -> Option<Duration> {
-        let create = self.preallocation.retry_at.filter(|_| self.wants_segment());
+        let can_create = self.wants_segment() && !self.preallocation.creating;
+        let create = self.preallocation.shortage.retry_at().filter(|_| can_create);
         let zero = self.unzeroed().map(|_| self.preallocation.next_step);
-        create.into_iter().chain(zero).min()
+        let can_remove = self.has_too_many_spares() && !self.preallocation.removing;
+        let remove = can_remove.then_some(self.preallocation.remove_at);
+        create.into_iter().chain(zero).chain(remove).min()
     }
 }
 
@@ -233,9 +266,10 @@ mod tests {
     use std::io;
     use std::path::Path;
     use std::sync::Arc;
+    use std::time::Duration;
 
     use crate::commit::Purpose;
-    use crate::limits::{SEGMENTS_MAX, SPARES_KEPT_MIN, ZERO_STEP_BYTES};
+    use crate::limits::{PREALLOCATION_RETRY_MS, SEGMENTS_MAX, SPARES_KEPT_MIN, ZERO_STEP_BYTES};
     use crate::segment::Segment;
     use crate::sim::SimDisk;
     use crate::{Log, RecoverOptions, Spool, SpoolOptions};
@@ -270,15 +304,19 @@ mod tests {
         let mut log = with_spares(SPARES_KEPT_MIN + 2);
         let slot = begin_zeroing(&mut log);
         assert_eq!(log.segments.spares.front(), Some(&slot), "it would be the first to go");
-        log.poll_remove().expect("one too many");
+        log.poll_remove(Duration::ZERO).expect("one too many");
         log.audit();
         let removed = log.purposes.values().find_map(|purpose| match purpose {
             Purpose::Remove { slot } => Some(*slot),
             _ => None,
         });
         log.purposes.retain(|_, purpose| !matches!(purpose, Purpose::Remove { .. }));
-        log.handle_remove(removed.expect("a file that is removed"), Err(io::ErrorKind::Other.into()));
+        let second = Duration::from_millis(PREALLOCATION_RETRY_MS);
+        log.handle_remove(second, removed.expect("a file that is removed"), Err(io::ErrorKind::Other.into()));
         log.audit();
+        assert!(log.poll_remove(second).is_none(), "where the file system is read-only, that would go on and on");
+        assert!(log.preallocation_timeout() <= Some(2 * second));
+        assert!(log.poll_remove(2 * second).is_some());
     }
 
     /// Zeroing goes on where a short write ended, and is given up where it fails: such a file serves as it is.

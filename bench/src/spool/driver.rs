@@ -283,7 +283,7 @@ impl Driver {
             }
             Progress::Failed { error } => bail!("a commit failed: {error}"),
             Progress::Damaged { id, error } => bail!("{id} is damaged: {error}"),
-            Progress::Nothing | Progress::Read { .. } | Progress::Reopened => Ok(()),
+            Progress::Nothing | Progress::Read { .. } | Progress::Reopened | Progress::NotMade { .. } => Ok(()),
         }
     }
 

@@ -9,8 +9,8 @@
 //!
 //! Over 500 lines: one table of all metrics.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
@@ -151,6 +151,8 @@ pub struct ShardMetrics {
     pub spool_segments: Gauge,
     /// 1 while this shard's log takes no mail.
     pub spool_closed: Gauge,
+    /// Why, for people; written when that changes.
+    spool_closed_reason: Mutex<String>,
     pub spool_commits: Counter,
     pub spool_commit_bytes: Counter,
     pub spool_commit_records: Histogram,
@@ -158,6 +160,8 @@ pub struct ShardMetrics {
     pub spool_commit_duration_s: Histogram,
     pub spool_quarantined_records: Counter,
     pub spool_held_messages: Counter,
+    /// Files of the spool that could not be made, counted once for each cause.
+    pub spool_files_not_made: Counter,
     pub spool_damaged_messages: Counter,
 }
 
@@ -197,6 +201,7 @@ impl Default for ShardMetrics {
             spool_used_bytes: Gauge::default(),
             spool_segments: Gauge::default(),
             spool_closed: Gauge::default(),
+            spool_closed_reason: Mutex::default(),
             spool_commits: Counter::default(),
             spool_commit_bytes: Counter::default(),
             spool_commit_records: Histogram::new(RECORDS_BOUNDS),
@@ -204,7 +209,21 @@ impl Default for ShardMetrics {
             spool_quarantined_records: Counter::default(),
             spool_held_messages: Counter::default(),
             spool_damaged_messages: Counter::default(),
+            spool_files_not_made: Counter::default(),
         }
+    }
+}
+
+impl ShardMetrics {
+    /// Why this shard's log takes no mail; None where it does.
+    pub fn spool_closed_reason(&self) -> Option<String> {
+        let reason = self.spool_closed_reason.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(reason.clone()).filter(|reason| !reason.is_empty())
+    }
+
+    pub fn set_spool_closed(&self, reason: Option<String>) {
+        self.spool_closed.set(u64::from(reason.is_some()));
+        *self.spool_closed_reason.lock().unwrap_or_else(PoisonError::into_inner) = reason.unwrap_or_default();
     }
 }
 
@@ -220,6 +239,11 @@ impl Metrics {
         event_log: impl Fn() -> EventLogStatistics + Send + Sync + 'static,
     ) -> Self {
         Self { shards, event_log: Box::new(event_log) }
+    }
+
+    /// Why a shard's log takes no mail, where one takes none.
+    pub fn spool_closed_reason(&self) -> Option<String> {
+        self.shards.iter().find_map(|shard| shard.spool_closed_reason())
     }
 
     /// A sum over the shards, for status and the like.
@@ -331,6 +355,8 @@ impl Metrics {
             one("spool_quarantined_records", "Damaged records set aside.", C, |s| s.spool_quarantined_records.get()),
             one("spool_held_messages", "Messages held at the start.", C, |s| s.spool_held_messages.get()),
             one("spool_damaged_messages", "Damaged ones that were met.", C, |s| s.spool_damaged_messages.get()),
+            one("spool_files_not_made", "Causes for which a file of the spool could not be made.", C,
+                |s| s.spool_files_not_made.get()),
             event("events_written", "Events synced to the event log.", C, events.events),
             event("event_frames", "Frames synced to the event log.", C, events.frames),
             event("event_bytes", "Bytes synced to the event log, compressed.", C, events.bytes),

@@ -230,7 +230,9 @@ impl Backend for Shared {
         }
         let closed = self.metrics.sum(|metrics| metrics.spool_closed.get());
         if closed > 0 {
-            return Err(format!("the spool takes no mail at {closed} of {} shards", self.shards.len()));
+            let reason = self.metrics.spool_closed_reason();
+            let reason = reason.map_or(String::new(), |reason| format!(": {reason}"));
+            return Err(format!("the spool takes no mail at {closed} of {} shards{reason}", self.shards.len()));
         }
         match self.events.blocked_reason() {
             Some(reason) => Err(format!("the event log can not be written: {reason}")),

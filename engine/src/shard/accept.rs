@@ -7,7 +7,7 @@ use std::time::Duration;
 use ahash::HashMap;
 use postrider_spool::AppendError;
 
-use super::home_log::{AnswerTo, Appended, Uncommitted};
+use super::home_log::{AnswerTo, Appended, NoMail, Uncommitted};
 use super::unplaced::refusal_of;
 use super::{Action, SessionKey, Shard};
 use crate::accept::Refusal;
@@ -289,7 +289,7 @@ impl Shard {
         if let Err(closed) = self.logs[0].takes_mail(now)
             && !self.may_wait(now, closed, 0)
         {
-            return Err(Refusal::new(452, (4, 3, 1), format!("Spool takes no mail now: {closed}")));
+            return Err(closed.refusal());
         }
         if self.events_blocked {
             return Err(Refusal::new(452, (4, 3, 1), "Event log can not be written now"));
@@ -369,7 +369,7 @@ impl Shard {
         self.place_waiting(now);
         match self.place(now, admitted, answer_to) {
             Ok(()) => {}
-            Err((admitted, AppendError::Full(closed))) if self.may_wait(now, closed, admitted.size()) => {
+            Err((admitted, AppendError::Full(closed))) if self.may_wait(now, NoMail::Log(closed), admitted.size()) => {
                 self.wait_for_room(now, admitted, answer_to);
             }
             Err((_, error)) => self.answer_sender(now, answer_to, Err(refusal_of(&error))),

@@ -1,6 +1,7 @@
 //! A log of its home, with what waits for its commits.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::time::Duration;
 
 use ahash::HashSet;
@@ -8,6 +9,7 @@ use postrider_spool::record::{Envelope, MessageId, Outcome, Sequence};
 use postrider_spool::{AppendError, Closed, CommitNumber, Log, Summarize};
 
 use super::SessionKey;
+use crate::accept::Refusal;
 use crate::handover::IntentKey;
 use crate::limits::{
     COMMIT_PATIENCE, FAILURE_COMPLAINT_INTERVAL, OUTCOME_COMMIT_DELAY, OUTCOMES_GATHERED_MAX, REOPEN_PAUSE_MAX,
@@ -101,6 +103,34 @@ pub(super) struct Summaries<'a> {
     pub(super) writer: &'a mut SummaryWriter,
 }
 
+/// Why a home takes no mail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoMail {
+    /// The spool is no longer where the next start looks for it.
+    Gone,
+    Log(Closed),
+}
+
+impl NoMail {
+    /// Want of room is told as such (RFC 3463 §3.4, X.3.1); all else has no code of its own.
+    pub(super) fn refusal(self) -> Refusal {
+        let (code, enhanced) = match self {
+            Self::Log(Closed::NoFile) => (451, (4, 3, 0)),
+            Self::Log(_) | Self::Gone => (452, (4, 3, 1)),
+        };
+        Refusal::new(code, enhanced, format!("Spool takes no mail now: {self}"))
+    }
+}
+
+impl fmt::Display for NoMail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gone => f.write_str("the spool's directory is no longer in its place"),
+            Self::Log(closed) => closed.fmt(f),
+        }
+    }
+}
+
 impl Summarize for Summaries<'_> {
     fn begin(&mut self) {
         self.writer.begin();
@@ -175,12 +205,12 @@ impl HomeLog {
     }
 
     /// Whether mail is taken, and if not, why not.
-    pub(super) fn takes_mail(&self, now: Now) -> Result<(), Closed> {
+    pub(super) fn takes_mail(&self, now: Now) -> Result<(), NoMail> {
         if self.is_gone {
-            return Err(Closed::Gone);
+            return Err(NoMail::Gone);
         }
-        self.log.is_open_for_mail()?;
-        if self.is_stalled(now) { Err(Closed::Backlog) } else { Ok(()) }
+        self.log.is_open_for_mail().map_err(NoMail::Log)?;
+        if self.is_stalled(now) { Err(NoMail::Log(Closed::Backlog)) } else { Ok(()) }
     }
 
     /// Whether what becomes of its messages can be written down, and if not, why not.

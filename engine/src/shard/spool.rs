@@ -42,6 +42,11 @@ impl Shard {
             Progress::Durable(commit) => self.release_durable(now, place, commit),
             Progress::Read { id, result } => self.handle_read(now, id, result),
             Progress::Failed { error } => self.handle_spool_failure(now, place, &error),
+            Progress::NotMade { path, error } => {
+                self.metrics.spool_files_not_made.inc();
+                let path = path.display();
+                tracing::error!(log = log.0, %path, %error, "a file of the spool can't be made; it is tried again");
+            }
             // The turn appends what waits for it.
             Progress::Reopened => tracing::warn!(log = log.0, "the spool is open again"),
         }

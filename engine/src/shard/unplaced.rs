@@ -10,7 +10,7 @@ use std::time::Duration;
 use postrider_spool::{AppendError, Closed};
 
 use super::Shard;
-use super::home_log::AnswerTo;
+use super::home_log::{AnswerTo, NoMail};
 use crate::accept::{Admitted, Refusal};
 use crate::limits::{UNPLACED_BYTES_MAX, UNPLACED_PATIENCE};
 use crate::mail::time::Now;
@@ -30,8 +30,8 @@ struct Waiting {
 
 impl Shard {
     /// Whether a message of this size may wait for room, for which there was none because of `closed`.
-    pub(super) fn may_wait(&self, now: Now, closed: Closed, size: u64) -> bool {
-        matches!(closed, Closed::Preparing | Closed::Backlog)
+    pub(super) fn may_wait(&self, now: Now, closed: NoMail, size: u64) -> bool {
+        matches!(closed, NoMail::Log(Closed::Preparing | Closed::Backlog))
             && !self.stopping
             && !self.logs[0].is_stalled(now)
             && self.unplaced.bytes + size <= UNPLACED_BYTES_MAX
@@ -57,7 +57,7 @@ impl Shard {
             match self.place(now, admitted, answer_to) {
                 Ok(()) => {}
                 Err((admitted, AppendError::Full(closed)))
-                    if now.monotonic < until && self.may_wait(now, closed, size) =>
+                    if now.monotonic < until && self.may_wait(now, NoMail::Log(closed), size) =>
                 {
                     self.unplaced.bytes += size;
                     self.unplaced.waiting.push_front(Waiting { until, admitted, answer_to });
@@ -79,7 +79,7 @@ impl Shard {
 
 pub(super) fn refusal_of(error: &AppendError) -> Refusal {
     match error {
-        AppendError::Full(closed) => Refusal::new(452, (4, 3, 1), format!("Spool takes no mail now: {closed}")),
+        AppendError::Full(closed) => NoMail::Log(*closed).refusal(),
         AppendError::TooLarge { bytes, bytes_max } => {
             Refusal::new(552, (5, 3, 4), format!("Message of {bytes} octets exceeds the spool's {bytes_max}"))
         }

@@ -481,7 +481,7 @@ impl World {
     fn complete(&mut self, completion: Completion) {
         let now = self.now;
         match self.log().handle_completion(now, completion) {
-            Progress::Nothing => {}
+            Progress::Nothing | Progress::NotMade { .. } => {}
             Progress::Damaged { id, error } => panic!("{id}: {error}"),
             Progress::Durable(commit) => self.acknowledge(commit),
             Progress::Reopened => {

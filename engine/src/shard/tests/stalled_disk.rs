@@ -130,6 +130,30 @@ fn a_disk_that_is_gone_is_tried_now_and_then() {
     accepted(&mut world);
 }
 
+/// What is no want of space is not told as such.
+#[test]
+fn a_file_that_cannot_be_made_is_told_apart() {
+    let disk = SimDisk::new(1);
+    let spool = Spool::open_on(Arc::new(disk.clone()), Path::new("/spool"), SpoolOptions::default()).unwrap();
+    let broken = Faults { operations_left: Some(0), is_permanent: true, only: Some("checkpoint"), ..Faults::default() };
+    disk.set_faults(broken);
+    let mut world = World::open_spool(TempDir::new().unwrap(), spool, START, Config::new("mta.example"), &[]);
+    world.pass(Duration::from_secs(5));
+    let client = world.connect_client();
+    world.client_says(client, CLIENT);
+    let refused = "451 4.3.0 Spool takes no mail now: a file of the spool can't be made\r\n";
+    assert_eq!(world.client_says(client, CONTENT), refused);
+    world.pass(Duration::from_secs(1));
+    let metrics = &world.shard.metrics;
+    assert_eq!(metrics.spool_closed_reason().as_deref(), Some("a file of the spool can't be made"));
+    assert_eq!(metrics.spool_files_not_made.get(), 1, "each cause counts once");
+    disk.set_faults(Faults::default());
+    world.pass(Duration::from_secs(3));
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.shard.metrics.spool_closed_reason(), None);
+    accepted(&mut world);
+}
+
 /// What goes into a directory that somebody has moved away is durable, and no next start finds it.
 #[test]
 fn no_mail_is_taken_while_the_spool_is_gone() {
