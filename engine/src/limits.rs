@@ -139,6 +139,8 @@ pub const UNWELL_MEMORY: std::time::Duration = std::time::Duration::from_secs(86
 pub const HOST_BACK_OFF_FIRST_MAX: std::time::Duration = std::time::Duration::from_secs(30);
 /// For how long others wait for the one connection that tries a host again.
 pub const PROBE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+/// How long a source leaves a host alone for which it has no port left; one that was used may be again after a minute.
+pub const PORT_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
 /// The longest pause after a host failed often.
 pub const HOST_BACK_OFF_MAX: std::time::Duration = std::time::Duration::from_secs(600);
 

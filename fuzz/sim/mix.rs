@@ -20,6 +20,7 @@ macro_rules! faults {
 
 faults! {
     ConnectRefused "network: connection refused" 1_000,
+    NoPort "network: the source has no port left" 200,
     ConnectLost "network: SYN goes unanswered" 500,
     Cut "network: cut at any octet" 800,
     Silent "network: all is lost from some octet on" 200,

@@ -75,6 +75,7 @@ struct Cut {
 pub(crate) enum NetEvent {
     Connected,
     ConnectFailed,
+    NoPort,
     /// So many octets more are with the kernel.
     Sent(u64),
     ToPeer(Vec<u8>),
@@ -137,6 +138,10 @@ impl World {
             return;
         }
         let refused = is_down || self.mix.strikes(Fault::ConnectRefused, &mut self.random);
+        if self.mix.strikes(Fault::NoPort, &mut self.random) {
+            self.clock.after(0, Event::Net(id, NetEvent::NoPort));
+            return;
+        }
         let event = if refused { NetEvent::ConnectFailed } else { NetEvent::Connected };
         let wait = 2 * latency + self.delay();
         self.clock.after(wait, Event::Net(id, event));
@@ -299,8 +304,9 @@ impl World {
                 self.turn(shard);
             }
             NetEvent::ConnectFailed if link.is_open && !link.is_up => {
-                self.connect_failed(id, ErrorKind::ConnectionRefused);
+                self.connect_failed(id, &ConnectError::Failed(ErrorKind::ConnectionRefused.into()));
             }
+            NetEvent::NoPort if link.is_open && !link.is_up => self.connect_failed(id, &ConnectError::NoPort),
             NetEvent::Sent(octets) if link.is_heard && !link.is_silent => {
                 link.reported += octets;
                 self.shards[shard].connection_sent(now, connection, octets as usize);
@@ -329,7 +335,7 @@ impl World {
             }
             NetEvent::LingerOver if link.is_open => self.lose(id, "closed"),
             NetEvent::Aborted if link.is_open && !link.is_up => {
-                self.connect_failed(id, ErrorKind::TimedOut);
+                self.connect_failed(id, &ConnectError::Failed(ErrorKind::TimedOut.into()));
             }
             NetEvent::Aborted if link.is_open => self.lose(id, "aborted"),
             NetEvent::PeerIdle => self.watch_idle(id),
@@ -474,11 +480,10 @@ impl World {
         }
     }
 
-    fn connect_failed(&mut self, id: LinkId, kind: ErrorKind) {
+    fn connect_failed(&mut self, id: LinkId, error: &ConnectError) {
         let link = self.links.remove(&id).expect("it is there");
         self.links_of.remove(&(link.shard, link.connection));
-        let error = ConnectError::Failed(kind.into());
-        self.shards[link.shard].connect_failed(self.clock.now(), link.connection, &error);
+        self.shards[link.shard].connect_failed(self.clock.now(), link.connection, error);
         self.turn(link.shard);
     }
 

@@ -109,6 +109,8 @@ pub enum HostAction {
     BackOffTls,
     /// The same host at once, on a new connection with TLS disabled; remember it for a while (RFC 7435).
     RetryInClear,
+    /// This source tries the host again in a moment; it says nothing about the host.
+    Pause,
 }
 
 /// What came instead of success, or success itself.
@@ -120,6 +122,8 @@ pub enum Happened {
     TimedOut {
         after: Duration,
     },
+    /// Our source has no port left for this host.
+    NoPort,
     /// The peer no longer speaks SMTP.
     Garbled(String),
     /// TLS is required, and there is no STARTTLS to ask for.
@@ -412,6 +416,14 @@ pub const SESSION_RULES: &[SessionRule] = &[
         scope: Scope::Host,
     },
     SessionRule {
+        // Those that are in use come back soon, and other sources have theirs.
+        name: "no_port",
+        applies: |_, happened, _| matches!(happened, Happened::NoPort),
+        action: HostAction::Pause,
+        fault: Fault::Us,
+        scope: Scope::Host,
+    },
+    SessionRule {
         name: "connect_failed",
         applies: |stage, _, _| stage == Stage::Connect,
         action: HostAction::BackOff,
@@ -472,6 +484,11 @@ pub fn judge_session(stage: Stage, happened: &Happened, tls: TlsMode, command: &
 /// Connection refused, host unreachable and the like.
 pub fn connect_failed(reason: &str) -> SessionFailure {
     judge_session(Stage::Connect, &Happened::Lost(reason.to_owned()), TlsMode::Disabled, "")
+}
+
+/// All ports of our address are in use for this host.
+pub fn no_port() -> SessionFailure {
+    judge_session(Stage::Connect, &Happened::NoPort, TlsMode::Disabled, "")
 }
 
 pub fn connect_timed_out(after: Duration) -> SessionFailure {
@@ -670,6 +687,7 @@ impl Happened {
             Self::Replied(reply) => (reply.code, reply.enhanced(), reply.text()),
             // RFC 3463 §3.5: X.4.1 no answer from the host, X.4.2 bad connection; §3.8: X.7.5 cryptographic failure.
             Self::Lost(reason) if stage == Stage::Connect => (451, Some((4, 4, 1)), reason.clone()),
+            Self::NoPort => (451, Some((4, 4, 1)), "the source has no port left for it".to_owned()),
             Self::Lost(reason) | Self::Garbled(reason) if stage.is_tls() => {
                 (451, Some((4, 7, 5)), format!("{reason} ({stage})"))
             }
@@ -780,6 +798,7 @@ mod tests {
         let mut all = vec![
             Happened::Lost("reset".to_owned()),
             Happened::TimedOut { after: Duration::from_secs(300) },
+            Happened::NoPort,
             Happened::Garbled("noise".to_owned()),
         ];
         for code in [200, 250, 354, 399, 400, 421, 450, 451, 452, 499, 500, 503, 530, 550, 552, 554, 599] {
@@ -1010,6 +1029,8 @@ mod tests {
             assert_eq!(failure.action, HostAction::BackOff);
             assert_eq!(failure.answer.code.to_string(), text[..3]);
         }
+        let failure = no_port();
+        assert_eq!((failure.rule, failure.action, failure.fault), ("no_port", HostAction::Pause, Fault::Us));
         let failure = connect_failed("connection refused");
         assert_eq!((failure.rule, failure.answer.enhanced), ("connect_failed", Some((4, 4, 1))));
         assert_eq!(connect_timed_out(Duration::from_secs(30)).answer.text, "timed out after 30 s connecting");

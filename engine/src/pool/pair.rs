@@ -294,6 +294,7 @@ impl Pools {
                 pair.hosts.failed_tls(now.monotonic, address, tls, self.options.back_off, reason);
             }
             HostFate::RetryInClear => pair.hosts.clear_only(now.monotonic, address),
+            HostFate::Pause { reason } => pair.hosts.pause(now.monotonic, address, reason),
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ahash::HashMap;
 
 use crate::handover::{AttemptOrder, Elsewhere, Need, TlsRequirement};
-use crate::limits::{CLEAR_MEMORY, HOST_MEMORIES_MAX, LACK_MEMORY, PROBE_PATIENCE, UNWELL_MEMORY};
+use crate::limits::{CLEAR_MEMORY, HOST_MEMORIES_MAX, LACK_MEMORY, PORT_PAUSE, PROBE_PATIENCE, UNWELL_MEMORY};
 use crate::mail::endpoint::Endpoint;
 
 /// What one pair remembers of the hosts that it connected to.
@@ -182,6 +182,16 @@ impl Hosts {
         memory.failures += 1;
         memory.until = now + (back_off.first * (1 << doublings)).min(back_off.max);
         memory.reason = reason;
+    }
+
+    /// It is tried again in a moment, and has not failed.
+    pub fn pause(&mut self, now: Duration, address: Endpoint, reason: Arc<str>) {
+        self.make_room(now);
+        let memory = self.memory((address, Concern::Everything));
+        if memory.until <= now {
+            memory.until = now + PORT_PAUSE;
+            memory.reason = reason;
+        }
     }
 
     /// A session that was begun with this requirement is up.
@@ -404,6 +414,25 @@ mod tests {
         hosts.failed(at(30), address(1), BACK_OFF, "refused".into());
         hosts.failed(at(31), address(1), BACK_OFF, "refused".into());
         assert_eq!(waits(&mut hosts, &order), at(90));
+    }
+
+    #[test]
+    fn a_pause_is_short_and_no_failure() {
+        let mut hosts = Hosts::default();
+        let order = vec![(0, address(1)), (1, address(2))];
+        let mut now = Duration::from_secs(1);
+        for _ in 0..5 {
+            hosts.pause(now, address(1), "no port".into());
+            hosts.pause(now, address(2), "no port".into());
+            assert_eq!(waits(&mut hosts, &order), now + PORT_PAUSE);
+            now += PORT_PAUSE;
+        }
+        let back_off = BackOff { first: Duration::from_secs(10), max: Duration::from_secs(60) };
+        for last in [1, 2] {
+            hosts.failed(now, address(last), back_off, "refused".into());
+            hosts.pause(now, address(last), "no port".into());
+        }
+        assert_eq!(waits(&mut hosts, &order), now + back_off.first, "as after a first failure, and no sooner");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 
 use super::shard_loop::ShardLoop;
-use super::socket::Socket;
+use super::socket::{Socket, is_out_of_ports};
 use super::tls::{TlsError, TlsFacts, TlsSession, steps};
 use crate::deliver::content::Chunk;
 use crate::handover::TlsRequirement;
@@ -157,7 +157,9 @@ impl Link {
             }
             Err(error) => {
                 shard_loop.links.borrow_mut().remove(&self.side);
-                shard_loop.feed(|shard| shard.connect_failed(now, connection, &ConnectError::Failed(error)));
+                let error =
+                    if is_out_of_ports(&error, to) { ConnectError::NoPort } else { ConnectError::Failed(error) };
+                shard_loop.feed(|shard| shard.connect_failed(now, connection, &error));
             }
         }
     }

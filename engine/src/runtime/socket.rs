@@ -7,7 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -16,7 +16,7 @@ use std::{fmt, future, io, net};
 
 use socket2::{SockAddr, SockRef};
 
-use super::net::open_stream;
+use super::net::{is_local_address, open_stream};
 use super::uring::{self, Descriptor, Operation, PeerAddress, SendPosition, SendScratch};
 use crate::mail::endpoint::Endpoint;
 
@@ -343,6 +343,16 @@ impl Listener {
 /// Whether an accept failed because this process or machine has no room for one more connection now.
 pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}
+
+/// Whether all ports of our address are in use for this peer.
+pub(crate) fn is_out_of_ports(error: &io::Error, to: Endpoint) -> bool {
+    // The kernel says the same where the machine has no address of that family.
+    let has_family = || match to {
+        Endpoint::Ip(to) => to.is_ipv4() || is_local_address(Ipv6Addr::LOCALHOST.into()),
+        Endpoint::Unix(_) => false,
+    };
+    error.raw_os_error() == Some(libc::EADDRNOTAVAIL) && has_family()
 }
 
 /// Errors of accept(2) that concern one connection, which was gone before we got it, or nothing at all.

@@ -85,6 +85,8 @@ pub enum ConnectError {
     Unplumbed,
     /// The process has no descriptor left, or the kernel no memory.
     NoSocket,
+    /// All ports of the source's address are in use for this host.
+    NoPort,
     Failed(std::io::Error),
 }
 
@@ -142,6 +144,7 @@ impl Shard {
             ConnectError::Failed(_) if deadline <= now.monotonic => {
                 verdict::connect_timed_out(delivery.shaping.timeouts.connect)
             }
+            ConnectError::NoPort => verdict::no_port(),
             ConnectError::Failed(error) => verdict::connect_failed(&error.to_string()),
         };
         self.close_delivery(now, connection, Some(failure));
@@ -456,6 +459,7 @@ impl Shard {
                 let reason = Arc::from(reason);
                 match action {
                     HostAction::BackOffTls => HostFate::BackOffTls { reason },
+                    HostAction::Pause => HostFate::Pause { reason },
                     _ => HostFate::BackOff { reason },
                 }
             }

@@ -226,6 +226,7 @@ fn describe_failure(failure: &SessionFailure) -> String {
         HostAction::BackOff => "host backs off",
         HostAction::BackOffTls => "host backs off for such TLS",
         HostAction::RetryInClear => "again in the clear",
+        HostAction::Pause => "again in a moment",
     };
     let answer = &failure.answer;
     let status =

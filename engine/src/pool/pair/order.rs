@@ -114,4 +114,8 @@ pub enum HostFate {
     },
     /// Its TLS is broken, the rest may work.
     RetryInClear,
+    /// It could not be asked, for a reason of ours that passes.
+    Pause {
+        reason: Arc<str>,
+    },
 }

@@ -1,7 +1,8 @@
 //! When connections are begun: not while the shard is behind, and not without sockets.
 
 use super::*;
-use crate::limits::{HOST_BACK_OFF_FIRST_MAX, SWEEP_INTERVAL, TURN_INPUTS};
+use crate::deliver::verdict::SESSION_RULES;
+use crate::limits::{HOST_BACK_OFF_FIRST_MAX, PORT_PAUSE, SWEEP_INTERVAL, TURN_INPUTS};
 use crate::shard::ConnectError;
 
 /// Of the hundred that the shard may have; a quarter is for sessions.
@@ -99,6 +100,31 @@ fn without_a_descriptor_no_host_is_blamed_and_the_mail_goes_later() {
     world.settle();
     assert!(world.connects.is_empty(), "it is not tried again and again");
     world.pass(SWEEP_INTERVAL);
+    let connection = world.accept_connection();
+    world.peer_says(connection, "250 peer.example\r\n");
+    world.take_message(connection);
+    world.pass(Duration::from_millis(10));
+    assert_eq!(world.fates(), [Fate::Delivered]);
+}
+
+/// So long as all its ports are in use the source can't ask the host, which has no part in that: it is tried again in a
+/// moment. Once the host was left alone for longer and longer.
+#[test]
+fn without_a_port_the_mail_goes_a_moment_later() {
+    let mut world = world();
+    let session = world.connect_client();
+    send(&mut world, session, "peer.example");
+    for _ in 0..6 {
+        let (connection, _) = world.connects.pop().unwrap();
+        world.shard.connect_failed(world.now, connection, &ConnectError::NoPort);
+        world.settle();
+        assert!(world.connects.is_empty(), "not at once");
+        world.pass(PORT_PAUSE + SWEEP_INTERVAL);
+        assert_eq!(world.connects.len(), 1);
+    }
+    let failures = &world.shard.metrics.session_failures;
+    let counted = SESSION_RULES.iter().zip(failures).find(|(rule, _)| rule.name == "no_port").unwrap();
+    assert_eq!(counted.1.get(), 6);
     let connection = world.accept_connection();
     world.peer_says(connection, "250 peer.example\r\n");
     world.take_message(connection);
