@@ -328,6 +328,9 @@ pub const COMMIT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(
 /// last, until it has worked for twice the longest.
 pub const REOPEN_PAUSE_MIN: std::time::Duration = std::time::Duration::from_millis(100);
 pub const REOPEN_PAUSE_MAX: std::time::Duration = std::time::Duration::from_secs(10);
+/// A log that has taken no write for so long does not work.
+pub const WRITE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+const _: () = assert!(WRITE_PATIENCE.as_secs() > 2 * REOPEN_PAUSE_MAX.as_secs());
 /// How often it is told that a log fails still.
 pub(crate) const FAILURE_COMPLAINT_INTERVAL: std::time::Duration = std::time::Duration::from_secs(60);
 /// Turns in which a commit goes before the upkeep of its log; then both are done in one.

@@ -480,6 +480,7 @@ impl Shard {
         let closed = self.logs.first().and_then(|home| home.takes_mail(now).err());
         // What may wait for room is taken.
         let closed = closed.filter(|&closed| !self.may_wait(now, closed, 0));
+        self.metrics.spool_broken.set(u64::from(self.logs.iter().all(|home| home.is_broken(now))));
         if closed != self.closed {
             match closed {
                 Some(reason) => tracing::warn!(shard = self.id, "the spool takes no mail: {reason}"),

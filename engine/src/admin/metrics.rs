@@ -151,6 +151,8 @@ pub struct ShardMetrics {
     pub spool_segments: Gauge,
     /// 1 while this shard's log takes no mail.
     pub spool_closed: Gauge,
+    /// 1 while none of this shard's logs has taken a write for long.
+    pub spool_broken: Gauge,
     /// Why, for people; written when that changes.
     spool_closed_reason: Mutex<String>,
     pub spool_commits: Counter,
@@ -201,6 +203,7 @@ impl Default for ShardMetrics {
             spool_used_bytes: Gauge::default(),
             spool_segments: Gauge::default(),
             spool_closed: Gauge::default(),
+            spool_broken: Gauge::default(),
             spool_closed_reason: Mutex::default(),
             spool_commits: Counter::default(),
             spool_commit_bytes: Counter::default(),
@@ -347,6 +350,8 @@ impl Metrics {
             one("spool_used_bytes", "Bytes of segments in use.", G, |s| s.spool_used_bytes.get()),
             one("spool_segments", "Segments in use.", G, |s| s.spool_segments.get()),
             one("spool_closed_logs", "Logs that take no mail.", G, |s| s.spool_closed.get()),
+            one("spool_broken_shards", "Shards none of whose logs has taken a write for half a minute.", G,
+                |s| s.spool_broken.get()),
             one("spool_commits", "Commits written.", C, |s| s.spool_commits.get()),
             one("spool_commit_bytes", "Bytes of commits written.", C, |s| s.spool_commit_bytes.get()),
             histogram("spool_commit_records", "Records in a commit.", bare.0, bare.1, |s| &s.spool_commit_records),

@@ -16,7 +16,7 @@ use crate::admin::{
 };
 use crate::config::{Durability, LimitSettings};
 use crate::handover::{Ask, Told};
-use crate::limits::{HEARTBEAT_PATIENCE, SUSPENSION_MAX, SUSPENSION_REASON_OCTETS_MAX};
+use crate::limits::{HEARTBEAT_PATIENCE, SUSPENSION_MAX, SUSPENSION_REASON_OCTETS_MAX, WRITE_PATIENCE};
 use crate::pool::suspension::{Effect, Scope, Suspension};
 use crate::runtime::control::{Command, SuspensionAnswer, SuspensionCall};
 use crate::runtime::random::os_random_u64;
@@ -241,9 +241,13 @@ impl Backend for Shared {
     }
 
     fn liveness(&self) -> Result<(), String> {
-        match self.heartbeats.stuck(self.clock.now().monotonic, HEARTBEAT_PATIENCE) {
-            Some(shard) => Err(format!("shard {shard} has taken no turn for {HEARTBEAT_PATIENCE:?}")),
-            None => Ok(()),
+        if let Some(shard) = self.heartbeats.stuck(self.clock.now().monotonic, HEARTBEAT_PATIENCE) {
+            return Err(format!("shard {shard} has taken no turn for {HEARTBEAT_PATIENCE:?}"));
+        }
+        // While one of them works, mail goes out that another start might not get to.
+        match self.metrics.sum(|metrics| metrics.spool_broken.get()) == self.shards.len() as u64 {
+            true => Err(format!("no log of the spool has taken a write for {WRITE_PATIENCE:?}")),
+            false => Ok(()),
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::accept::Refusal;
 use crate::handover::IntentKey;
 use crate::limits::{
     COMMIT_PATIENCE, FAILURE_COMPLAINT_INTERVAL, OUTCOME_COMMIT_DELAY, OUTCOMES_GATHERED_MAX, REOPEN_PAUSE_MAX,
-    REOPEN_PAUSE_MIN, UPKEEP_DELAY,
+    REOPEN_PAUSE_MIN, UPKEEP_DELAY, WRITE_PATIENCE,
 };
 use crate::mail::time::Now;
 use crate::outcome::event::LoggedRecord;
@@ -55,6 +55,8 @@ pub(super) struct HomeLog {
 /// Of a log that failed to write. One whose disk is gone would otherwise be opened, and fail, as fast as that goes.
 #[derive(Debug, Default)]
 struct Failures {
+    /// Since the first one, until the log is open again.
+    since: Option<Duration>,
     last: Option<Duration>,
     /// When somebody was told.
     told: Duration,
@@ -226,7 +228,8 @@ impl HomeLog {
 
     /// The log has failed and is opened again, by and by. Whether that is to be told: not each time where it goes on.
     pub(super) fn handle_failure(&mut self, now: Now) -> bool {
-        let Failures { last, told, pause, reopen_at } = &mut self.failures;
+        let Failures { since, last, told, pause, reopen_at } = &mut self.failures;
+        since.get_or_insert(now.monotonic);
         let goes_on = last.is_some_and(|last| now.monotonic < last + 2 * REOPEN_PAUSE_MAX);
         *last = Some(now.monotonic);
         *pause = if goes_on { (*pause * 2).clamp(REOPEN_PAUSE_MIN, REOPEN_PAUSE_MAX) } else { Duration::ZERO };
@@ -236,6 +239,16 @@ impl HomeLog {
             *told = now.monotonic;
         }
         is_told
+    }
+
+    pub(super) fn reopened(&mut self) {
+        self.failures.since = None;
+    }
+
+    /// Whether it has taken no write for long: they fail, or the disk does not answer.
+    pub(super) fn is_broken(&self, now: Now) -> bool {
+        let since = self.failures.since.or(self.committing_since);
+        since.is_some_and(|since| now.monotonic >= since + WRITE_PATIENCE)
     }
 
     pub(super) fn reopen_when_due(&mut self, now: Now) {

@@ -48,7 +48,10 @@ impl Shard {
                 tracing::error!(log = log.0, %path, %error, "a file of the spool can't be made; it is tried again");
             }
             // The turn appends what waits for it.
-            Progress::Reopened => tracing::warn!(log = log.0, "the spool is open again"),
+            Progress::Reopened => {
+                self.logs[place].reopened();
+                tracing::warn!(log = log.0, "the spool is open again");
+            }
         }
     }
 

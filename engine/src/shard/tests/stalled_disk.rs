@@ -6,7 +6,7 @@ use std::path::Path;
 use postrider_spool::sim::{Faults, SimDisk};
 
 use super::*;
-use crate::limits::{COMMIT_PATIENCE, OUTCOME_COMMIT_DELAY, REOPEN_PAUSE_MAX, UNRECORDED_RETRY};
+use crate::limits::{COMMIT_PATIENCE, OUTCOME_COMMIT_DELAY, REOPEN_PAUSE_MAX, UNRECORDED_RETRY, WRITE_PATIENCE};
 
 const REFUSED: &str = "452 4.3.1 Spool takes no mail now: the spool's disk does not keep up\r\n";
 
@@ -29,6 +29,22 @@ fn no_mail_is_taken_until_the_disk_answers() {
     world.pass(Duration::from_secs(1));
     assert_eq!(world.shard.metrics.spool_closed.get(), 0);
     accepted(&mut world);
+}
+
+/// A liveness probe is told that no log works, but not of a disk that is only slow.
+#[test]
+fn a_log_that_takes_no_write_for_long_is_broken() {
+    let mut world = World::new();
+    let client = world.connect_client();
+    world.client_says(client, CLIENT);
+    world.client_says(client, CONTENT);
+    world.pass_unsynced(WRITE_PATIENCE - Duration::from_secs(1));
+    assert_eq!(world.shard.metrics.spool_broken.get(), 0);
+    world.pass_unsynced(Duration::from_secs(1));
+    assert_eq!(world.shard.metrics.spool_broken.get(), 1);
+    world.pass(Duration::from_secs(1));
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.shard.metrics.spool_broken.get(), 0);
 }
 
 #[test]
@@ -123,10 +139,12 @@ fn a_disk_that_is_gone_is_tried_now_and_then() {
     }
     assert!(failures < 60, "{failures} operations in a minute");
     assert_eq!(world.shard.metrics.spool_closed.get(), 1);
+    assert_eq!(world.shard.metrics.spool_broken.get(), 1, "no log works, so the process is not alive");
     disk.set_faults(Faults::default());
     world.pass(REOPEN_PAUSE_MAX);
     world.pass(Duration::from_secs(1));
     assert_eq!(world.shard.metrics.spool_closed.get(), 0);
+    assert_eq!(world.shard.metrics.spool_broken.get(), 0);
     accepted(&mut world);
 }
 
