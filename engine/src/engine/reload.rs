@@ -15,6 +15,7 @@ use crate::admin::http_admin::AdminOptions;
 use crate::admin::{Reloaded, WallTime};
 use crate::config::{Changes, Config, ConfigErrors};
 use crate::limits::RETIRED_LIMITS_MAX;
+use crate::runtime::aside::aside;
 use crate::runtime::clock::Clock;
 use crate::runtime::control::{Command, TakenUp};
 use crate::runtime::dns::Resolver;
@@ -95,16 +96,13 @@ impl Shared {
         let _turn = self.reloading.lock().await;
         let running = self.live();
         let (known, own, clock) = (Arc::clone(&running), self.own_addresses(), self.clock);
-        let (reply, prepared) = oneshot::channel();
         let read = move || {
             let config = source().map_err(|errors| ReloadError::Invalid(errors.to_string()));
-            let prepared = config.and_then(|config| prepare(&known, config, own, clock));
-            // Who asked may have given up, and the engine ended.
-            let _ = reply.send(prepared);
+            config.and_then(|config| prepare(&known, config, own, clock))
         };
-        // A thread that nobody waits for at a stop: a file on a dead network file system never comes.
-        let thread = std::thread::Builder::new().name("reload".to_owned()).spawn(read);
-        thread.map_err(|error| ReloadError::Invalid(format!("it can not be read now: {error}")))?;
+        // A file on a dead network file system never comes.
+        let prepared = aside("reload", read);
+        let prepared = prepared.map_err(|error| ReloadError::Invalid(format!("it can not be read now: {error}")))?;
         let prepared = prepared.await.map_err(|_| ReloadError::Ended)?;
         self.take_up(&running, prepared?).await
     }

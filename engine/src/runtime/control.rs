@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
+use super::aside::aside;
 use super::clock::{self, Clock};
 use super::directory::{self, Directory, ThreadTimes};
 use super::dns::Resolver;
@@ -25,7 +25,7 @@ use crate::admin::http_admin::{self, AdminOptions};
 use crate::admin::metrics::Metrics;
 use crate::config::{Config, HttpListener};
 use crate::handover::{Ask, ControlMessage, Generation, ShardMessage, Told};
-use crate::limits::{LOOKUPS_RUNNING_MAX, MAILBOX_BATCH, MOVE_LOOK_INTERVAL, PLUMBING_INTERVAL};
+use crate::limits::{LOOKUPS_RUNNING_MAX, MAILBOX_BATCH, MOVE_LOOK_INTERVAL, PLUMBING_INTERVAL, SHUTDOWN_COMMIT_GRACE};
 use crate::mail::time::StepWatch;
 use crate::pool::suspension::Suspension;
 
@@ -106,7 +106,7 @@ struct Control {
     unplumbed: Vec<bool>,
     spool_place: SpoolPlace,
     suspensions: SuspensionList,
-    saving: Option<JoinHandle<std::io::Result<()>>>,
+    saving: Option<oneshot::Receiver<std::io::Result<()>>>,
     steps: StepWatch,
     stopped: usize,
     grace_ends: Option<Duration>,
@@ -218,10 +218,7 @@ impl Control {
                     self.saving = None;
                     match result {
                         Ok(()) => self.save_suspensions(),
-                        Err(error) => {
-                            tracing::error!(%error, "the list of suspensions can not be written; it is tried again");
-                            self.suspensions.put_back_change();
-                        }
+                        Err(error) => self.could_not_save(&error),
                     }
                 }
                 () = clock::sleep(grace) => {
@@ -235,9 +232,9 @@ impl Control {
         }
         self.save_suspensions();
         while self.saving.is_some() {
-            let result = saved(&mut self.saving).await;
+            let result = tokio::time::timeout(SHUTDOWN_COMMIT_GRACE, saved(&mut self.saving)).await;
             self.saving = None;
-            result?;
+            result.map_err(|_| std::io::Error::other("the list of suspensions can not be written: no answer"))??;
             self.save_suspensions();
         }
         Ok(())
@@ -309,8 +306,16 @@ impl Control {
         if self.saving.is_none()
             && let Some((file, bytes)) = self.suspensions.take_change()
         {
-            self.saving = Some(tokio::task::spawn_blocking(move || file.replace(&bytes)));
+            match aside("suspensions", move || file.replace(&bytes)) {
+                Ok(saving) => self.saving = Some(saving),
+                Err(error) => self.could_not_save(&error),
+            }
         }
+    }
+
+    fn could_not_save(&mut self, error: &std::io::Error) {
+        tracing::error!(%error, "the list of suspensions can not be written; it is tried again");
+        self.suspensions.put_back_change();
     }
 
     async fn tell_all(&self, message: impl Fn() -> ShardMessage) {
@@ -365,7 +370,7 @@ impl Control {
 
     /// While it is gone no mail is taken, and what was taken goes out.
     async fn look_at_spool(&mut self) {
-        let Some(gone) = self.spool_place.look().await else { return };
+        let Some(gone) = self.spool_place.look() else { return };
         if gone {
             tracing::error!("the spool's directory was moved, removed or mounted over: put it back before a restart");
         }
@@ -386,7 +391,7 @@ impl Control {
 }
 
 /// The end of the write that is under way; never, where there is none.
-async fn saved(saving: &mut Option<JoinHandle<std::io::Result<()>>>) -> std::io::Result<()> {
+async fn saved(saving: &mut Option<oneshot::Receiver<std::io::Result<()>>>) -> std::io::Result<()> {
     match saving {
         Some(saving) => saving.await.map_err(std::io::Error::other)?,
         None => std::future::pending().await,

@@ -3,6 +3,7 @@
 //! Nothing else in the engine imports `tokio_uring`, opens a socket or asks a clock. `uring.rs` alone builds SQEs.
 #![expect(clippy::disallowed_methods, reason = "the engine touches the world here")]
 
+pub(crate) mod aside;
 pub(crate) mod clock;
 pub(crate) mod control;
 pub(crate) mod dane;

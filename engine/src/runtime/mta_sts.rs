@@ -23,6 +23,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
 
+use super::aside::aside;
 use super::clock::Clock;
 use super::dns::{PolicyRecord, Resolver};
 use super::tls::{TlsVerifier, server_name};
@@ -178,13 +179,17 @@ impl PolicyStore {
         let content = format!("{}\n{}\n{text}", kept.id, kept.fetched_ms);
         let removed = self.state().insert(domain, kept);
         let (directory, file) = (self.0.directory.clone(), domain.to_owned());
-        let written = tokio::task::spawn_blocking(move || {
+        let written = aside("policy", move || {
             if let Some(removed) = removed {
                 fs::remove_file(directory.join(removed))?;
             }
             write(&directory, &file, &content)
         });
-        if let Err(error) = written.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
+        let written = match written {
+            Ok(written) => written.await.unwrap_or_else(|error| Err(io::Error::other(error))),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = written {
             tracing::warn!(domain, %error, "an MTA-STS policy can not be kept for the next start");
         }
     }

@@ -8,13 +8,16 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use tokio::task::JoinHandle;
+use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
+
+use super::aside::aside;
 
 pub(crate) struct SpoolPlace {
     /// The file that the engine holds the spool's lock on, and which one it was at the start.
     lock: PathBuf,
     identity: Option<(u64, u64)>,
-    looking: Option<JoinHandle<Option<bool>>>,
+    looking: Option<oneshot::Receiver<Option<bool>>>,
     is_gone: bool,
 }
 
@@ -25,17 +28,16 @@ impl SpoolPlace {
     }
 
     /// Looks once more, and tells what was found the time before, if that is news: whether it is gone. To be called
-    /// every few seconds, in a tokio runtime.
-    pub(crate) async fn look(&mut self) -> Option<bool> {
-        if self.looking.as_ref().is_some_and(|looking| !looking.is_finished()) {
-            return None;
-        }
-        let found = match self.looking.take() {
-            Some(looking) => looking.await.ok().flatten(),
-            None => None,
+    /// every few seconds.
+    pub(crate) fn look(&mut self) -> Option<bool> {
+        let found = match self.looking.as_mut().map(oneshot::Receiver::try_recv) {
+            Some(Err(TryRecvError::Empty)) => return None,
+            Some(Ok(found)) => found,
+            Some(Err(TryRecvError::Closed)) | None => None,
         };
         let (lock, known) = (self.lock.clone(), self.identity);
-        self.looking = Some(tokio::task::spawn_blocking(move || is_gone(&lock, known)));
+        // Without a thread it looks the next time.
+        self.looking = aside("spool place", move || is_gone(&lock, known)).ok();
         found.filter(|&is_gone| std::mem::replace(&mut self.is_gone, is_gone) != is_gone)
     }
 }
@@ -78,26 +80,26 @@ mod tests {
         assert_eq!(is_gone(&lock, identity), Some(false));
     }
 
-    #[tokio::test]
-    async fn news_is_told_once() {
+    #[test]
+    fn news_is_told_once() {
         let around = tempfile::tempdir().unwrap();
         let lock = around.path().join("LOCK");
         fs::write(&lock, b"").unwrap();
         let mut place = SpoolPlace::new(around.path());
-        assert_eq!(next(&mut place).await, None);
+        assert_eq!(next(&mut place), None);
         fs::remove_file(&lock).unwrap();
         let mut told = Vec::new();
         for _ in 0..4 {
-            told.extend(next(&mut place).await);
+            told.extend(next(&mut place));
         }
         assert_eq!(told, [true]);
     }
 
     /// What a look that has ended by the next one tells.
-    async fn next(place: &mut SpoolPlace) -> Option<bool> {
-        let told = place.look().await;
-        while place.looking.as_ref().is_some_and(|looking| !looking.is_finished()) {
-            tokio::task::yield_now().await;
+    fn next(place: &mut SpoolPlace) -> Option<bool> {
+        let told = place.look();
+        while place.looking.as_ref().is_some_and(oneshot::Receiver::is_empty) {
+            std::thread::yield_now();
         }
         told
     }
