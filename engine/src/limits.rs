@@ -382,6 +382,8 @@ pub(crate) const TLS_RECORD_BYTES: usize = 16_384;
 const _: () = assert!(TLS_WRITE_BYTES.is_multiple_of(TLS_RECORD_BYTES));
 /// How long a connection that can't be sent to any more is still listened to.
 pub(crate) const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(1);
+/// How long the answer to QUIT is waited for while the engine stops; looked at once a second.
+pub(crate) const QUIT_PATIENCE_STOPPING: std::time::Duration = std::time::Duration::from_millis(500);
 /// How long a closed connection waits for the peer's FIN.
 pub(crate) const LINGER: std::time::Duration = std::time::Duration::from_secs(2);
 /// The same while the engine stops.

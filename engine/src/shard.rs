@@ -446,6 +446,7 @@ impl Shard {
         self.stop_waiting_for_room(now);
         self.stop_sessions(now);
         self.home.stop();
+        self.bound_quits(now);
         self.pools.stop(now, &mut |below| self.random.u64(0..below));
     }
 

@@ -360,6 +360,13 @@ impl<C: Content> SmtpClient<C> {
         self.write_command("QUIT", Expected::Quit, out);
         self.restart_timer(now);
     }
+
+    /// Waits for the peer's answer to QUIT until then at the longest.
+    pub fn bound_quit(&mut self, until: Duration) {
+        if self.phase == Phase::Quitting {
+            self.deadline = Some(self.deadline.map_or(until, |deadline| deadline.min(until)));
+        }
+    }
 }
 
 // Where it stands.

@@ -17,7 +17,7 @@ use crate::handover::{
     Attempt, ControlMessage, DeliveryContext, HandshakeError, Intend, IntentKey, Settled, ShardMessage, TlsFailure,
     TlsPolicyKey, TlsRequirement,
 };
-use crate::limits::{SMALL_INPUT_BYTES, SOURCE_REFUSED_PAUSE};
+use crate::limits::{QUIT_PATIENCE_STOPPING, SMALL_INPUT_BYTES, SOURCE_REFUSED_PAUSE};
 use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 use crate::pool::connection::ConnectionKey;
@@ -262,7 +262,22 @@ impl Shard {
     }
 
     pub(super) fn quit(&mut self, now: Now, connection: ConnectionKey) {
-        self.with_client(now, connection, |client, out| client.quit(now, out));
+        let stopping = self.stopping;
+        self.with_client(now, connection, |client, out| {
+            client.quit(now, out);
+            if stopping {
+                client.bound_quit(now.monotonic + QUIT_PATIENCE_STOPPING);
+            }
+        });
+    }
+
+    /// A client should wait for the answer to QUIT (RFC 5321 §4.1.1.10), but a stop does not for peers that are silent.
+    pub(super) fn bound_quits(&mut self, now: Now) {
+        for delivery in self.deliveries.values_mut() {
+            if let DeliveryState::Up(client) = &mut delivery.state {
+                client.bound_quit(now.monotonic + QUIT_PATIENCE_STOPPING);
+            }
+        }
     }
 
     /// Lets a connection's client act, sends what it wants sent, and handles its events.

@@ -21,6 +21,7 @@ mod progress;
 mod receiving;
 mod reload;
 mod stalled_disk;
+mod stop;
 mod suspend;
 mod unplaced;
 mod unplumbed;
