@@ -24,13 +24,14 @@ use axum::{Extension, Json, Router};
 use postrider_spool::record::MessageId;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use super::http_connection::BoundedListener;
+use super::http_crowd::Seat;
 use super::metrics::Metrics;
 use super::{Backend, MessageFilter, MessageRow, QueueReport, Reply, Status, TlsReportRow, Unavailable};
 use super::{http_bounce, http_inspect, http_reload, http_suspend};
-use crate::limits::{HTTP_BACKEND_TIMEOUT, HTTP_ROWS_DEFAULT, HTTP_ROWS_MAX};
+use crate::limits::{HTTP_BACKEND_TIMEOUT, HTTP_REQUESTS_MAX, HTTP_ROWS_DEFAULT, HTTP_ROWS_MAX};
 
 /// Who may ask.
 #[derive(Debug, Clone, Default)]
@@ -48,7 +49,7 @@ pub async fn serve(
     metrics: Arc<Metrics>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    let service = Arc::new(Service { options, backend, metrics });
+    let service = Arc::new(Service { options, backend, metrics, turns: Semaphore::new(HTTP_REQUESTS_MAX) });
     let app = router(service).into_make_service_with_connect_info::<Peer>();
     axum::serve(BoundedListener::new(listener), app).with_graceful_shutdown(shutdown).await
 }
@@ -58,6 +59,8 @@ pub(super) struct Service {
     options: watch::Receiver<AdminOptions>,
     pub(super) backend: Arc<dyn Backend>,
     metrics: Arc<Metrics>,
+    /// Of requests that are served at a time.
+    turns: Semaphore,
 }
 
 pub(super) type Shared = State<Arc<Service>>;
@@ -92,13 +95,16 @@ fn router(service: Arc<Service>) -> Router {
         .with_state(service)
 }
 
-/// The client's address.
-#[derive(Debug, Clone, Copy)]
-struct Peer(SocketAddr);
+/// The client's address, and its connection's place among others.
+#[derive(Debug, Clone)]
+struct Peer {
+    address: SocketAddr,
+    seat: Option<Seat>,
+}
 
 impl Connected<IncomingStream<'_, BoundedListener>> for Peer {
     fn connect_info(stream: IncomingStream<'_, BoundedListener>) -> Self {
-        Self(*stream.remote_addr())
+        Self { address: *stream.remote_addr(), seat: stream.io().seat() }
     }
 }
 
@@ -162,15 +168,24 @@ struct Authorised(bool);
 
 async fn admit(
     State(service): Shared,
-    ConnectInfo(Peer(peer)): ConnectInfo<Peer>,
+    ConnectInfo(Peer { address, seat }): ConnectInfo<Peer>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    let permission = service.options.borrow().check(peer, request.headers());
+    let permission = service.options.borrow().check(address, request.headers());
     let open_to_all = matches!(request.uri().path(), LIVENESS | READINESS);
     match permission {
         Err(refusal) if !open_to_all => refusal.into_response(),
         permission => {
+            // Who is served keeps its connection, so there are only so many, and some are left for probes.
+            let turn = service.turns.try_acquire();
+            if turn.is_err() && !open_to_all {
+                let message = "as many requests as may be are being served; try again";
+                return ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message).into_response();
+            }
+            if let Some(seat) = seat {
+                seat.serve();
+            }
             request.extensions_mut().insert(Authorised(permission.is_ok()));
             next.run(request).await
         }

@@ -4,8 +4,8 @@
 //! begin to answer) or *sending*. Each has its deadline. It need not understand HTTP for this: one side speaks at a
 //! time. A peer that drips its request octet by octet runs into the same deadline as a silent one.
 //!
-//! When there are as many as there may be and another comes, the one closes that has asked nothing for longest: so
-//! those that ask nothing never keep a liveness probe waiting.
+//! When there are as many as there may be and another comes, one makes room, whoever stands worst (`http_crowd.rs`):
+//! so neither those that ask nothing nor slow ones keep a liveness probe waiting.
 
 use std::future::Future as _;
 use std::io;
@@ -17,24 +17,17 @@ use std::task::{Context, Poll};
 use axum::serve::Listener;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::futures::OwnedNotified;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::{Duration, Instant, Sleep, sleep, sleep_until};
 
+use super::http_crowd::{Crowd, Place, Seat, Standing};
 use crate::limits::{HTTP_CONNECTIONS_MAX, HTTP_IDLE_TIMEOUT, HTTP_REQUEST_TIMEOUT};
 
 /// A listener that serves at most so many connections at a time; others wait in the kernel.
 pub(super) struct BoundedListener {
     listener: TcpListener,
     places: Arc<Semaphore>,
-    /// Tells the connections that somebody waits for a place; heard by the one that listens longest.
-    crowd: Arc<Notify>,
-}
-
-/// Given back when it is dropped.
-struct Place {
-    _permit: OwnedSemaphorePermit,
-    crowd: Arc<Notify>,
+    crowd: Arc<Crowd>,
 }
 
 impl BoundedListener {
@@ -46,11 +39,11 @@ impl BoundedListener {
         let permit = match Arc::clone(&self.places).try_acquire_owned() {
             Ok(permit) => permit,
             Err(_) => {
-                self.crowd.notify_one();
+                self.crowd.dismiss_one();
                 Arc::clone(&self.places).acquire_owned().await.expect("the semaphore is never closed")
             }
         };
-        Place { _permit: permit, crowd: Arc::clone(&self.crowd) }
+        Crowd::enter(&self.crowd, permit)
     }
 }
 
@@ -84,8 +77,6 @@ pub(super) struct BoundedConnection<S> {
     phase: Phase,
     deadline: Pin<Box<Sleep>>,
     place: Option<Place>,
-    /// There while nothing of a request has come.
-    crowded: Option<Pin<Box<OwnedNotified>>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,32 +91,42 @@ impl<S> BoundedConnection<S> {
     fn new(stream: S, place: Option<Place>) -> Self {
         // A new connection is there because somebody wants to ask something.
         let deadline = Box::pin(sleep(HTTP_REQUEST_TIMEOUT));
-        Self { stream, phase: Phase::New, deadline, place, crowded: None }
+        Self { stream, phase: Phase::New, deadline, place }
+    }
+
+    /// Who is to say once a request has come whole.
+    pub(super) fn seat(&self) -> Option<Seat> {
+        self.place.as_ref().map(Place::seat)
+    }
+
+    fn stand(&self, standing: Standing) {
+        if let Some(place) = &self.place {
+            place.stand(standing);
+        }
     }
 
     fn enter(&mut self, phase: Phase) {
         let time = if phase == Phase::Idle { HTTP_IDLE_TIMEOUT } else { HTTP_REQUEST_TIMEOUT };
         self.phase = phase;
-        self.crowded = None;
+        self.stand(match phase {
+            Phase::Idle => Standing::Idle,
+            Phase::New | Phase::Receiving => Standing::Slow,
+            Phase::Sending => Standing::Served,
+        });
         self.deadline.as_mut().reset(Instant::now() + time);
     }
 
     /// Whether it has to make room for others; wakes the task when it has.
-    fn poll_crowded(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
-        let Some(place) = self.place.as_ref().filter(|_| matches!(self.phase, Phase::New | Phase::Idle)) else {
-            return Poll::Pending;
-        };
-        let crowd = &place.crowd;
-        let crowded = self.crowded.get_or_insert_with(|| Box::pin(Arc::clone(crowd).notified_owned()));
-        crowded.as_mut().poll(context).map(|()| {
-            // It may not be polled again either.
-            self.crowded = None;
-            io::ErrorKind::ConnectionAborted.into()
-        })
+    fn poll_dismissed(&self, context: &mut Context<'_>) -> Poll<io::Error> {
+        let dismissed = self.place.as_ref().map_or(Poll::Pending, |place| place.poll_dismissed(context));
+        dismissed.map(|()| io::ErrorKind::ConnectionAborted.into())
     }
 
-    /// To be asked whenever the stream has nothing for us; wakes the task when the deadline passes.
-    fn poll_deadline(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+    /// To be asked whenever the stream has nothing for us; wakes the task when it is to end.
+    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+        if let Poll::Ready(error) = self.poll_dismissed(context) {
+            return Poll::Ready(error);
+        }
         self.deadline.as_mut().poll(context).map(|()| {
             // A Sleep may not be polled again once it is over.
             self.deadline = Box::pin(sleep_until(Instant::now() + HTTP_REQUEST_TIMEOUT));
@@ -158,10 +159,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for BoundedConnection<S> {
                 if self.phase == Phase::Sending {
                     self.enter(Phase::Idle);
                 }
-                match self.poll_crowded(context) {
-                    Poll::Ready(error) => Poll::Ready(Err(error)),
-                    Poll::Pending => self.poll_deadline(context).map(Err),
-                }
+                self.poll_end(context).map(Err)
             }
         }
     }
@@ -172,12 +170,14 @@ impl<S: AsyncWrite + Unpin> BoundedConnection<S> {
     fn note_written(&mut self, written: Poll<io::Result<usize>>, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         match written {
             Poll::Ready(_) => self.enter(Phase::Sending),
-            Poll::Pending if self.phase != Phase::Sending => {
-                self.enter(Phase::Sending);
+            Poll::Pending => {
+                if self.phase != Phase::Sending {
+                    self.enter(Phase::Sending);
+                }
+                self.stand(Standing::Slow);
                 // Registers the wake-up.
-                return self.poll_deadline(context).map(Err);
+                return self.poll_end(context).map(Err);
             }
-            Poll::Pending => return self.poll_deadline(context).map(Err),
         }
         written
     }
@@ -203,7 +203,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for BoundedConnection<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        // The answer has left us. It may not be looked for another request until there is one.
+        if flushed.is_ready() && self.phase == Phase::Sending {
+            self.enter(Phase::Idle);
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -294,9 +299,10 @@ mod tests {
                 peers.push(TcpStream::connect(address).await.unwrap());
                 let (mut connection, _) = listener.accept().await;
                 if number == 0 {
-                    // It is asking something.
+                    // It has asked something.
                     peers[0].write_u8(b'q').await.unwrap();
                     connection.read_u8().await.unwrap();
+                    connection.seat().unwrap().serve();
                 }
                 reads.push(tokio::spawn(async move { connection.read_u8().await.map_err(|error| error.kind()) }));
                 tokio::task::yield_now().await;
@@ -310,7 +316,7 @@ mod tests {
                 }));
             }
             let ended: Vec<usize> = (0..reads.len()).filter(|number| reads[*number].is_finished()).collect();
-            assert_eq!(ended, [1, 2], "the first that asks nothing, and the second");
+            assert_eq!(ended, [1, 2], "the first that asks nothing, and the second; what is served goes on");
             assert_eq!((&mut reads[1]).await.unwrap(), Err(io::ErrorKind::ConnectionAborted));
         });
     }

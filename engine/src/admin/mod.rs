@@ -23,6 +23,7 @@ pub use crate::outcome::tls_report::TlsReportRow;
 pub mod http_admin;
 mod http_bounce;
 mod http_connection;
+mod http_crowd;
 mod http_inspect;
 mod http_reload;
 mod http_suspend;

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -298,6 +298,46 @@ fn bad_requests_get_json_that_says_what_is_wrong() {
         bad("DELETE /api/admin/queues/v1"),
         error(405, "method_not_allowed", "DELETE is not possible for /api/admin/queues/v1")
     );
+}
+
+/// Connections that ask nothing, that never end their request, that never send its body, and that wait for an engine
+/// which does not answer. Once they were left to their time limits, and a probe waited behind them.
+#[test]
+fn a_probe_is_answered_whatever_others_do() {
+    let options = watch::Sender::new(AdminOptions::default()).subscribe();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let listener = TcpListener::bind(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let metrics = Metrics::new(vec![Arc::new(ShardMetrics::default())], EventLogStatistics::default);
+        let engine = Arc::new(Engine { stuck: true, ..Engine::default() });
+        let server = tokio::spawn(serve(listener, options, engine, Arc::new(metrics), std::future::pending()));
+        let asked = [
+            "",
+            "GET /api/check-liv",
+            "POST /api/admin/bounce/v1 HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+             Content-Length: 1000\r\n\r\n{",
+            "GET /api/admin/messages/v1 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        ];
+        let mut others = Vec::new();
+        for text in asked.iter().cycle().take(400) {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            // One that was dismissed takes no more.
+            let _ = stream.write_all(text.as_bytes()).await;
+            others.push(stream);
+        }
+        let begun = Instant::now();
+        for _ in 0..10 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let probe = format!("GET {LIVENESS} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+            stream.write_all(probe.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        }
+        assert!(begun.elapsed() < HTTP_BACKEND_TIMEOUT / 2, "{:?}", begun.elapsed());
+        server.abort();
+    });
 }
 
 #[test]
