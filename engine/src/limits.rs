@@ -281,8 +281,8 @@ pub const SESSIONS_MAX: usize = 20_000;
 pub const SESSION_CLOSE_MAX: std::time::Duration = std::time::Duration::from_secs(10);
 /// RSA signatures of one turn, at about a quarter of a millisecond each.
 pub const RSA_SIGNATURES_PER_TURN: usize = 4;
-/// Memory of what is being received by one shard's sessions. Above it the next to go on is refused at its end, but for
-/// what is small.
+/// Memory of what is being received by one shard's sessions, or waits to be signed. Above it the next to go on is refused
+/// at its end, but for what is small.
 pub(crate) const RECEIVING_BYTES_MAX: u64 = 512 << 20;
 pub(crate) const RECEIVING_SMALL_BYTES: u64 = 64 << 10;
 /// Octets of messages that wait in one shard for room that the spool is about to have, and how long each does. Clients
@@ -452,3 +452,63 @@ pub(crate) const HTTP_ROWS_MAX: usize = 10_000;
 pub(crate) const SEGMENTS_PER_SHARD_MIN: u64 = 8;
 pub(crate) const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 pub(crate) const SEGMENT_BYTES_UNIT: u64 = 1 << 16;
+
+/// What content may take in memory, so that a process in a small machine or control group is not killed for it. The
+/// constants above are the most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryBounds {
+    /// Of each shard: being received; waiting for room in the spool; events that wait for their log.
+    pub receiving_bytes: u64,
+    pub unplaced_bytes: u64,
+    pub events: usize,
+    /// Of each log: waiting for its commit; read, and in somebody's hands.
+    pub pending_bytes: u64,
+    pub read_bytes: u64,
+}
+
+impl MemoryBounds {
+    pub const MOST: Self = Self {
+        receiving_bytes: RECEIVING_BYTES_MAX,
+        unplaced_bytes: UNPLACED_BYTES_MAX,
+        events: EVENTS_HELD_MAX,
+        pending_bytes: postrider_spool::limits::PENDING_MAIL_BYTES_MAX,
+        read_bytes: postrider_spool::limits::READ_BYTES_MAX,
+    };
+
+    /// A quarter for what is received, three sixteenths for what is then done with it, and an eighth for events: where
+    /// all is used at once, nearly half is left for the rest, and for buffers that grow by being copied.
+    pub fn of(memory_bytes: u64, shards: usize) -> Self {
+        let content = memory_bytes.saturating_sub(MEMORY_OWN_BYTES).max(memory_bytes / 4) / shards as u64;
+        let most = Self::MOST;
+        Self {
+            receiving_bytes: (content / 4).min(most.receiving_bytes),
+            unplaced_bytes: (content / 16).min(most.unplaced_bytes),
+            events: usize::try_from(content / 8 / EVENT_BYTES).unwrap_or(usize::MAX).min(most.events),
+            pending_bytes: (content / 16).min(most.pending_bytes),
+            read_bytes: (content / 16).min(most.read_bytes),
+        }
+    }
+}
+
+/// What an engine takes that has nothing to do.
+const MEMORY_OWN_BYTES: u64 = 64 << 20;
+/// What an event takes that waits.
+const EVENT_BYTES: u64 = 1_536;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_takes_little_more_than_half_of_the_memory() {
+        assert_eq!(MemoryBounds::of(u64::MAX, 2), MemoryBounds::MOST);
+        assert_eq!(MemoryBounds::of(24 << 30, 2), MemoryBounds::MOST);
+        for (mib, shards) in [(64, 1), (200, 2), (512, 4), (1_024, 64), (4_096, 2)] {
+            let MemoryBounds { receiving_bytes, unplaced_bytes, events, pending_bytes, read_bytes } =
+                MemoryBounds::of(mib << 20, shards);
+            let shard = receiving_bytes + unplaced_bytes + events as u64 * EVENT_BYTES + pending_bytes + read_bytes;
+            assert!(shard * shards as u64 <= (mib << 20) / 16 * 9, "{mib} MiB, {shards} shards: {shard}");
+            assert!(receiving_bytes > RECEIVING_SMALL_BYTES);
+        }
+    }
+}

@@ -59,7 +59,7 @@ use crate::admin::metrics::ShardMetrics;
 use crate::config::{Config, SharedLimits};
 use crate::deliver::content::Chunk;
 use crate::handover::{AcceptAnswer, ControlMessage, Generation, ShardMessage, TlsRequirement};
-use crate::limits::{INBOX_MESSAGES_PER_TURN, SWEEP_INTERVAL};
+use crate::limits::{INBOX_MESSAGES_PER_TURN, MemoryBounds, SWEEP_INTERVAL};
 use crate::mail::endpoint::Endpoint;
 use crate::mail::time::{Now, StepWatch};
 use crate::outcome::event::LoggedRecord;
@@ -185,6 +185,7 @@ pub struct ShardOptions {
     pub seed: u64,
     /// Sessions and connections that the shard may have together; bounded by file descriptors.
     pub sockets_max: usize,
+    pub memory: MemoryBounds,
 }
 
 /// A shard's whole state.
@@ -207,8 +208,11 @@ pub struct Shard {
     // accept
     sessions: HashMap<SessionKey, Session>,
     next_session: u64,
+    memory: MemoryBounds,
     /// Of all sessions, see [`crate::limits::RECEIVING_BYTES_MAX`].
     receiving_bytes: u64,
+    /// Of messages that were received and wait to be signed, or to be let in.
+    held_bytes: u64,
     signing: VecDeque<Signing>,
     unplaced: Unplaced,
     asking: Asking,
@@ -263,7 +267,8 @@ pub struct Shard {
 impl Shard {
     /// A shard without logs; they are added by [`Self::recover`] before the first turn.
     pub fn new(options: ShardOptions) -> Self {
-        let ShardOptions { id, shards, config, policy, metrics, progress, quarantined, seed, sockets_max } = options;
+        let ShardOptions { id, shards, config, policy, metrics, progress, quarantined, seed, sockets_max, memory } =
+            options;
         let routes = Arc::new(StaticRoutes::new(&config.routes));
         let shared_limits = Arc::new(SharedLimits::new(&config));
         let shapings = Shapings::new(&config, Arc::clone(&routes.index));
@@ -280,7 +285,9 @@ impl Shard {
             inputs: 0,
             sessions: HashMap::new(),
             next_session: 0,
+            memory,
             receiving_bytes: 0,
+            held_bytes: 0,
             signing: VecDeque::new(),
             unplaced: Unplaced::default(),
             asking: Asking::default(),
@@ -390,6 +397,10 @@ impl Shard {
         let mut past = self.pools.past(now);
         past.extend(self.keeper.past(now));
         past
+    }
+
+    pub fn memory(&self) -> MemoryBounds {
+        self.memory
     }
 
     /// A message from another shard or the control thread; the next turn handles it.

@@ -136,4 +136,5 @@ const OPTIONS: SpoolOptions = SpoolOptions {
     max_bytes: 4 << 20,
     segment_bytes: 64 << 10,
     hot_bytes: 64 << 10,
+    ..SpoolOptions::DEFAULT
 };

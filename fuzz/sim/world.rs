@@ -23,6 +23,7 @@ use postrider::config::{
 use postrider::deliver::route::{RouteFailure, RouteFailureKind};
 use postrider::deliver::verdict::SESSION_RULES;
 use postrider::handover::{self, Ask, ControlMessage, PairKey, RouteKey, ShardMessage, Told};
+use postrider::limits::MemoryBounds;
 use postrider::outcome::event::{Logged, LoggedRecord};
 use postrider::pool::connection::ConnectionKey;
 use postrider::pool::rate::Past;
@@ -322,8 +323,13 @@ impl World {
         }
         let small = random.one_in(6);
         let (segment_bytes, max_bytes) = if small { (48 << 10, 3 << 20) } else { (128 << 10, 16 << 20) };
-        let spool_options =
-            SpoolOptions { segment_bytes, max_bytes, hot_bytes: 64 << 10, durability: Durability::Fsync };
+        let spool_options = SpoolOptions {
+            segment_bytes,
+            max_bytes,
+            hot_bytes: 64 << 10,
+            durability: Durability::Fsync,
+            ..SpoolOptions::default()
+        };
         let heal_at = HOUR + spread(&mut random, HOUR, 3);
         let may_warm_up = kind == Kind::Whole && !has_rates;
         let wall_ms = if may_warm_up { warmup::draw(&mut config, seed, heal_at) } else { WALL_MS_AT_START };
@@ -454,6 +460,7 @@ impl World {
                 quarantined: Arc::default(),
                 seed: self.random.below(u64::MAX),
                 sockets_max: self.sockets_max,
+                memory: MemoryBounds::MOST,
             });
             self.active.push(logs[0].id());
             self.draining.extend(logs.iter().skip(1).map(|log| log.id()));

@@ -14,8 +14,8 @@ use crate::format::{
 use crate::frame::{Base, Change, Frame};
 use crate::index::{Before, Entry, Place, Settles};
 use crate::limits::{
-    BLOCK_BYTES, FRAME_BYTES_TARGET, PENDING_MAIL_BYTES_MAX, PENDING_OUTCOME_BYTES_MAX, SPARES_RESERVED,
-    SPARES_RESERVED_FROM_COPIES, STATES_MAX,
+    BLOCK_BYTES, FRAME_BYTES_TARGET, PENDING_OUTCOME_BYTES_MAX, SPARES_RESERVED, SPARES_RESERVED_FROM_COPIES,
+    STATES_MAX,
 };
 use crate::log::{Log, State};
 use crate::record::{BodyId, CommitNumber, CopiedState, Envelope, MessageId, Outcome, Sequence};
@@ -106,7 +106,8 @@ impl Log {
             self.short_of = self.short_of.max(content);
             return Err(AppendError::Full(Closed::MaxSize));
         }
-        if self.pending_bytes + content > PENDING_MAIL_BYTES_MAX {
+        // Alone, any message is taken.
+        if self.pending_bytes > 0 && self.pending_bytes + content > self.directory.options().pending_bytes {
             return Err(AppendError::Full(Closed::Backlog));
         }
         Ok(())

@@ -19,7 +19,8 @@ use crate::error::OpenError;
 use crate::file::FileStorage;
 use crate::format::{FORMAT_VERSION, META_BYTES, Meta, MetaError};
 use crate::limits::{
-    BLOCK_BYTES, HOT_BYTES_DEFAULT, MAX_BYTES_DEFAULT, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
+    BLOCK_BYTES, HOT_BYTES_DEFAULT, MAX_BYTES_DEFAULT, PENDING_MAIL_BYTES_MAX, READ_BYTES_MAX, SEGMENT_BYTES_DEFAULT,
+    SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
 };
 use crate::record::LogId;
 use crate::segment::Budget;
@@ -46,16 +47,26 @@ pub struct SpoolOptions {
     pub segment_bytes: u64,
     /// Of each log's newest segments, this much is served from the map.
     pub hot_bytes: u64,
+    /// What waits for its commit in one log, above which mail is refused. One message may be larger.
+    pub pending_bytes: u64,
+    /// What one log may have read that is still in somebody's hands. One message may be larger.
+    pub read_bytes: u64,
+}
+
+impl SpoolOptions {
+    pub const DEFAULT: Self = Self {
+        durability: Durability::Fsync,
+        max_bytes: MAX_BYTES_DEFAULT,
+        segment_bytes: SEGMENT_BYTES_DEFAULT,
+        hot_bytes: HOT_BYTES_DEFAULT,
+        pending_bytes: PENDING_MAIL_BYTES_MAX,
+        read_bytes: READ_BYTES_MAX,
+    };
 }
 
 impl Default for SpoolOptions {
     fn default() -> Self {
-        Self {
-            durability: Durability::Fsync,
-            max_bytes: MAX_BYTES_DEFAULT,
-            segment_bytes: SEGMENT_BYTES_DEFAULT,
-            hot_bytes: HOT_BYTES_DEFAULT,
-        }
+        Self::DEFAULT
     }
 }
 

@@ -25,7 +25,7 @@ use crate::error::{Closed, ReadError};
 use crate::format::{Chain, RECORD_HEADER_BYTES, RecordHeader, SEGMENT_HEADER_BYTES};
 use crate::frame::{Change, Frame};
 use crate::index::{Entry, Index, Place};
-use crate::limits::{PENDING_MAIL_BYTES_MAX, PENDING_OUTCOME_BYTES_MAX, READ_BYTES_MAX, READS_MAX, SPARES_RESERVED};
+use crate::limits::{PENDING_OUTCOME_BYTES_MAX, READS_MAX, SPARES_RESERVED};
 use crate::message::{Lease, Memory, Message};
 use crate::record::{CommitNumber, LogId, MessageId, Sequence};
 use crate::recover::RecoverOptions;
@@ -220,7 +220,7 @@ impl Log {
         if !self.directory.is_active() {
             return Err(Closed::Draining);
         }
-        if self.pending_bytes >= PENDING_MAIL_BYTES_MAX {
+        if self.pending_bytes >= self.directory.options().pending_bytes {
             return Err(Closed::Backlog);
         }
         let room = self.directory.options().segment_bytes / ROOM_SHARE;
@@ -275,7 +275,7 @@ impl Log {
             };
         }
         let held = self.read_bytes.load(Ordering::Relaxed);
-        if self.reads >= READS_MAX || held > 0 && held + place.length() > READ_BYTES_MAX {
+        if self.reads >= READS_MAX || held > 0 && held + place.length() > self.directory.options().read_bytes {
             return Err(ReadError::Busy);
         }
         let lease = Lease::new(&self.read_bytes, place.length());

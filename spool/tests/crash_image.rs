@@ -16,7 +16,13 @@ use postrider_spool::{Durability, SpoolOptions};
 use world::{Random, Seen, World};
 
 fn options() -> SpoolOptions {
-    SpoolOptions { segment_bytes: 48 << 10, max_bytes: 600 << 10, hot_bytes: 64 << 10, durability: Durability::Fsync }
+    SpoolOptions {
+        segment_bytes: 48 << 10,
+        max_bytes: 600 << 10,
+        hot_bytes: 64 << 10,
+        durability: Durability::Fsync,
+        ..SpoolOptions::DEFAULT
+    }
 }
 
 /// One history, with images taken on the way. Mail comes and goes, and some of it stays for long.

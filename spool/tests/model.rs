@@ -74,6 +74,7 @@ fn run(seed: u64, steps: &[Step]) {
         max_bytes: 400 << 10,
         hot_bytes: 64 << 10,
         durability: Durability::Fsync,
+        ..SpoolOptions::default()
     };
     let mut world = World::new(seed, options);
     world.strikes = seed.is_multiple_of(3);

@@ -17,11 +17,12 @@ use crate::admin::metrics::{Metrics, ShardMetrics};
 use crate::config::{Config, ConfigErrors, Durability};
 use crate::handover::ShardMessage;
 use crate::limits::{
-    DESCRIPTORS_OWN, DESCRIPTORS_OWN_PER_SHARD, DESCRIPTORS_PER_SHARD_MIN, MAILBOX_CAPACITY, SEGMENT_BYTES_MIN,
-    SEGMENT_BYTES_UNIT, SEGMENTS_PER_SHARD_MIN,
+    DESCRIPTORS_OWN, DESCRIPTORS_OWN_PER_SHARD, DESCRIPTORS_PER_SHARD_MIN, MAILBOX_CAPACITY, MemoryBounds,
+    SEGMENT_BYTES_MIN, SEGMENT_BYTES_UNIT, SEGMENTS_PER_SHARD_MIN,
 };
 use crate::pool::rate::PastLimits;
 use crate::progress::{SharedProgress, Suspect};
+use crate::runtime::cgroup;
 use crate::runtime::clock::Clock;
 use crate::runtime::control::{self, ControlSetup};
 use crate::runtime::directory::ThreadTimes;
@@ -76,7 +77,9 @@ impl EngineBuilder {
         let shards = config.shards.unwrap_or(cpus.len());
         let sockets_max = sockets_max(fd_limit.soft, shards).map_err(StartError)?;
 
-        let mut spool = Spool::open(&config.spool.path, spool_options(&config, shards))
+        let memory = memory_bounds(&config, shards);
+
+        let mut spool = Spool::open(&config.spool.path, spool_options(&config, shards, memory))
             .map_err(|error| failed(&format!("spool {}", config.spool.path.display()), &error))?;
         let logs = spool.assign(shards).map_err(|error| failed("spool", &error))?;
         let node =
@@ -172,6 +175,7 @@ impl EngineBuilder {
             clock,
             cpus: &cpus,
             sockets_max,
+            memory,
             shards,
             senders: &mail_senders,
             control: &control_sender,
@@ -209,6 +213,7 @@ struct ShardThreads<'a> {
     clock: Clock,
     cpus: &'a [usize],
     sockets_max: usize,
+    memory: MemoryBounds,
     shards: usize,
     senders: &'a [Sender<Mail>],
     control: &'a Sender<crate::handover::ControlMessage>,
@@ -246,6 +251,7 @@ impl ShardThreads<'_> {
                     quarantined: Arc::clone(&self.quarantined),
                     seed: os_random_u64(),
                     sockets_max: self.sockets_max,
+                    memory: self.memory,
                 },
                 clock: self.clock,
                 cpu: self.config.pin.then(|| self.cpus[id % self.cpus.len()]),
@@ -314,7 +320,24 @@ fn segment_bytes(max_bytes: u64, shards: usize) -> u64 {
     share.clamp(SEGMENT_BYTES_MIN, SpoolOptions::default().segment_bytes) & !(SEGMENT_BYTES_UNIT - 1)
 }
 
-fn spool_options(config: &Config, shards: usize) -> SpoolOptions {
+/// From what the machine or the control group has at the start.
+fn memory_bounds(config: &Config, shards: usize) -> MemoryBounds {
+    let memory_bytes = cgroup::memory_bytes().unwrap_or(u64::MAX);
+    let bounds = MemoryBounds::of(memory_bytes, shards);
+    let largest = config.smtp_listeners.iter().map(|listener| listener.max_message_bytes).max().unwrap_or(0);
+    if bounds.receiving_bytes < largest {
+        let (memory_mib, receiving_mib) = (memory_bytes >> 20, bounds.receiving_bytes >> 20);
+        tracing::warn!(
+            memory_mib,
+            receiving_mib,
+            "there is little memory: of a shard's sessions, so much is received at once, and what is larger is refused \
+             with 452 even where max_message_size allows it"
+        );
+    }
+    bounds
+}
+
+fn spool_options(config: &Config, shards: usize, memory: MemoryBounds) -> SpoolOptions {
     SpoolOptions {
         durability: match config.spool.durability {
             Durability::Fsync => postrider_spool::Durability::Fsync,
@@ -322,6 +345,8 @@ fn spool_options(config: &Config, shards: usize) -> SpoolOptions {
         },
         max_bytes: config.spool.max_size_bytes,
         segment_bytes: segment_bytes(config.spool.max_size_bytes, shards),
+        pending_bytes: memory.pending_bytes,
+        read_bytes: memory.read_bytes,
         ..SpoolOptions::default()
     }
 }

@@ -2,7 +2,6 @@
 
 #![expect(unsafe_code, reason = "a socket option and calls that std and socket2 do not offer")]
 
-use std::fs;
 use std::io;
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -10,6 +9,7 @@ use std::os::fd::AsRawFd;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::cgroup;
 use crate::limits::LISTEN_BACKLOG;
 use crate::mail::endpoint::Endpoint;
 
@@ -107,7 +107,7 @@ pub(crate) fn allowed_cpus() -> Vec<usize> {
     if cpus.is_empty() {
         cpus.push(0);
     }
-    if let Some(quota) = cgroup_quota() {
+    if let Some(quota) = cgroup::cpus() {
         cpus.truncate(quota.max(1));
     }
     cpus
@@ -134,52 +134,6 @@ pub(crate) fn pin_to_cpu(cpu: usize) -> io::Result<()> {
     unsafe { libc::CPU_SET(cpu, &mut set) };
     // SAFETY: the pointer is to a whole cpu_set_t of the size given; 0 is the calling thread.
     check(unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) }).map(|_| ())
-}
-
-/// How many CPUs' worth of time the cgroup may use, rounded up; None: no quota. cgroups nest: the least counts.
-fn cgroup_quota() -> Option<usize> {
-    let memberships = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let directories = quota_directories(&memberships);
-    directories.iter().filter_map(|directory| read_quota(directory)).min()
-}
-
-/// The directories that may hold a quota of ours. Inside a container its own cgroup is mounted as the root.
-fn quota_directories(memberships: &str) -> Vec<String> {
-    let mut directories = Vec::new();
-    for line in memberships.lines() {
-        let mut fields = line.splitn(3, ':');
-        let (_, Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else { continue };
-        let mounts: &[&str] = match controllers {
-            "" => &["/sys/fs/cgroup", "/sys/fs/cgroup/unified"],
-            list if list.split(',').any(|name| name == "cpu") => &["/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct"],
-            _ => continue,
-        };
-        for mount in mounts {
-            let mut path = path.trim_end_matches('/');
-            loop {
-                directories.push(format!("{mount}{path}"));
-                let Some(end) = path.rfind('/') else { break };
-                path = &path[..end];
-            }
-        }
-    }
-    directories
-}
-
-fn read_quota(directory: &str) -> Option<usize> {
-    let read = |name: &str| fs::read_to_string(format!("{directory}/{name}")).ok();
-    match read("cpu.max") {
-        Some(text) => parse_quota(&text),
-        None => parse_quota(&format!("{} {}", read("cpu.cfs_quota_us")?.trim(), read("cpu.cfs_period_us")?)),
-    }
-}
-
-/// `QUOTA PERIOD` in microseconds; "max" or a negative quota is none.
-fn parse_quota(text: &str) -> Option<usize> {
-    let mut numbers = text.split_whitespace();
-    let quota: u64 = numbers.next()?.parse().ok()?;
-    let period: u64 = numbers.next()?.parse().ok()?;
-    if period == 0 { None } else { usize::try_from(quota.div_ceil(period)).ok() }
 }
 
 /// Whether the machine has this address, so that a socket may be bound to it.
@@ -303,26 +257,5 @@ mod tests {
         .join()
         .unwrap();
         assert!(pin_to_cpu(1 << 20).is_err());
-    }
-
-    #[test]
-    fn quotas_are_read_in_both_forms() {
-        assert_eq!(parse_quota("max 100000\n"), None);
-        assert_eq!(parse_quota("-1 100000\n"), None);
-        assert_eq!(parse_quota("150000 100000\n"), Some(2));
-        assert_eq!(parse_quota("100000 100000\n"), Some(1));
-        assert_eq!(parse_quota("5000 100000"), Some(1));
-        assert_eq!(parse_quota("1 0"), None);
-        assert_eq!(parse_quota(""), None);
-    }
-
-    #[test]
-    fn quotas_are_looked_for_up_to_the_root() {
-        let found = quota_directories("0::/a.slice/b.service\n");
-        assert_eq!(found[..3], ["/sys/fs/cgroup/a.slice/b.service", "/sys/fs/cgroup/a.slice", "/sys/fs/cgroup"]);
-        let found = quota_directories("4:memory:/x\n3:cpu,cpuacct:/docker/1\n");
-        assert!(found.contains(&"/sys/fs/cgroup/cpu/docker/1".to_owned()), "{found:?}");
-        assert!(!found.iter().any(|directory| directory.ends_with("/x")));
-        assert!(quota_directories("garbage\n\n::\n").len() < 4);
     }
 }

@@ -36,8 +36,8 @@ use crate::accept::Admitted;
 use crate::config::Config;
 use crate::handover::{AcceptAnswer, ControlMessage, ShardMessage};
 use crate::limits::{
-    EVENTS_HELD_MAX, EVENTS_WAITING_MAX, LISTENER_COMPLAINT_INTERVAL, LISTENER_PAUSE, MAILBOX_BATCH, OVERDUE_PAUSE,
-    QUIET_DELAY, QUIET_MESSAGES_MAX, SESSIONS_ABOVE_SHARE, SHARE_PAUSE, SHUTDOWN_COMMIT_GRACE, TURN_INPUTS,
+    EVENTS_WAITING_MAX, LISTENER_COMPLAINT_INTERVAL, LISTENER_PAUSE, MAILBOX_BATCH, OVERDUE_PAUSE, QUIET_DELAY,
+    QUIET_MESSAGES_MAX, SESSIONS_ABOVE_SHARE, SHARE_PAUSE, SHUTDOWN_COMMIT_GRACE, TURN_INPUTS,
 };
 use crate::mail::endpoint::Endpoint;
 use crate::outcome::event::LoggedRecord;
@@ -565,10 +565,12 @@ impl ShardLoop {
             *events = back;
         }
         // A queue that is full for a moment is what `waiting_events` is for; only what piles up there stops the mail.
-        let blocked = events.len() > EVENTS_WAITING_MAX || self.events.is_failing();
         let mut shard = self.shard.borrow_mut();
+        let held_max = shard.memory().events;
+        let waiting_max = EVENTS_WAITING_MAX.min(held_max / 5);
+        let blocked = events.len() > waiting_max || self.events.is_failing();
         shard.set_events_blocked(blocked);
-        shard.set_events_full(events.len() > EVENTS_HELD_MAX);
+        shard.set_events_full(events.len() > held_max);
     }
 
     /// Once a second: shows that the shard lives, and tells it how far large sends have come, so that a slow peer isn't

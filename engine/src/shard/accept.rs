@@ -16,8 +16,8 @@ use crate::accept::{Admitted, Policy, Received, SessionOptions, SmtpServer};
 use crate::config::SmtpListener;
 use crate::handover::{AcceptAnswer, ShardMessage};
 use crate::limits::{
-    LIMIT_KEEPER, RECEIVING_BYTES_MAX, RECEIVING_SMALL_BYTES, RSA_SIGNATURES_PER_TURN, SESSION_CLOSE_MAX, SESSIONS_MAX,
-    SIGNING_QUEUE_MAX, SMALL_INPUT_BYTES,
+    LIMIT_KEEPER, RECEIVING_SMALL_BYTES, RSA_SIGNATURES_PER_TURN, SESSION_CLOSE_MAX, SESSIONS_MAX, SIGNING_QUEUE_MAX,
+    SMALL_INPUT_BYTES,
 };
 use crate::mail::time::Now;
 
@@ -144,6 +144,7 @@ impl Shard {
         let mut rsa = 0;
         while rsa < RSA_SIGNATURES_PER_TURN {
             let Some(mut signing) = self.signing.pop_front() else { return };
+            self.held_bytes -= signing.admitted.size();
             rsa += signing.admitted.rsa_signatures().max(1);
             self.metrics.signatures_rsa.add(signing.admitted.rsa_signatures() as u64);
             self.metrics.signatures_ed25519.add(signing.admitted.ed25519_signatures() as u64);
@@ -253,7 +254,7 @@ impl Shard {
             taken += handled.consumed;
             let others = self.receiving_bytes - session.content_bytes;
             let own = session.server.content_bytes();
-            if others + own > RECEIVING_BYTES_MAX && own > RECEIVING_SMALL_BYTES {
+            if others + self.held_bytes + own > self.memory.receiving_bytes && own > RECEIVING_SMALL_BYTES {
                 session.server.give_up_content();
             }
             session.content_bytes = session.server.content_bytes();
@@ -325,6 +326,7 @@ impl Shard {
         }
         self.asking.asked += 1;
         let (home, number, tenant) = (self.id, self.asking.asked, Arc::from(tenant.as_str()));
+        self.held_bytes += admitted.size();
         self.asking.waiting.insert(number, (admitted, answer_to));
         self.tell(LIMIT_KEEPER, ShardMessage::AskInjection { home, number, tenant, recipients });
     }
@@ -332,6 +334,7 @@ impl Shard {
     /// What the keeper says to a message that asked.
     pub(super) fn may_inject(&mut self, now: Now, number: u64, may: bool) {
         let Some((admitted, answer_to)) = self.asking.waiting.remove(&number) else { return };
+        self.held_bytes -= admitted.size();
         if may {
             return self.take_permitted(now, admitted, answer_to);
         }
@@ -344,7 +347,8 @@ impl Shard {
     pub(super) fn stop_asking(&mut self, now: Now) {
         let mut waiting: Vec<_> = self.asking.waiting.drain().collect();
         waiting.sort_unstable_by_key(|(number, _)| *number);
-        for (_, (_, answer_to)) in waiting {
+        for (_, (admitted, answer_to)) in waiting {
+            self.held_bytes -= admitted.size();
             let refusal = Refusal::new(451, (4, 3, 2), "System is shutting down");
             self.answer_sender(now, answer_to, Err(refusal));
         }
@@ -353,6 +357,7 @@ impl Shard {
     fn take_permitted(&mut self, now: Now, mut admitted: Box<Admitted>, answer_to: AnswerTo) {
         if admitted.rsa_signatures() > 0 {
             if self.signing.len() < SIGNING_QUEUE_MAX {
+                self.held_bytes += admitted.size();
                 return self.signing.push_back(Signing { admitted, answer_to });
             }
             let refusal = Refusal::new(452, (4, 3, 1), "Too many messages wait to be signed, try again");

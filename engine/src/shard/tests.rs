@@ -44,6 +44,7 @@ use crate::config::{
 use crate::deliver::dane::HostDane;
 use crate::deliver::route::{Host, Site};
 use crate::handover::{self, Ask, ControlMessage, RouteKey, ShardMessage, TlsRequirement, Told};
+use crate::limits::MemoryBounds;
 use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 use crate::outcome::event::{Logged, LoggedRecord};
@@ -124,6 +125,7 @@ impl World {
             quarantined,
             seed: 7,
             sockets_max: 100,
+            memory: MemoryBounds::MOST,
         };
         let mut shard = Shard::new(options);
         for log in logs {

@@ -12,7 +12,7 @@ use postrider_spool::{AppendError, Closed};
 use super::Shard;
 use super::home_log::{AnswerTo, NoMail};
 use crate::accept::{Admitted, Refusal};
-use crate::limits::{UNPLACED_BYTES_MAX, UNPLACED_PATIENCE};
+use crate::limits::UNPLACED_PATIENCE;
 use crate::mail::time::Now;
 
 #[derive(Debug, Default)]
@@ -34,7 +34,7 @@ impl Shard {
         matches!(closed, NoMail::Log(Closed::Preparing | Closed::Backlog))
             && !self.stopping
             && !self.logs[0].is_stalled(now)
-            && self.unplaced.bytes + size <= UNPLACED_BYTES_MAX
+            && (self.unplaced.bytes == 0 || self.unplaced.bytes + size <= self.memory.unplaced_bytes)
     }
 
     pub(super) fn wait_for_room(&mut self, now: Now, admitted: Box<Admitted>, answer_to: AnswerTo) {

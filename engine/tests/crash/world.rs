@@ -17,6 +17,7 @@ use postrider::config::{
 use postrider::deliver::dane::HostDane;
 use postrider::deliver::route::{Host, RouteFailure, RouteFailureKind, Site};
 use postrider::handover::{self, Ask, ControlMessage, PairKey, ShardMessage, Told};
+use postrider::limits::MemoryBounds;
 use postrider::mail::time::Now;
 use postrider::pool::connection::ConnectionKey;
 use postrider::shard::{Action, ConnectError, Connected, SessionKey, Shard, ShardOptions};
@@ -121,6 +122,7 @@ impl World {
                 quarantined: Arc::default(),
                 seed: random.below(u64::MAX),
                 sockets_max: 16,
+                memory: MemoryBounds::MOST,
             });
             active.push(logs[0].id());
             for log in logs {
@@ -675,8 +677,13 @@ const SHARED: &str = "X-Shared: ";
 const SPOOL: &str = "/spool";
 
 /// Small, so that segments are used again all the time.
-const OPTIONS: SpoolOptions =
-    SpoolOptions { segment_bytes: 48 << 10, max_bytes: 2 << 20, hot_bytes: 64 << 10, durability: Durability::Fsync };
+const OPTIONS: SpoolOptions = SpoolOptions {
+    segment_bytes: 48 << 10,
+    max_bytes: 2 << 20,
+    hot_bytes: 64 << 10,
+    durability: Durability::Fsync,
+    ..SpoolOptions::DEFAULT
+};
 
 /// With more records the event log is behind, and no mail is taken.
 const EVENTS_WAITING_MAX: usize = 120;

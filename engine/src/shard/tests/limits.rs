@@ -83,8 +83,13 @@ struct Engine {
     _spool: Spool,
 }
 
-const OPTIONS: SpoolOptions =
-    SpoolOptions { segment_bytes: 8 << 20, max_bytes: 1 << 30, hot_bytes: 64 << 20, durability: Durability::Fsync };
+const OPTIONS: SpoolOptions = SpoolOptions {
+    segment_bytes: 8 << 20,
+    max_bytes: 1 << 30,
+    hot_bytes: 64 << 20,
+    durability: Durability::Fsync,
+    ..SpoolOptions::DEFAULT
+};
 
 /// One after the other, while no time passes.
 const TURNS_MAX: usize = 50_000;
@@ -131,6 +136,7 @@ impl Engine {
                 quarantined,
                 seed,
                 sockets_max: 1_000,
+                memory: MemoryBounds::MOST,
             };
             let mut shard = Shard::new(options);
             shard.recall_limits(Arc::clone(&past));

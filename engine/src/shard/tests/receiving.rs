@@ -45,3 +45,25 @@ fn large_messages_at_once_take_only_so_much_memory() {
     assert_eq!(world.client_says(session, rest), TOO_MUCH);
     assert_eq!(world.shard.receiving_bytes, RECEIVING_BYTES_MAX);
 }
+
+/// In a small machine there is less of it, and what was received and is not in the spool yet takes it, too.
+#[test]
+fn what_waits_to_be_let_in_takes_of_the_same_memory() {
+    let mut world = World::new();
+    world.shard.memory = MemoryBounds::of(128 << 20, 2);
+    let most = world.shard.memory.receiving_bytes;
+    assert!(most < RECEIVING_BYTES_MAX / 16);
+    let part = format!("{}\r\n", "y".repeat(78)).repeat(most as usize / 100);
+    let session = world.connect_client();
+    world.client_says(session, CLIENT);
+    world.shard.held_bytes = most - (64 << 10);
+    world.client_says(session, &format!("Subject: x\r\n\r\n{part}"));
+    assert_eq!(world.client_says(session, ".\r\n"), TOO_MUCH);
+    world.shard.held_bytes = 0;
+    let session = world.connect_client();
+    world.client_says(session, CLIENT);
+    world.client_says(session, &format!("Subject: x\r\n\r\n{part}"));
+    let said = world.client_says(session, ".\r\n");
+    assert!(said.starts_with("552 5.3.4 "), "this spool's segments are too small for it: {said}");
+    assert_eq!((world.shard.receiving_bytes, world.shard.held_bytes), (0, 0));
+}
