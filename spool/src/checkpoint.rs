@@ -519,7 +519,7 @@ impl Log {
         match result {
             Ok(file) => {
                 self.checkpoints.files[slot] = Some(CheckpointFile { file, capacity: bytes });
-                self.checkpoints.shortage.end();
+                self.checkpoints.shortage.made();
                 Progress::Nothing
             }
             Err(error) => {

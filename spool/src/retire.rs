@@ -189,7 +189,7 @@ impl Log {
         self.preallocation.creating = false;
         match result {
             Ok(file) => {
-                self.preallocation.shortage.end();
+                self.preallocation.shortage.made();
                 self.segments.put(slot, Segment::new(file, self.directory.options().segment_bytes));
                 self.segments.spares.push_back(slot);
                 Progress::Nothing

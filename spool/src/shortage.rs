@@ -11,25 +11,39 @@ use crate::error::Closed;
 #[derive(Debug, Default)]
 pub(crate) struct Shortage {
     failed: Option<Failed>,
+    /// The last failure's cause, until a file could be made: a log that can't be written is opened again and again, and
+    /// wants a file each time.
+    told: Option<Cause>,
 }
 
 #[derive(Debug)]
 struct Failed {
     retry_at: Duration,
-    kind: io::ErrorKind,
-    code: Option<i32>,
+    closed: Closed,
 }
 
+type Cause = (io::ErrorKind, Option<i32>);
+
 impl Shortage {
-    /// Notes a failure. Whether it is another than the time before.
+    /// Notes a failure. Whether it is another than the last one, or the first since a file could be made.
     pub(crate) fn note(&mut self, retry_at: Duration, error: &io::Error) -> bool {
-        let (kind, code) = (error.kind(), error.raw_os_error());
-        let before = self.failed.replace(Failed { retry_at, kind, code });
-        before.is_none_or(|before| (before.kind, before.code) != (kind, code))
+        let closed = match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Closed::NoSpace,
+            _ => Closed::NoFile,
+        };
+        self.failed = Some(Failed { retry_at, closed });
+        let cause = (error.kind(), error.raw_os_error());
+        self.told.replace(cause) != Some(cause)
     }
 
+    /// No file is wanted any more.
     pub(crate) fn end(&mut self) {
         self.failed = None;
+    }
+
+    /// One could be made.
+    pub(crate) fn made(&mut self) {
+        (self.failed, self.told) = (None, None);
     }
 
     /// When it is tried again; none before.
@@ -39,10 +53,7 @@ impl Shortage {
 
     /// Why there is no such file.
     pub(crate) fn closed(&self) -> Option<Closed> {
-        self.failed.as_ref().map(|failed| match failed.kind {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Closed::NoSpace,
-            _ => Closed::NoFile,
-        })
+        self.failed.as_ref().map(|failed| failed.closed)
     }
 }
 
@@ -64,5 +75,17 @@ mod tests {
         assert_eq!(shortage.retry_at(), Some(now));
         shortage.end();
         assert_eq!((shortage.closed(), shortage.retry_at()), (None, None));
+    }
+
+    /// A log on a file system that had turned read-only told it with each try to open it.
+    #[test]
+    fn what_lasts_is_told_once() {
+        let mut shortage = Shortage::default();
+        let read_only = io::Error::from_raw_os_error(libc::EROFS);
+        assert!(shortage.note(Duration::ZERO, &read_only));
+        shortage.end();
+        assert!(!shortage.note(Duration::ZERO, &read_only));
+        shortage.made();
+        assert!(shortage.note(Duration::ZERO, &read_only));
     }
 }
