@@ -428,7 +428,7 @@ pub(crate) const INJECT_PATIENCE: std::time::Duration = std::time::Duration::fro
 /// HTTP connections served at a time, per listener; more wait in the kernel.
 pub(crate) const HTTP_CONNECTIONS_MAX: usize = 64;
 /// Requests served at a time, per listener, but for probes; above it 503.
-pub(crate) const HTTP_REQUESTS_MAX: usize = 48;
+pub(crate) const HTTP_REQUESTS_MAX: usize = 24;
 const _: () = assert!(HTTP_REQUESTS_MAX < HTTP_CONNECTIONS_MAX);
 /// From a request's first byte to its answer's first byte, and for a peer to take some of a waiting answer.
 pub(crate) const HTTP_REQUEST_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
