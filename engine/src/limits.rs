@@ -281,8 +281,8 @@ pub const SESSIONS_MAX: usize = 20_000;
 pub const SESSION_CLOSE_MAX: std::time::Duration = std::time::Duration::from_secs(10);
 /// RSA signatures of one turn, at about a quarter of a millisecond each.
 pub const RSA_SIGNATURES_PER_TURN: usize = 4;
-/// Memory of what is being received by one shard's sessions, or waits to be signed. Above it the next to go on is refused
-/// at its end, but for what is small.
+/// Memory of what is being received by one shard's sessions, or waits to be signed. Above it the next to go on is
+/// refused at its end, but for what is small.
 pub(crate) const RECEIVING_BYTES_MAX: u64 = 512 << 20;
 pub(crate) const RECEIVING_SMALL_BYTES: u64 = 64 << 10;
 /// Octets of messages that wait in one shard for room that the spool is about to have, and how long each does. Clients
