@@ -20,7 +20,7 @@ use crate::mail::time::Now;
 use crate::pool::automation::{self, Limited};
 use crate::pool::connection::ConnectionKey;
 use crate::pool::suspension::{self, Effect, Scope};
-use crate::schedule::queue::{EntryKey, QueueKey};
+use crate::schedule::queue::{Entry, EntryKey, QueueKey};
 
 /// Entries that are decided about: those taken from wherever they waited, and those that bounce once they come back.
 #[derive(Debug, Default)]
@@ -193,6 +193,19 @@ impl Shard {
             self.decide(vec![entry], Fate::AdminBounced, out.answer);
         }
         true
+    }
+
+    /// Parts an entry. If its queue was bounced while it was out, the part that waits from now on ends.
+    pub(super) fn split(&mut self, entry: EntryKey, recipients: &[u32], attempts: u32, due_ms: u64) -> EntryKey {
+        let part = self.home.split(entry, recipients, attempts, due_ms);
+        let Entry { message, queue, .. } = self.home.entry(entry);
+        let out = self.bouncing.out.get(&entry).filter(|out| out.entry == (message, queue));
+        if let Some(answer) = out.map(|out| Arc::clone(&out.answer))
+            && self.home.withdraw_one(part)
+        {
+            self.decide(vec![part], Fate::AdminBounced, answer);
+        }
+        part
     }
 
     /// Not everything that comes home tells so.

@@ -66,11 +66,11 @@ impl Shard {
             (Some(Waiting { recipients, due_ms, last_answer }), _) => {
                 // What goes on at once has had no answer since the last one.
                 if !at_once.is_empty() {
-                    self.home.split(key, &at_once, old_attempts, old_due_ms);
+                    self.split(key, &at_once, old_attempts, old_due_ms);
                 }
                 self.home.defer(key, &recipients, attempts, due_ms, &last_answer);
                 for Waiting { recipients, due_ms, last_answer } in waiting {
-                    let part = self.home.split(key, &recipients, attempts, due_ms);
+                    let part = self.split(key, &recipients, attempts, due_ms);
                     self.home.set_answer(part, &last_answer);
                 }
             }

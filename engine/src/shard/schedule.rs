@@ -239,7 +239,7 @@ impl Shard {
             let recipients: Vec<u32> = entry.recipients.collect();
             let (now, later) = recipients.split_at(batch_max);
             self.home.keep_only(key, now);
-            self.home.split(key, later, attempts, due_ms);
+            self.split(key, later, attempts, due_ms);
         }
     }
 

@@ -198,3 +198,26 @@ fn a_queued_message_is_looked_at() {
     world.pass(Duration::from_secs(1));
     assert_eq!(inspect(&mut world, id, true), None);
 }
+
+/// Its recipients come back at several times, and none of them waits for another attempt.
+#[test]
+fn what_comes_back_in_parts_is_bounced_whole() {
+    let mut world = world();
+    let session = world.connect_client();
+    let recipients = "RCPT TO:<b@peer.example>\r\nRCPT TO:<c@peer.example>\r\nRCPT TO:<d@peer.example>\r\n";
+    world.client_says(session, &CLIENT.replace("RCPT TO:<b@peer.example>\r\n", recipients));
+    world.client_says(session, CONTENT);
+    world.sync();
+    let peer = world.accept_connection();
+    world.peer_says(peer, "250-peer.example\r\n250 PIPELINING\r\n");
+    assert_eq!(world.bounce(domain("peer.example")), [("peer.example".to_owned(), 3)]);
+    world.peer_says(peer, "250 ok\r\n250 ok\r\n452 4.5.3 too many\r\n450 4.2.0 later\r\n354 go\r\n");
+    world.peer_says(peer, "250 ok\r\n");
+    world.pass(Duration::from_secs(1));
+    world.pass(Duration::from_millis(10));
+    let mut fates = world.fates();
+    fates.retain(|fate| !matches!(fate, Fate::Deferred { .. }));
+    fates.sort_by_key(|fate| *fate == Fate::AdminBounced);
+    assert_eq!(fates, [Fate::Delivered, Fate::AdminBounced, Fate::AdminBounced]);
+    assert_eq!(world.shard.home.len(), 0);
+}
