@@ -39,6 +39,13 @@ pub struct Slot {
     state: SlotState,
 }
 
+impl Slot {
+    fn begin_delivery(&mut self) {
+        self.deliveries += 1;
+        assert!(self.deliveries <= self.deliveries_max, "LIMITS-HOLD: a peer gets no more than it takes in a session");
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SlotState {
     Opening,
@@ -110,7 +117,7 @@ impl Slots {
         );
         assert!(legal, "{:?} → {next:?}", slot.state);
         match next {
-            SlotState::Busy => slot.deliveries += 1,
+            SlotState::Busy => slot.begin_delivery(),
             SlotState::Closing => self.closing += 1,
             SlotState::Opening | SlotState::Idle { .. } => {}
         }
@@ -151,7 +158,7 @@ impl Slots {
     pub fn count_delivery(&mut self, key: ConnectionKey) {
         let slot = self.slots[key.0 as usize].as_mut().expect("the connection has a slot");
         assert_eq!(slot.state, SlotState::Busy, "a transaction rides behind another");
-        slot.deliveries += 1;
+        slot.begin_delivery();
     }
 
     pub fn free(&mut self, key: ConnectionKey) -> Slot {

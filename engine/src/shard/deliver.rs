@@ -333,7 +333,8 @@ impl Shard {
             ClientEvent::Idle => {
                 // Without a handshake so far there is none.
                 self.count_session(connection, Err(TlsFailure::StartTlsNotSupported));
-                if let DeliveryState::Up(client) = &self.deliveries[&connection].state
+                if self.pools.slot(connection).deliveries == 0
+                    && let DeliveryState::Up(client) = &self.deliveries[&connection].state
                     && let Some(max) = client.extensions().mails_max
                 {
                     self.pools.bound_deliveries(connection, max);

@@ -10,6 +10,7 @@ mod clock_steps;
 mod expiry;
 mod families;
 mod gathering;
+mod hosts;
 mod in_doubt;
 mod injection;
 mod limits;
@@ -625,115 +626,6 @@ fn after_a_421_what_was_in_flight_goes_back_at_once() {
     let peer = world.accept_connection();
     let said = world.peer_says(peer, CHUNKING);
     assert_eq!(said.matches("BDAT ").count(), 2, "a 421 is no reason to trust it less: {said}");
-}
-
-/// RFC 6152 §3: what one host lacks another may have. Only when all have said so it bounces, and no attempt is counted
-/// for those that were asked before.
-#[test]
-fn what_a_host_lacks_is_looked_for_at_the_others() {
-    let run = |second: &str| {
-        let to = ["127.0.0.1:25", "127.0.0.2:25"].map(|to| RouteTarget::Address(to.parse().unwrap())).to_vec();
-        let mut config = Config::new("mta.example");
-        config.routes = vec![Route { tls: Some(TlsMode::Disabled), ..Route::new(DomainPattern::Any, to) }];
-        let mut world = World::open(TempDir::new().unwrap(), START, config);
-        let session = world.connect_client();
-        world.client_says(session, CLIENT);
-        world.client_says(session, "Subject: x\r\n\r\nH\u{e9}llo\r\n.\r\n");
-        world.sync();
-        assert_eq!(world.connects[0].1.to_string(), "127.0.0.1:25");
-        let first = world.accept_connection();
-        assert_eq!(world.peer_says(first, "250 peer.example\r\n"), "", "it is kept for other mail");
-        assert_eq!(world.connects[0].1.to_string(), "127.0.0.2:25");
-        let peer = world.accept_connection();
-        let said = world.peer_says(peer, second);
-        world.pass(Duration::from_secs(1));
-        (world, peer, said)
-    };
-    let (mut world, peer, said) = run("250-peer.example\r\n250 8BITMIME\r\n");
-    assert_eq!(said, "MAIL FROM:<a@client.example> BODY=8BITMIME\r\n");
-    world.peer_says(peer, "451 not now\r\n");
-    world.pass(Duration::from_secs(1));
-    assert!(matches!(world.fates()[..], [Fate::Deferred { .. }]));
-    assert_eq!(world.shard.home.entries().next().expect("it waits").1.attempts, 1, "only where MAIL was said");
-    accepted(&mut world);
-    assert_eq!(world.connects.len(), 0, "plain mail goes by either");
-
-    let (world, _, said) = run("250 peer.example\r\n");
-    assert_eq!((said.as_str(), world.connects.len()), ("", 0));
-    assert_eq!(world.fates(), [Fate::Bounced]);
-}
-
-/// RFC 5321 §5.1: what a host put off for its own sake goes to another one next time, though the connection to the
-/// first is still there; what it has said of the message alone it is asked again.
-#[test]
-fn a_retry_goes_to_another_host_where_the_first_had_trouble() {
-    for (answer, next) in [("452 4.3.1 no room", 2), ("451 4.7.1 greylisted", 1)] {
-        let to = ["127.0.0.1:25", "127.0.0.2:25"].map(|to| RouteTarget::Address(to.parse().unwrap())).to_vec();
-        let mut config = Config::new("mta.example");
-        config.routes = vec![Route { tls: Some(TlsMode::Disabled), ..Route::new(DomainPattern::Any, to) }];
-        config.shaping.idle_timeout = Duration::from_secs(86_400);
-        let mut world = World::open(TempDir::new().unwrap(), START, config);
-        accepted(&mut world);
-        assert_eq!(world.connects[0].1.to_string(), "127.0.0.1:25");
-        let first = world.accept_connection();
-        assert!(world.peer_says(first, "250 peer.example\r\n").starts_with("MAIL FROM"));
-        world.peer_says(first, &format!("{answer}\r\n"));
-        world.pass(Duration::from_secs(1));
-        assert!(matches!(world.fates()[..], [Fate::Deferred { .. }]));
-        accepted(&mut world);
-        assert_eq!(world.to_peer, "RSET\r\n", "first attempts go to the preferred one");
-        assert!(world.peer_says(first, "250 ok\r\n").starts_with("MAIL FROM"));
-        assert_eq!(world.peer_says(first, "550 5.7.1 no\r\n"), "", "which takes none");
-        world.to_peer.clear();
-        world.pass(Duration::from_secs(7_200));
-        let connects: Vec<String> = world.connects.iter().map(|(_, to)| to.to_string()).collect();
-        match next {
-            2 => assert_eq!((connects, world.to_peer.as_str()), (vec!["127.0.0.2:25".to_owned()], ""), "{answer}"),
-            _ => {
-                assert_eq!((connects, world.to_peer.as_str()), (vec![], "RSET\r\n"), "{answer}");
-                continue;
-            }
-        }
-        let second = world.accept_connection();
-        assert!(world.peer_says(second, "250 peer.example\r\n").starts_with("MAIL FROM"));
-        world.peer_says(second, "450 4.7.1 the first host is up\r\n");
-        world.shard.connection_closed(world.now, second, "closed by the peer");
-        world.shard.connection_gone(world.now, second);
-        world.pass(Duration::from_secs(1));
-        world.pass(Duration::from_secs(7_200));
-        assert_eq!(world.to_peer, "RSET\r\n");
-        assert!(world.peer_says(first, "250 ok\r\n").starts_with("MAIL FROM"), "the first is asked again");
-    }
-}
-
-/// Those that may have it can't be reached: that is no reason to bounce.
-#[test]
-fn a_host_that_backs_off_may_have_what_another_lacks() {
-    let to = ["127.0.0.1:25", "127.0.0.2:25"].map(|to| RouteTarget::Address(to.parse().unwrap())).to_vec();
-    let mut config = Config::new("mta.example");
-    config.routes = vec![Route { tls: Some(TlsMode::Disabled), ..Route::new(DomainPattern::Any, to) }];
-    let mut world = World::open(TempDir::new().unwrap(), START, config);
-    accepted(&mut world);
-    let refuse = |world: &mut World, to: &str| {
-        let (connection, address) = world.connects.pop().expect("a connection is wanted");
-        assert_eq!(address.to_string(), to);
-        let refused = ConnectError::Failed(std::io::ErrorKind::ConnectionRefused.into());
-        world.shard.connect_failed(world.now, connection, &refused);
-        world.settle();
-    };
-    refuse(&mut world, "127.0.0.1:25");
-    let second = world.accept_connection();
-    world.peer_says(second, "250 peer.example\r\n");
-    world.peer_says(second, "450 no\r\n");
-    world.pass(Duration::from_secs(1));
-    let session = world.connect_client();
-    world.client_says(session, CLIENT);
-    world.client_says(session, "Subject: x\r\n\r\nH\u{e9}llo\r\n.\r\n");
-    world.sync();
-    world.pass(Duration::from_secs(1));
-    assert!(matches!(world.fates()[..], [Fate::Deferred { .. }, Fate::Deferred { .. }]), "{:?}", world.fates());
-    let held = world.shard.home.entries().filter_map(|(_, entry)| entry.last_answer).collect::<Vec<_>>();
-    assert!(held.iter().any(|answer| answer.starts_with("451 4.6.3 ")), "{held:?}");
 }
 
 fn to_peer(terms: Terms) -> Route {

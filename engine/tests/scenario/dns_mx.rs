@@ -35,17 +35,22 @@ fn engine(directory: &tempfile::TempDir, zone: &[(&str, Entry)]) -> (Running, Dn
     (Running::start(config), server)
 }
 
+/// d.test has two hosts, the first preferred.
+fn two_hosts(first: [u8; 4], second: [u8; 4]) -> [(&'static str, Entry); 4] {
+    [
+        ("d.test", Entry::Mx(20, "mx2.d.test")),
+        ("d.test", Entry::Mx(10, "mx1.d.test")),
+        ("mx1.d.test", Entry::A(first)),
+        ("mx2.d.test", Entry::A(second)),
+    ]
+}
+
 #[test]
 fn the_preferred_host_gets_the_mail_and_the_next_one_when_it_is_down() {
     let directory = tempfile::tempdir().unwrap();
     let Some((first, first_address)) = sink_at_port_25() else { return };
     let Some((second, second_address)) = sink_at_port_25() else { return };
-    let zone = [
-        ("d.test", Entry::Mx(20, "mx2.d.test")),
-        ("d.test", Entry::Mx(10, "mx1.d.test")),
-        ("mx1.d.test", Entry::A(first_address)),
-        ("mx2.d.test", Entry::A(second_address)),
-    ];
+    let zone = two_hosts(first_address, second_address);
     let (mut running, server) = engine(&directory, &zone);
     running.inject(&["a@d.test"], &message("preferred"));
     assert_eq!(token(&first.next().content), "preferred");
@@ -69,12 +74,7 @@ fn the_next_host_gets_what_the_preferred_one_has_no_room_for() {
     let directory = tempfile::tempdir().unwrap();
     let Some((first, first_address)) = sink_at_port_25() else { return };
     let Some((second, second_address)) = sink_at_port_25() else { return };
-    let zone = [
-        ("d.test", Entry::Mx(20, "mx2.d.test")),
-        ("d.test", Entry::Mx(10, "mx1.d.test")),
-        ("mx1.d.test", Entry::A(first_address)),
-        ("mx2.d.test", Entry::A(second_address)),
-    ];
+    let zone = two_hosts(first_address, second_address);
     first.always(Verb::Mail, "452 4.3.1 Insufficient system storage");
     let (mut running, _server) = engine(&directory, &zone);
     running.inject(&["a@d.test"], &message("no room"));
