@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use postrider::config::{Credentials, Terms, TlsMode};
+use postrider::config::{Credentials, DeliveryProtocol, Terms, TlsMode};
 use postrider::deliver::route::{
     AddressVerdict, Addresses, MxRecord, RouteFailure, Site, choose_hosts, mail_hosts, site_name,
 };
@@ -60,6 +60,12 @@ impl Dns {
         zones.push(Zone { domain: "null.example".to_owned(), ..zone(0, 0, Kind::NullMx) });
         zones.push(Zone { domain: "nowhere.example".to_owned(), ..zone(0, 0, Kind::NoDomain) });
         Self { zones }
+    }
+
+    /// As if a route led to the domain's hosts.
+    pub(crate) fn speak_lmtp(&mut self, domain: &str) {
+        let zone = self.zones.iter_mut().find(|zone| zone.domain == domain).expect("it is there");
+        zone.terms = Arc::new(Terms { protocol: DeliveryProtocol::Lmtp, ..Terms::default() });
     }
 
     pub(crate) fn domains(&self) -> impl Iterator<Item = &str> {

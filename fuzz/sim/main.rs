@@ -15,6 +15,7 @@ mod disk;
 mod dns;
 mod event_log;
 mod families;
+mod lmtp;
 mod mix;
 mod moves;
 mod net;

@@ -94,6 +94,9 @@ faults! {
     ShardsChanged "engine: another number of shards" 10_000,
     PairMoved "control: pairs move to another shard" 10_000,
     // Which runs have these is drawn elsewhere.
+    LmtpDeferred "LMTP: content put off for one recipient" 0,
+    LmtpRefused "LMTP: content refused for one recipient" 0,
+    LmtpCutShort "LMTP: closed before all replies to the content" 0,
     Reloaded "control: another configuration" 0,
     TlsChanged "TLS: a host's TLS is another" 0,
     TlsSelfSigned "TLS: nobody vouches for the certificate" 0,

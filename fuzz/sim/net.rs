@@ -364,6 +364,7 @@ impl World {
             limits: self.peer_limits,
             is_heard: link.is_heard,
             canary: self.canary,
+            lmtp: self.lmtp.as_mut(),
             has_matched_routes: self.wanted.routes.iter().any(|route| route.matches.is_some()),
         };
         let host = &mut self.hosts[link.peer.host];

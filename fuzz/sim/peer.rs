@@ -99,6 +99,8 @@ pub(crate) struct Around<'a> {
     /// The engine listens to this connection.
     pub(crate) is_heard: bool,
     pub(crate) canary: Option<Canary>,
+    /// Some mail goes by LMTP.
+    pub(crate) lmtp: Option<&'a mut Random>,
     /// Some mail has a route of its own.
     pub(crate) has_matched_routes: bool,
 }
@@ -124,7 +126,7 @@ impl Around<'_> {
         );
     }
 
-    fn strikes(&mut self, fault: Fault) -> bool {
+    pub(crate) fn strikes(&mut self, fault: Fault) -> bool {
         self.mix.strikes(fault, self.random)
     }
 
@@ -153,6 +155,8 @@ pub(crate) struct Peer {
     is_closed: bool,
     is_handshaking: bool,
     is_encrypted: bool,
+    /// It was greeted by LHLO.
+    is_lmtp: bool,
     /// It has said that it has TLS.
     offers_tls: bool,
     deliveries: u64,
@@ -297,6 +301,7 @@ impl Peer {
             is_closed: false,
             is_handshaking: false,
             is_encrypted: false,
+            is_lmtp: false,
             offers_tls: false,
             deliveries: 0,
             read: 0,
@@ -387,7 +392,10 @@ impl Peer {
             return self.say(if around.random.one_in(2) { "HTTP/1.1 400 Bad Request" } else { "\u{0}\u{ff}" });
         }
         match verb {
-            "EHLO" => self.ehlo(host, around),
+            "EHLO" | "LHLO" => {
+                self.is_lmtp = verb == "LHLO";
+                self.ehlo(host, around);
+            }
             "HELO" => self.say("250 peer.example"),
             "STARTTLS" => self.start_tls(host),
             "AUTH" if around.strikes(Fault::AuthRefused) => self.say("535 5.7.8 who are you?"),
@@ -519,6 +527,7 @@ impl Peer {
             return self.say("503 5.5.1 MAIL first");
         }
         let reverse_path = self.asked_path();
+        around.check_protocol(&recipient, self.is_lmtp);
         around.check_route(&reverse_path, &recipient, host.site, self.is_encrypted);
         let accepted = self.transaction.recipients.len();
         let domain = |address: &str| address.rsplit_once('@').map(|(_, domain)| domain.to_owned());
@@ -567,7 +576,8 @@ impl Peer {
     fn data(&mut self, host: &Host, around: &mut Around<'_>) {
         if self.transaction.recipients.is_empty() {
             // RFC 2920 §3.1 lets it say either.
-            if host.habits.refuses_every_second && self.transaction.reverse_path.is_some() && around.random.one_in(2) {
+            let is_second = host.habits.refuses_every_second && !self.is_lmtp;
+            if is_second && self.transaction.reverse_path.is_some() && around.random.one_in(2) {
                 self.transaction.content = Phase::Content;
                 return self.say("354 go on");
             }
@@ -611,9 +621,9 @@ impl Peer {
     fn refuse_early(&mut self, around: &mut Around<'_>) {
         if around.random.one_in(2) {
             self.bounce_all(around);
-            self.say("552 5.3.4 too much");
+            self.say_of_content("552 5.3.4 too much");
         } else {
-            self.say("451 4.3.1 no room");
+            self.say_of_content("451 4.3.1 no room");
         }
         self.transaction.content = Phase::Discarded;
         if around.random.one_in(2) {
@@ -634,10 +644,10 @@ impl Peer {
         }
         self.transaction = transaction;
         if around.strikes(Fault::ContentDeferred) {
-            self.say("451 4.3.0 later");
+            self.say_of_content("451 4.3.0 later");
         } else if around.strikes(Fault::ContentRefused) {
             self.bounce_all(around);
-            self.say("554 5.6.0 unwanted");
+            self.say_of_content("554 5.6.0 unwanted");
         } else if around.strikes(Fault::ClosedBeforeReply) {
             self.close();
         } else if around.strikes(Fault::Busy) {
@@ -662,6 +672,9 @@ impl Peer {
             is_awaited: around.is_heard,
             is_foreign,
         };
+        if self.is_lmtp {
+            return self.take_each(delivered, around);
+        }
         let marker = around.ledger.take(delivered);
         if around.canary == Some(Canary::StartedTwice) && around.random.one_in(50) {
             around.ledger.take(delivered);
@@ -676,7 +689,7 @@ impl Peer {
     }
 
     /// What the last MAIL asked for, whatever was said to it.
-    fn asked_path(&self) -> String {
+    pub(crate) fn asked_path(&self) -> String {
         self.mail.as_ref().expect("MAIL came before").0.clone()
     }
 
@@ -687,7 +700,13 @@ impl Peer {
         }
     }
 
-    fn say(&mut self, text: &str) {
+    /// In LMTP each recipient hears of it (RFC 2033 §4.2).
+    fn say_of_content(&mut self, text: &str) {
+        let replies = if self.is_lmtp { self.transaction.recipients.len() } else { 1 };
+        (0..replies).for_each(|_| self.say(text));
+    }
+
+    pub(crate) fn say(&mut self, text: &str) {
         self.say_after(0, text);
     }
 
@@ -696,12 +715,12 @@ impl Peer {
         self.says.push_back(Say::Text { wait, text, takes: None });
     }
 
-    fn close_with(&mut self, text: &str) {
+    pub(crate) fn close_with(&mut self, text: &str) {
         self.say(text);
         self.close();
     }
 
-    fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         self.is_closed = true;
         self.says.push_back(Say::Close);
     }

@@ -43,6 +43,7 @@ use crate::disk::Weather;
 use crate::dns::{Dns, IMPLICIT, SMTP_PORT};
 use crate::event_log::EventLog;
 use crate::families;
+use crate::lmtp;
 use crate::mix::{Fault, Mix, spread};
 use crate::moves::Moves;
 use crate::net::{Link, LinkId, NetEvent, address_of};
@@ -219,6 +220,8 @@ pub(crate) struct World {
     answers: BTreeMap<u64, Vec<MessageRow>>,
     pub(crate) questions: u64,
     pub(crate) operator: Option<Random>,
+    /// What those draw that speak LMTP.
+    pub(crate) lmtp: Option<Random>,
     /// How many recipients an operator's choice were.
     pub(crate) chosen: BTreeMap<u64, u64>,
     // Holds the lock of the spool's directory.
@@ -315,6 +318,7 @@ impl World {
             families::mix(seed, &mut config, &mut hosts);
         }
         tls.begin(&hosts, &mut dns);
+        let lmtp = if kind == Kind::Whole { lmtp::draw(seed, &mut dns) } else { None };
         if has_rates {
             rates::draw_narrow(&mut config, &hosts, &mut Random::new(seed.rotate_left(32)));
             if kind == Kind::Whole {
@@ -418,6 +422,7 @@ impl World {
             answers: BTreeMap::new(),
             questions: 0,
             operator: operate::draw(seed).filter(|_| kind == Kind::Whole),
+            lmtp,
             chosen: BTreeMap::new(),
             spool: None,
             random,
