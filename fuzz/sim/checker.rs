@@ -127,6 +127,8 @@ pub(crate) struct Ledger {
     /// What an operator has bounced: in any life, and in this one.
     pub(crate) bounced: BTreeSet<(MessageId, String)>,
     pub(crate) unwanted: BTreeSet<(MessageId, String)>,
+    /// What was held, and when an operator let it be tried again.
+    pub(crate) released: BTreeMap<(MessageId, String), u64>,
     /// Domains of which the DNS said that they take no mail.
     undeliverable: BTreeSet<String>,
     /// What peers did not offer, by address.
@@ -186,6 +188,7 @@ impl Ledger {
             undeliverable: BTreeSet::new(),
             bounced: BTreeSet::new(),
             unwanted: BTreeSet::new(),
+            released: BTreeMap::new(),
             lacks: BTreeSet::new(),
             told: BTreeMap::new(),
             untold: BTreeMap::new(),
@@ -255,7 +258,8 @@ impl Ledger {
             );
             let held = self.durable[&id].recipients[index].is_held;
             assert!(!held || !is_awaited, "DELIVERED-ONCE: {marker} came to {recipient}, and was held");
-            assert!(taken.times == 0 || !self.holds, "DELIVERED-ONCE: {marker} came to {recipient} again");
+            let may_repeat = !self.holds || self.released.contains_key(&(id, recipient.clone()));
+            assert!(taken.times == 0 || may_repeat, "DELIVERED-ONCE: {marker} came to {recipient} again");
             self.counts.repeated += u64::from(taken.times > 0);
             taken.times += 1;
             taken.is_unknown = false;
@@ -393,6 +397,22 @@ impl Ledger {
             let state = &mut durable.recipients[*index as usize];
             assert_eq!(*recipient, sent.recipients[*index as usize], "RIGHT-ENVELOPE: {marker}");
             assert!(state.fate.is_none(), "NOTHING-LOST: {marker} to {recipient} ended as {state:?}, and {fate:?} now");
+            if answer.text.starts_with("Administrator released") {
+                let at_ms = self.released.get(&(id, recipient.clone())).copied();
+                let due_ms = at_ms.unwrap_or_else(|| panic!("nobody released {marker} to {recipient}"));
+                assert!(state.is_held, "EXACT-RETRY-STATE: {marker} to {recipient} was not held: {result:?}");
+                assert_eq!(
+                    (*fate, *attempts),
+                    (Fate::Deferred { due_ms }, state.attempts),
+                    "EXACT-RETRY-STATE: {marker}"
+                );
+                (state.is_held, state.due_ms) = (false, due_ms);
+                self.counts.deferred += 1;
+                if let Some(taken) = self.taken.get_mut(&(marker, recipient.clone())) {
+                    taken.is_unknown = true;
+                }
+                continue;
+            }
             let by_attempt = *attempts == state.attempts + 1;
             let is_end = matches!(fate, Fate::Bounced | Fate::Expired | Fate::AdminBounced);
             let by_decision = is_end && *attempts == state.attempts;
