@@ -112,6 +112,9 @@ pub(crate) struct Ledger {
     /// Refused because a commit failed: the record may be on the medium until the log is open again.
     doubts: BTreeMap<Marker, LogId>,
     is_recovering: bool,
+    /// By how much the wall clock was set back, in all. Retries that waited come earlier by as much, also after a crash
+    /// where a checkpoint has told so.
+    pub(crate) back_ms: u64,
     durable: BTreeMap<MessageId, Durable>,
     /// Recipients of durable messages that have no fate yet.
     open: usize,
@@ -177,6 +180,7 @@ impl Ledger {
             sent: BTreeMap::new(),
             doubts: BTreeMap::new(),
             is_recovering: false,
+            back_ms: 0,
             durable: BTreeMap::new(),
             open: 0,
             ids: BTreeMap::new(),
@@ -498,7 +502,7 @@ impl Ledger {
                 Fate::Expired => {
                     let is_over = outcome.at_ms + if by_attempt { interval_ms + spread_ms } else { 0 };
                     assert!(
-                        is_over >= durable.expires_ms,
+                        is_over + self.back_ms >= durable.expires_ms,
                         "NOTHING-LOST: {marker} to {recipient} expired at {}, before {}",
                         outcome.at_ms,
                         durable.expires_ms
@@ -589,7 +593,7 @@ impl Ledger {
                 let Some(row) = row else {
                     // Its end may wait for the message to be read.
                     let is_unwanted = self.unwanted.contains(&(*id, recipient.clone()));
-                    let is_over = durable.expires_ms <= now_ms || is_unwanted;
+                    let is_over = durable.expires_ms <= now_ms + self.back_ms || is_unwanted;
                     let may_end = is_over || self.undeliverable.contains(domain_of(recipient));
                     assert!(may_end, "NOTHING-LOST: {recipient} of {id} is not scheduled; it was {state:?}");
                     continue;
@@ -599,10 +603,15 @@ impl Ledger {
                 let may_wait = !is_unwanted || row.state == MessageState::Delivering;
                 assert!(may_wait, "NOTHING-LOST: an operator has bounced {recipient} of {id}, and it waits: {row:?}");
                 // What has expired is at its turn, and ends there.
-                let is_shown = row.state == MessageState::Held || state.is_held && durable.expires_ms <= now_ms;
+                let is_over = durable.expires_ms <= now_ms + self.back_ms;
+                let is_shown = row.state == MessageState::Held || state.is_held && is_over;
                 assert_eq!(is_shown, state.is_held, "NOTHING-LOST: the operator is not told of {row:?}: {state:?}");
                 let due_ms = row.due.expect("it waits").0;
-                let is_exact = due_ms == state.due_ms || due_ms > state.due_ms && row.blocked_by.is_some();
+                let is_exact = if due_ms > state.due_ms {
+                    row.blocked_by.is_some()
+                } else {
+                    state.due_ms - due_ms <= self.back_ms
+                };
                 assert!(is_exact, "EXACT-RETRY-STATE: {recipient} of {id} is due at {}: {row:?}", state.due_ms);
             }
         }

@@ -45,6 +45,15 @@ impl<E> Clock<E> {
         Now { monotonic, wall_ms: self.wall_ms_of(self.now) }
     }
 
+    pub(crate) fn set_wall_forward(&mut self, by_ms: u64) {
+        self.wall_ms_at_start += by_ms;
+    }
+
+    pub(crate) fn set_wall_back(&mut self, by_ms: u64) {
+        self.wall_ms_at_start -= by_ms;
+    }
+
+    /// As the wall clock is set now.
     pub(crate) fn wall_ms_of(&self, at: Micros) -> u64 {
         self.wall_ms_at_start + at / MS
     }

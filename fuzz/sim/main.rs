@@ -30,6 +30,7 @@ mod suspensions;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod wall;
 mod warmup;
 mod workload;
 mod world;

@@ -94,6 +94,8 @@ faults! {
     ShardsChanged "engine: another number of shards" 10_000,
     PairMoved "control: pairs move to another shard" 10_000,
     // Which runs have these is drawn elsewhere.
+    ClockSetForward "clock: set forward by up to four hours" 0,
+    ClockSetBack "clock: set back by up to four hours" 0,
     LmtpDeferred "LMTP: content put off for one recipient" 0,
     LmtpRefused "LMTP: content refused for one recipient" 0,
     LmtpCutShort "LMTP: closed before all replies to the content" 0,

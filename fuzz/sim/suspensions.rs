@@ -56,8 +56,9 @@ impl InForce {
         self.coming.push((shard, suspension.clone()));
     }
 
-    /// A shard has ended its turn.
+    /// A shard has ended its turn. What was over by then is, also where the wall clock is set back behind it.
     pub(crate) fn end_turn(&mut self, shard: usize, now: Micros, now_ms: u64) {
+        self.known[shard].retain(|known| known.suspension.until_ms > now_ms);
         if self.coming.iter().any(|(to, _)| *to == shard) {
             let (told, rest): (Vec<_>, Vec<_>) =
                 std::mem::take(&mut self.coming).into_iter().partition(|it| it.0 == shard);

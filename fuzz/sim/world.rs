@@ -55,6 +55,7 @@ use crate::rates::{self, Rates};
 use crate::reload::Reloads;
 use crate::suspensions::{self, InForce};
 use crate::tls::{Policies, Told as ToldPolicies};
+use crate::wall;
 use crate::warmup;
 use crate::workload::{self, Campaign};
 
@@ -106,6 +107,7 @@ pub(crate) enum Event {
     /// Pairs are to move to another shard.
     Move,
     Reload,
+    SetClock,
     /// A limit may have little left, while mail waits.
     Press,
     EndLife,
@@ -250,6 +252,9 @@ impl World {
         }
         if world.has_rates {
             world.clock.after(0, Event::Press);
+        }
+        if !world.has_rates && world.wanted.warmups.is_empty() && world.wanted.shaping.automation.is_empty() {
+            wall::times(seed, world.heal_at).into_iter().for_each(|at| world.clock.at(at, Event::SetClock));
         }
         if world.mix.has(Fault::PairMoved) {
             world.clock.after(0, Event::Move);
@@ -575,6 +580,7 @@ impl World {
             Event::Hosts => self.trouble_hosts(),
             Event::Move => self.begin_move(),
             Event::Reload => self.reload(),
+            Event::SetClock => self.set_wall_clock(),
             Event::Press => self.press(),
             Event::Operate => self.operate(),
             Event::EndLife => self.end_life(),
@@ -623,7 +629,11 @@ impl World {
         self.in_force.end_turn(shard, self.clock.micros(), now.wall_ms);
         let next = self.clock.micros_of(self.shards[shard].next_timeout(now));
         // What is overdue after a turn waits for something else.
-        let next = next.max(self.clock.micros() + MS);
+        self.arm(shard, next.max(self.clock.micros() + MS));
+    }
+
+    /// It is to take a turn by then.
+    pub(crate) fn arm(&mut self, shard: usize, next: Micros) {
         if next < self.armed[shard] || self.armed[shard] <= self.clock.micros() {
             self.armed[shard] = next;
             self.clock.at(next, Event::Turn { shard });
@@ -969,7 +979,8 @@ impl World {
     fn begin_life(&mut self) {
         self.clock.retain(|event| {
             matches!(event, Event::Submit | Event::WriteEvents | Event::Compare | Event::Hosts | Event::Move)
-                || matches!(event, Event::EndLife | Event::Heal | Event::Reload | Event::Press | Event::Operate)
+                || matches!(event, Event::EndLife | Event::Heal | Event::Reload | Event::Press)
+                || matches!(event, Event::Operate | Event::SetClock)
         });
         self.clients.clear();
         self.injections.clear();
@@ -1066,8 +1077,10 @@ impl World {
 
     /// How long everything may take once all is well.
     fn patience(&self) -> Micros {
+        let back = self.ledger.back_ms * MS;
         let longest = self.config.retry.schedule.interval(100).as_micros() as Micros;
-        let usual = workload::FIRST_ATTEMPT_IN_MAX + longest + longest / 8 + BACK_OFF_MAX + DNS_MEMORY_MAX + HOUR;
+        let usual =
+            back + workload::FIRST_ATTEMPT_IN_MAX + longest + longest / 8 + BACK_OFF_MAX + DNS_MEMORY_MAX + HOUR;
         // What is held ends by its age alone.
         let max_age = self.config.retry.max_age.as_micros() as Micros;
         let may_hold = self.ledger.holds || self.mix.has(Fault::Foreign);
