@@ -30,7 +30,7 @@ use crate::fair::Flow;
 use crate::mail::endpoint::Endpoint;
 use crate::pool::connection::ConnectionKey;
 use crate::pool::pair::OwnerState;
-use crate::pool::suspension::Suspension;
+use crate::pool::suspension::{Destination, Suspension};
 use crate::schedule::queue::EntryKey;
 use crate::shard::Reload;
 
@@ -100,6 +100,10 @@ impl PairKey {
     /// What its owner is looked up by.
     pub fn rollup_key(&self) -> RollupKey {
         RollupKey { source: self.source, rollup: Arc::clone(&self.rollup) }
+    }
+
+    pub fn destination(&self) -> Destination<'_> {
+        Destination { rollup: &self.rollup, site: &self.site }
     }
 
     /// What a limit over many pairs may ask about a flow here.

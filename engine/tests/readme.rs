@@ -34,6 +34,29 @@ fn its_configurations_pass_the_check() {
     }
 }
 
+/// What `check` says of a file with these two mistakes is what it says of such a file here.
+#[test]
+fn the_errors_that_it_shows_are_those_of_the_check() {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
+    let shown = readme.split("$ postrider check --config postrider.toml\n").nth(1).unwrap();
+    let shown = shown.split("```").next().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let text = "colour = \"red\"\n\n\n\n\n[spool]\nallow_filesystem = true\n[retry]\n\
+                max_age = \"5d\"\nretry_interval = \"20\"\n";
+    fs::write(directory.path().join("postrider.toml"), text).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_postrider"))
+        .args(["check", "--config", "postrider.toml"])
+        .current_dir(directory.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    // The second one's place in its line is another there.
+    let without_place = |text: &str| -> Vec<String> {
+        text.lines().map(|line| line.splitn(4, ':').nth(3).unwrap_or(line).to_owned()).collect()
+    };
+    assert_eq!(without_place(&String::from_utf8(output.stderr).unwrap()), without_place(shown));
+}
+
 /// The files that the examples name.
 fn write_keys(directory: &Path) {
     let write = |name: &str, text: String| fs::write(directory.join(name), text).unwrap();

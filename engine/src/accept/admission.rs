@@ -30,6 +30,7 @@ use crate::limits::{
     SCHEDULE_FIELD_BYTES_MAX,
 };
 use crate::mail::header::{self, Field, FromDomains, Line};
+use crate::mail::json::Object;
 use crate::mail::message_id;
 use crate::mail::time::Now;
 
@@ -148,6 +149,10 @@ impl Policy {
         if scan.received_fields > RECEIVED_FIELDS_MAX {
             // RFC 5321 §6.3.
             return Err(Refusal::new(554, (5, 4, 6), "too many Received fields: the message loops"));
+        }
+        if let Some(field) = scan.contradictory.filter(|_| received.trusted) {
+            let text = format!("{field}: is there more than once, and says different things; leave all but one out");
+            return Err(Refusal::new(550, (5, 6, 0), text));
         }
         let named = scan.tenant.as_deref().filter(|_| received.trusted);
         let tenant = self.tenants.choose(named, &received.reverse_path, &scan.from)?;
@@ -361,6 +366,8 @@ struct Scan {
     job: Option<String>,
     virtual_mta: Option<String>,
     schedule: Option<String>,
+    /// A field that steers and says different things.
+    contradictory: Option<&'static str>,
     captured: Vec<(String, String)>,
     header_end: usize,
     body_start: usize,
@@ -412,19 +419,28 @@ impl Scan {
         }
     }
 
-    /// The first of each name counts.
+    /// An empty one says nothing.
     fn steered_by(&mut self, field: &Field<'_>) {
-        let slot = match () {
-            () if field.is("X-Tenant") => &mut self.tenant,
-            () if field.is("X-Campaign") => &mut self.campaign,
-            () if field.is("X-Job") => &mut self.job,
-            () if field.is("X-Virtual-MTA") => &mut self.virtual_mta,
-            () if field.is("X-Schedule") => &mut self.schedule,
+        let (name, slot) = match () {
+            () if field.is("X-Tenant") => ("X-Tenant", &mut self.tenant),
+            () if field.is("X-Campaign") => ("X-Campaign", &mut self.campaign),
+            () if field.is("X-Job") => ("X-Job", &mut self.job),
+            () if field.is("X-Virtual-MTA") => ("X-Virtual-MTA", &mut self.virtual_mta),
+            () if field.is("X-Schedule") => ("X-Schedule", &mut self.schedule),
             () => return,
         };
-        if slot.is_none() {
-            *slot = Some(header::unfold(field.value)).filter(|value| !value.is_empty());
+        let value = header::unfold(field.value);
+        match slot {
+            _ if value.is_empty() => {}
+            None => *slot = Some(value),
+            Some(before) if *before == value => {}
+            Some(_) => self.note_contradiction(name),
         }
+    }
+
+    /// Of several, the first by name is told, in whatever order they stand.
+    fn note_contradiction(&mut self, name: &'static str) {
+        self.contradictory = Some(self.contradictory.map_or(name, |other| other.min(name)));
     }
 }
 
@@ -459,7 +475,7 @@ impl Steering {
         if text.len() > SCHEDULE_FIELD_BYTES_MAX {
             return Err("too long".to_owned());
         }
-        let schedule: Schedule = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let Object(schedule): Object<Schedule> = serde_json::from_str(text).map_err(|error| error.to_string())?;
         if let Some(first_attempt) = schedule.first_attempt {
             self.first_attempt_ms = parse_time("first_attempt", &first_attempt)?.max(now.wall_ms);
         }

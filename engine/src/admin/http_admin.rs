@@ -15,7 +15,7 @@ use aws_lc_rs::digest;
 use axum::extract::connect_info::Connected;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{ConnectInfo, Path, Query, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, Version, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -172,7 +172,10 @@ async fn admit(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let permission = service.options.borrow().check(address, request.headers());
+    let permission = match host(&request) {
+        Ok(host) => service.options.borrow().check(address, host, request.headers()),
+        Err(malformed) => return malformed.into_response(),
+    };
     let open_to_all = matches!(request.uri().path(), LIVENESS | READINESS);
     match permission {
         Err(refusal) if !open_to_all => refusal.into_response(),
@@ -192,8 +195,24 @@ async fn admit(
     }
 }
 
+/// Which host is asked for. A program that speaks HTTP/1.0 need not say; it is no browser.
+fn host(request: &Request) -> Result<&str, ApiError> {
+    let mut fields = request.headers().get_all(header::HOST).iter();
+    let field = fields.next();
+    // RFC 9112 §3.2: a request of HTTP/1.1 has one, and none has several.
+    if fields.next().is_some() || field.is_none() && request.version() == Version::HTTP_11 {
+        return Err(ApiError::bad_request("a request has one Host field"));
+    }
+    let field = match field {
+        Some(field) => field.to_str().map_err(|_| ApiError::bad_request("Host: is no name and no address"))?,
+        None => "localhost",
+    };
+    // RFC 9112 §3.2.2: what the request line says counts, and not the field.
+    Ok(request.uri().authority().map_or(field, |authority| authority.as_str()))
+}
+
 impl AdminOptions {
-    fn check(&self, peer: SocketAddr, headers: &HeaderMap) -> Result<(), ApiError> {
+    fn check(&self, peer: SocketAddr, host: &str, headers: &HeaderMap) -> Result<(), ApiError> {
         if !self.admin_token_sha256.is_empty() {
             return self.check_token(headers);
         }
@@ -201,8 +220,7 @@ impl AdminOptions {
         if !peer.ip().to_canonical().is_loopback() {
             return forbidden("only loopback clients are served until the listener has admin_tokens");
         }
-        let host = headers.get(header::HOST).map_or(Ok("localhost"), |host| host.to_str());
-        if !host.is_ok_and(names_this_machine) {
+        if !names_this_machine(host) {
             return forbidden("without admin_tokens the Host must be localhost or an IP address");
         }
         Ok(())

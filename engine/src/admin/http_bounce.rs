@@ -14,8 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use super::MailChoice;
 use super::http_admin::{ApiError, Shared, in_time};
+use super::http_suspend::refuse_empty;
 use crate::limits::SUSPENSION_REASON_OCTETS_MAX;
 use crate::mail::address::ascii_domain;
+use crate::mail::json::Object;
 
 /// `BounceV1Request`, and ours.
 #[derive(Debug, Default, Deserialize)]
@@ -62,9 +64,9 @@ pub(super) struct Released {
 
 pub(super) async fn bounce(
     State(service): Shared,
-    request: Result<Json<BounceRequest>, JsonRejection>,
+    request: Result<Json<Object<BounceRequest>>, JsonRejection>,
 ) -> Result<Json<Bounced>, ApiError> {
-    let Json(request) = request?;
+    let Json(Object(request)) = request?;
     let BounceRequest { campaign, tenant, domain, queue_names, message, held, reason, .. } = request;
     let refused = [
         ("routing_domain", request.routing_domain.is_some(), "no queue has one"),
@@ -88,9 +90,9 @@ pub(super) async fn bounce(
 
 pub(super) async fn release(
     State(service): Shared,
-    request: Result<Json<ReleaseRequest>, JsonRejection>,
+    request: Result<Json<Object<ReleaseRequest>>, JsonRejection>,
 ) -> Result<Json<Released>, ApiError> {
-    let Json(request) = request?;
+    let Json(Object(request)) = request?;
     let ReleaseRequest { campaign, tenant, domain, message, reason } = request;
     let choice = choose(campaign, tenant, domain, message)?;
     let chosen = in_time(service.backend.release(choice, checked(reason)?)).await?;
@@ -103,6 +105,7 @@ fn choose(
     domain: Option<String>,
     message: Option<String>,
 ) -> Result<MailChoice, ApiError> {
+    refuse_empty([("campaign", &campaign), ("tenant", &tenant), ("domain", &domain)])?;
     let parse = |text: String| -> Result<MessageId, ApiError> {
         text.parse().map_err(|error| ApiError::bad_request(format!("message: {text:?}: {error}")))
     };
@@ -111,11 +114,11 @@ fn choose(
     Ok(MailChoice { message, tenant, campaign, domain, ..MailChoice::default() })
 }
 
-/// One line; it stands in records and events.
-fn checked(reason: Option<String>) -> Result<String, ApiError> {
+/// One line; it stands in records and events, and in `blocked_by`.
+pub(super) fn checked(reason: Option<String>) -> Result<String, ApiError> {
     let mut reason = reason
         .filter(|reason| !reason.trim().is_empty())
-        .ok_or_else(|| ApiError::bad_request("reason: is missing; it stands in the events of what it is about"))?;
+        .ok_or_else(|| ApiError::bad_request("reason: is missing; it stands where one sees what came of it"))?;
     reason.truncate(reason.floor_char_boundary(SUSPENSION_REASON_OCTETS_MAX));
     Ok(reason.replace(|c: char| c.is_control(), " "))
 }

@@ -10,12 +10,14 @@ use axum::Json;
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
-use jiff::{SignedDuration, Timestamp};
+use jiff::{SignedDuration, Span, SpanRelativeTo, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::http_admin::{ApiError, Service, Shared, in_time};
+use super::http_bounce::checked;
 use super::{LimitsRow, SuspensionEnd, SuspensionRow, WallTime};
 use crate::mail::address::ascii_domain;
+use crate::mail::json::Object;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -53,6 +55,9 @@ pub(super) struct CancelRequest {
 #[derive(Debug, Serialize)]
 pub(super) struct Suspended {
     id: String,
+    /// Ours: it is in force, but may not be what was meant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<String>,
 }
 
 /// `SuspendReadyQueueV1ListEntry`.
@@ -113,9 +118,9 @@ pub(super) async fn list(State(service): Shared) -> Result<Json<Vec<Entry>>, Api
 
 pub(super) async fn suspend_ready(
     State(service): Shared,
-    request: Result<Json<ReadyRequest>, JsonRejection>,
+    request: Result<Json<Object<ReadyRequest>>, JsonRejection>,
 ) -> Result<Json<Suspended>, ApiError> {
-    let Json(request) = request?;
+    let Json(Object(request)) = request?;
     let (egress_source, site) = parse_queue_name(&request.name)
         .ok_or_else(|| ApiError::bad_request("name: write SOURCE->SITE@smtp_client, or SOURCE->* for all its sites"))?;
     let row = SuspensionRow { egress_source: Some(egress_source), site, ..SuspensionRow::default() };
@@ -124,27 +129,42 @@ pub(super) async fn suspend_ready(
 
 pub(super) async fn suspend(
     State(service): Shared,
-    request: Result<Json<Request>, JsonRejection>,
+    request: Result<Json<Object<Request>>, JsonRejection>,
 ) -> Result<Json<Suspended>, ApiError> {
-    let Json(request) = request?;
+    let Json(Object(request)) = request?;
     let Request { campaign, tenant, domain, reason, duration, expires } = request;
     if campaign.is_none() && tenant.is_none() && domain.is_none() {
         return Err(ApiError::bad_request("name a tenant, a campaign or a domain; without, all mail would stop"));
     }
+    let named = [("campaign", &campaign), ("tenant", &tenant), ("domain", &domain)];
+    refuse_empty(named)?;
     let domain = domain.map(|domain| ascii_domain(&domain.to_lowercase()).into_owned());
+    // Mail that waits may be of a tenant that a reload has taken away, so it is no error.
+    let warning = tenant.as_ref().filter(|tenant| !service.backend.has_tenant(tenant)).map(|tenant| {
+        format!("the configuration has no tenant {tenant:?}; only mail that was accepted for it before is stopped")
+    });
     let row = SuspensionRow { campaign, tenant, domain, ..SuspensionRow::default() };
-    add(&service, row, reason, duration.as_deref(), expires.as_deref()).await
+    let Json(made) = add(&service, row, reason, duration.as_deref(), expires.as_deref()).await?;
+    Ok(Json(Suspended { warning, ..made }))
 }
 
 pub(super) async fn resume(
     State(service): Shared,
-    request: Result<Json<CancelRequest>, JsonRejection>,
+    request: Result<Json<Object<CancelRequest>>, JsonRejection>,
 ) -> Result<Json<Suspended>, ApiError> {
-    let Json(CancelRequest { id }) = request?;
+    let Json(Object(CancelRequest { id })) = request?;
     if in_time(service.backend.resume(id.clone())).await? {
-        return Ok(Json(Suspended { id }));
+        return Ok(Json(Suspended { id, warning: None }));
     }
     Err(ApiError::new(StatusCode::NOT_FOUND, "not_found", format!("no suspension {id} is in force")))
+}
+
+/// A script whose variable is not set means nothing by it, least of all the mail that has no tenant.
+pub(super) fn refuse_empty<const N: usize>(named: [(&str, &Option<String>); N]) -> Result<(), ApiError> {
+    match named.into_iter().find(|(_, name)| name.as_deref() == Some("")) {
+        Some((key, _)) => Err(ApiError::bad_request(format!("{key}: is empty; name one, or leave it out"))),
+        None => Ok(()),
+    }
 }
 
 async fn add(
@@ -164,9 +184,9 @@ async fn add(
         }
         None => SuspensionEnd::After(parse_duration(duration.unwrap_or(DURATION_DEFAULT))?),
     };
-    row.reason = reason;
+    row.reason = checked(Some(reason))?;
     match in_time(service.backend.suspend(row, end)).await? {
-        Ok(id) => Ok(Json(Suspended { id })),
+        Ok(id) => Ok(Json(Suspended { id, warning: None })),
         Err(wrong) => Err(ApiError::bad_request(wrong)),
     }
 }
@@ -190,10 +210,11 @@ fn parse_queue_name(name: &str) -> Option<(String, Option<String>)> {
     Some((source.to_owned(), (site != "*").then(|| site.to_owned())))
 }
 
-/// `5m`, `1h 30m`, `2 hours`.
+/// `5m`, `1h 30m`, `2 hours`, `7d`; a day has 24 hours.
 fn parse_duration(text: &str) -> Result<Duration, ApiError> {
     let wrong = || ApiError::bad_request(format!("duration: {text:?} is none; write for example \"5m\" or \"1h 30m\""));
-    let duration: SignedDuration = text.parse().map_err(|_| wrong())?;
+    let span: Span = text.parse().map_err(|_| wrong())?;
+    let duration = span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(|_| wrong())?;
     duration.try_into().map_err(|_| wrong())
 }
 
@@ -231,7 +252,9 @@ mod tests {
 
     #[test]
     fn durations_are_kumomtas() {
-        for (text, seconds) in [("5m", 300), ("1h 30m", 5_400), ("2 hours", 7_200), ("90s", 90)] {
+        for (text, seconds) in
+            [("5m", 300), ("1h 30m", 5_400), ("2 hours", 7_200), ("90s", 90), ("7d", 604_800), ("1day 2h", 93_600)]
+        {
             assert_eq!(parse_duration(text).unwrap(), Duration::from_secs(seconds));
         }
         for bad in ["", "5", "soon", "-5m"] {

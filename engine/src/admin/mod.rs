@@ -57,6 +57,8 @@ pub trait Backend: Send + Sync + 'static {
     fn suspensions(&self) -> Reply<'_, Vec<SuspensionRow>>;
     /// Puts a suspension in force; its id and its end are made here. Returns the id, or what is wrong with it.
     fn suspend(&self, suspension: SuspensionRow, end: SuspensionEnd) -> Reply<'_, Result<String, String>>;
+    /// Whether the configuration has a tenant of this name.
+    fn has_tenant(&self, name: &str) -> bool;
     /// Ends a suspension. False: there is none with this id.
     fn resume(&self, id: String) -> Reply<'_, bool>;
     /// A message that is not finished; None: there is none with this id.

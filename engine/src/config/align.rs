@@ -3,7 +3,7 @@
 //! A source is an index wherever the engine keeps something about it: pairs, suspensions, warm-ups, limits. So a known
 //! name keeps its index, a new one goes behind all others, and one that is gone stays as *retired*: nothing goes by it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 
 use super::{Config, Layer, Provider, ProviderMatch, Settings};
@@ -12,8 +12,8 @@ use crate::limits;
 impl Config {
     /// What of it a running engine can't take up, each in words that name the key; empty: nothing.
     pub fn needs_restart(&self, running: &Self) -> Vec<String> {
-        let mut found: Vec<&str> = Vec::new();
-        let mut look = |key: &'static str, differs: bool| found.extend(differs.then_some(key));
+        let mut found: Vec<String> = Vec::new();
+        let mut look = |key: &str, differs: bool| found.extend(differs.then(|| key.to_owned()));
         look("shards", self.shards != running.shards);
         look("pin", self.pin != running.pin);
         look("spool.path", self.spool.path != running.spool.path);
@@ -29,7 +29,9 @@ impl Config {
         };
         look("listener.address", addresses(self) != addresses(running));
         // Sites would move to other roll-ups, with nothing of what their limits have counted.
-        look("provider.match", rollups(self) != rollups(running));
+        for name in other_rollups(self, running) {
+            look(&format!("provider.{name:?}.match"), true);
+        }
         // Each message's own: none of those that wait has its sender at hand.
         look("route.match.sender", self.sender_routes() != running.sender_routes());
         found.into_iter().map(|key| format!("{key}: a change of it needs a restart")).collect()
@@ -92,12 +94,17 @@ impl Config {
     }
 }
 
-fn rollups(config: &Config) -> Vec<(&str, &[ProviderMatch])> {
-    let of = |provider: &Provider| !provider.matches.is_empty();
-    let providers = config.shaping_rules.providers.iter().filter(|provider| of(provider));
-    let mut rollups: Vec<_> = providers.map(|provider| (provider.name.as_str(), provider.matches.as_slice())).collect();
-    rollups.sort_unstable_by_key(|(name, _)| *name);
-    rollups
+/// The providers that come, go or have other sites, by name.
+fn other_rollups<'a>(one: &'a Config, other: &'a Config) -> BTreeSet<&'a str> {
+    let (one, other) = (rollups(one), rollups(other));
+    let names = one.keys().chain(other.keys()).copied();
+    names.filter(|name| one.get(name) != other.get(name)).collect()
+}
+
+fn rollups(config: &Config) -> HashMap<&str, &[ProviderMatch]> {
+    let of = |provider: &&Provider| !provider.matches.is_empty();
+    let providers = config.shaping_rules.providers.iter().filter(of);
+    providers.map(|provider| (provider.name.as_str(), provider.matches.as_slice())).collect()
 }
 
 /// Both have the same addresses.
@@ -190,7 +197,12 @@ mod tests {
         let own = "[provider.mine]\nmatch = [{ mx_suffix = \".mine.test\" }]\n";
         assert_eq!(
             found(&(same.clone() + &by_sender("*@a.test") + own)),
-            ["provider.match: a change of it needs a restart"]
+            ["provider.\"mine\".match: a change of it needs a restart"]
+        );
+        let moved = "[provider.yahoo]\nshipped = false\nmatch = [{ mx_suffix = \".mine.test\" }]\n";
+        assert_eq!(
+            found(&(same.clone() + &by_sender("*@a.test") + own + moved)),
+            ["mine", "yahoo"].map(|name| format!("provider.{name:?}.match: a change of it needs a restart"))
         );
         let text = format!(
             "shards = 3\npin = true\nspool.path = \"/s\"\nspool.max_size = \"9GiB\"\n\

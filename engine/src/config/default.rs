@@ -49,6 +49,7 @@ impl Config {
             events: EventsConfig::default(),
             shutdown_grace: Duration::from_secs(30),
             feedback_reference: true,
+            warnings: Vec::new(),
         }
     }
 }

@@ -386,7 +386,7 @@ fn tls_word(mode: TlsMode) -> &'static str {
 }
 
 fn warnings(config: &Config) -> Vec<String> {
-    let mut warnings = Vec::new();
+    let mut warnings = config.warnings.clone();
     if !config.hostname.contains('.') {
         let text = "is not a full domain name; many servers refuse it in EHLO: set hostname";
         warnings.push(format!("hostname {:?} {text}", config.hostname));

@@ -134,6 +134,8 @@ struct SourceFile {
 pub(super) struct Report {
     files: Vec<SourceFile>,
     errors: RefCell<Vec<(usize, ConfigError)>>,
+    /// What is allowed but seldom meant, and can only be told while files are read.
+    pub(super) warnings: Vec<String>,
 }
 
 impl Report {
@@ -178,6 +180,10 @@ impl Report {
         let file = &self.files[place.file];
         let (line, column) = position(&file.text, place.offset);
         format!("{}:{line}:{column}", file.name)
+    }
+
+    pub(super) fn warn(&mut self, warning: String) {
+        self.warnings.push(warning);
     }
 
     pub(super) fn has_errors(&self) -> bool {

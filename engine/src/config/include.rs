@@ -25,7 +25,11 @@ pub(super) fn read_all(text: &str, name: &str, base_dir: &Path, report: &mut Rep
     let mut included: Vec<PathBuf> = Vec::new();
     for pattern in patterns {
         let paths = match matching_files(&base_dir.join(&pattern.value)) {
-            Ok(paths) => paths,
+            Ok(Some(paths)) => paths,
+            Ok(None) => {
+                report.warn(format!("include {:?} finds nothing: its directory is not there", pattern.value));
+                continue;
+            }
             Err(reason) => {
                 report.add(pattern.place, "include", Wrong::new(format!("{:?}: {reason}", pattern.value)));
                 continue;
@@ -79,16 +83,16 @@ fn check_pattern(text: &str) -> Result<String, Wrong> {
     Ok(text.into())
 }
 
-/// The files that a pattern stands for, in the order of their names. A directory that is not there has none.
-fn matching_files(pattern: &Path) -> Result<Vec<PathBuf>, String> {
+/// The files that a pattern stands for, in the order of their names. None: their directory is not there.
+fn matching_files(pattern: &Path) -> Result<Option<Vec<PathBuf>>, String> {
     let name = pattern.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     if !name.contains(['*', '?']) {
-        return Ok(vec![pattern.to_path_buf()]);
+        return Ok(Some(vec![pattern.to_path_buf()]));
     }
     let directory = pattern.parent().unwrap_or(Path::new("."));
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(format!("{} cannot be listed: {error}", directory.display())),
     };
     let mut paths = Vec::new();
@@ -100,7 +104,7 @@ fn matching_files(pattern: &Path) -> Result<Vec<PathBuf>, String> {
         }
     }
     paths.sort();
-    Ok(paths)
+    Ok(Some(paths))
 }
 
 /// `*` is any run of characters, `?` any one; a hidden file only matches a pattern that begins with a dot.

@@ -44,7 +44,7 @@ impl Config {
         Self::from_tree(root, report)
     }
 
-    fn from_tree(root: Option<Table>, report: Report) -> Result<Self, ConfigErrors> {
+    fn from_tree(root: Option<Table>, mut report: Report) -> Result<Self, ConfigErrors> {
         let mut config = Self::new("");
         if let Some(root) = root
             && !report.has_errors()
@@ -52,6 +52,7 @@ impl Config {
             let top = Section::new("", Place { file: 0, offset: 0 }, &root, &report);
             config = read_top(top);
         }
+        config.warnings = std::mem::take(&mut report.warnings);
         report.into_result()?;
         Ok(config)
     }

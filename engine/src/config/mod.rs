@@ -90,6 +90,8 @@ pub struct Config {
     pub shutdown_grace: Duration,
     /// Whether `X-Postrider-Ref` is added.
     pub feedback_reference: bool,
+    /// What `check` has to tell of how it was read. Nothing else goes by it.
+    pub warnings: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq)]

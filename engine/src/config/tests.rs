@@ -171,6 +171,12 @@ fn included_files_merge_in_the_order_of_their_names() {
     assert_eq!(config.spool.max_size_bytes, 1 << 30);
     assert_eq!(config.events_path(), directory.path().join("conf.d/events"), "relative to the file that says so");
 
+    write("main.toml", "include = [\"conf.d/*.toml\", \"confd/*.toml\", \"keys/?\"]\nspool.allow_filesystem = true\n");
+    std::fs::create_dir(directory.path().join("keys")).unwrap();
+    let told = describe(&Config::load(&directory.path().join("main.toml")).unwrap());
+    let lines: Vec<&str> = told.lines().filter(|line| line.contains("include ")).collect();
+    assert_eq!(lines, ["warning: include \"confd/*.toml\" finds nothing: its directory is not there"]);
+
     write("conf.d/40.toml", "include = []\nhostname = \"b.example\"\n[spool]\nmax_size = \"2GiB\"\n");
     let errors = Config::load(&directory.path().join("main.toml")).unwrap_err().to_string();
     let expected = "\

@@ -187,6 +187,10 @@ impl Backend for Shared {
         })
     }
 
+    fn has_tenant(&self, name: &str) -> bool {
+        self.config().tenants.iter().any(|tenant| tenant.name == name)
+    }
+
     fn resume(&self, id: String) -> Reply<'_, bool> {
         Box::pin(async move {
             let Some(id) = parse_id(&id) else { return Ok(false) };

@@ -163,7 +163,7 @@ impl EngineBuilder {
             let recipients = left.unrecorded;
             tracing::warn!(
                 recipients,
-                "the engine died before it had recorded what became of these: they may get theirs twice"
+                "the engine ended before it had recorded what became of these: they may get theirs twice"
             );
         }
         let thread_times = Arc::new(ThreadTimes::new(shards));

@@ -4,6 +4,7 @@ pub mod address;
 pub mod dsn;
 pub mod endpoint;
 pub mod header;
+pub mod json;
 pub mod message_id;
 pub mod queue_name;
 pub mod reply;

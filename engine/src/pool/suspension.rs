@@ -22,6 +22,7 @@ use crate::limits::SUSPENSIONS_MAX;
 pub struct Scope {
     /// Index into the configuration's egress sources.
     pub source: Option<usize>,
+    /// A roll-up or, of a provider, one of its sites.
     pub rollup: Option<Arc<str>>,
     pub tenant: Option<Arc<str>>,
     pub campaign: Option<Arc<str>>,
@@ -35,6 +36,13 @@ pub struct Flow<'a> {
     pub tenant: &'a str,
     pub campaign: &'a str,
     pub domain: &'a str,
+}
+
+/// Where it goes: a site, and what rolls it up; itself, where no provider does.
+#[derive(Debug, Clone, Copy)]
+pub struct Destination<'a> {
+    pub rollup: &'a Arc<str>,
+    pub site: &'a Arc<str>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,7 +94,7 @@ impl Scope {
 
     pub fn covers_pair(&self, pair: &PairKey) -> bool {
         self.source.is_none_or(|source| source == pair.source)
-            && self.rollup.as_ref().is_none_or(|rollup| *rollup == pair.rollup)
+            && self.rollup.as_ref().is_none_or(|rollup| *rollup == pair.rollup || *rollup == pair.site)
     }
 
     pub fn covers_flow(&self, flow: Flow<'_>) -> bool {
@@ -144,16 +152,16 @@ impl Suspensions {
         true
     }
 
-    /// What stops a flow at a source and a roll-up; the one that lasts longest.
-    pub fn find(&self, now_ms: u64, source: usize, rollup: &Arc<str>, flow: Flow<'_>) -> Option<&Suspension> {
-        let here = self.at(now_ms, source, rollup);
+    /// What stops a flow that goes there by a source; the one that lasts longest.
+    pub fn find(&self, now_ms: u64, source: usize, to: Destination<'_>, flow: Flow<'_>) -> Option<&Suspension> {
+        let here = self.at(now_ms, source, to);
         let stops = |it: &&Suspension| it.stops() && it.scope.covers_flow(flow);
         here.filter(stops).max_by_key(|suspension| suspension.until_ms)
     }
 
     /// What stops everything at a pair.
     pub fn of_pair(&self, now_ms: u64, pair: &PairKey) -> Option<&Suspension> {
-        let here = self.at(now_ms, pair.source, &pair.rollup);
+        let here = self.at(now_ms, pair.source, pair.destination());
         let stops = |it: &&Suspension| it.stops() && it.scope.is_whole();
         here.filter(stops).max_by_key(|suspension| suspension.until_ms)
     }
@@ -232,10 +240,22 @@ impl Suspensions {
         self.len == 0
     }
 
-    fn at(&self, now_ms: u64, source: usize, rollup: &Arc<str>) -> impl Iterator<Item = &Suspension> {
-        let all = [(Some(source), Some(rollup)), (Some(source), None), (None, Some(rollup)), (None, None)];
-        // Nearly always there is none.
-        let places = if self.len == 0 { &[][..] } else { &all[..] };
+    fn at(&self, now_ms: u64, source: usize, to: Destination<'_>) -> impl Iterator<Item = &Suspension> {
+        let Destination { rollup, site } = to;
+        let all = [
+            (Some(source), Some(rollup)),
+            (Some(source), None),
+            (None, Some(rollup)),
+            (None, None),
+            (Some(source), Some(site)),
+            (None, Some(site)),
+        ];
+        // Nearly always there is none, and a site that no provider rolls up has one name.
+        let places = match self.len {
+            0 => &[][..],
+            _ if rollup == site => &all[..4],
+            _ => &all[..],
+        };
         let here = places.iter().filter_map(|&(source, rollup)| self.by_place.get(&(source, rollup.cloned())));
         here.flatten().filter(move |suspension| suspension.until_ms > now_ms).collect::<Vec<_>>().into_iter()
     }
@@ -261,6 +281,10 @@ mod tests {
         PairKey { source, rollup: Arc::clone(rollup), site: "mx.example".into() }
     }
 
+    fn to(rollup: &Arc<str>) -> Destination<'_> {
+        Destination { rollup, site: rollup }
+    }
+
     fn flow<'a>(tenant: &'a str, campaign: &'a str) -> Flow<'a> {
         Flow { tenant, campaign, domain: "d.example" }
     }
@@ -271,24 +295,28 @@ mod tests {
         let pair = pair_of(1, &google);
         let mut all = Suspensions::default();
         assert!(all.insert(0, suspension(1, Scope::pair(&pair), 100)));
-        assert!(all.find(0, 1, &google, flow("t", "c")).is_some());
-        assert!(all.find(0, 2, &google, flow("t", "c")).is_none(), "another source");
-        assert!(all.find(0, 1, &yahoo, flow("t", "c")).is_none(), "another roll-up");
-        assert!(all.find(100, 1, &google, flow("t", "c")).is_none(), "it is over");
+        assert!(all.find(0, 1, to(&google), flow("t", "c")).is_some());
+        assert!(all.find(0, 2, to(&google), flow("t", "c")).is_none(), "another source");
+        assert!(all.find(0, 1, to(&yahoo), flow("t", "c")).is_none(), "another roll-up");
+        assert!(all.find(100, 1, to(&google), flow("t", "c")).is_none(), "it is over");
         assert_eq!(all.of_pair(0, &pair).map(|found| found.id), Some(1));
 
         let tenant = Scope { tenant: Some("acme".into()), ..Scope::pair(&pair_of(2, &yahoo)) };
         assert!(all.insert(0, suspension(2, tenant, 100)));
-        assert!(all.find(0, 2, &yahoo, flow("acme", "any")).is_some());
-        assert!(all.find(0, 2, &yahoo, flow("other", "any")).is_none());
+        assert!(all.find(0, 2, to(&yahoo), flow("acme", "any")).is_some());
+        assert!(all.find(0, 2, to(&yahoo), flow("other", "any")).is_none());
         assert!(all.of_pair(0, &pair_of(2, &yahoo)).is_none(), "not the whole pair");
 
         assert!(all.insert(0, suspension(3, Scope { source: Some(5), ..Scope::default() }, 100)));
-        assert!(all.find(0, 5, &google, flow("t", "c")).is_some() && all.find(0, 5, &yahoo, flow("t", "c")).is_some());
+        assert!(
+            all.find(0, 5, to(&google), flow("t", "c")).is_some()
+                && all.find(0, 5, to(&yahoo), flow("t", "c")).is_some()
+        );
         let everywhere = Scope { tenant: Some("bad".into()), campaign: Some("x".into()), ..Scope::default() };
         assert!(all.insert(0, suspension(4, everywhere, 100)));
         assert!(
-            all.find(0, 9, &google, flow("bad", "x")).is_some() && all.find(0, 9, &google, flow("bad", "y")).is_none()
+            all.find(0, 9, to(&google), flow("bad", "x")).is_some()
+                && all.find(0, 9, to(&google), flow("bad", "y")).is_none()
         );
     }
 
@@ -302,11 +330,29 @@ mod tests {
         assert_eq!((all.len(), all.of_pair(120, &pair).map(|found| found.id)), (1, Some(2)));
         assert!(all.insert(200, suspension(3, Scope::pair(&pair), 300)), "the one before was over");
         assert!(all.insert(200, suspension(4, Scope { source: Some(1), ..Scope::default() }, 400)));
-        assert_eq!(all.find(200, 1, &google, flow("", "")).map(|found| found.id), Some(4));
+        assert_eq!(all.find(200, 1, to(&google), flow("", "")).map(|found| found.id), Some(4));
         assert_eq!(all.remove(4).map(|found| found.id), Some(4));
         assert!(all.remove(4).is_none());
         all.expire(300);
         assert!(all.is_empty() && all.iter().next().is_none());
+    }
+
+    /// `queue list` shows a provider's sites, and who copies a name from there means it.
+    #[test]
+    fn a_providers_site_is_stopped_by_its_own_name() {
+        let (google, one, other): (Arc<str>, Arc<str>, Arc<str>) =
+            ("google".into(), "mx.one".into(), "mx.other".into());
+        let pair = |site: &Arc<str>| PairKey { source: 1, rollup: Arc::clone(&google), site: Arc::clone(site) };
+        for source in [Some(1), None] {
+            let scope = Scope { source, rollup: Some(Arc::clone(&one)), ..Scope::default() };
+            assert!(scope.covers_pair(&pair(&one)) && !scope.covers_pair(&pair(&other)));
+            let mut all = Suspensions::default();
+            assert!(all.insert(0, suspension(1, scope, 100)));
+            assert_eq!(all.of_pair(0, &pair(&one)).map(|found| found.id), Some(1));
+            assert!(all.of_pair(0, &pair(&other)).is_none());
+            let found = |site| all.find(0, 1, Destination { rollup: &google, site }, flow("t", "c")).is_some();
+            assert!(found(&one) && !found(&other));
+        }
     }
 
     /// What stops one tenant does not stand in for what stops another, or all, at the same place.
@@ -318,8 +364,9 @@ mod tests {
         for (id, tenant) in [(1, Some("a")), (2, Some("b")), (3, None)] {
             assert!(all.insert(0, suspension(id, of(tenant), 100 * id as u64)));
         }
-        let found =
-            |all: &Suspensions, now_ms, tenant| all.find(now_ms, 1, &google, flow(tenant, "")).map(|found| found.id);
+        let found = |all: &Suspensions, now_ms, tenant| {
+            all.find(now_ms, 1, to(&google), flow(tenant, "")).map(|found| found.id)
+        };
         assert_eq!(["a", "b", "c"].map(|tenant| found(&all, 0, tenant)), [Some(3); 3]);
         assert!(all.remove(3).is_some());
         assert_eq!(["a", "b", "c"].map(|tenant| found(&all, 0, tenant)), [Some(1), Some(2), None]);
@@ -343,7 +390,7 @@ mod tests {
         assert!(all.insert(0, limit(1, Some(3), None, 100)));
         assert!(all.insert(0, limit(2, Some(2), Some(9), 50)), "of another kind");
         assert!(!all.insert(0, limit(3, Some(4), None, 100)), "in the first one's place");
-        assert!(all.find(0, 1, &google, flow("t", "c")).is_none() && all.of_pair(0, &pair).is_none());
+        assert!(all.find(0, 1, to(&google), flow("t", "c")).is_none() && all.of_pair(0, &pair).is_none());
         let at = |now_ms| all.limits(now_ms).get(&(1, Arc::clone(&google))).map(|limits| limits.settings);
         let (first, later) = (at(0).unwrap(), at(50).unwrap());
         assert_eq!((first.connection_limit, first.max_deliveries_per_connection), (Some(2), Some(9)));

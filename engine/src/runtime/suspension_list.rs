@@ -201,10 +201,10 @@ impl SuspensionList {
         }
     }
 
-    /// For the log: "suspended: source ip-a, site google".
+    /// For the log: `suspended: source "ip-a", site "google"`.
     fn describe(&self, suspension: &Suspension) -> String {
         let scope = &suspension.scope;
-        let source = scope.source.map(|source| format!("source {}", self.sources[source]));
+        let source = scope.source.map(|source| format!("source {:?}", self.sources[source]));
         let part = |what: &str, name: &Option<Arc<str>>| name.as_ref().map(|name| format!("{what} {name:?}"));
         let parts = [
             source,

@@ -14,6 +14,8 @@ use super::entry::{Entries, EntryKey, State};
 pub(super) struct DueTimes {
     first_attempts: Heap,
     retries: Heap,
+    /// Of the entries that wait.
+    recipients: u64,
 }
 
 /// Each key's entry is due no earlier than the one of its parent, which is at a quarter of its place.
@@ -26,12 +28,14 @@ impl DueTimes {
     /// The entry waits for its due time: it is [`State::Due`] from here on.
     pub(super) fn insert(&mut self, entries: &mut Entries, key: EntryKey) {
         assert!(!matches!(entries[key].state(), State::Due { .. }), "an entry waits once");
+        self.recipients += entries.recipients(key).len() as u64;
         self.heap_of(entries, key).push(entries, key);
     }
 
     /// Takes an entry out that waits. It is to get another state.
     pub(super) fn remove(&mut self, entries: &mut Entries, key: EntryKey) {
         let State::Due { place } = entries[key].state() else { unreachable!("only an entry that waits is taken out") };
+        self.recipients -= entries.recipients(key).len() as u64;
         self.heap_of(entries, key).remove(entries, place as usize, key);
     }
 
@@ -41,6 +45,7 @@ impl DueTimes {
         if due_ms > wall_ms {
             return None;
         }
+        self.recipients -= entries.recipients(key).len() as u64;
         self.heap_of(entries, key).remove(entries, 0, key);
         Some(key)
     }
@@ -50,7 +55,17 @@ impl DueTimes {
     pub(super) fn take_all(&mut self) -> Vec<EntryKey> {
         let mut keys = std::mem::take(&mut self.first_attempts.keys);
         keys.append(&mut self.retries.keys);
+        self.recipients = 0;
         keys
+    }
+
+    /// An entry that waits has other recipients now.
+    pub(super) fn recount(&mut self, before: usize, after: usize) {
+        self.recipients = self.recipients - before as u64 + after as u64;
+    }
+
+    pub(super) fn recipient_count(&self) -> u64 {
+        self.recipients
     }
 
     /// Wall milliseconds of the next due entry.

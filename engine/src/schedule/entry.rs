@@ -78,6 +78,8 @@ pub(super) struct Entries {
     /// The place that was vacated last.
     vacant: EntryKey,
     len: usize,
+    /// Of all entries.
+    recipients: u64,
     lists: RecipientLists,
 }
 
@@ -100,6 +102,7 @@ impl Entries {
         };
         self[key].sibling = next;
         self.len += 1;
+        self.recipients += self.recipients(key).len() as u64;
         key
     }
 
@@ -112,6 +115,7 @@ impl Entries {
             let before = self.ring(next).find(|&other| self[other].sibling == key).expect("a ring is closed");
             self[before].sibling = next;
         }
+        let count = self.recipients(key).len() as u64;
         let vacant = self.vacant;
         let entry = &mut self[key];
         let recipients = entry.recipients;
@@ -119,6 +123,7 @@ impl Entries {
         entry.sibling = vacant;
         self.vacant = key;
         self.len -= 1;
+        self.recipients -= count;
         self.lists.release(recipients);
         if self.len == 0 {
             // The memory of a backlog is given back when it is gone.
@@ -147,8 +152,14 @@ impl Entries {
     }
 
     pub(super) fn set_recipients(&mut self, key: EntryKey, recipients: &[u32]) {
+        self.recipients -= self.recipients(key).len() as u64;
         self.lists.release(self[key].recipients);
         self[key].recipients = self.lists.pack(recipients);
+        self.recipients += self.recipients(key).len() as u64;
+    }
+
+    pub(super) fn recipient_count(&self) -> u64 {
+        self.recipients
     }
 
     pub(super) fn len(&self) -> usize {
@@ -195,7 +206,7 @@ impl Entries {
 
 impl Default for Entries {
     fn default() -> Self {
-        Self { chunks: Vec::new(), vacant: NOWHERE, len: 0, lists: RecipientLists::default() }
+        Self { chunks: Vec::new(), vacant: NOWHERE, len: 0, recipients: 0, lists: RecipientLists::default() }
     }
 }
 

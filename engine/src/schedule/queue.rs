@@ -378,6 +378,16 @@ impl Home {
         self.entries.len() == 0
     }
 
+    /// Recipients that are not finished.
+    pub fn recipients(&self) -> u64 {
+        self.entries.recipient_count()
+    }
+
+    /// Those of them that are not due yet.
+    pub fn scheduled_recipients(&self) -> u64 {
+        self.due.recipient_count()
+    }
+
     /// Tickets that owners hold.
     pub fn out(&self) -> u64 {
         self.pairs.iter().flatten().map(|pair| pair.out).sum()

@@ -68,7 +68,11 @@ impl Shard {
                 None => {
                     let bounces =
                         self.react(now, rules, &attempt.pair, Some((&attempt.flow, &attempt.domain)), &answer);
-                    let counts_as = automation::counts_as(rules, &answer).or(bounces.then_some(CountsAs::Permanent));
+                    let by_rule = automation::counts_as(rules, &answer);
+                    if by_rule.is_some() {
+                        self.metrics.automation_fired.inc();
+                    }
+                    let counts_as = by_rule.or(bounces.then_some(CountsAs::Permanent));
                     seen.push((answer, counts_as));
                     counts_as
                 }

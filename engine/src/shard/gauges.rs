@@ -7,11 +7,12 @@ use crate::mail::time::Now;
 
 impl Shard {
     pub(super) fn update_gauges(&mut self, now: Now) {
-        self.metrics.scheduled.set(self.home.len() as u64);
+        let scheduled = self.home.scheduled_recipients();
+        self.metrics.scheduled.set(scheduled);
         if self.id == 0 {
             self.metrics.suspensions.set(self.suspensions.len() as u64);
         }
-        self.metrics.ready.set(self.home.ready() as u64);
+        self.metrics.ready.set(self.home.recipients() - scheduled);
         let statistics: Vec<Statistics> = self.logs.iter().map(|home| home.log.statistics()).collect();
         let sum = |field: fn(&Statistics) -> u64| statistics.iter().map(field).sum::<u64>();
         self.metrics.messages.set(sum(|log| log.live_messages));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Action, Reservation, Shard};
 use crate::config::{Config, RetrySchedule, SharedLimits};
-use crate::handover::{Attempt, Backlog, Credit, PairKey, ShardMessage, TlsRequirement, Want};
+use crate::handover::{Attempt, Backlog, Credit, ShardMessage, TlsRequirement, Want};
 use crate::limits::{HOST_BACK_OFF_FIRST_MAX, HOST_BACK_OFF_MAX, LIMIT_KEEPER};
 use crate::mail::time::Now;
 use crate::pool::keeper::Said;
@@ -129,8 +129,8 @@ impl Shard {
             campaign: &attempt.flow.campaign,
             domain: &attempt.domain,
         };
-        let PairKey { source, rollup, .. } = &attempt.pair;
-        if !self.plumbed[*source] || self.suspensions.find(now.wall_ms, *source, rollup, flow).is_some() {
+        let (source, to) = (attempt.pair.source, attempt.pair.destination());
+        if !self.plumbed[source] || self.suspensions.find(now.wall_ms, source, to, flow).is_some() {
             return self.pools.refuse_ticket(attempt, left, credit);
         }
         self.pools.handle_ticket(now, &mut |below| self.random.u64(0..below), attempt, left, credit);

@@ -193,7 +193,7 @@ impl Shard {
         let mut moves = false;
         if verdicts.iter().any(by_another) {
             self.avoided.refused(now.monotonic, &key.domain, attempt.pair.source);
-            moves = self.has_welcome_source(now, attempt.ticket.entry, &attempt.pair.rollup, &attempt.route.site);
+            moves = self.has_welcome_source(now, attempt.ticket.entry, attempt.pair.destination(), &attempt.route.site);
         }
         for (index, verdict) in verdicts {
             let answer = verdict.answer;
@@ -275,7 +275,7 @@ impl Shard {
             self.metrics.delivered_age_s.observe(age_ms as f64 / 1000.0);
         }
         outcome.results = results;
-        outcome.site = attempt.route.site.name.clone();
+        outcome.site = attempt.pair.site.to_string();
         outcome.egress_source = source.name.clone();
         outcome.delivery_protocol = match attempt.route.terms.protocol {
             DeliveryProtocol::Smtp => "ESMTP".to_owned(),

@@ -20,7 +20,7 @@ use crate::mail::address::queue_domain;
 use crate::mail::endpoint::Endpoint;
 use crate::mail::time::{Now, StepWatch};
 use crate::pool::egress::EgressTurns;
-use crate::pool::suspension;
+use crate::pool::suspension::{self, Destination};
 use crate::pool::warmup::{DAY_MS, DayQuota};
 use crate::schedule::queue::{Entry, EntryKey, Need};
 
@@ -79,7 +79,7 @@ impl Shard {
             return self.home.wait_for_route(entry);
         };
         let place = self.shapings.place(&key, &route);
-        match self.choose_source(now, entry, place.rollup(), &route.site) {
+        match self.choose_source(now, entry, place.destination(), &route.site) {
             Ok(source) => self.home.make_ready(entry, &place.pair(source)),
             Err(blocked) => self.home.wait_for_source(entry, blocked),
         }
@@ -342,7 +342,7 @@ impl Shard {
     /// The source that an entry goes by: the one where its turn had come; else, of those of its pool that are there,
     /// reach the site and are not suspended for it, one that its domain doesn't avoid, where there is one. With none,
     /// what holds it.
-    fn choose_source(&mut self, now: Now, entry: EntryKey, rollup: &Arc<str>, site: &Site) -> Result<usize, Blocked> {
+    fn choose_source(&mut self, now: Now, entry: EntryKey, to: Destination<'_>, site: &Site) -> Result<usize, Blocked> {
         let kept = self.home.take_source(entry);
         let queue = self.home.queue_of(entry);
         let flow = suspension::Flow { tenant: &queue.tenant, campaign: &queue.campaign, domain: &queue.domain };
@@ -353,9 +353,8 @@ impl Shard {
         let turns = self.egress.get_mut(&*queue.pool).expect("it was just put there");
         let (plumbed, avoided, suspensions) = (&self.plumbed, &self.avoided, &self.suspensions);
         let reaching = |source: usize| reaches(&self.config.egress_sources[source], site);
-        let usable = |source| {
-            plumbed[source] && reaching(source) && suspensions.find(now.wall_ms, source, rollup, flow).is_none()
-        };
+        let usable =
+            |source| plumbed[source] && reaching(source) && suspensions.find(now.wall_ms, source, to, flow).is_none();
         let is_welcome = |source| usable(source) && !avoided.avoids(now.monotonic, &queue.domain, source);
         if let Some(source) = kept.filter(|&source| turns.has(source) && is_welcome(source)) {
             return Ok(source);
@@ -373,20 +372,20 @@ impl Shard {
         };
         let sources = named_pool(&self.config, &queue.pool).sources;
         let sources = sources.iter().filter(|(source, _)| reaching(*source));
-        let suspended = sources.filter_map(|&(source, _)| suspensions.find(now.wall_ms, source, rollup, flow));
+        let suspended = sources.filter_map(|&(source, _)| suspensions.find(now.wall_ms, source, to, flow));
         let first = suspended.min_by_key(|suspension| suspension.until_ms);
         Err(first.map_or_else(unplumbed, |first| Blocked { until_ms: first.until_ms, reason: first.blocked_by() }))
     }
 
     /// Whether a source of its pool is left for an entry that its domain doesn't avoid.
-    pub(super) fn has_welcome_source(&self, now: Now, entry: EntryKey, rollup: &Arc<str>, site: &Site) -> bool {
+    pub(super) fn has_welcome_source(&self, now: Now, entry: EntryKey, to: Destination<'_>, site: &Site) -> bool {
         let queue = self.home.queue_of(entry);
         let flow = suspension::Flow { tenant: &queue.tenant, campaign: &queue.campaign, domain: &queue.domain };
         let welcome = |source| {
             self.plumbed[source]
                 && reaches(&self.config.egress_sources[source], site)
                 && !self.avoided.avoids(now.monotonic, &queue.domain, source)
-                && self.suspensions.find(now.wall_ms, source, rollup, flow).is_none()
+                && self.suspensions.find(now.wall_ms, source, to, flow).is_none()
         };
         named_pool(&self.config, &queue.pool).sources.iter().any(|&(source, _)| welcome(source))
     }

@@ -12,6 +12,7 @@ use ahash::{HashMap, HashMapExt as _};
 use crate::config::{Config, RetryConfig, RouteIndex, Shaping, TlsMode};
 use crate::handover::{PairKey, Route, RouteKey};
 use crate::limits::ROUTES_CACHED_MAX;
+use crate::pool::suspension::Destination;
 
 /// Where a domain's mail is counted.
 #[derive(Debug)]
@@ -34,8 +35,8 @@ impl Place {
         PairKey { source, rollup: Arc::clone(&self.rollup), site: Arc::clone(&self.site) }
     }
 
-    pub(super) fn rollup(&self) -> &Arc<str> {
-        &self.rollup
+    pub(super) fn destination(&self) -> Destination<'_> {
+        Destination { rollup: &self.rollup, site: &self.site }
     }
 
     pub(super) fn is_of(&self, pair: &PairKey) -> bool {

@@ -414,6 +414,29 @@ fn what_took_how_long_is_counted_on_its_own_side() {
     assert_eq!(metrics.transaction_duration_s.count_and_sum(), (1, 2.0));
 }
 
+/// What is scheduled is not due yet; both gauges count recipients, and each of them once.
+#[test]
+fn gauges_count_recipients_that_wait_for_a_time_and_those_that_are_due() {
+    let mut world = World::new();
+    let session = world.connect_client();
+    let two = "RCPT TO:<b@peer.example>\r\nRCPT TO:<c@peer.example>\r\n";
+    world.client_says(session, &CLIENT.replace("RCPT TO:<b@peer.example>\r\n", two));
+    world.client_says(session, CONTENT);
+    world.sync();
+    let metrics = Arc::clone(&world.shard.metrics);
+    let gauges = || (metrics.scheduled.get(), metrics.ready.get());
+    world.pass(Duration::from_secs(1));
+    assert_eq!(gauges(), (0, 2), "they wait for a connection");
+    let peer = world.accept_connection();
+    world.peer_says(peer, "250-peer.example\r\n250-PIPELINING\r\n250 8BITMIME\r\n");
+    world.pass(Duration::from_secs(1));
+    assert_eq!(gauges(), (0, 2), "they are being tried");
+    world.peer_says(peer, "250 ok\r\n250 ok\r\n451 later\r\n354 go\r\n");
+    world.peer_says(peer, "250 taken\r\n");
+    world.pass(Duration::from_secs(1));
+    assert_eq!(gauges(), (1, 0), "one is delivered, one waits for its retry");
+}
+
 /// ACK-AFTER-SYNC: neither the answer, nor an attempt, nor an event comes before the commit's completion.
 #[test]
 fn nothing_is_said_or_done_before_the_commit() {
@@ -875,6 +898,22 @@ fn a_turn_signs_a_few_messages_only() {
     assert_eq!(waiting, [10, 6, 2, 0]);
     world.sync();
     assert_eq!(world.to_client.matches("250 2.0.0 OK id=").count(), 10);
+}
+
+/// Those that are made at once count like those that wait for their turn.
+#[test]
+fn every_signature_is_counted() {
+    use crate::accept::dkim_sign::tests::identity;
+    for (kinds, expected) in [(&[false][..], (0, 1)), (&[true], (1, 0)), (&[true, false, false], (1, 2)), (&[], (0, 0))]
+    {
+        let mut config = Config::new("mta.example");
+        let signer = |(place, rsa): (usize, &bool)| identity("client.example", &format!("s{place}"), *rsa, &["*"]);
+        config.dkim = kinds.iter().enumerate().map(signer).collect();
+        let mut world = World::open(TempDir::new().unwrap(), START, config);
+        accepted(&mut world);
+        let metrics = &world.shard.metrics;
+        assert_eq!((metrics.signatures_rsa.get(), metrics.signatures_ed25519.get()), expected, "{kinds:?}");
+    }
 }
 
 /// LIMITS-HOLD: a connection counts from its SYN until the peer's FIN was seen, whatever became of it.

@@ -396,6 +396,9 @@ impl Session {
         }
         let id = answer["id"].as_str().ok_or_else(|| self.client.strange())?;
         writeln!(out, "{what}: {}", printable(id))?;
+        if let Some(warning) = answer["warning"].as_str() {
+            writeln!(out, "warning: {}", printable(warning))?;
+        }
         Ok(())
     }
 

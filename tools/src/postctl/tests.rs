@@ -390,6 +390,9 @@ fn mail_is_suspended_and_resumed() {
         let asked = json!({ "name": name, "reason": "why" });
         assert_eq!(ordered(&id, &arguments), (line("POST", "suspend-ready-q"), asked, suspended.clone()));
     }
+    let warned = json!({ "id": "9511a32e", "warning": "no tenant\u{1b}" });
+    let (_, _, out) = ordered(&warned, &arguments);
+    assert_eq!(out, suspended + "warning: no tenant\u{fffd}\n");
     let ended = (line("DELETE", "suspend"), id.clone(), "ended: 9511a32e\n".to_owned());
     assert_eq!(ordered(&id, &["queue", "resume", "9511a32e"]), ended);
     // A source is suspended for everybody.

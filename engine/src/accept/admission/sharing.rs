@@ -105,19 +105,26 @@ impl Scan {
         self.from.go_on_with(&below.from);
         let room = CAPTURED_FIELDS_MAX.saturating_sub(self.captured.len());
         self.captured.extend(below.captured.iter().take(room).cloned());
-        let names = [
-            (&mut self.from_domain, &below.from_domain),
-            (&mut self.tenant, &below.tenant),
-            (&mut self.campaign, &below.campaign),
-            (&mut self.job, &below.job),
-            (&mut self.virtual_mta, &below.virtual_mta),
-            (&mut self.schedule, &below.schedule),
+        if self.from_domain.is_none() {
+            self.from_domain.clone_from(&below.from_domain);
+        }
+        below.contradictory.into_iter().for_each(|name| self.note_contradiction(name));
+        let steering = [
+            ("X-Tenant", &mut self.tenant, &below.tenant),
+            ("X-Campaign", &mut self.campaign, &below.campaign),
+            ("X-Job", &mut self.job, &below.job),
+            ("X-Virtual-MTA", &mut self.virtual_mta, &below.virtual_mta),
+            ("X-Schedule", &mut self.schedule, &below.schedule),
         ];
-        for (own, below) in names {
-            if own.is_none() {
-                own.clone_from(below);
+        let mut contradictory = Vec::new();
+        for (name, own, below) in steering {
+            match (&own, below) {
+                (None, _) => own.clone_from(below),
+                (Some(own), Some(below)) if own != below => contradictory.push(name),
+                _ => {}
             }
         }
+        contradictory.into_iter().for_each(|name| self.note_contradiction(name));
         self.all_body = false;
     }
 }

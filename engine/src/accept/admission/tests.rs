@@ -202,10 +202,29 @@ fn virtual_mta_names_a_pool_or_a_source() {
 #[test]
 fn campaign_before_job() {
     let campaign = |content: &str| admit(content).unwrap().envelope.campaign;
-    assert_eq!(campaign("X-Job: j\r\nX-Campaign: one\r\nX-Campaign: two\r\n\r\n"), "one");
+    assert_eq!(campaign("X-Job: j\r\nX-Campaign: one\r\n\r\n"), "one");
     assert_eq!(campaign("X-Job: j\r\nX-Campaign:\r\n\r\n"), "j");
     assert_eq!(campaign("X-Campaign: folded\r\n name\r\n\r\n"), "folded name");
     assert_eq!(refused("X-Campaign: a\u{7}b\r\n\r\n"), "550 5.6.0 X-Campaign: the name is too long or not printable");
+}
+
+/// Which of two is meant nobody can know; with X-Tenant it decides whose mail it is.
+#[test]
+fn a_steering_field_says_one_thing() {
+    let says = "is there more than once, and says different things; leave all but one out";
+    for name in ["X-Tenant", "X-Campaign", "X-Job", "X-Virtual-MTA", "X-Schedule"] {
+        let twice = |first: &str, second: &str| format!("{name}: {first}\r\nTo: x\r\n{name}: {second}\r\n\r\n");
+        assert_eq!(refused(&twice("bulk", "default")), format!("550 5.6.0 {name}: {says}"));
+        let mut stranger = received(twice("bulk", "default"));
+        stranger.trusted = false;
+        assert_eq!(text(&policy().admit(NOW, stranger, [1, 2]).unwrap().content), "To: x\r\n\r\n");
+        for (first, second) in [("bulk", "bulk"), ("", "bulk"), ("bulk", "")] {
+            let schedule = "{\"first_attempt\":\"2026-12-01T00:00:00Z\"}";
+            let value =
+                |text: &str| if name == "X-Schedule" { text.replace("bulk", schedule) } else { text.to_owned() };
+            admit(&twice(&value(first), &value(second))).unwrap();
+        }
+    }
 }
 
 #[test]
@@ -225,6 +244,7 @@ fn schedule() {
     for (json, error) in [
         ("soon", "expected value"),
         ("[1]", "invalid type"),
+        (r#"["2025-12-01T01:00:00Z",null]"#, "invalid type: sequence, expected an object"),
         (r#"{"first":"2025-12-01T00:00:00Z"}"#, "unknown field `first`"),
         (r#"{"expires":7}"#, "invalid type"),
         (r#"{"first_attempt":"tomorrow"}"#, "first_attempt is no RFC 3339 time"),

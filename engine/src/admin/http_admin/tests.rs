@@ -116,6 +116,10 @@ impl Backend for Engine {
         Box::pin(async { Ok(Ok(id)) })
     }
 
+    fn has_tenant(&self, name: &str) -> bool {
+        name == "acme"
+    }
+
     fn resume(&self, id: String) -> Reply<'_, bool> {
         let mut suspended = self.suspended.lock().unwrap();
         let before = suspended.len();
@@ -286,6 +290,14 @@ fn bad_requests_get_json_that_says_what_is_wrong() {
         (&*large, 413, "too_large"),
         ("POST /api/admin/release/v1", 415, "unsupported_media_type"),
         ("POST /api/admin/release/v1\n\n\n{", 400, "bad_request"),
+        // Which field an item of an array is, no document says.
+        ("POST /api/admin/release/v1\n\n\n[null,null,null,null,\"x\"]", 400, "bad_request"),
+        ("POST /api/admin/bounce/v1\n\n\n[\"spring\",null,null,[],null,false,\"x\"]", 400, "bad_request"),
+        ("POST /api/admin/suspend/v1\n\n\n[\"spring\",null,null,\"x\"]", 400, "bad_request"),
+        ("POST /api/admin/suspend-ready-q/v1\n\n\n[\"ip-a->*\",\"x\"]", 400, "bad_request"),
+        ("DELETE /api/admin/suspend/v1\n\n\n[\"id-0\"]", 400, "bad_request"),
+        ("POST /api/admin/bounce/v1\n\n\n{\"tenant\":\"\",\"reason\":\"x\"}", 400, "bad_request"),
+        ("POST /api/admin/release/v1\n\n\n{\"domain\":\"\",\"reason\":\"x\"}", 400, "bad_request"),
     ] {
         let (found, body) = bad(request);
         assert_eq!((found, body["error"]["code"].as_str()), (status, Some(code)), "{body}");
@@ -382,9 +394,8 @@ fn with_tokens_everybody_needs_one() {
 #[test]
 fn without_tokens_only_this_machine_is_served() {
     let options = AdminOptions::default();
-    let allowed = |peer: &str, host: &'static str| {
-        let headers = [(header::HOST, header::HeaderValue::from_static(host))].into_iter().collect();
-        options.check(peer.parse().unwrap(), &headers).map_err(|error| error.status.as_u16())
+    let allowed = |peer: &str, host: &str| {
+        options.check(peer.parse().unwrap(), host, &HeaderMap::new()).map_err(|error| error.status.as_u16())
     };
     assert_eq!(allowed("127.0.0.1:4", "127.0.0.1:8025"), Ok(()));
     assert_eq!(allowed("[::1]:4", "[::1]:8025"), Ok(()));
@@ -395,6 +406,27 @@ fn without_tokens_only_this_machine_is_served() {
     // A web page whose name was pointed at 127.0.0.1.
     assert_eq!(allowed("127.0.0.1:4", "evil.example:8025"), Err(403));
     assert_eq!(allowed("127.0.0.1:4", "localhost.evil.example"), Err(403));
+}
+
+/// RFC 9112 §3.2.
+#[test]
+fn a_request_says_once_which_host_it_asks() {
+    // Any `Host:` here stands in for the usual one, also as part of another name.
+    let requests = [
+        ("GET /metrics\nNo-Host: x", 400),
+        ("GET /api/check-liveness/v1\nNo-Host: x", 400),
+        ("GET /metrics\nHost: localhost\nHost: localhost", 400),
+        ("GET /metrics\nHost: localhost\nHost: evil.example", 400),
+        ("GET /metrics\nHost: l\u{f6}calhost", 400),
+        ("GET /metrics\nHost: ", 403),
+        ("GET http://evil.example/metrics\nHost: localhost", 403),
+        ("GET http://user@localhost/metrics\nHost: localhost", 403),
+        ("GET http://localhost:8025/metrics\nHost: evil.example", 200),
+    ];
+    let (answers, _) = ask(Engine::default(), &[], &requests.map(|(request, _)| request));
+    assert_eq!(answers.iter().map(|answer| answer.0).collect::<Vec<_>>(), requests.map(|(_, status)| status));
+    let (answers, _) = ask(Engine::default(), &["secret"], &["GET /metrics\nNo-Host: x"]);
+    assert_eq!(answers[0].2, error(400, "bad_request", "a request has one Host field").1.to_string());
 }
 
 #[test]
@@ -422,11 +454,14 @@ fn suspensions_are_made_listed_and_ended() {
         "POST /api/admin/suspend-ready-q/v1\n\n\n{\"name\":\"google\",\"reason\":\"x\"}",
         "POST /api/admin/suspend/v1\n\n\n{\"tenant\":\"a\",\"reason\":\"x\",\"duration\":\"soon\"}",
         "POST /api/admin/suspend/v1\n\n\n{\"tenants\":\"a\",\"reason\":\"x\"}",
+        "POST /api/admin/suspend/v1\n\n\n{\"tenant\":\"amce\",\"reason\":\"x\"}",
+        "POST /api/admin/suspend/v1\n\n\n{\"tenant\":\"\",\"reason\":\"x\"}",
+        "POST /api/admin/suspend/v1\n\n\n{\"tenant\":\"acme\",\"reason\":\" \"}",
     ];
     let (answers, _) = ask(Engine::default(), &[], &requests);
     let json = |place: usize| serde_json::from_str::<Value>(&answers[place].2).unwrap();
     let statuses: Vec<u16> = answers.iter().map(|answer| answer.0).collect();
-    assert_eq!(statuses, [200, 200, 200, 200, 200, 404, 200, 400, 400, 400, 400]);
+    assert_eq!(statuses, [200, 200, 200, 200, 200, 404, 200, 400, 400, 400, 400, 200, 400, 400]);
     assert_eq!((json(0), json(1)), (json!({ "id": "id-0" }), json!({ "id": "id-1" })));
     let ready = json!([{ "id": "id-0", "name": "ip-a->google@smtp_client", "reason": "a block",
         "duration": "1h 30m", "expires": "2026-11-18T12:36:40.000Z" }]);
@@ -438,6 +473,9 @@ fn suspensions_are_made_listed_and_ended() {
     assert_eq!(json(5)["error"]["message"], "no suspension id-0 is in force");
     assert_eq!(json(6), json!([]));
     assert_eq!(json(9)["error"]["code"], "bad_request");
+    let warning = "the configuration has no tenant \"amce\"; only mail that was accepted for it before is stopped";
+    assert_eq!(json(11), json!({ "id": "id-1", "warning": warning }));
+    assert_eq!(json(12)["error"]["message"], "tenant: is empty; name one, or leave it out");
 }
 
 #[test]
@@ -477,6 +515,40 @@ fn openapi_describes_what_exists() {
     let shown: Value = serde_json::from_str(&answer.2).unwrap();
     let names = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
     assert_eq!(names(row), names(&shown["messages"][0]));
+}
+
+/// A key that is in no body is answered with those that are.
+#[test]
+fn openapi_names_the_keys_of_each_body() {
+    let described: Value = serde_json::from_str(OPENAPI).unwrap();
+    let schema = |node: &Value| {
+        let node = &node["content"]["application/json"]["schema"];
+        let name = node["$ref"].as_str().map(|name| name.rsplit('/').next().unwrap().to_owned());
+        name.map_or(node.clone(), |name| described["components"]["schemas"][&name].clone())
+    };
+    let names = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+    let mut bodies = 0;
+    for (path, calls) in described["paths"].as_object().unwrap() {
+        for (method, call) in calls.as_object().unwrap() {
+            let good = schema(&call["responses"]["200"]);
+            if let Some(required) = good["required"].as_array() {
+                let keys = names(&good["properties"]);
+                assert!(required.iter().all(|key| keys.contains(key.as_str().unwrap())), "{method} {path}");
+            }
+            if call["requestBody"].is_null() {
+                continue;
+            }
+            let body = schema(&call["requestBody"]);
+            assert_eq!(body["additionalProperties"], false, "{method} {path}");
+            let request = format!("{} {path}\n\n\n{{\"?\":1}}", method.to_uppercase());
+            let (status, answer) = ask_one(Engine::default(), &request);
+            let text = answer["error"]["message"].as_str().unwrap();
+            let taken = text.split('`').skip(3).step_by(2).map(str::to_owned).collect();
+            assert_eq!((status, names(&body["properties"])), (400, taken), "{text}");
+            bodies += 1;
+        }
+    }
+    assert_eq!(bodies, 6);
 }
 
 /// KumoMTA's requests and answers, of what can be meant; the rest is refused by name.

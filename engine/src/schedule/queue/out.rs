@@ -38,7 +38,11 @@ impl Home {
 
     /// Part of the entry's recipients are settled.
     pub fn keep_only(&mut self, key: EntryKey, recipients: &[u32]) {
+        let before = self.entries.recipients(key).len();
         self.entries.set_recipients(key, recipients);
+        if matches!(self.entries[key].state(), State::Due { .. }) {
+            self.due.recount(before, self.entries.recipients(key).len());
+        }
     }
 
     /// An entry that [`Self::pop_due`], [`Self::take_unrouted`] or [`Self::sweep_expired`] gave out is about to end.

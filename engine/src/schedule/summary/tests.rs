@@ -103,6 +103,10 @@ fn a_home_is_the_same_behind_a_restart() {
     assert_eq!(known(&restarted), known(&home));
     assert_eq!(restarted.queues().count(), home.queues().count());
     assert_eq!(restarted.next_due_ms(), home.next_due_ms());
+    let recipients: usize = home.entries().map(|(_, entry)| entry.recipients.len()).sum();
+    for home in [&home, &restarted] {
+        assert_eq!((home.recipients(), home.scheduled_recipients()), (recipients as u64, recipients as u64));
+    }
 }
 
 #[test]

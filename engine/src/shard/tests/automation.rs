@@ -126,6 +126,7 @@ fn a_rule_says_what_an_answer_counts_as() {
     }
     let is_final: Vec<bool> = world.fates().iter().map(|fate| fate.is_final()).collect();
     assert_eq!(is_final, [false, true, true, false]);
+    assert_eq!(world.shard.metrics.automation_fired.get(), 2);
 }
 
 /// Ours are no answers of a peer; a greeting is one, though no message was sent.

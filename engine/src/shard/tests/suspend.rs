@@ -258,3 +258,40 @@ fn held_mail_expires() {
     });
     assert_eq!(outcome.as_deref(), Some("Message expired; last answer: suspended: 421 4.7.0 slow down"));
 }
+
+/// Rows, events and suspensions have one name for a site, also for one that a provider rolls up.
+#[test]
+fn a_site_has_one_name() {
+    let rules = "hostname = \"mta.example\"\n[spool]\nallow_filesystem = true\n[provider.p]\n\
+                 match = [{ domain = \"peer.example\" }]\n[shaping.\"peer.example\"]\nmx_rollup = false\n\
+                 [shaping.default]\nmax_deliveries_per_connection = 1\n";
+    let config = Config::from_toml(rules, "t.toml", std::path::Path::new("/nonexistent")).unwrap();
+    let mut world = World::open(TempDir::new().unwrap(), START, config);
+    let at = |name: &str| Scope { rollup: Some(name.into()), ..Scope::default() };
+    // That of others at the same hosts.
+    tell(&mut world, suspension(1, at(SITE), START.wall_ms + 100_000));
+    accepted(&mut world);
+    assert_eq!(refused_by_peer(&mut world), "peer.example@127.0.0.1:25");
+    for (id, name) in [(2, "peer.example@127.0.0.1:25"), (3, "p")] {
+        let until_ms = world.now.wall_ms + 10_000;
+        tell(&mut world, suspension(id, at(name), until_ms));
+        let begun = world.connects.len();
+        accepted(&mut world);
+        assert_eq!((held_by(&world), world.connects.len()), (vec!["suspended: 421 4.7.0 slow down".to_owned()], begun));
+        world.pass(Duration::from_secs(11));
+        assert_eq!(refused_by_peer(&mut world), "peer.example@127.0.0.1:25");
+    }
+}
+
+/// Tells the site that the outcome names.
+fn refused_by_peer(world: &mut World) -> String {
+    let peer = world.accept_connection();
+    world.peer_says(peer, "250 peer.example\r\n");
+    world.peer_says(peer, "550 5.1.1 nobody\r\n");
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.shard.home.len(), 0);
+    match world.events.last().map(|event| &event.record) {
+        Some(Logged::Outcome(outcome)) => outcome.site.clone(),
+        other => panic!("{other:?}"),
+    }
+}
