@@ -157,7 +157,7 @@ mod tests {
             homes: 1,
         });
         let at_day = |day| Now { monotonic: Duration::ZERO, wall_ms: day * DAY_MS + 5 };
-        let mut begin = |pools: &mut Pools, day: u64, count: usize| {
+        let begin = |pools: &mut Pools, day: u64, count: usize| {
             let name = |number: usize| Arc::from(format!("{day}-{number}.test"));
             pools.days.extend((0..count).map(|number| ((0, name(number)), DayQuota::new(day, 9, None))));
         };
