@@ -143,15 +143,19 @@ impl Shard {
     pub(super) fn sign_waiting(&mut self, now: Now) {
         let mut rsa = 0;
         while rsa < RSA_SIGNATURES_PER_TURN {
-            let Some(mut signing) = self.signing.pop_front() else { return };
+            let Some(signing) = self.signing.pop_front() else { return };
             self.held_bytes -= signing.admitted.size();
             rsa += signing.admitted.rsa_signatures().max(1);
-            self.metrics.signatures_rsa.add(signing.admitted.rsa_signatures() as u64);
-            self.metrics.signatures_ed25519.add(signing.admitted.ed25519_signatures() as u64);
-            match signing.admitted.sign(now) {
-                Ok(()) => self.append(now, signing.admitted, signing.answer_to),
-                Err(refusal) => self.answer_sender(now, signing.answer_to, Err(refusal)),
-            }
+            self.sign(now, signing.admitted, signing.answer_to);
+        }
+    }
+
+    fn sign(&mut self, now: Now, mut admitted: Box<Admitted>, answer_to: AnswerTo) {
+        self.metrics.signatures_rsa.add(admitted.rsa_signatures() as u64);
+        self.metrics.signatures_ed25519.add(admitted.ed25519_signatures() as u64);
+        match admitted.sign(now) {
+            Ok(()) => self.append(now, admitted, answer_to),
+            Err(refusal) => self.answer_sender(now, answer_to, Err(refusal)),
         }
     }
 
@@ -354,7 +358,7 @@ impl Shard {
         }
     }
 
-    fn take_permitted(&mut self, now: Now, mut admitted: Box<Admitted>, answer_to: AnswerTo) {
+    fn take_permitted(&mut self, now: Now, admitted: Box<Admitted>, answer_to: AnswerTo) {
         if admitted.rsa_signatures() > 0 {
             if self.signing.len() < SIGNING_QUEUE_MAX {
                 self.held_bytes += admitted.size();
@@ -363,10 +367,7 @@ impl Shard {
             let refusal = Refusal::new(452, (4, 3, 1), "Too many messages wait to be signed, try again");
             return self.answer_sender(now, answer_to, Err(refusal));
         }
-        match admitted.sign(now) {
-            Ok(()) => self.append(now, admitted, answer_to),
-            Err(refusal) => self.answer_sender(now, answer_to, Err(refusal)),
-        }
+        self.sign(now, admitted, answer_to);
     }
 
     fn append(&mut self, now: Now, admitted: Box<Admitted>, answer_to: AnswerTo) {
