@@ -389,7 +389,7 @@ pub(crate) const LINGER: std::time::Duration = std::time::Duration::from_secs(2)
 /// The same while the engine stops.
 pub(crate) const LINGER_STOPPING: std::time::Duration = std::time::Duration::from_millis(100);
 
-/// The file of reserved limits before it is shortened.
+/// The file of reserved limits before it is shortened; twice what still counts, where that is more.
 pub(crate) const LIMIT_FILE_BYTES_MAX: u64 = 16 << 20;
 /// How soon it is tried again after an error.
 pub(crate) const LIMIT_FILE_RETRY_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);

@@ -169,6 +169,8 @@ pub struct Reservation {
     /// Wall time.
     pub at_ms: u64,
     pub units: u32,
+    /// The limit's.
+    pub period: Duration,
 }
 
 /// What a shard is made of.

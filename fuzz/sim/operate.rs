@@ -23,8 +23,8 @@ pub(crate) fn draw(seed: u64) -> Option<Random> {
 }
 
 impl World {
-    /// Now and then some mail is bounced or released: of a domain, a campaign or a tenant, or one message. A shard answers
-    /// with how many recipients those are, which must be as many as it has just told of.
+    /// Now and then some mail is bounced or released: of a domain, a campaign or a tenant, or one message. A shard
+    /// answers with how many recipients those are, which must be as many as it has just told of.
     pub(crate) fn operate(&mut self) {
         let Some(mut random) = self.operator.clone() else { return };
         self.clock.after(5 * MINUTE + random.below(20 * MINUTE), Event::Operate);

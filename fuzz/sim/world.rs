@@ -567,7 +567,7 @@ impl World {
                 self.shards[to].handle_message(ShardMessage::Routed { key, result: *result });
                 self.turn(to);
             }
-            Event::Reserved { to, reservation: Reservation { limit, at_ms, units } } => {
+            Event::Reserved { to, reservation: Reservation { limit, at_ms, units, .. } } => {
                 self.reserved.entry(limit.to_string()).or_default().reserved.push((at_ms, units));
                 self.shards[to].handle_message(ShardMessage::Reserved { limit, units });
                 self.turn(to);

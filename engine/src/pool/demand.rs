@@ -343,7 +343,10 @@ impl Demand {
     /// All credits are void. Returns their permits.
     pub(super) fn void(&mut self) -> Vec<Permit> {
         self.homes.iter_mut().for_each(|home| home.standing = 0);
-        let mut flows: Vec<Arc<Flow>> = self.flows.keys().cloned().collect();
+        // A host that is down has it done again and again, while of very many flows few have a credit.
+        let has_credit = |offered: &Offered| offered.shares.iter().any(|share| share.granted > 0);
+        let credited = self.flows.iter().filter(|(_, offered)| has_credit(offered));
+        let mut flows: Vec<Arc<Flow>> = credited.map(|(flow, _)| Arc::clone(flow)).collect();
         flows.sort_unstable();
         let mut permits = Vec::new();
         for flow in flows {

@@ -43,7 +43,7 @@ pub enum Said {
     /// To an owner: none of its wants at the roll-up's pairs waits any more.
     Unwanted { owner: usize, rollup: RollupKey, number: u64 },
     /// Units of a limit are to be reserved durably; [`Keeper::handle_reserved`] is the answer.
-    Reserve { limit: Arc<str>, units: u32 },
+    Reserve { limit: Arc<str>, units: u32, period: Duration },
     /// To all homes: what is under this limit waits.
     Holds { limit: LimitId, blocked: Blocked },
 }
@@ -338,7 +338,8 @@ impl Keeper {
         while let Some(units) = self.kept(limit).limiter.reserve() {
             let name = Arc::clone(self.rules.name(limit));
             self.reserving.insert(Arc::clone(&name), limit);
-            self.said.push_back(Said::Reserve { limit: name, units });
+            let period = self.rules.rate(limit).period;
+            self.said.push_back(Said::Reserve { limit: name, units, period });
         }
     }
 

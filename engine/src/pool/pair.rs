@@ -91,6 +91,8 @@ pub struct Pools {
     past: Arc<PastLimits>,
     /// Of sources in their warm-up, by source and roll-up.
     days: HashMap<(usize, Arc<str>), DayQuota>,
+    /// The day on which those that are over were last forgotten.
+    days_forgotten: u64,
     /// Limits that have asked for a reservation.
     reserving: HashMap<Arc<str>, limiters::LimitOf>,
     slots: Slots,
@@ -160,6 +162,7 @@ impl Pools {
             stricter: HashMap::new(),
             past: Arc::default(),
             days: HashMap::new(),
+            days_forgotten: 0,
             reserving: HashMap::new(),
             slots: Slots::default(),
             openings: Openings::default(),
@@ -322,6 +325,7 @@ impl Pools {
             self.pairs[place].carried.tick();
         }
         self.forget_idle_pairs(now);
+        self.forget_days(now);
     }
 
     /// Tries again the pairs whose block is over.

@@ -63,6 +63,8 @@ pub struct Past {
     /// were used.
     pub reserved: Vec<(u64, u32)>,
     pub due: Option<Due>,
+    /// The limit's; none was told by an earlier version.
+    pub period: Option<Duration>,
 }
 
 impl Past {
@@ -72,6 +74,7 @@ impl Past {
         self.reserved.extend(other.reserved);
         let later = |due: &Due| due.at_ms;
         self.due = self.due.into_iter().chain(other.due).max_by_key(later);
+        self.period = self.period.max(other.period);
     }
 }
 
@@ -135,7 +138,8 @@ impl Limiter {
         let reserved = if self.lent > 0 { vec![(now.wall_ms, self.lent)] } else { Vec::new() };
         let next = duration(self.next.div_ceil(self.rate.count.into()));
         let due = Due { at_ms: wall_ms(next), interval_us: interval_us(self.rate) };
-        Some(Past { used, reserved, due: (next > now.monotonic).then_some(due) })
+        let due = (next > now.monotonic).then_some(due);
+        Some(Past { used, reserved, due, period: Some(self.rate.period) })
     }
 
     /// Another rate for what this one has counted. A longer period than before counts what this one still knows of.

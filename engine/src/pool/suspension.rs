@@ -7,6 +7,7 @@
 //!
 //! See also: `shard/suspend.rs` for who obeys them, `runtime/suspension_list.rs` for the file.
 
+use std::collections::BTreeSet;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
@@ -72,19 +73,35 @@ pub struct StricterLimits {
     pub reason: Arc<str>,
 }
 
-/// Source and roll-up, as far as a scope names them.
-type ScopePlace = (Option<usize>, Option<Arc<str>>);
+/// What a scope names: source, roll-up, tenant, campaign, domain.
+type Parts<'a> = (Option<usize>, [Option<&'a str>; 4]);
 
-/// All suspensions that are in force. One a scope and kind of effect.
+/// Which of these parts it names.
+type Shape = (bool, [bool; 4]);
+
+/// All suspensions that are in force. One a scope and kind of effect. What stops a message is looked up by each shape
+/// of scope that there is, so it does not matter how many there are.
 #[derive(Debug, Clone, Default)]
 pub struct Suspensions {
-    by_place: HashMap<ScopePlace, Vec<Suspension>>,
+    /// By the sum of a scope's parts.
+    by_parts: HashMap<u64, Vec<Suspension>>,
+    shapes: BTreeSet<Shape>,
     len: usize,
 }
 
 impl Scope {
     pub fn pair(pair: &PairKey) -> Self {
         Self { source: Some(pair.source), rollup: Some(Arc::clone(&pair.rollup)), ..Self::default() }
+    }
+
+    fn parts(&self) -> Parts<'_> {
+        let Self { source, rollup, tenant, campaign, domain } = self;
+        (*source, [rollup, tenant, campaign, domain].map(Option::as_deref))
+    }
+
+    fn shape(&self) -> Shape {
+        let (source, names) = self.parts();
+        (source.is_some(), names.map(|name| name.is_some()))
     }
 
     /// Whether it stops everything at the pairs that it covers, and not only some flows.
@@ -95,11 +112,6 @@ impl Scope {
     pub fn covers_pair(&self, pair: &PairKey) -> bool {
         self.source.is_none_or(|source| source == pair.source)
             && self.rollup.as_ref().is_none_or(|rollup| *rollup == pair.rollup || *rollup == pair.site)
-    }
-
-    pub fn covers_flow(&self, flow: Flow<'_>) -> bool {
-        let fits = |part: &Option<Arc<str>>, name: &str| part.as_ref().is_none_or(|part| **part == *name);
-        fits(&self.tenant, flow.tenant) && fits(&self.campaign, flow.campaign) && fits(&self.domain, flow.domain)
     }
 }
 
@@ -137,9 +149,9 @@ impl Suspensions {
         if self.len >= SUSPENSIONS_MAX {
             self.expire(now_ms);
         }
-        let place = (suspension.scope.source, suspension.scope.rollup.clone());
-        let here = self.by_place.entry(place).or_default();
-        if let Some(present) = here.iter_mut().find(|present| present.is_like(&suspension)) {
+        let sum = sum(&suspension.scope.parts());
+        let here = self.by_parts.get_mut(&sum);
+        if let Some(present) = here.and_then(|here| here.iter_mut().find(|present| present.is_like(&suspension))) {
             let is_new = present.until_ms <= now_ms;
             *present = suspension;
             return is_new;
@@ -147,37 +159,35 @@ impl Suspensions {
         if self.len >= SUSPENSIONS_MAX {
             return false;
         }
-        here.push(suspension);
+        self.shapes.insert(suspension.scope.shape());
+        self.by_parts.entry(sum).or_default().push(suspension);
         self.len += 1;
         true
     }
 
     /// What stops a flow that goes there by a source; the one that lasts longest.
     pub fn find(&self, now_ms: u64, source: usize, to: Destination<'_>, flow: Flow<'_>) -> Option<&Suspension> {
-        let here = self.at(now_ms, source, to);
-        let stops = |it: &&Suspension| it.stops() && it.scope.covers_flow(flow);
-        here.filter(stops).max_by_key(|suspension| suspension.until_ms)
+        let here = self.at(now_ms, source, to, Some(flow));
+        here.into_iter().filter(|it| it.stops()).max_by_key(|suspension| suspension.until_ms)
     }
 
     /// What stops everything at a pair.
     pub fn of_pair(&self, now_ms: u64, pair: &PairKey) -> Option<&Suspension> {
-        let here = self.at(now_ms, pair.source, pair.destination());
-        let stops = |it: &&Suspension| it.stops() && it.scope.is_whole();
-        here.filter(stops).max_by_key(|suspension| suspension.until_ms)
+        let here = self.at(now_ms, pair.source, pair.destination(), None);
+        here.into_iter().filter(|it| it.stops()).max_by_key(|suspension| suspension.until_ms)
     }
 
     /// The suspension in force that this one would stand in for.
     pub fn present(&self, now_ms: u64, suspension: &Suspension) -> Option<&Suspension> {
-        let Scope { source, rollup, .. } = &suspension.scope;
-        let here = self.by_place.get(&(*source, rollup.clone()))?;
+        let here = self.by_parts.get(&sum(&suspension.scope.parts()))?;
         here.iter().find(|present| present.until_ms > now_ms && present.is_like(suspension))
     }
 
     /// What rules have halved at a pair, as far as it is not back.
     pub fn recovering(&self, now_ms: u64, pair: &PairKey, halved: HalvedLimits) -> Option<&Limited> {
         let scope = Scope::pair(pair);
-        let here = self.by_place.get(&(scope.source, scope.rollup))?;
-        let mut in_force = here.iter().filter(|it| it.until_ms > now_ms && it.scope.is_whole());
+        let here = self.by_parts.get(&sum(&scope.parts()))?;
+        let mut in_force = here.iter().filter(|it| it.until_ms > now_ms && it.scope == scope);
         in_force.find_map(|it| match &it.effect {
             Effect::Limit(limited) if limited.is_of(halved) => Some(limited),
             _ => None,
@@ -229,7 +239,7 @@ impl Suspensions {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Suspension> {
-        self.by_place.values().flatten()
+        self.by_parts.values().flatten()
     }
 
     pub fn len(&self) -> usize {
@@ -240,33 +250,39 @@ impl Suspensions {
         self.len == 0
     }
 
-    fn at(&self, now_ms: u64, source: usize, to: Destination<'_>) -> impl Iterator<Item = &Suspension> {
-        let Destination { rollup, site } = to;
-        let all = [
-            (Some(source), Some(rollup)),
-            (Some(source), None),
-            (None, Some(rollup)),
-            (None, None),
-            (Some(source), Some(site)),
-            (None, Some(site)),
-        ];
-        // Nearly always there is none, and a site that no provider rolls up has one name.
-        let places = match self.len {
-            0 => &[][..],
-            _ if rollup == site => &all[..4],
-            _ => &all[..],
-        };
-        let here = places.iter().filter_map(|&(source, rollup)| self.by_place.get(&(source, rollup.cloned())));
-        here.flatten().filter(move |suspension| suspension.until_ms > now_ms).collect::<Vec<_>>().into_iter()
+    /// Those in force for a flow there; without one, those that are about no flows.
+    fn at(&self, now_ms: u64, source: usize, to: Destination<'_>, flow: Option<Flow<'_>>) -> Vec<&Suspension> {
+        let of_flow = [flow.map(|flow| flow.tenant), flow.map(|flow| flow.campaign), flow.map(|flow| flow.domain)];
+        // A site that no provider rolls up has one name.
+        let names_of_place = [Some(to.rollup), Some(to.site).filter(|site| *site != to.rollup)];
+        // Nearly always there is none.
+        let here = self.shapes.iter().flat_map(|(names_source, named)| {
+            let places = names_of_place.iter().flatten().take(if named[0] { 2 } else { 1 });
+            places.filter_map(move |place| {
+                let names = [Some(&***place), of_flow[0], of_flow[1], of_flow[2]];
+                let parts = (names_source.then_some(source), std::array::from_fn(|i| names[i].filter(|_| named[i])));
+                // What a scope names and nobody asks for is not there.
+                let is_asked = named.iter().zip(&names).all(|(named, name)| !named || name.is_some());
+                let here = is_asked.then(|| self.by_parts.get(&sum(&parts))).flatten()?;
+                Some(here.iter().filter(move |it| it.until_ms > now_ms && it.scope.parts() == parts))
+            })
+        });
+        here.flatten().collect()
     }
 
     fn retain(&mut self, mut keep: impl FnMut(&Suspension) -> bool) {
-        self.by_place.retain(|_, here| {
+        self.by_parts.retain(|_, here| {
             here.retain(&mut keep);
             !here.is_empty()
         });
-        self.len = self.by_place.values().map(Vec::len).sum();
+        self.len = self.by_parts.values().map(Vec::len).sum();
+        self.shapes = self.iter().map(|suspension| suspension.scope.shape()).collect();
     }
+}
+
+/// Others may have the same.
+fn sum(parts: &Parts<'_>) -> u64 {
+    ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one(parts)
 }
 
 #[cfg(test)]
@@ -371,6 +387,22 @@ mod tests {
         assert!(all.remove(3).is_some());
         assert_eq!(["a", "b", "c"].map(|tenant| found(&all, 0, tenant)), [Some(1), Some(2), None]);
         assert_eq!(["a", "b"].map(|tenant| found(&all, 100, tenant)), [None, Some(2)]);
+    }
+
+    /// However many there are, only those are looked at that may be about the flow.
+    #[test]
+    fn many_suspensions_cost_a_message_nothing() {
+        let google: Arc<str> = "google".into();
+        let of = |number: usize| Scope { domain: Some(format!("d{number}.example").into()), ..Scope::default() };
+        let mut all = Suspensions::default();
+        for number in 0..SUSPENSIONS_MAX {
+            assert!(all.insert(0, suspension(number as u128, of(number), 100)));
+        }
+        assert!(!all.insert(0, suspension(0, of(SUSPENSIONS_MAX), 100)), "there are no more than that");
+        let looked_at = |domain| all.at(0, 1, to(&google), Some(Flow { domain, ..flow("t", "c") })).len();
+        assert_eq!(["d7.example", "d.example"].map(looked_at), [1, 0]);
+        assert_eq!((all.at(0, 1, to(&google), None).len(), all.shapes.len()), (0, 1));
+        assert!(all.by_parts.values().all(|here| here.len() == 1), "sums differ");
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! The file in which limits over a minute or longer are reserved ahead, and the thread that alone writes it.
 //!
-//! `limits` in the spool's directory has one line for each reservation, in the order in which they were asked for: wall
-//! time in milliseconds, units, the limit's name. A reservation is answered once its line is durable; all that wait are
-//! written and synced together. At the start, and when the file has grown, what no longer counts is left out: the rest
-//! goes to a file beside it, which then takes its place.
+//! `limits` in the spool's directory has one line for each reservation, in the order in which they were asked for:
+//! `per`, the limit's period in seconds, wall time in milliseconds, units, the limit's name. Earlier versions told no
+//! period: such a line begins with the wall time, and counts for a day. A reservation is answered once its line is
+//! durable; all that wait are written and synced together. At the start, and whenever the file has grown to twice what
+//! was left of it, what no longer counts is left out: the rest goes to a file beside it, which then takes its place. Of
+//! a limit that is what was reserved in its last period, some hundred lines, and the two reservations before, which may
+//! have been used in it; these stay for a day after the limit's last one.
 //!
 //! A shard that ends leaves what it knows of its limits. Once all have, and nobody can use anything any more, the lines
 //! of these limits are replaced: `used`, wall time, units and name tell what still counts; `due`, wall time, interval
@@ -21,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::limits::{LIMIT_FILE_BYTES_MAX, LIMIT_FILE_RETRY_PAUSE, LIMIT_PERIOD_MAX};
 use crate::pool::rate::{Due, Past, PastLimits};
@@ -31,6 +35,8 @@ pub(crate) struct LimitFile {
     file: File,
     /// Whole lines that were written.
     octets: u64,
+    /// What there was of them when it was last shortened.
+    shortened_octets: u64,
     is_synced: bool,
     /// What the shards have left.
     left: PastLimits,
@@ -69,7 +75,7 @@ impl LimitFile {
         }
         let past = read(&text, now_ms);
         let (file, octets) = replace(&path, &past, is_synced)?;
-        Ok((Self { path, file, octets, is_synced, left: PastLimits::new() }, past))
+        Ok((Self { path, file, octets, shortened_octets: octets, is_synced, left: PastLimits::new() }, past))
     }
 
     /// Serves until it is told to stop. `tell` gives a shard its answer.
@@ -120,7 +126,7 @@ impl LimitFile {
             for (shard, reservation) in batch {
                 tell(shard, reservation);
             }
-            if self.octets > LIMIT_FILE_BYTES_MAX
+            if self.has_grown()
                 && let Err(error) = self.shorten(now_ms)
             {
                 tracing::warn!(%error, "{} grows", self.path.display());
@@ -158,17 +164,23 @@ impl LimitFile {
         Ok(())
     }
 
+    /// Were it shortened again before it has doubled, each line might cost a file of others.
+    fn has_grown(&self) -> bool {
+        self.octets > LIMIT_FILE_BYTES_MAX.max(2 * self.shortened_octets)
+    }
+
     fn shorten(&mut self, now_ms: u64) -> io::Result<()> {
         let text = fs::read(&self.path)?;
         let past = read(&String::from_utf8_lossy(&text), now_ms);
         (self.file, self.octets) = replace(&self.path, &past, self.is_synced)?;
+        self.shortened_octets = self.octets;
         Ok(())
     }
 }
 
 fn line(reservation: &Reservation) -> String {
-    let Reservation { limit, at_ms, units } = reservation;
-    format!("{at_ms} {units} {limit}\n")
+    let Reservation { limit, at_ms, units, period } = reservation;
+    format!("per {} {at_ms} {units} {limit}\n", period.as_secs())
 }
 
 /// What may still count: a limiter takes each reservation as used when the second after it was asked for.
@@ -178,16 +190,22 @@ fn read(text: &str, now_ms: u64) -> PastLimits {
     for (limit, line) in whole.lines().filter_map(parse) {
         let past = limits.entry(limit.to_owned()).or_default();
         match line {
-            Line::Reserved(at_ms, units) => past.reserved.push((at_ms, units)),
+            Line::Reserved(period, at_ms, units) => {
+                past.reserved.push((at_ms, units));
+                past.period = period.or(past.period);
+            }
             Line::Used(at_ms, units) => past.used.push((at_ms, units)),
             Line::Due(due) => past.due = Some(due),
         }
     }
-    let forgotten_ms = now_ms.saturating_sub(LIMIT_PERIOD_MAX.as_millis() as u64);
-    limits.retain(|_, Past { used, reserved, due }| {
-        used.retain(|(at_ms, _)| *at_ms >= forgotten_ms);
-        let old = reserved.iter().take_while(|(at_ms, _)| *at_ms < forgotten_ms).count();
+    let before_ms = |period: Duration| now_ms.saturating_sub(period.as_millis() as u64);
+    let forgotten_ms = before_ms(LIMIT_PERIOD_MAX);
+    limits.retain(|_, Past { used, reserved, due, period }| {
+        let old_ms = before_ms(period.unwrap_or(LIMIT_PERIOD_MAX));
+        used.retain(|(at_ms, _)| *at_ms >= old_ms);
+        let old = reserved.iter().take_while(|(at_ms, _)| *at_ms < old_ms).count();
         reserved.drain(..old.saturating_sub(2));
+        // Units that are reserved may be used at any time later. After a day they are taken to be lost.
         if reserved.last().is_some_and(|(at_ms, _)| *at_ms < forgotten_ms) {
             reserved.clear();
         }
@@ -199,7 +217,7 @@ fn read(text: &str, now_ms: u64) -> PastLimits {
 
 /// What a line tells of its limit.
 enum Line {
-    Reserved(u64, u32),
+    Reserved(Option<Duration>, u64, u32),
     Used(u64, u32),
     Due(Due),
 }
@@ -207,14 +225,21 @@ enum Line {
 /// The limit, and what is told of it.
 fn parse(line: &str) -> Option<(&str, Line)> {
     let (kind, rest) = line.split_once(' ')?;
-    let told = if matches!(kind, "used" | "due") { rest } else { line };
+    let (period, told) = match kind {
+        "used" | "due" => (None, rest),
+        "per" => {
+            let (seconds, told) = rest.split_once(' ')?;
+            (Some(Duration::from_secs(seconds.parse().ok()?).min(LIMIT_PERIOD_MAX)), told)
+        }
+        _ => (None, line),
+    };
     let mut parts = told.splitn(3, ' ');
     let at_ms = parts.next()?.parse().ok()?;
     let number = parts.next()?;
     let told = match kind {
         "used" => Line::Used(at_ms, number.parse().ok()?),
         "due" => Line::Due(Due { at_ms, interval_us: number.parse().ok()? }),
-        _ => Line::Reserved(at_ms, number.parse().ok()?),
+        _ => Line::Reserved(period, at_ms, number.parse().ok()?),
     };
     Some((parts.next()?, told))
 }
@@ -229,12 +254,13 @@ fn damaged_lines(text: &str) -> usize {
 fn replace(path: &Path, past: &PastLimits, is_synced: bool) -> io::Result<(File, u64)> {
     let unfinished = path.with_extension("new");
     let mut lines = String::new();
-    for (limit, Past { used, reserved, due }) in past {
+    for (limit, Past { used, reserved, due, period }) in past {
         lines.extend(used.iter().map(|(at_ms, units)| format!("used {at_ms} {units} {limit}\n")));
         lines.extend(due.iter().map(|Due { at_ms, interval_us }| format!("due {at_ms} {interval_us} {limit}\n")));
         let limit: Arc<str> = limit.as_str().into();
+        let period = period.unwrap_or(LIMIT_PERIOD_MAX);
         for &(at_ms, units) in reserved {
-            lines.push_str(&line(&Reservation { limit: Arc::clone(&limit), at_ms, units }));
+            lines.push_str(&line(&Reservation { limit: Arc::clone(&limit), at_ms, units, period }));
         }
     }
     fs::write(&unfinished, &lines)?;
@@ -257,7 +283,7 @@ mod tests {
     const DAY: u64 = 86_400_000;
 
     fn reservation(limit: &str, at_ms: u64, units: u32) -> Reservation {
-        Reservation { limit: limit.into(), at_ms, units }
+        Reservation { limit: limit.into(), at_ms, units, period: LIMIT_PERIOD_MAX }
     }
 
     #[test]
@@ -311,6 +337,47 @@ mod tests {
         assert_eq!(steps, [3, 4, 5, 6, 7, 8, 9], "a day's, and two before that may have been used in it");
     }
 
+    /// Of a short limit no more is kept than counts in its own period, also where it is shortened again and again.
+    #[test]
+    fn a_limit_is_kept_for_its_own_period() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut file, _) = LimitFile::open(directory.path(), NOW, false).unwrap();
+        let minute = Duration::from_secs(60);
+        for second in 0..3_600 {
+            let reservation = Reservation { period: minute, ..reservation("a", NOW + second * 1_000, 1) };
+            file.append(line(&reservation).as_bytes()).unwrap();
+            if second % 600 == 0 {
+                file.shorten(reservation.at_ms).unwrap();
+            }
+        }
+        file.append(format!("{} 7 old\n", NOW + 3_000_000).as_bytes()).unwrap();
+        let now = NOW + 3_600_000;
+        let (_, past) = LimitFile::open(directory.path(), now, false).unwrap();
+        let kept: Vec<u64> = past["a"].reserved.iter().map(|(at_ms, _)| (now - at_ms) / 1_000).collect();
+        assert_eq!((kept.len(), kept[0], past["a"].period), (62, 62, Some(minute)), "and the two before that");
+        assert_eq!(past["old"].reserved, [(NOW + 3_000_000, 7)], "what has no period counts for a day");
+        let (_, past) = LimitFile::open(directory.path(), now + DAY / 2, false).unwrap();
+        assert_eq!(past["a"].reserved.len(), 2, "they may be used yet");
+        assert!(LimitFile::open(directory.path(), now + DAY, false).unwrap().1.is_empty());
+    }
+
+    /// Most of what is there may still count: then it grows, rather than being written anew with each line.
+    #[test]
+    fn it_is_shortened_once_it_has_doubled() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, _) = LimitFile::open(directory.path(), NOW, false).unwrap();
+        let grown = |octets, shortened_octets| {
+            let file = file.file.try_clone().unwrap();
+            let (path, left) = (directory.path().join("limits"), PastLimits::new());
+            LimitFile { path, file, octets, shortened_octets, is_synced: false, left }.has_grown()
+        };
+        let max = LIMIT_FILE_BYTES_MAX;
+        assert_eq!(
+            [grown(max, 0), grown(max + 1, 0), grown(max + 1, max), grown(2 * max + 1, max)],
+            [false, true, false, true]
+        );
+    }
+
     /// A limit whose file is `name`'s and `b`'s, after an engine that left this of `name`.
     fn stopped(directory: &Path, name: &str, past: Past) -> io::Result<()> {
         let (file, _) = LimitFile::open(directory, NOW, true)?;
@@ -330,7 +397,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let name = "provider recipients by ip-a at a provider";
         let due = Some(Due { at_ms: NOW + 40_000, interval_us: 20_000_000 });
-        let told = Past { used: vec![(NOW + 3, 2), (NOW + 9, 1)], reserved: vec![(NOW + 10, 4)], due };
+        let (used, reserved) = (vec![(NOW + 3, 2), (NOW + 9, 1)], vec![(NOW + 10, 4)]);
+        let told = Past { used, reserved, due, period: Some(LIMIT_PERIOD_MAX) };
         stopped(directory.path(), name, told.clone()).unwrap();
         let (mut file, past) = LimitFile::open(directory.path(), NOW + 20, true).unwrap();
         assert_eq!(past[name], told);

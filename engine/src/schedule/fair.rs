@@ -101,6 +101,29 @@ impl FairQueue {
         }
     }
 
+    /// Takes out the entries that are meant: flow by flow in the order of their names, each in its own order. The
+    /// others stay where they stand. Returns the flows that had such, too.
+    pub fn withdraw(&mut self, is_meant: impl Fn(EntryKey) -> bool) -> (Vec<Arc<Flow>>, Vec<EntryKey>) {
+        let has_meant = |waiting: &Waiting| waiting.entries.iter().any(|&(entry, _)| is_meant(entry));
+        let flows = self.flows.iter().filter(|(_, waiting)| has_meant(waiting));
+        let mut flows: Vec<Arc<Flow>> = flows.map(|(flow, _)| Arc::clone(flow)).collect();
+        flows.sort_unstable();
+        let mut withdrawn = Vec::new();
+        for flow in &flows {
+            let waiting = self.flows.get_mut(flow).expect("it was just there");
+            let (meant, others): (VecDeque<_>, VecDeque<_>) =
+                waiting.entries.drain(..).partition(|&(entry, _)| is_meant(entry));
+            waiting.entries = others;
+            if waiting.entries.is_empty() {
+                self.flows.remove(flow);
+                self.turns.leave(flow);
+            }
+            withdrawn.extend(meant.into_iter().map(|(entry, _)| entry));
+        }
+        self.len -= withdrawn.len();
+        (flows, withdrawn)
+    }
+
     /// All flows, in the order of their names.
     pub fn flows(&self) -> Vec<Arc<Flow>> {
         let mut flows: Vec<Arc<Flow>> = self.flows.keys().cloned().collect();
@@ -199,6 +222,24 @@ mod tests {
             queue.push(&flow, entry, 1, false, |entry| u64::from(entry.0));
         }
         assert_eq!(popped(&mut queue), (0..10).collect::<Vec<u32>>());
+    }
+
+    /// What others have had, and how many of theirs the owner knows of, is as it was.
+    #[test]
+    fn what_is_withdrawn_costs_others_nothing() {
+        let mut queue = FairQueue::default();
+        let (one, two, three) = (flow(1, "one"), flow(1, "two"), flow(1, "three"));
+        [&one, &two].into_iter().zip([0, 100]).for_each(|(flow, from)| push(&mut queue, flow, from..from + 4, 1));
+        push(&mut queue, &three, 200..202, 1);
+        assert!(queue.is_news(&one, None) && queue.is_news(&two, None));
+        assert_eq!(queue.pop_of(&one), Some(EntryKey(0)));
+        assert_eq!(queue.withdraw(|_| false), (Vec::new(), Vec::new()));
+        let (flows, withdrawn) = queue.withdraw(|EntryKey(entry)| entry % 100 == 1 || entry >= 200);
+        assert_eq!(flows, [Arc::clone(&one), three, two]);
+        assert_eq!(withdrawn, [1, 200, 201, 101].map(EntryKey));
+        assert_eq!((queue.len(), queue.is_news(&one, None)), (5, false));
+        assert_eq!(popped(&mut queue), [100, 2, 102, 3, 103]);
+        assert!(queue.is_empty() && queue.flows.is_empty());
     }
 
     #[test]

@@ -143,10 +143,10 @@ impl Shard {
     pub(super) fn sign_waiting(&mut self, now: Now) {
         let mut rsa = 0;
         while rsa < RSA_SIGNATURES_PER_TURN {
-            let Some(Signing { admitted, answer_to }) = self.signing.pop_front() else { return };
-            self.held_bytes -= admitted.size();
-            rsa += admitted.rsa_signatures().max(1);
-            self.sign(now, admitted, answer_to);
+            let Some(signing) = self.signing.pop_front() else { return };
+            self.held_bytes -= signing.admitted.size();
+            rsa += signing.admitted.rsa_signatures().max(1);
+            self.sign(now, signing.admitted, signing.answer_to);
         }
     }
 

@@ -58,7 +58,7 @@ impl Shard {
             ShardMessage::AskCarried => self.tell_carried(),
             ShardMessage::SourcePlumbed { source, plumbed } => self.set_plumbed(now, source, plumbed),
             ShardMessage::SpoolGone { gone } => self.logs.iter_mut().for_each(|home| home.is_gone = gone),
-            ShardMessage::Suspend(suspension) => self.suspend(now, suspension),
+            ShardMessage::Suspend(suspension) => self.suspend_told(now, suspension),
             ShardMessage::Resume { id } => self.resume(now, id),
             ShardMessage::BounceQueue { flow, domain, reason } => self.bounce_queue(&flow, &domain, &reason),
             ShardMessage::EventCursor { log, sequence } => self.set_event_cursor(log, sequence),

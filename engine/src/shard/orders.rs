@@ -51,8 +51,8 @@ impl Shard {
                 Order::Paced { home, pair, blocked, waiting } => {
                     self.tell(home, ShardMessage::Paced { pair, blocked, waiting });
                 }
-                Order::Reserve { limit, units } => {
-                    let reservation = Reservation { limit, at_ms: now.wall_ms, units };
+                Order::Reserve { limit, units, period } => {
+                    let reservation = Reservation { limit, at_ms: now.wall_ms, units, period };
                     self.actions.push_back(Action::Reserve(reservation));
                 }
                 Order::WarmedUp { pair, quota, until_ms } => {
@@ -106,8 +106,9 @@ impl Shard {
                 Said::Unwanted { owner, rollup, number } => {
                     self.tell(owner, ShardMessage::Unwanted { rollup, number });
                 }
-                Said::Reserve { limit, units } => {
-                    self.actions.push_back(Action::Reserve(Reservation { limit, at_ms: now.wall_ms, units }));
+                Said::Reserve { limit, units, period } => {
+                    let reservation = Reservation { limit, at_ms: now.wall_ms, units, period };
+                    self.actions.push_back(Action::Reserve(reservation));
                 }
                 Said::Holds { limit, blocked } => {
                     for shard in 0..self.pools.homes() {

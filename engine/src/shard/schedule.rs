@@ -334,7 +334,7 @@ impl Shard {
         }
         tracing::warn!(source = name, "the source's address is not on this machine; the source is suspended");
         self.pools.call_back(|pair| pair.source == source);
-        for entry in self.home.withdraw_ready(|pair| pair.source == source, |_| true) {
+        for entry in self.home.withdraw_ready(|pair| pair.source == source, |_, _| true) {
             self.route(now, entry);
         }
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Action, Shard};
-use crate::handover::{Blocked, ControlMessage, PairKey};
+use crate::handover::{Blocked, ControlMessage, PairKey, ShardMessage};
 use crate::limits::SUSPENSION_REASON_OCTETS_MAX;
 use crate::mail::time::Now;
 use crate::pool::suspension::{Effect, Flow, Scope, Suspension};
@@ -35,30 +35,51 @@ impl Shard {
         }
         self.metrics.suspensions_made.inc();
         self.actions.push_back(Action::Control(ControlMessage::Suspend(suspension.clone())));
-        self.suspend(now, suspension);
+        self.suspend(now, vec![suspension]);
     }
 
-    /// The suspension is in force, or goes on to another end.
-    pub(super) fn suspend(&mut self, now: Now, suspension: Suspension) {
-        if let Effect::Limit(_) = suspension.effect {
+    /// The control thread has told of one. Where more came meanwhile, all that is ready is looked at once for them all.
+    pub(super) fn suspend_told(&mut self, now: Now, suspension: Suspension) {
+        let mut suspensions = vec![suspension];
+        let is_one = |message: &mut ShardMessage| matches!(message, ShardMessage::Suspend(_));
+        while let Some(ShardMessage::Suspend(next)) = self.inbox.pop_front_if(is_one) {
+            suspensions.push(next);
+        }
+        self.suspend(now, suspensions);
+    }
+
+    /// The suspensions are in force, or go on to another end.
+    pub(super) fn suspend(&mut self, now: Now, suspensions: Vec<Suspension>) {
+        let (mut scopes, mut has_limits) = (Vec::new(), false);
+        for suspension in suspensions {
+            let (scope, effect) = (suspension.scope.clone(), suspension.effect);
+            let blocked = Blocked { until_ms: suspension.until_ms, reason: suspension.blocked_by() };
             self.suspensions.insert(now.wall_ms, suspension);
-            return self.refresh_limits(now);
+            if let Effect::Limit(_) = effect {
+                has_limits = true;
+            } else if blocked.until_ms > now.wall_ms {
+                if scope.is_whole() {
+                    self.pools.suspend(now, |pair| scope.covers_pair(pair), &blocked);
+                }
+                scopes.push(scope);
+            }
         }
-        let scope = suspension.scope.clone();
-        let blocked = Blocked { until_ms: suspension.until_ms, reason: suspension.blocked_by() };
-        self.suspensions.insert(now.wall_ms, suspension);
-        if blocked.until_ms <= now.wall_ms {
-            return;
+        if has_limits {
+            self.refresh_limits(now);
         }
-        if scope.is_whole() {
-            self.pools.suspend(now, |pair| scope.covers_pair(pair), &blocked);
-        } else {
-            self.pools.call_back(|pair| scope.covers_pair(pair));
+        self.withdraw_suspended(now, &scopes);
+    }
+
+    fn withdraw_suspended(&mut self, now: Now, scopes: &[Scope]) {
+        let covers = |pair: &PairKey| scopes.iter().any(|scope| scope.covers_pair(pair));
+        if scopes.iter().any(|scope| !scope.is_whole()) {
+            self.pools.call_back(|pair| scopes.iter().any(|scope| !scope.is_whole() && scope.covers_pair(pair)));
         }
-        let withdrawn = self.home.withdraw_ready(
-            |pair| scope.covers_pair(pair),
-            |queue| scope.covers_flow(Flow { tenant: &queue.tenant, campaign: &queue.campaign, domain: &queue.domain }),
-        );
+        let suspensions = &self.suspensions;
+        let withdrawn = self.home.withdraw_ready(covers, |pair, queue| {
+            let flow = Flow { tenant: &queue.tenant, campaign: &queue.campaign, domain: &queue.domain };
+            suspensions.find(now.wall_ms, pair.source, pair.destination(), flow).is_some()
+        });
         for entry in withdrawn {
             self.route(now, entry);
         }

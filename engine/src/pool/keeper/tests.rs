@@ -49,7 +49,7 @@ impl Bench {
                 Said::Answer { permit: Some(permit), flow, .. } => {
                     self.permits.push((self.now.monotonic, Arc::clone(&flow.tenant), permit));
                 }
-                Said::Reserve { limit, units } => self.reserved.push((limit, units)),
+                Said::Reserve { limit, units, .. } => self.reserved.push((limit, units)),
                 Said::Holds { .. } | Said::Unwanted { .. } => {}
             }
         }

@@ -65,10 +65,14 @@ impl Pools {
             return;
         }
         if let LimitOf::Day(place) = of {
-            return self.handle_day_reserved(now, random, place, units);
+            return self.handle_day_reserved(now, random, place, limit, units);
         }
-        if let Some(limiter) = self.limiter(of) {
+        let is_reserving = self.limiter(of).is_some_and(|limiter| {
             limiter.reserved(units);
+            limiter.is_reserving()
+        });
+        if !is_reserving {
+            self.reserving.remove(limit);
         }
         match of {
             LimitOf::Day(_) => {}
@@ -81,6 +85,11 @@ impl Pools {
                 self.wake_turns(now, rollup, at);
             }
         }
+    }
+
+    /// Limits that have asked for a reservation and wait for it.
+    pub fn reservations_awaited(&self) -> usize {
+        self.reserving.len()
     }
 
     /// These limits, by source and roll-up, hold from now on beside those configured, and no others.

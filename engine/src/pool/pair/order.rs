@@ -52,6 +52,7 @@ pub enum Order {
     Reserve {
         limit: Arc<str>,
         units: u32,
+        period: Duration,
     },
     /// The keeper of the limits over many pairs is asked; [`super::Pools::handle_permit`] is the answer.
     Want {

@@ -160,10 +160,11 @@ impl Pools {
             reservations.push(units);
         }
         let ready = if limiter.is_reserved(units) { limiter.ready_at(units) } else { Duration::MAX };
+        let period = limiter.rate().period;
         if !reservations.is_empty() {
             let limit = self.limit_name(of);
             self.reserving.insert(Arc::clone(&limit), of);
-            let reserve = |units| Order::Reserve { limit: Arc::clone(&limit), units };
+            let reserve = |units| Order::Reserve { limit: Arc::clone(&limit), units, period };
             self.orders.extend(reservations.into_iter().map(reserve));
         }
         ready

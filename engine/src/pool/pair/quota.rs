@@ -1,9 +1,11 @@
 //! Quotas of sources in their warm-up: all pairs of a source and a roll-up share one a day.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::limiters::LimitOf;
 use super::{Order, Pools};
+use crate::limits::PAIRS_KEPT;
 use crate::mail::time::Now;
 use crate::pool::warmup::{Allowance, DAY_MS, DayQuota};
 
@@ -28,7 +30,8 @@ impl Pools {
         if !reservations.is_empty() {
             let limit = self.day_name(place);
             self.reserving.insert(Arc::clone(&limit), LimitOf::Day(place));
-            let reserve = |units| Order::Reserve { limit: Arc::clone(&limit), units };
+            let period = Duration::from_millis(DAY_MS);
+            let reserve = |units| Order::Reserve { limit: Arc::clone(&limit), units, period };
             self.orders.extend(reservations.into_iter().map(reserve));
         }
         allowance == Allowance::Now
@@ -55,10 +58,26 @@ impl Pools {
         }
     }
 
-    pub(super) fn handle_day_reserved(&mut self, now: Now, random: &mut dyn FnMut(u64) -> u64, place: u32, units: u32) {
+    pub(super) fn handle_day_reserved(
+        &mut self,
+        now: Now,
+        random: &mut dyn FnMut(u64) -> u64,
+        place: u32,
+        limit: &str,
+        units: u32,
+    ) {
         let pair = self.pairs[place as usize].key.clone();
-        if let Some(day) = self.days.get_mut(&(pair.source, Arc::clone(&pair.rollup))) {
+        let day = self.days.get_mut(&(pair.source, Arc::clone(&pair.rollup)));
+        let is_reserving = day.is_some_and(|day| {
             day.reserved(units);
+            day.is_reserving()
+        });
+        if !is_reserving {
+            self.reserving.remove(limit);
+        }
+        // A site that no provider rolls up shares its day with no other, and there may be many of them.
+        if pair.rollup == pair.site {
+            return self.advance(now, place, random);
         }
         for other in 0..self.pairs.len() as u32 {
             let key = &self.pairs[other as usize].key;
@@ -85,6 +104,15 @@ impl Pools {
         format!("warm-up of day {day} by {} at {rollup}", self.options.sources[source].name).into()
     }
 
+    /// Days that are over are forgotten where there are many. The clock may be set back into yesterday.
+    pub(super) fn forget_days(&mut self, now: Now) {
+        let today = now.wall_ms / DAY_MS;
+        if self.days.len() > PAIRS_KEPT && self.days_forgotten != today {
+            self.days.retain(|_, known| known.day + 1 >= today);
+            self.days_forgotten = today;
+        }
+    }
+
     /// Whether the pair's source has a quota today; then its count is there. A clock that is set back ends no day.
     fn meet_day(&mut self, now: Now, place: u32) -> bool {
         let pair = &self.pairs[place as usize].key;
@@ -104,5 +132,41 @@ impl Pools {
             self.days.insert(key, DayQuota::new(today, quota, past.get(&*name)));
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::pool::pair::PoolOptions;
+    use crate::pool::site::BackOff;
+
+    #[test]
+    fn days_that_are_over_are_forgotten_once_there_are_many() {
+        let text = "[spool]\nallow_filesystem = true\n";
+        let config = Config::from_toml(text, "t.toml", Path::new("/nonexistent")).expect("a configuration");
+        let mut pools = Pools::new(PoolOptions {
+            default: Arc::new(config.shaping),
+            sources: config.egress_sources,
+            back_off: BackOff { first: Duration::ZERO, max: Duration::ZERO },
+            warmups: Vec::new(),
+            shared_limits: Arc::default(),
+            homes: 1,
+        });
+        let at_day = |day| Now { monotonic: Duration::ZERO, wall_ms: day * DAY_MS + 5 };
+        let begin = |pools: &mut Pools, day: u64, count: usize| {
+            let name = |number: usize| Arc::from(format!("{day}-{number}.test"));
+            pools.days.extend((0..count).map(|number| ((0, name(number)), DayQuota::new(day, 9, None))));
+        };
+        begin(&mut pools, 7, PAIRS_KEPT);
+        pools.tick(at_day(9));
+        assert_eq!(pools.days.len(), PAIRS_KEPT, "they are few");
+        begin(&mut pools, 8, 2);
+        begin(&mut pools, 9, 3);
+        pools.tick(at_day(9));
+        assert_eq!(pools.days.len(), 5, "those of yesterday are kept");
     }
 }

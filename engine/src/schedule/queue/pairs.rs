@@ -153,20 +153,21 @@ impl Home {
     pub fn withdraw_ready(
         &mut self,
         pairs: impl Fn(&PairKey) -> bool,
-        queues: impl Fn(&Queue) -> bool,
+        queues: impl Fn(&PairKey, &Queue) -> bool,
     ) -> Vec<EntryKey> {
         let mut withdrawn = Vec::new();
         for place in 0..self.pairs.len() as u32 {
-            let Some(pair) = self.pairs[place as usize].as_mut().filter(|pair| pairs(&pair.key)) else { continue };
-            let flows = pair.ready.flows();
-            for key in pair.ready.drain() {
-                if queues(self.queue_of(key)) {
-                    self.entries[key].set_state(State::Unrouted);
-                    withdrawn.push(key);
-                } else {
-                    self.push_ready(key, place);
-                }
+            let Some(mut pair) = self.pairs[place as usize].take_if(|pair| pairs(&pair.key)) else { continue };
+            // It may be about a few, while very many are ready.
+            let (flows, keys) = pair.ready.withdraw(|key| queues(&pair.key, self.queue_of(key)));
+            self.pairs[place as usize] = Some(pair);
+            if flows.is_empty() {
+                continue;
             }
+            for &key in &keys {
+                self.entries[key].set_state(State::Unrouted);
+            }
+            withdrawn.extend(keys);
             if let Owner::Shard(owner) = self.known_pair(place).owner {
                 flows.iter().for_each(|flow| self.tell(place, owner, flow, 0));
                 self.serve(place);

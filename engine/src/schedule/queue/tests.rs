@@ -190,8 +190,10 @@ fn a_suspended_source_gives_its_entries_back() {
     all_ready(&mut home);
     home.set_owner(&pair(), 0);
     needs(&mut home);
-    assert_eq!(home.withdraw_ready(|pair| pair.source == 1, |_| true).len(), 0);
-    assert_eq!(home.withdraw_ready(|pair| pair.source == 0, |_| true).len(), 4);
+    assert_eq!(home.withdraw_ready(|pair| pair.source == 1, |_, _| true).len(), 0);
+    assert_eq!(home.withdraw_ready(|_| true, |_, _| false).len(), 0);
+    assert_eq!(needs(&mut home), [], "nobody is told of what stays");
+    assert_eq!(home.withdraw_ready(|pair| pair.source == 0, |_, _| true).len(), 4);
     assert_eq!(told(&needs(&mut home)), [(0, 0)]);
     assert_eq!(home.ready(), 0);
 }

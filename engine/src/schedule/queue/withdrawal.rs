@@ -12,7 +12,7 @@ impl Home {
     /// Another configuration: what is ready, and what waits for a route or a source, is due again at its own time, and
     /// goes as is said now. `matched` tells the route with a `match` that a queue's mail takes.
     pub fn reload(&mut self, shared_limits: Arc<SharedLimits>, matched: impl Fn(&Queue) -> Option<MatchedRoute>) {
-        let mut released = self.withdraw_ready(|_| true, |_| true);
+        let mut released = self.withdraw_ready(|_| true, |_, _| true);
         let mut domains: Vec<(RouteKey, Domain)> = self.domains.drain().collect();
         // A map has no order, but what comes next must not depend on chance.
         domains.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));

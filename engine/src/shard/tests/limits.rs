@@ -391,7 +391,7 @@ impl Engine {
                 self.sinks.get_mut(&peer.to.unwrap()).unwrap().open -= 1;
                 self.shards[shard].connection_gone(now, connection);
             }
-            Event::Reserved(shard, Reservation { limit, at_ms, units }) => {
+            Event::Reserved(shard, Reservation { limit, at_ms, units, .. }) => {
                 self.reserved.entry(limit.to_string()).or_default().reserved.push((at_ms, units));
                 self.mail[shard].push_back(ShardMessage::Reserved { limit, units });
             }

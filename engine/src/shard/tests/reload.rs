@@ -247,6 +247,7 @@ fn a_key_that_changes_signs_what_begins_from_then_on() {
     world.client_says(session, envelope);
     world.client_says(session, CONTENT);
     world.sync();
+    assert_eq!(world.shard.metrics.signatures_ed25519.get(), 2, "each is counted");
     let (peer, _) = world.accept_plain();
     let mut contents = Vec::new();
     for _ in 0..2 {

@@ -71,6 +71,25 @@ fn what_waits_for_a_suspended_source_moves() {
     assert_eq!(sources(&world), [Some(1); 8]);
 }
 
+/// Told in one turn, they are carried out together, each for what it is about.
+#[test]
+fn several_suspensions_at_once_hold_what_each_is_about() {
+    let mut config = config_with_sources(3);
+    config.shaping.connection_limit = 1;
+    let mut world = World::open(TempDir::new().unwrap(), START, config);
+    for _ in 0..9 {
+        accepted(&mut world);
+    }
+    let until_ms = world.now.wall_ms + 60_000;
+    let nobodys = Scope { domain: Some("elsewhere.test".into()), ..Scope::default() };
+    for (id, scope) in [(1, Scope::pair(&pair(0))), (2, nobodys), (3, Scope::pair(&pair(2)))] {
+        world.shard.handle_message(suspension(id, scope, until_ms));
+    }
+    world.sync();
+    assert_eq!(sources(&world), [Some(1); 9]);
+    assert_eq!(world.shard.suspensions.len(), 3);
+}
+
 #[test]
 fn with_no_source_left_mail_is_held_and_says_why() {
     let mut world = World::open(TempDir::new().unwrap(), START, config_with_sources(1));

@@ -130,3 +130,20 @@ fn a_days_quota_goes_with_its_pairs() {
     assert_eq!(engine.done(), 20, "those of both sources");
     assert_eq!(engine.by_source(SLOW), [30, 70]);
 }
+
+/// There may be very many sites. What was answered is not waited for.
+#[test]
+fn a_reservation_is_waited_for_until_it_is_there() {
+    let rules = RULES.replace("daily.slow", "daily.default");
+    let rates = "[shaping.default]\nmax_message_rate = \"600/min\"\nmax_connection_rate = \"600/h\"\n";
+    let mut engine = Engine::start(&format!("{rules}{BOTH}{rates}"), 2);
+    let awaited =
+        |engine: &Engine| -> usize { engine.shards.iter().map(|shard| shard.pools.reservations_awaited()).sum() };
+    engine.reserving_takes = Duration::from_millis(200);
+    queue(&mut engine, 20, 20);
+    engine.run_until(Duration::from_millis(100));
+    assert!(awaited(&engine) > 0);
+    engine.run_until(seconds(30));
+    let waiting: usize = engine.shards.iter().map(|shard| shard.home.len()).sum();
+    assert_eq!((awaited(&engine), waiting), (0, 0));
+}
