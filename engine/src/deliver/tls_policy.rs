@@ -211,6 +211,14 @@ mod tests {
         StsPolicy::parse(&format!("version: STSv1\nmode: {mode}\nmx: mx.example.com\nmax_age: 86400\n")).unwrap()
     }
 
+    /// RFC 7672 §3.1.3, §8.1: the server is asked for by the name at which the records are, which an alias is not.
+    #[test]
+    fn the_name_that_is_asked_for_is_that_of_the_records() {
+        let policy = policy_of(&dane(1));
+        assert_eq!(TlsRequirement::Dane(policy).server_name("alias.example.net"), "mx.example.com");
+        assert_eq!(TlsRequirement::Verified.server_name("alias.example.net"), "alias.example.net");
+    }
+
     /// RFC 8461 §5.1.
     #[test]
     fn an_enforced_policy_tightens_what_an_operator_asks_for() {

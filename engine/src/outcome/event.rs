@@ -638,6 +638,16 @@ pub(crate) mod tests {
         );
     }
 
+    /// What ends without a connection was in none of its sessions.
+    #[test]
+    fn without_a_session_none_is_told() {
+        let mut record = outcome(1, 2, MessageId::new(LogId(1), Sequence(1)), &[Fate::Expired]);
+        if let Logged::Outcome(outcome) = &mut record.record {
+            outcome.session_id = 0;
+        }
+        assert!(!lines(&record)[0].contains("session_id"));
+    }
+
     #[test]
     fn each_fate_has_its_kind_and_only_failures_are_classified() {
         let id = MessageId::new(LogId(1), Sequence(1));

@@ -526,7 +526,11 @@ mod tests {
         assert_eq!(subscribers.subscribe().next_blocking(), None);
         drop(streams);
         let mut encoder = encoder();
+        let mut another = subscribers.subscribe();
         encoder.push(&message(1, 1, &["a@b.example"]), &subscribers);
+        assert!(another.try_next().is_some(), "those that are gone leave room");
+        drop(another);
+        encoder.push(&message(1, 2, &["a@b.example"]), &subscribers);
         assert!(!subscribers.any());
     }
 

@@ -199,6 +199,19 @@ mod tests {
         assert_eq!((directory.owner(&a), directory.owner(&b)), (0, 0));
     }
 
+    /// Nothing that a busy shard carries would do: another time something may.
+    #[test]
+    fn a_shard_that_has_nothing_to_give_is_asked_again() {
+        let (mut directory, now) = (Directory::new(2), Duration::ZERO);
+        let busy = [1.0, 0.0];
+        for _ in 0..2 {
+            let uneven = (0..100).find_map(|_| directory.balance.observe(&busy)).expect("one shard is busy");
+            directory.asked = Some(uneven);
+            assert!(directory.handle_carried(now, &[]).is_none());
+            assert!(directory.asked.is_none(), "it has answered");
+        }
+    }
+
     #[test]
     fn the_kernel_tells_what_a_thread_has_taken() {
         let times = ThreadTimes::new(2);

@@ -415,6 +415,18 @@ mod tests {
         assert_eq!(past.keys().collect::<Vec<_>>(), ["b"]);
     }
 
+    /// It is no part of the line that is written when the disk works again.
+    #[test]
+    fn what_a_failed_write_left_is_taken_away() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut file, _) = LimitFile::open(directory.path(), NOW, false).unwrap();
+        file.append(line(&reservation("a", NOW, 1)).as_bytes()).unwrap();
+        file.file.write_all(b"1800000000001 9").unwrap();
+        file.append(line(&reservation("b", NOW + 1, 2)).as_bytes()).unwrap();
+        let (_, past) = LimitFile::open(directory.path(), NOW + 1, false).unwrap();
+        assert_eq!((&past["a"].reserved[..], &past["b"].reserved[..]), (&[(NOW, 1)][..], &[(NOW + 1, 2)][..]));
+    }
+
     #[test]
     fn what_two_leave_of_one_limit_counts_together() {
         let directory = tempfile::tempdir().unwrap();

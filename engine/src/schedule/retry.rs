@@ -55,11 +55,12 @@ mod tests {
     #[test]
     fn who_has_no_retries_of_its_own_has_the_general_ones() {
         let toml = "[spool]\nallow_filesystem = true\n[retry]\nmax_age = \"9h\"\n[[tenant]]\nname = \"plain\"\n\
-                    [[tenant]]\nname = \"own\"\nretry = { max_age = \"1h\" }\n";
+                    [[tenant]]\nname = \"own\"\nretry = { max_age = \"1h\" }\n[[tenant]]\nname = \"other\"\n\
+                    retry = { max_age = \"2h\" }\n";
         let config = Config::from_toml(toml, "t.toml", std::path::Path::new(".")).unwrap();
         let retries = Retries::new(&config);
         let hours = |tenant| retries.of_tenant(tenant).max_age.as_secs() / 3_600;
-        assert_eq!(["", "plain", "own", "gone"].map(hours), [9, 9, 1, 9]);
+        assert_eq!(["", "plain", "own", "other", "gone"].map(hours), [9, 9, 1, 2, 9]);
     }
 
     fn retry(schedule: RetrySchedule) -> RetryConfig {

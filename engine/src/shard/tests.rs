@@ -45,7 +45,7 @@ use crate::config::{
 use crate::deliver::dane::HostDane;
 use crate::deliver::route::{Host, Site};
 use crate::handover::{self, Ask, ControlMessage, RouteKey, ShardMessage, TlsRequirement, Told};
-use crate::limits::MemoryBounds;
+use crate::limits::{MemoryBounds, SERVER_IDLE_MAX, SESSION_CLOSE_MAX};
 use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 use crate::outcome::event::{Logged, LoggedRecord};
@@ -76,6 +76,8 @@ struct World {
     /// Handshakes that are wanted.
     handshakes: Vec<(ConnectionKey, TlsRequirement)>,
     closed: Vec<ConnectionKey>,
+    /// Clients whose connections are broken off.
+    aborted: Vec<SessionKey>,
     /// What the control thread was told.
     suspensions: Vec<Suspension>,
     events: Vec<LoggedRecord>,
@@ -144,6 +146,7 @@ impl World {
             lookups: 0,
             handshakes: Vec::new(),
             closed: Vec::new(),
+            aborted: Vec::new(),
             suspensions: Vec::new(),
             events: Vec::new(),
             rows: None,
@@ -187,6 +190,7 @@ impl World {
             Action::ConnectionStartTls { connection, tls, .. } => self.handshakes.push((connection, tls)),
             Action::SessionAcknowledge { .. } | Action::ConnectionAcknowledge { .. } => self.acknowledged += 1,
             Action::ConnectionClose { connection } => self.closed.push(connection),
+            Action::SessionAbort { session } => self.aborted.push(session),
             Action::Control(ControlMessage::FindOwner { pair, .. }) => {
                 self.shard.handle_message(ShardMessage::Owner { pair, owner: 0 });
             }
@@ -389,6 +393,19 @@ fn refusals_are_counted() {
     assert_eq!(count(&world), 7, "both sessions were idle for too long");
 }
 
+/// A client that does not even read our 421 would keep its place among the sessions.
+#[test]
+fn a_client_that_does_not_close_is_cut_off() {
+    let mut world = World::new();
+    let session = world.connect_client();
+    world.pass(SERVER_IDLE_MAX);
+    assert!(world.to_client.contains("421 4.4.2"), "{}", world.to_client);
+    world.pass(SESSION_CLOSE_MAX - Duration::from_secs(1));
+    assert_eq!(world.aborted, []);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.aborted.first(), Some(&session));
+}
+
 /// From MAIL to the answer, on either side; and how old a message was when it was delivered.
 #[test]
 fn what_took_how_long_is_counted_on_its_own_side() {
@@ -483,6 +500,8 @@ fn a_message_is_delivered_and_recorded_once() {
     world.peer_says(peer, "250 taken\r\n");
     world.pass(Duration::from_secs(1));
     assert_eq!(world.outcomes(), 1);
+    let Some(Logged::Outcome(outcome)) = world.events.last().map(|event| &event.record) else { panic!("an outcome") };
+    assert_ne!(outcome.session_id, 0, "its event names the session");
     let rates: Vec<f64> = world.shard.home.queues().map(|queue| queue.rate_per_s).collect();
     assert!(rates.len() == 1 && rates[0] > 0.0, "{rates:?}");
     assert_eq!(world.shard.home.len(), 0);
@@ -646,6 +665,8 @@ fn after_a_421_what_was_in_flight_goes_back_at_once() {
     assert_eq!(world.fates(), [Fate::Delivered]);
     assert!(world.shard.home.entries().all(|(_, entry)| entry.attempts == 0), "no attempt is counted");
     assert_eq!(world.shard.metrics.possible_duplicates.get(), 0);
+    let unrecorded = crate::progress::Progress::unrecorded([&**world.shard.progress]);
+    assert_eq!(unrecorded, 0, "what was sent in vain is nothing that a kill would repeat");
     let peer = world.accept_connection();
     let said = world.peer_says(peer, CHUNKING);
     assert_eq!(said.matches("BDAT ").count(), 2, "a 421 is no reason to trust it less: {said}");
@@ -735,6 +756,16 @@ fn a_connection_serves_routes_with_its_own_terms_only() {
     let second = world.accept_connection();
     let said = world.peer_says(second, "250-smart.example\r\n250 AUTH PLAIN\r\n");
     assert_eq!(said, "MAIL FROM:<a@client.example>\r\n", "on one of its own, without AUTH");
+}
+
+/// What the route says of its peer stands over what shaping says of all.
+#[test]
+fn a_route_says_how_content_goes_to_its_peer() {
+    let mut world = routed(to_peer(Terms { chunking: Some(Chunking::Off), ..Terms::default() }));
+    accepted(&mut world);
+    let peer = world.accept_connection();
+    let said = world.peer_says(peer, "250-peer.example\r\n250-PIPELINING\r\n250 CHUNKING\r\n");
+    assert!(said.ends_with("DATA\r\n"), "{said}");
 }
 
 /// A dry run: nothing is connected to, and the outcome says so.
@@ -1042,6 +1073,25 @@ fn opportunistic_mail_goes_in_the_clear_where_tls_is_broken() {
 }
 
 /// A host that can't be connected to costs no attempt; the message keeps its due time and says what holds it.
+/// RFC 8460 §4.3.1, §4.3.2: by what its handshake came to, however often it is idle afterwards; where no TLS is
+/// wanted, there is nothing to tell.
+#[test]
+fn a_session_counts_once_in_the_tls_report() {
+    let rows = |world: &World| world.shard.tls_report.rows().collect::<Vec<_>>();
+    let mut world = World::new();
+    accepted(&mut world);
+    let peer = world.accept_connection();
+    world.peer_says(peer, "250 peer.example\r\n");
+    assert_eq!(rows(&world), []);
+    let mut world = two_domains();
+    accepted_for(&mut world, "plain.example");
+    let peer = world.accept_tls(true);
+    world.peer_says(peer, "250 peer.example\r\n");
+    world.take_message(peer);
+    let [row] = &rows(&world)[..] else { panic!("{:?}", rows(&world)) };
+    assert_eq!((row.successful_sessions, row.failed_sessions.len()), (1, 0), "{row:?}");
+}
+
 #[test]
 fn a_refused_connection_counts_no_attempt() {
     let mut world = World::new();
@@ -1055,6 +1105,7 @@ fn a_refused_connection_counts_no_attempt() {
     let blocked = world.shard.home.blocked_by(key).expect("it is blocked").clone();
     assert!(blocked.reason.contains("127.0.0.1:25"), "{blocked:?}");
     assert!(world.connects.is_empty() && world.outcomes() == 0);
+    assert_eq!(world.shard.metrics.connections_out.get(), 0);
     world.pass(Duration::from_millis(blocked.until_ms - world.now.wall_ms));
     assert_eq!(world.connects.len(), 1, "and it is tried again at that time");
 }
@@ -1148,6 +1199,32 @@ fn an_outcome_that_finds_no_room_is_recorded_later() {
     }
     assert_eq!((refused, world.outcomes()), (messages, messages));
     assert!(world.shard.is_committed());
+}
+
+/// RFC 5321 §4.5.3.1.10: those beyond the peer's limit go on at once, whatever the others wait for, and have had no
+/// attempt; and a queue's rate tells of what was delivered.
+#[test]
+fn recipients_beyond_the_peers_limit_go_on_at_once() {
+    let mut world = World::new();
+    let session = world.connect_client();
+    let recipients = "RCPT TO:<b@peer.example>\r\nRCPT TO:<c@peer.example>\r\nRCPT TO:<d@peer.example>\r\n";
+    world.client_says(session, &CLIENT.replace("RCPT TO:<b@peer.example>\r\n", recipients));
+    world.client_says(session, CONTENT);
+    world.sync();
+    let peer = world.accept_connection();
+    world.peer_says(peer, "250-peer.example\r\n250 PIPELINING\r\n");
+    world.peer_says(peer, "250 ok\r\n250 ok\r\n452 4.5.3 too many\r\n450 4.2.0 later\r\n354 go\r\n");
+    world.peer_says(peer, "250 ok\r\n");
+    world.pass(Duration::from_millis(1));
+    let said = std::mem::take(&mut world.to_peer);
+    assert!(said.contains("MAIL FROM:") && said.contains("RCPT TO:<c@peer.example>"), "{said}");
+    let mut attempts: Vec<(Vec<u32>, u32)> =
+        world.shard.home.entries().map(|(_, entry)| (entry.recipients.collect(), entry.attempts)).collect();
+    attempts.sort();
+    assert_eq!(attempts, [(vec![1], 0), (vec![2], 1)]);
+    world.pass(Duration::from_secs(1));
+    let rate = world.shard.home.queues().next().unwrap().rate_per_s;
+    assert!((rate - 0.1).abs() < 1e-9, "one of three, over ten seconds: {rate}");
 }
 
 /// Between two turns a connection may become free and then end: its next message goes by another.

@@ -326,6 +326,9 @@ fn properties_of_the_content() {
     assert!(envelope.smtputf8);
     // By the Received field's `for`.
     assert!(envelope.eight_bit);
+    let mut message = received("");
+    message.reverse_path = "\u{e9}@b.example".to_owned();
+    assert!(policy().admit(NOW, message, [1, 2]).unwrap().envelope.smtputf8);
 }
 
 #[test]

@@ -271,6 +271,7 @@ fn too_many_recipients() {
         session.send(b"RCPT TO:<one.more@d.example>\r\n");
         assert_eq!(session.reply_line().unwrap(), "452 4.5.3 more than 1000 recipients");
     }
+    assert_eq!(session.server.take_refused(), 2 * SESSION_ERRORS_MAX, "each is told as a refusal");
     session.send(b"RCPT TO:<r7@D.example>\r\n");
     assert_eq!(session.reply_line().unwrap(), "250 2.1.5 OK");
     session.send(b"DATA\r\n.\r\n");
@@ -315,6 +316,47 @@ fn good_mail_forgives_errors() {
     assert!(session.event.is_none());
 }
 
+/// A client whose mail we put off does nothing wrong, however often it tries.
+#[test]
+fn what_is_put_off_is_no_error_of_the_client() {
+    let mut session = Session::new(options(), usize::MAX);
+    session.send(b"EHLO c\r\n");
+    for _ in 0..2 * SESSION_ERRORS_MAX {
+        session.send(b"MAIL FROM:<>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n.\r\n");
+        session.message();
+        session.answer(Err(Refusal::new(452, (4, 3, 1), "later")));
+    }
+    assert!(session.event.is_none());
+    session.out.clear();
+    session.send(b"NOOP\r\n");
+    assert_eq!(session.reply_line().unwrap(), "250 2.0.0 OK");
+}
+
+/// RFC 5321 §4.1.4: by either word.
+#[test]
+fn a_second_greeting_ends_the_transaction() {
+    for greeting in ["EHLO c", "HELO c"] {
+        let mut session = Session::new(options(), usize::MAX);
+        session.send(b"EHLO c\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\n");
+        session.send(format!("{greeting}\r\n").as_bytes());
+        session.out.clear();
+        session.send(b"DATA\r\n");
+        assert_eq!(session.reply_line().unwrap(), "503 5.5.1 say MAIL first", "{greeting}");
+    }
+}
+
+/// RFC 3207 §4.2: also a transaction that was begun in the clear.
+#[test]
+fn what_was_begun_in_the_clear_does_not_go_on_within_tls() {
+    let mut session = Session::new(SessionOptions { starttls: true, ..options() }, usize::MAX);
+    session.send(b"EHLO c\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nSTARTTLS\r\n");
+    assert!(matches!(session.event.take(), Some(ServerEvent::StartTls)));
+    session.server.handle_tls_started(session.now);
+    session.out.clear();
+    session.send(b"DATA\r\n");
+    assert_eq!(session.reply_line().unwrap(), "503 5.5.1 say MAIL first");
+}
+
 #[test]
 fn shutdown_says_when_to_close() {
     let mut session = Session::new(options(), usize::MAX);
@@ -357,6 +399,7 @@ fn peers_of_a_listener() {
     assert!(of("192.0.2.7:1").may_relay);
     assert!(of("192.0.2.7:1").trusted);
     assert!(of("[::ffff:192.0.2.8]:1").may_relay);
+    assert!(of("[::ffff:192.0.2.7]:1").trusted);
     assert!(!of("192.0.2.8:1").trusted);
     assert!(!of("198.51.100.1:1").may_relay);
 }

@@ -404,6 +404,19 @@ fn only_so_many_octets_are_in_flight() {
     }
 }
 
+/// RIGHT-ENVELOPE: the peer may keep the reverse path of the first, though we refused the second ourselves.
+#[test]
+fn a_transaction_that_we_refuse_clears_no_envelope() {
+    let mut world = World::open(&["PIPELINING"]);
+    world.send("a@x from=first@us.example");
+    world.receive(b"250 ok\r\n550 no\r\n503 no\r\n");
+    world.send("b@x 8bit");
+    assert_eq!(world.events().len(), 4, "both have ended");
+    world.wire.clear();
+    world.send("c@x");
+    assert!(world.wire.starts_with(b"RSET\r\nMAIL"), "{}", world.wire.escape_ascii());
+}
+
 #[test]
 fn nothing_rides_where_it_must_not() {
     let mut plain = World::open(&["SIZE"]);

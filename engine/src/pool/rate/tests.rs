@@ -242,6 +242,21 @@ fn a_longer_period_counts_what_the_shorter_one_knew() {
     assert!(life.take(1, Duration::ZERO) <= first + Duration::from_secs(1));
 }
 
+/// MAIL is under way elsewhere while the period changes, and may be written yet: also where the engine ends.
+#[test]
+fn what_is_lent_counts_over_another_period_and_a_stop() {
+    let mut life = Life::start(rate(2, 60, 2), START, &Past::default());
+    while let Some(amount) = life.limiter.reserve() {
+        life.limiter.reserved(amount);
+    }
+    life.limiter.lend(life.now, 1);
+    assert_eq!(life.leave().reserved, [(START.wall_ms, 1)], "it counts as if it were used later");
+    life.limiter.set_rate(life.now, rate(2, 120, 2), START, None);
+    let at = life.now + Duration::from_secs(10);
+    life.limiter.settle(at, 1);
+    assert_eq!(life.limiter.ready_at(2), at + Duration::from_secs(120));
+}
+
 /// Who writes 100 in place of 1 an hour need not wait for the hour to be over; and nobody bursts.
 #[test]
 fn what_is_ahead_moves_with_the_rate() {

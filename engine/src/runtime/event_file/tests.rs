@@ -206,6 +206,27 @@ fn files_rotate_by_size_and_age_and_stay_in_order() {
     assert_eq!(names[10].number, 11);
 }
 
+/// Who keeps a month's files removes the others: the next one still comes behind all that are left.
+#[test]
+fn old_files_that_are_removed_give_no_number_free() {
+    let scratch = scratch();
+    let mut options = options(scratch.path());
+    options.file_bytes_max = 1;
+    let names = |options: &EventLogOptions| EventFileName::list(&options.path).unwrap();
+    let (mut writer, _) = open(options.clone());
+    for sequence in 1..=4 {
+        write(&mut writer, &[message(1, sequence, &["a@b.example"])]);
+    }
+    drop(writer);
+    for name in &names(&options)[..3] {
+        fs::remove_file(options.path.join(&name.file_name)).unwrap();
+    }
+    let (mut writer, _) = open(options.clone());
+    write(&mut writer, &[message(1, 5, &["a@b.example"])]);
+    let numbers: Vec<u64> = names(&options).iter().map(|name| name.number).collect();
+    assert_eq!(numbers, [4, 5]);
+}
+
 #[test]
 fn file_names_are_read_back() {
     let name = EventFileName::compose(7, 1_795_000_000_123);

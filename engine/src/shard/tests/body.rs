@@ -85,3 +85,25 @@ fn a_message_on_its_way_keeps_the_body() {
     world.wait(2);
     assert_eq!((world.shard.home.len(), world.bodies()), (1, 1));
 }
+
+/// The commit that had the body failed: the next message brings it again.
+#[test]
+fn a_body_that_went_with_a_failed_commit_is_brought_again() {
+    use postrider_spool::sim::{Faults, SimDisk};
+    let disk = SimDisk::new(1);
+    let options = SpoolOptions { segment_bytes: 1 << 20, ..SpoolOptions::default() };
+    let spool = Spool::open_on(Arc::new(disk.clone()), std::path::Path::new("/spool"), options).unwrap();
+    let mut world = World::open_spool(TempDir::new().unwrap(), spool, START, Config::new("mta.example"), &[]);
+    world.sync();
+    let shared = world.share(1);
+    world.send(&shared);
+    world.settle();
+    disk.set_faults(Faults { operations_left: Some(0), ..Faults::default() });
+    world.sync();
+    disk.set_faults(Faults::default());
+    assert_eq!((world.shard.home.len(), world.bodies()), (0, 0), "it was refused");
+    world.pass(Duration::from_secs(10));
+    world.send(&shared);
+    world.sync();
+    assert_eq!((world.shard.home.len(), world.bodies()), (1, 1));
+}

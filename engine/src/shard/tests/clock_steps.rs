@@ -130,3 +130,19 @@ fn held_mail_and_first_attempts_to_come_stay_where_they_are() {
     set_clock(&mut world, wall_ms - 86_400_000);
     assert_eq!(due(&world), before);
 }
+
+/// It waits for nothing but a while, and that while is by the clock that was set.
+#[test]
+fn what_waits_for_a_while_waits_no_longer_when_the_clock_is_set_back() {
+    let mut world = World::open(TempDir::new().unwrap(), START, retries());
+    world.shard.set_events_full(true);
+    accepted(&mut world);
+    assert!(world.connects.is_empty(), "the event log takes nothing");
+    let wall_ms = world.now.wall_ms;
+    set_clock(&mut world, wall_ms - MONTH_MS);
+    world.shard.set_events_full(false);
+    for _ in 0..=crate::limits::UNRECORDED_RETRY.as_secs() {
+        world.pass(Duration::from_secs(1));
+    }
+    assert_eq!(world.connects.len(), 1);
+}

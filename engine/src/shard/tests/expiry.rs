@@ -81,3 +81,50 @@ fn what_is_found_out_during_a_stop_is_left_to_the_next_start() {
     world.pass(Duration::from_secs(10));
     assert_eq!((world.outcomes(), world.shard.home.len()), (0, 1));
 }
+
+/// What is due when it expires would count as held in doubt: nobody would try it, and the operator be asked.
+#[test]
+fn a_retry_that_would_come_with_the_expiry_is_none() {
+    let mut config = Config::new("mta.example");
+    config.retry.schedule = RetrySchedule::Listed(vec![Duration::from_secs(600)]);
+    config.retry.max_age = Duration::from_secs(600);
+    let mut world = World::open(TempDir::new().unwrap(), START, config);
+    accepted(&mut world);
+    let peer = world.accept_connection();
+    world.peer_says(peer, "250 peer.example\r\n");
+    world.peer_says(peer, "450 4.2.0 later\r\n");
+    world.pass(Duration::from_secs(1));
+    assert_eq!((world.fates(), world.shard.home.len()), (vec![Fate::Expired], 0));
+}
+
+/// An operator has bounced it, and its message is still being read: it ends once, and not as expired.
+#[test]
+fn what_is_decided_about_does_not_expire_meanwhile() {
+    let config = || {
+        let mut config = Config::new("mta.example");
+        config.retry.schedule = RetrySchedule::Listed(vec![Duration::from_secs(50)]);
+        config.retry.max_age = Duration::from_secs(60);
+        config
+    };
+    let mut world = World::open(TempDir::new().unwrap(), START, config());
+    accepted(&mut world);
+    let peer = world.accept_connection();
+    world.peer_says(peer, "250 peer.example\r\n");
+    world.peer_says(peer, "450 4.2.0 later\r\n");
+    world.pass(Duration::from_secs(1));
+    let World { directory, now, shard, _spool, .. } = world;
+    drop((shard, _spool));
+    // What an earlier life wrote is read from the disk.
+    let mut world = World::open(directory, now, config());
+    world.sync();
+    world.events.clear();
+    let ask = Ask::Bounce { choice: crate::admin::MailChoice::default(), reason: "a test".into() };
+    world.shard.handle_message(ShardMessage::Ask { question: 9, ask });
+    world.settle();
+    assert_eq!(world.shard.reading.len(), 1, "it is being read");
+    world.pass_unsynced(Duration::from_secs(70));
+    assert_eq!(world.outcomes(), 0);
+    world.sync();
+    world.pass(Duration::from_secs(1));
+    assert_eq!((world.fates(), world.shard.home.len()), (vec![Fate::AdminBounced], 0));
+}

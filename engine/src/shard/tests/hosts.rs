@@ -110,3 +110,19 @@ fn a_host_that_backs_off_may_have_what_another_lacks() {
     let held = world.shard.home.entries().filter_map(|(_, entry)| entry.last_answer).collect::<Vec<_>>();
     assert!(held.iter().any(|answer| answer.starts_with("451 4.6.3 ")), "{held:?}");
 }
+
+/// [retry] may wait for hours; a host that was down is looked for sooner.
+#[test]
+fn a_host_is_left_alone_for_minutes_at_most() {
+    use crate::limits::{HOST_BACK_OFF_FIRST_MAX, HOST_BACK_OFF_MAX};
+    let mut config = Config::new("mta.example");
+    let hours = |hours: u64| Duration::from_secs(3_600 * hours);
+    for schedule in [
+        crate::config::RetrySchedule::Doubling { first: hours(1), max: hours(8) },
+        crate::config::RetrySchedule::Listed(vec![hours(1), hours(8)]),
+    ] {
+        config.retry.schedule = schedule;
+        let back_off = crate::shard::orders::pool_options(&config, 1, Arc::default()).back_off;
+        assert_eq!((back_off.first, back_off.max), (HOST_BACK_OFF_FIRST_MAX, HOST_BACK_OFF_MAX));
+    }
+}

@@ -102,3 +102,27 @@ fn other_recipients_of_the_message_keep_their_own_fate() {
     assert_eq!(entries, [(vec![0], true), (vec![1], false)], "one moves, one waits, one has bounced");
     assert_eq!(world.connect_sources, [0, 1]);
 }
+
+/// What goes by another source and what waits are two entries from then on, each with its own answer.
+#[test]
+fn each_part_keeps_the_answer_that_it_had() {
+    let mut world = World::open(TempDir::new().unwrap(), START, config_with_sources(2));
+    let session = world.connect_client();
+    let two = "RCPT TO:<b@peer.example>\r\nRCPT TO:<c@peer.example>\r\n";
+    world.client_says(session, &CLIENT.replace("RCPT TO:<b@peer.example>\r\n", two));
+    world.client_says(session, CONTENT);
+    world.sync();
+    let peer = world.accept_connection();
+    world.peer_says(peer, "250 peer.example\r\n");
+    for reply in ["250 ok\r\n", "450 4.2.0 greylisted\r\n", BLOCKED] {
+        world.peer_says(peer, reply);
+    }
+    world.sync();
+    let home = &world.shard.home;
+    let mut answers: Vec<(Vec<u32>, bool)> = home
+        .entries()
+        .map(|(_, entry)| (entry.recipients.collect(), entry.last_answer.is_some_and(|it| it.contains("greylisted"))))
+        .collect();
+    answers.sort();
+    assert_eq!(answers, [(vec![0], true), (vec![1], false)]);
+}

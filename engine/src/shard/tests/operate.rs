@@ -221,3 +221,51 @@ fn what_comes_back_in_parts_is_bounced_whole() {
     assert_eq!(fates, [Fate::Delivered, Fate::AdminBounced, Fate::AdminBounced]);
     assert_eq!(world.shard.home.len(), 0);
 }
+
+/// Twice in a moment: the second finds nothing left to decide.
+#[test]
+fn what_is_decided_about_is_not_decided_again() {
+    let mut world = world();
+    accepted(&mut world);
+    let peer = world.accept_connection();
+    world.peer_says(peer, "250 peer.example\r\n");
+    world.peer_says(peer, "450 4.2.0 later\r\n");
+    world.pass(Duration::from_secs(1));
+    let id = world.shard.home.entries().next().unwrap().1.message;
+    for _ in 0..2 {
+        let choice = MailChoice { message: Some(id), ..MailChoice::default() };
+        world
+            .shard
+            .handle_message(ShardMessage::Ask { question: 9, ask: Ask::Bounce { choice, reason: "a test".into() } });
+    }
+    world.sync();
+    world.pass(Duration::from_secs(1));
+    assert_eq!((world.fates().len(), world.fates().last()), (2, Some(&Fate::AdminBounced)));
+    assert_eq!(world.shard.home.len(), 0);
+}
+
+/// Its first recipient is delivered; the other one is still found by the message's id.
+#[test]
+fn what_is_left_of_a_message_is_found_by_its_id() {
+    let mut config = config();
+    config.shaping.in_doubt = InDoubt::Retry;
+    let mut world = World::open(TempDir::new().unwrap(), START, config);
+    let session = world.connect_client();
+    let two = "RCPT TO:<b@peer.example>\r\nRCPT TO:<c@other.example>\r\n";
+    world.client_says(session, &CLIENT.replace("RCPT TO:<b@peer.example>\r\n", two));
+    world.client_says(session, CONTENT);
+    world.sync();
+    let id = world.shard.home.entries().next().unwrap().1.message;
+    let peer = world.accept_connection();
+    let said = world.peer_says(peer, "250 peer.example\r\n");
+    assert!(said.starts_with("MAIL"), "{said}");
+    let said = world.take_message(peer);
+    assert!(said.starts_with("MAIL"), "{said}");
+    world.peer_says(peer, "450 4.2.0 later\r\n");
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.shard.home.len(), 1);
+    let one = MailChoice { message: Some(id), ..MailChoice::default() };
+    assert_eq!(world.bounce(one).len(), 1);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.fates().last(), Some(&Fate::AdminBounced));
+}

@@ -128,6 +128,20 @@ fn what_is_on_the_wire_ends_as_it_began() {
     assert_eq!((world.fates(), world.connects.len()), (vec![Fate::Delivered], 0));
 }
 
+/// It was begun from an address that its source no longer has.
+#[test]
+fn a_connection_that_was_on_its_way_carries_nothing_under_another_address() {
+    let mut world = World::open(TempDir::new().unwrap(), START, config_with_sources(1));
+    accepted(&mut world);
+    world.reload(|config| config.egress_sources[0].source_address = Some(std::net::IpAddr::from([127, 0, 0, 99])));
+    let (connection, _) = world.connects.remove(0);
+    let made =
+        Connected { local: "127.0.0.11:5000".parse().ok(), peer: "127.0.0.1:25".parse::<SocketAddr>().unwrap().into() };
+    world.shard.connected(world.now, connection, made);
+    world.peer_says(connection, "220 peer.example\r\n");
+    assert_eq!(world.peer_says(connection, "250 peer.example\r\n"), "QUIT\r\n");
+}
+
 #[test]
 fn a_source_that_is_removed_sends_nothing_more_and_its_mail_goes_by_the_others() {
     let mut world = World::open(TempDir::new().unwrap(), START, config_with_sources(2));
