@@ -175,5 +175,7 @@ mod tests {
         assert_eq!((openings.next(), openings.short_of_room(|_| true)), (None, 3));
         assert_eq!(openings.short_of_room(|place| place != 1), 2, "one was served by what there is");
         assert!(!openings.has_more(), "a turn brings no socket");
+        openings.wait(1, true);
+        assert_eq!(openings.short_of_room(|_| true), 3, "who has left the line may come again");
     }
 }

@@ -50,6 +50,7 @@ use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 use crate::outcome::event::{Logged, LoggedRecord};
 use crate::pool::connection::ConnectionKey;
+use crate::pool::pair::OwnerState;
 use crate::pool::suspension::Suspension;
 use crate::progress::Suspect;
 
@@ -78,6 +79,8 @@ struct World {
     closed: Vec<ConnectionKey>,
     /// Clients whose connections are broken off.
     aborted: Vec<SessionKey>,
+    /// What was let go to another shard.
+    released: Option<Box<OwnerState>>,
     /// What the control thread was told.
     suspensions: Vec<Suspension>,
     events: Vec<LoggedRecord>,
@@ -147,6 +150,7 @@ impl World {
             handshakes: Vec::new(),
             closed: Vec::new(),
             aborted: Vec::new(),
+            released: None,
             suspensions: Vec::new(),
             events: Vec::new(),
             rows: None,
@@ -191,6 +195,7 @@ impl World {
             Action::SessionAcknowledge { .. } | Action::ConnectionAcknowledge { .. } => self.acknowledged += 1,
             Action::ConnectionClose { connection } => self.closed.push(connection),
             Action::SessionAbort { session } => self.aborted.push(session),
+            Action::Control(ControlMessage::Released { state, .. }) => self.released = state,
             Action::Control(ControlMessage::FindOwner { pair, .. }) => {
                 self.shard.handle_message(ShardMessage::Owner { pair, owner: 0 });
             }

@@ -257,6 +257,25 @@ fn what_is_lent_counts_over_another_period_and_a_stop() {
     assert_eq!(life.limiter.ready_at(2), at + Duration::from_secs(120));
 }
 
+/// A transaction that came to nothing, of several recipients, costs neither time nor what was reserved.
+#[test]
+fn what_is_given_back_can_be_taken_again() {
+    let rate = rate(1_000, 60, 10);
+    let mut life = Life::start(rate, START, &Past::default());
+    let mut reserved = 0;
+    while let Some(amount) = life.limiter.reserve() {
+        life.limiter.reserved(amount);
+        reserved += amount;
+    }
+    for _ in 0..3 {
+        life.limiter.lend(life.now, 10);
+        life.limiter.give_back(10);
+    }
+    assert!(life.limiter.is_reserved(reserved));
+    life.limiter.lend(life.now, 10);
+    assert!(life.limiter.ready_at(1) <= life.now + rate.period / rate.count);
+}
+
 /// Who writes 100 in place of 1 an hour need not wait for the hour to be over; and nobody bursts.
 #[test]
 fn what_is_ahead_moves_with_the_rate() {

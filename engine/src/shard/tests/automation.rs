@@ -418,3 +418,27 @@ fn shipped_rules_do_what_they_say_and_bounce_nothing_that_blames_our_address() {
     }
     assert!(seen > 25, "{seen}");
 }
+
+/// A move is no reason to begin anew with what a peer has said.
+#[test]
+fn what_was_counted_goes_with_the_pairs() {
+    let rules = rule("^451", "threshold = \"2/min\"\naction = \"suspend\"\nfor = \"1h\"");
+    let mut world = world(1, &format!("max_deliveries_per_connection = 1\n{rules}"));
+    accepted(&mut world);
+    let peer = world.accept_connection();
+    world.peer_says(peer, "250 peer.example\r\n");
+    world.peer_says(peer, "451 later\r\n");
+    let rollup = pair().rollup_key();
+    world.shard.handle_message(ShardMessage::Release { rollup: rollup.clone() });
+    world.sync();
+    assert_eq!(std::mem::take(&mut world.to_peer), "QUIT\r\n");
+    world.peer_says(peer, "221 bye\r\n");
+    close(&mut world);
+    let state = world.released.take().expect("nothing is under way there");
+    world.shard.handle_message(ShardMessage::TakeOver(state));
+    world.shard.handle_message(ShardMessage::Moved { rollup, owner: 0 });
+    world.sync();
+    accepted(&mut world);
+    answer_mail(&mut world, "451 later\r\n");
+    assert_eq!(world.suspensions.len(), 1, "it was the second in that minute");
+}

@@ -146,3 +146,33 @@ fn what_waits_for_a_while_waits_no_longer_when_the_clock_is_set_back() {
     }
     assert_eq!(world.connects.len(), 1);
 }
+
+/// A source in its warm-up has each day's quota once, also where the day begins twice.
+#[test]
+fn a_clock_that_is_set_back_gives_no_day_twice() {
+    let rules = "hostname = \"mta.example\"\n[spool]\nallow_filesystem = true\n\
+                 [[egress_source]]\nname = \"new\"\nsource_address = \"127.0.0.11\"\n\
+                 [[egress_pool]]\nname = \"default\"\nsources = [{ source = \"new\" }]\n\
+                 [provider.slow]\nmatch = [{ domain = \"peer.example\" }]\n\
+                 [warmup.new]\nstart = \"2027-01-15\"\ndaily.slow = [2, 2]\n";
+    let config = Config::from_toml(rules, "t.toml", std::path::Path::new("/nonexistent")).unwrap();
+    let mut world = World::open(TempDir::new().unwrap(), START, config);
+    let send = |world: &mut World| {
+        accepted(world);
+        let peer = world.accept_connection();
+        world.peer_says(peer, "250 peer.example\r\n");
+        world.take_message(peer);
+        world.shard.connection_closed(world.now, peer, "gone");
+        world.shard.connection_gone(world.now, peer);
+        world.sync();
+    };
+    let (hour_ms, midnight_ms) = (3_600_000, START.wall_ms + 16 * 3_600_000);
+    send(&mut world);
+    for wall_ms in [midnight_ms + hour_ms, midnight_ms - hour_ms] {
+        set_clock(&mut world, wall_ms);
+        send(&mut world);
+    }
+    set_clock(&mut world, midnight_ms + 2 * hour_ms);
+    accepted(&mut world);
+    assert!(world.connects.is_empty(), "two have gone since that day began first");
+}

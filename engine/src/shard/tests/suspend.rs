@@ -162,6 +162,20 @@ fn a_suspended_source_holds_up_no_other_at_the_same_site() {
     assert!(world.to_peer.contains("MAIL FROM:"), "what waited for the one goes by the other at once");
 }
 
+/// A peer that wants no more of us is not kept waiting either.
+#[test]
+fn an_idle_connection_ends_with_the_suspension() {
+    let mut world = World::open(TempDir::new().unwrap(), START, config_with_sources(1));
+    accepted(&mut world);
+    let peer = world.accept_connection();
+    world.peer_says(peer, "250 peer.example\r\n");
+    assert_eq!(world.take_message(peer), "", "it is kept");
+    world.to_peer.clear();
+    let until_ms = world.now.wall_ms + 60_000;
+    tell(&mut world, suspension(1, Scope::pair(&pair(0)), until_ms));
+    assert_eq!(world.to_peer, "QUIT\r\n");
+}
+
 #[test]
 fn an_early_end_sends_what_was_held() {
     let mut world = World::open(TempDir::new().unwrap(), START, config_with_sources(1));
