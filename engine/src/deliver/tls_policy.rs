@@ -211,6 +211,13 @@ mod tests {
         StsPolicy::parse(&format!("version: STSv1\nmode: {mode}\nmx: mx.example.com\nmax_age: 86400\n")).unwrap()
     }
 
+    /// Where TLS is off nobody has asked for it, which is no proof that the peer has none.
+    #[test]
+    fn what_is_proved_without_a_handshake() {
+        assert_eq!(TlsRequirement::Disabled.proof_in_clear(), TlsProof::Unasked);
+        assert_eq!(TlsRequirement::Opportunistic.proof_in_clear(), TlsProof::Nothing);
+    }
+
     /// RFC 7672 §3.1.3, §8.1: the server is asked for by the name at which the records are, which an alias is not.
     #[test]
     fn the_name_that_is_asked_for_is_that_of_the_records() {

@@ -77,6 +77,7 @@ struct World {
     /// Handshakes that are wanted.
     handshakes: Vec<(ConnectionKey, TlsRequirement)>,
     closed: Vec<ConnectionKey>,
+    broken_off: Vec<ConnectionKey>,
     /// Clients whose connections are broken off.
     aborted: Vec<SessionKey>,
     /// What was let go to another shard.
@@ -149,6 +150,7 @@ impl World {
             lookups: 0,
             handshakes: Vec::new(),
             closed: Vec::new(),
+            broken_off: Vec::new(),
             aborted: Vec::new(),
             released: None,
             suspensions: Vec::new(),
@@ -194,6 +196,7 @@ impl World {
             Action::ConnectionStartTls { connection, tls, .. } => self.handshakes.push((connection, tls)),
             Action::SessionAcknowledge { .. } | Action::ConnectionAcknowledge { .. } => self.acknowledged += 1,
             Action::ConnectionClose { connection } => self.closed.push(connection),
+            Action::ConnectionAbort { connection } => self.broken_off.push(connection),
             Action::SessionAbort { session } => self.aborted.push(session),
             Action::Control(ControlMessage::Released { state, .. }) => self.released = state,
             Action::Control(ControlMessage::FindOwner { pair, .. }) => {
@@ -419,8 +422,12 @@ fn what_took_how_long_is_counted_on_its_own_side() {
     world.pass(Duration::from_secs(7));
     world.client_says(session, "EHLO c\r\nMAIL FROM:<a@b.example>\r\nRSET\r\n");
     world.pass(Duration::from_secs(5));
-    world.client_says(session, CLIENT);
-    world.pass(Duration::from_secs(2));
+    // From its MAIL on, whatever else it says meanwhile.
+    let (mail, rest) = CLIENT.split_at(CLIENT.find("RCPT").unwrap());
+    world.client_says(session, mail);
+    world.pass(Duration::from_secs(1));
+    world.client_says(session, rest);
+    world.pass(Duration::from_secs(1));
     world.client_says(session, CONTENT);
     world.sync();
     let metrics = Arc::clone(&world.shard.metrics);
@@ -434,6 +441,20 @@ fn what_took_how_long_is_counted_on_its_own_side() {
     assert_eq!(metrics.delivery_duration_s.count_and_sum(), (1, 3.0));
     assert_eq!(metrics.delivered_age_s.count_and_sum(), (1, 7.0));
     assert_eq!(metrics.transaction_duration_s.count_and_sum(), (1, 2.0));
+}
+
+/// What hangs in its socket would hold the slot for as long as the peer likes.
+#[test]
+fn a_peer_that_falls_silent_is_broken_off() {
+    let mut world = World::new();
+    accepted(&mut world);
+    let peer = world.accept_connection();
+    assert!(world.peer_says(peer, "250 peer.example\r\n").starts_with("MAIL FROM:"));
+    // RFC 5321 §4.5.3.2.2.
+    world.pass(Duration::from_secs(299));
+    assert!(world.broken_off.is_empty());
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.broken_off, [peer]);
 }
 
 /// What is scheduled is not due yet; both gauges count recipients, and each of them once.

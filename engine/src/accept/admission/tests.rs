@@ -250,6 +250,10 @@ fn schedule() {
         (r#"{"first_attempt":"tomorrow"}"#, "first_attempt is no RFC 3339 time"),
         (r#"{"first_attempt":"2025-12-01"}"#, "first_attempt is no RFC 3339 time"),
         (r#"{"expires":"2025-12-01T00:00:00Z"}"#, "expires before the first attempt"),
+        (
+            r#"{"first_attempt":"2025-12-01T03:00:00Z","expires":"2025-12-01T02:00:00Z"}"#,
+            "expires before the first attempt",
+        ),
     ] {
         let refusal = refused(&format!("X-Schedule: {json}\r\n\r\n"));
         assert!(refusal.starts_with("550 5.6.0 X-Schedule: "), "{refusal}");

@@ -15,6 +15,7 @@ struct Bench {
     permits: Vec<(Duration, Arc<str>, Permit)>,
     waits: usize,
     reserved: Vec<(Arc<str>, u32)>,
+    generation: Generation,
 }
 
 impl Bench {
@@ -26,7 +27,15 @@ impl Bench {
         let mut keeper = Keeper::new(Arc::clone(&rules));
         let now = Now { monotonic: Duration::ZERO, wall_ms: 1_800_000_000_000 };
         keeper.begin(now);
-        let mut bench = Self { keeper, rules, now, permits: Vec::new(), waits: 0, reserved: Vec::new() };
+        let mut bench = Self {
+            keeper,
+            rules,
+            now,
+            permits: Vec::new(),
+            waits: 0,
+            reserved: Vec::new(),
+            generation: Generation::default(),
+        };
         bench.pass(SECOND);
         bench
     }
@@ -35,10 +44,8 @@ impl Bench {
         let flow = Arc::new(Flow { priority, tenant: tenant.into(), campaign: "".into(), ..Flow::default() });
         let pair = PairKey { source: 0, rollup: provider.into(), site: "mx.test".into() };
         let limits = pair.shared_limits(&self.rules, &flow).expect("some limit covers it");
-        self.keeper.handle_want(
-            self.now,
-            Want { owner: 0, home: 0, pair, flow, limits, units, generation: Generation::default() },
-        );
+        self.keeper
+            .handle_want(self.now, Want { owner: 0, home: 0, pair, flow, limits, units, generation: self.generation });
         self.listen();
     }
 
@@ -183,6 +190,24 @@ fn longer_limits_are_reserved_ahead_of_what_is_lent() {
     answer(&mut bench);
     assert_eq!(bench.permits.len(), 9);
     assert!(!bench.keeper.handle_reserved(bench.now, "tenant b", 1), "it is none of these");
+}
+
+/// Who wants something still asks again, under the new configuration: what waited would be permitted twice.
+#[test]
+fn a_reload_ends_all_waiting_and_forgets_no_use() {
+    let mut bench = Bench::new(&tenant("a", "1/s"));
+    (0..3).for_each(|_| bench.want(1, "a", "p", 1));
+    assert_eq!((bench.permits.len(), bench.waits), (1, 2));
+    bench.keeper.reload(bench.now, Generation(1), Arc::clone(&bench.rules));
+    bench.spend(0, Some(bench.now.monotonic));
+    bench.generation = Generation(1);
+    bench.want(1, "a", "p", 1);
+    assert_eq!(bench.permits.len(), 1, "what was used before counts");
+    bench.pass(60 * SECOND);
+    assert_eq!(bench.permits.len(), 2);
+    bench.spend(1, None);
+    bench.pass(60 * SECOND);
+    assert_eq!(bench.permits.len(), 2, "nobody else waits");
 }
 
 /// One that has waited for its tenant's limit does not start anew behind all others at the next.

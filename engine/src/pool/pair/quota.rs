@@ -137,25 +137,46 @@ impl Pools {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::path::Path;
 
     use super::*;
-    use crate::config::Config;
+    use crate::config::{Config, Warmup};
     use crate::pool::pair::PoolOptions;
     use crate::pool::site::BackOff;
 
-    #[test]
-    fn days_that_are_over_are_forgotten_once_there_are_many() {
+    fn pools() -> Pools {
         let text = "[spool]\nallow_filesystem = true\n";
         let config = Config::from_toml(text, "t.toml", Path::new("/nonexistent")).expect("a configuration");
-        let mut pools = Pools::new(PoolOptions {
+        Pools::new(PoolOptions {
             default: Arc::new(config.shaping),
             sources: config.egress_sources,
             back_off: BackOff { first: Duration::ZERO, max: Duration::ZERO },
             warmups: Vec::new(),
             shared_limits: Arc::default(),
             homes: 1,
-        });
+        })
+    }
+
+    /// A day without a quota any more is not counted on; another number holds at once.
+    #[test]
+    fn another_configuration_has_other_quotas() {
+        let mut pools = pools();
+        let names: [Arc<str>; 2] = ["google".into(), "other".into()];
+        pools.days = names.iter().map(|name| ((0, Arc::clone(name)), DayQuota::new(7, 9, None))).collect();
+        let warmup = |quotas| Warmup { source: 0, start_day: 7, daily: BTreeMap::new(), default: Some(quotas) };
+        pools.options.warmups = vec![warmup(vec![4])];
+        pools.set_quotas();
+        let quotas = |pools: &Pools| pools.days.values().map(|day| day.quota).collect::<Vec<_>>();
+        assert_eq!(quotas(&pools), [4, 4]);
+        pools.options.warmups.clear();
+        pools.set_quotas();
+        assert!(pools.days.is_empty(), "{:?}", quotas(&pools));
+    }
+
+    #[test]
+    fn days_that_are_over_are_forgotten_once_there_are_many() {
+        let mut pools = pools();
         let at_day = |day| Now { monotonic: Duration::ZERO, wall_ms: day * DAY_MS + 5 };
         let begin = |pools: &mut Pools, day: u64, count: usize| {
             let name = |number: usize| Arc::from(format!("{day}-{number}.test"));
