@@ -256,13 +256,16 @@ impl Ledger {
             let is_late = !is_awaited && fate == Some(Fate::Expired);
             assert!(fate.is_none() || is_late, "DELIVERED-ONCE: {marker} came to {recipient}, whose fate is {fate:?}");
             let taken = self.taken.entry((marker, recipient.clone())).or_default();
+            // Its record may still be on its way to the disk.
+            let is_released = self.released.contains_key(&(id, recipient.clone()));
             assert!(
-                taken.times == 0 || taken.is_unknown,
+                taken.times == 0 || taken.is_unknown || is_released,
                 "DELIVERED-ONCE: {marker} came to {recipient} again, and nothing had been forgotten"
             );
             let held = self.durable[&id].recipients[index].is_held;
-            assert!(!held || !is_awaited, "DELIVERED-ONCE: {marker} came to {recipient}, and was held");
-            let may_repeat = !self.holds || self.released.contains_key(&(id, recipient.clone()));
+            let may_come = !held || !is_awaited || is_released;
+            assert!(may_come, "DELIVERED-ONCE: {marker} came to {recipient}, and was held");
+            let may_repeat = !self.holds || is_released;
             assert!(taken.times == 0 || may_repeat, "DELIVERED-ONCE: {marker} came to {recipient} again");
             self.counts.repeated += u64::from(taken.times > 0);
             taken.times += 1;
@@ -412,9 +415,6 @@ impl Ledger {
                 );
                 (state.is_held, state.due_ms) = (false, due_ms);
                 self.counts.deferred += 1;
-                if let Some(taken) = self.taken.get_mut(&(marker, recipient.clone())) {
-                    taken.is_unknown = true;
-                }
                 continue;
             }
             let by_attempt = *attempts == state.attempts + 1;

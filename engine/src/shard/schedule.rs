@@ -268,12 +268,16 @@ impl Shard {
     }
 
     /// A wall clock that was set forward makes mail due earlier, which is harmless, and ends suspensions. Set back, it
-    /// would hold mail for as long as the step is.
+    /// would hold mail for as long as the step is, and what was suspended until some time before would be again.
     pub(super) fn notice_step(&mut self, now: Now) {
         let steps = self.steps.get_or_insert_with(|| StepWatch::new(now));
         match steps.wall_stepped(now) {
             None => {}
-            Some(step_ms @ ..0) => self.home.set_clock_back(now.wall_ms, step_ms.unsigned_abs()),
+            Some(step_ms @ ..0) => {
+                let by_ms = step_ms.unsigned_abs();
+                self.suspensions.expire(now.wall_ms.saturating_add(by_ms));
+                self.home.set_clock_back(now.wall_ms, by_ms);
+            }
             Some(_) => self.resume_ended(now),
         }
     }

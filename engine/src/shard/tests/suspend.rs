@@ -56,6 +56,23 @@ fn mail_goes_by_the_other_source_and_comes_back_after_the_suspension() {
     assert_eq!(world.connect_sources, [1, 0]);
 }
 
+/// Mail that was ready meanwhile would go to and fro: its owner refuses it, and its home knows of nothing.
+#[test]
+fn what_was_over_before_the_clock_was_set_back_stays_so() {
+    let mut world = World::open(TempDir::new().unwrap(), START, config_with_sources(1));
+    let until_ms = world.now.wall_ms + 60_000;
+    tell(&mut world, suspension(1, Scope::pair(&pair(0)), until_ms));
+    tell(&mut world, suspension(2, Scope { campaign: Some("c".into()), ..Scope::default() }, until_ms + 3_600_000));
+    world.pass(Duration::from_millis(59_500));
+    // Both within a second, so that nobody has looked in between.
+    world.now.monotonic += Duration::from_millis(600);
+    world.now.wall_ms -= 3_600_000 - 600;
+    world.sync();
+    accepted(&mut world);
+    assert_eq!((world.connect_sources.len(), held_by(&world)), (1, vec![]));
+    assert_eq!(world.shard.suspensions.len(), 1, "what lasts longer goes on");
+}
+
 /// What was ready for the source and not begun moves at once; tickets come back to their homes first.
 #[test]
 fn what_waits_for_a_suspended_source_moves() {
