@@ -439,7 +439,7 @@ pub enum ShardMessage {
     SourcePlumbed { source: usize, plumbed: bool },
     /// Any ← control: whether the spool's directory is no longer where it was. What is there is delivered.
     SpoolGone { gone: bool },
-    /// Any ← control: a suspension is in force, or goes on to another end.
+    /// Any ← control, or home ← owner: a suspension is in force, or goes on to another end.
     Suspend(Suspension),
     /// Any ← control: a suspension has ended before its time.
     Resume { id: u128 },

@@ -131,7 +131,13 @@ impl Shard {
             domain: &attempt.domain,
         };
         let (source, to) = (attempt.pair.source, attempt.pair.destination());
-        if !self.plumbed[source] || self.suspensions.find(now.wall_ms, source, to, flow).is_some() {
+        let suspension = self.suspensions.find(now.wall_ms, source, to, flow).cloned();
+        if !self.plumbed[source] || suspension.is_some() {
+            // Shards notice within a second that the wall clock was set back. What ended meanwhile may be over for its
+            // home, and not here: the ticket would go to and fro.
+            if let Some(suspension) = suspension.filter(|_| attempt.ticket.home != self.id) {
+                self.tell(attempt.ticket.home, ShardMessage::Suspend(suspension));
+            }
             return self.pools.refuse_ticket(attempt, left, credit);
         }
         self.pools.handle_ticket(now, &mut |below| self.random.u64(0..below), attempt, left, credit);

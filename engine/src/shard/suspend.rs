@@ -38,7 +38,7 @@ impl Shard {
         self.suspend(now, vec![suspension]);
     }
 
-    /// The control thread has told of one. Where more came meanwhile, all that is ready is looked at once for them all.
+    /// The control thread, or an owner, has told of one. Where more came meanwhile, all that is ready is looked at once for them all.
     pub(super) fn suspend_told(&mut self, now: Now, suspension: Suspension) {
         let mut suspensions = vec![suspension];
         let is_one = |message: &mut ShardMessage| matches!(message, ShardMessage::Suspend(_));
@@ -52,6 +52,10 @@ impl Shard {
     pub(super) fn suspend(&mut self, now: Now, suspensions: Vec<Suspension>) {
         let (mut scopes, mut has_limits) = (Vec::new(), false);
         for suspension in suspensions {
+            // Owners that refuse a ticket tell it again.
+            if self.suspensions.present(now.wall_ms, &suspension) == Some(&suspension) {
+                continue;
+            }
             let (scope, effect) = (suspension.scope.clone(), suspension.effect);
             let blocked = Blocked { until_ms: suspension.until_ms, reason: suspension.blocked_by() };
             self.suspensions.insert(now.wall_ms, suspension);

@@ -19,6 +19,7 @@ use crate::accept::Received;
 use crate::handover::{PairKey, RollupKey};
 use crate::mail::endpoint::Endpoint;
 use crate::pool::rate::Past;
+use crate::pool::suspension::{Effect, Scope};
 
 /// Who is sent to, by its address, and what came of it.
 #[derive(Debug, Default)]
@@ -760,4 +761,30 @@ fn a_slow_site_never_delays_another() {
         engine.run_until(seconds(5));
         assert_eq!(engine.sink(FAST).mails.len(), 1_000, "with {shards} shards");
     }
+}
+
+/// Its home would send the owner the same ticket without end.
+#[test]
+fn a_home_that_knows_of_no_suspension_is_told_by_the_owner() {
+    let mut engine = Engine::start("", 2);
+    let until = seconds(60);
+    let suspension = Suspension {
+        id: 1,
+        scope: Scope { domain: Some(SLOW_DOMAIN.into()), ..Scope::default() },
+        effect: Effect::Stop,
+        reason: "slow down".into(),
+        until_ms: engine.clock().wall_ms + until.as_millis() as u64,
+    };
+    engine.inject(1, &format!("r@{SLOW_DOMAIN}"), Priority::Normal);
+    engine.run_until(seconds(1));
+    assert_eq!(engine.owners.values().collect::<Vec<_>>(), [&0], "the other shard has the pair");
+    engine.mail[0].push_back(ShardMessage::Suspend(suspension));
+    engine.run_until(seconds(2));
+    let sent = engine.sink(SLOW).mails.len();
+    (0..5).for_each(|_| engine.inject(1, &format!("r@{SLOW_DOMAIN}"), Priority::Normal));
+    engine.run_until(seconds(30));
+    assert_eq!(engine.sink(SLOW).mails.len(), sent);
+    assert_eq!(engine.shards[1].home.ready(), 5, "held, and not asked for again and again");
+    engine.run_until(until + seconds(2));
+    assert_eq!(engine.sink(SLOW).mails.len(), sent + 5);
 }
