@@ -5,6 +5,9 @@
 //! half-open window of that length, whatever bursts and lateness did. It is kept in at most `SLICES` slices of the
 //! period; a slice counts until its last unit is a period old, which costs at most one part in `SLICES` of the rate.
 //!
+//! A provider counts what arrives, and what is sent evenly does not arrive so: one MAIL is held up on its way and the
+//! next is not. So a period is taken by `ARRIVAL_SPREAD` longer than it is written, in both bounds.
+//!
 //! **Over a crash.** What was taken before is unknown, so a short period begins as if all of it had been taken when the
 //! engine started. From a minute on that would stop mail for too long: there units are reserved durably before they are
 //! taken, a slice of the limit at a time, and at a start all that was reserved counts as taken, as late as it can have
@@ -21,12 +24,14 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::config::Rate;
-use crate::limits::{PACE_LATENESS_MAX, PACE_LATENESS_MIN, RESERVED_PERIOD_MIN};
+use crate::limits::{ARRIVAL_SPREAD, PACE_LATENESS_MAX, PACE_LATENESS_MIN, RESERVED_PERIOD_MIN};
 use crate::mail::time::Now;
 
 #[derive(Debug)]
 pub struct Limiter {
     rate: Rate,
+    /// By so much the period is longer than the rate's.
+    spread: Duration,
     /// When the next unit is due, in nanoseconds times the rate's count: so no interval is rounded.
     next: u128,
     /// Oldest first.
@@ -101,6 +106,7 @@ impl Limiter {
         let is_reserved = rate.period >= RESERVED_PERIOD_MIN;
         let mut limiter = Self {
             rate,
+            spread: ARRIVAL_SPREAD,
             next: 0,
             taken: VecDeque::new(),
             sum: 0,
@@ -110,18 +116,24 @@ impl Limiter {
         if is_reserved {
             limiter.recall(started, past.unwrap_or(&Past::default()));
         } else {
-            limiter.count(started.monotonic, started.monotonic + rate.period, rate.count);
+            limiter.count(started.monotonic, started.monotonic + limiter.period(), rate.count);
         }
         limiter
     }
 
-    /// One that knows of nothing before, and reserves nothing.
+    /// One of what comes to us: it knows of nothing before, and reserves nothing.
     pub fn fresh(rate: Rate) -> Self {
-        Self { rate, next: 0, taken: VecDeque::new(), sum: 0, lent: 0, reserve: None }
+        Self { rate, spread: Duration::ZERO, next: 0, taken: VecDeque::new(), sum: 0, lent: 0, reserve: None }
     }
 
+    /// As it is configured.
     pub fn rate(&self) -> Rate {
         self.rate
+    }
+
+    /// That in which no more than the limit is used here.
+    fn period(&self) -> Duration {
+        self.rate.period + self.spread
     }
 
     /// What the next engine has to know, if none of this one's units are used from now on; what is still lent may have
@@ -133,7 +145,7 @@ impl Limiter {
             |at: Duration| now.wall_ms + at.saturating_sub(now.monotonic).as_nanos().div_ceil(1_000_000) as u64;
         let counting = self.taken.iter().filter(|taken| taken.expires > now.monotonic);
         // Monotonic time begins with the engine, and what was used may be older. So the period is taken from wall time.
-        let period_ms = self.rate.period.as_millis() as u64;
+        let period_ms = self.period().as_millis() as u64;
         let used = counting.map(|taken| (wall_ms(taken.expires).saturating_sub(period_ms), taken.units)).collect();
         let reserved = if self.lent > 0 { vec![(now.wall_ms, self.lent)] } else { Vec::new() };
         let next = duration(self.next.div_ceil(self.rate.count.into()));
@@ -178,9 +190,9 @@ impl Limiter {
     fn count_taken_of(&mut self, other: &Self) {
         // What was before the start is known already, if it counts.
         let is_told = |taken: &Taken| taken.begun.is_some() || self.reserve.is_none();
-        let period = self.rate.period;
+        let period = self.period();
         let aged = |taken: &Taken| {
-            let last = taken.expires.saturating_sub(other.rate.period);
+            let last = taken.expires.saturating_sub(other.period());
             Taken { expires: last + period, ..*taken }
         };
         let aged: Vec<Taken> = other.taken.iter().filter(|taken| is_told(taken)).map(aged).collect();
@@ -191,7 +203,7 @@ impl Limiter {
 
     /// When `units` may be taken together, as far as time goes; it may be over. More than `count` never may.
     pub fn ready_at(&self, units: u32) -> Duration {
-        let burst = u128::from(self.rate.max_burst - 1) * self.rate.period.as_nanos();
+        let burst = u128::from(self.rate.max_burst - 1) * self.period().as_nanos();
         let paced = self.next.saturating_sub(burst).div_ceil(u128::from(self.rate.count));
         let mut ready = duration(paced);
         let counted = self.sum + u64::from(self.lent);
@@ -259,12 +271,12 @@ impl Limiter {
             self.taken.pop_front();
         }
         // What is late by little keeps its place, so that lateness does not add up; a pause earns nothing.
-        let interval = self.rate.period / self.rate.count;
+        let interval = self.period() / self.rate.count;
         let lateness = (interval / 2).clamp(PACE_LATENESS_MIN, PACE_LATENESS_MAX);
         let count = u128::from(self.rate.count);
         let is_late = self.next < now.saturating_sub(lateness).as_nanos() * count;
         let due = if is_late { now.as_nanos() * count } else { self.next };
-        self.next = due + u128::from(units) * self.rate.period.as_nanos();
+        self.next = due + u128::from(units) * self.period().as_nanos();
         self.lent += units;
         let counted = self.sum + u64::from(self.lent);
         assert!(counted <= self.rate.count.into(), "LIMITS-HOLD: no window has more than the limit");
@@ -274,14 +286,14 @@ impl Limiter {
     pub fn settle(&mut self, at: Duration, units: u32) {
         let units = units.min(self.lent);
         self.lent -= units;
-        self.count(at, at + self.rate.period, units);
+        self.count(at, at + self.period(), units);
     }
 
     /// What was lent is not used.
     pub fn give_back(&mut self, units: u32) {
         let units = units.min(self.lent);
         self.lent -= units;
-        self.next = self.next.saturating_sub(u128::from(units) * self.rate.period.as_nanos());
+        self.next = self.next.saturating_sub(u128::from(units) * self.period().as_nanos());
         if let Some(reserve) = &mut self.reserve {
             reserve.available += units;
         }
@@ -295,8 +307,9 @@ impl Limiter {
 
     fn count(&mut self, begun: Duration, expires: Duration, units: u32) {
         self.sum += u64::from(units);
+        let slice = self.period() / SLICES;
         match self.taken.back_mut() {
-            Some(last) if last.begun.is_some_and(|first| begun < first + self.rate.period / SLICES) => {
+            Some(last) if last.begun.is_some_and(|first| begun < first + slice) => {
                 last.expires = expires.max(last.expires);
                 last.units += units;
             }
@@ -313,9 +326,9 @@ impl Limiter {
         });
         for (used_ms, units) in past.used.iter().copied().chain(reserved) {
             let age = Duration::from_millis(started.wall_ms.saturating_sub(used_ms));
-            if age < self.rate.period {
+            if age < self.period() {
                 // Wall time was cut to milliseconds.
-                let expires = started.monotonic + self.rate.period - age + Duration::from_millis(1);
+                let expires = started.monotonic + self.period() - age + Duration::from_millis(1);
                 self.sum += u64::from(units);
                 self.taken.push_back(Taken { begun: None, expires, units });
             }
@@ -327,7 +340,7 @@ impl Limiter {
             let ahead_us = ahead_us * u128::from(interval_us(self.rate)) / u128::from(before_us.max(1));
             // A clock that was set back would stop it for long. What is taken together is all that pace can be ahead.
             let together = u128::from(self.rate.max_burst) + u128::from(self.rate.batch_max());
-            let ahead = (ahead_us * 1_000).min(together * self.rate.period.as_nanos() / u128::from(self.rate.count));
+            let ahead = (ahead_us * 1_000).min(together * self.period().as_nanos() / u128::from(self.rate.count));
             self.next = (started.monotonic.as_nanos() + ahead) * u128::from(self.rate.count);
         }
     }

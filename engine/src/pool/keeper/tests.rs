@@ -4,8 +4,10 @@ use std::path::Path;
 
 use super::*;
 use crate::config::Config;
+use crate::limits::ARRIVAL_SPREAD;
 
-const SECOND: Duration = Duration::from_secs(1);
+/// That of a limit, as it is held.
+const SECOND: Duration = Duration::from_secs(1).saturating_add(ARRIVAL_SPREAD);
 
 /// A keeper and what it has permitted, by tenant.
 struct Bench {
