@@ -3,7 +3,8 @@
 //! loops that write the same octets in one or two round trips a message.
 //!
 //! All messages are in the spool before the proxy lets the first octet through, so that accepting them is not in the
-//! figures. What is: scheduling, pools, the client, outcomes and their commits, the event log.
+//! figures. What is: scheduling, pools, the client, outcomes and their commits, the event log. How much of that is not
+//! the client's tells a pass in which nothing is sent: the engine's own route to nowhere.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use self::bare::BareLoop;
@@ -136,6 +138,10 @@ fn round(options: &DeliverOptions, interrupt: &Interrupt) -> Result<Figures> {
         figures.push("rate_engine_by_bare", "", engine.per_second / one.per_second);
         figures.push("cpu_engine_by_bare", "", engine.cpu_us / one.cpu_us);
         figures.push("cpu_engine_by_bare_two_round_trips", "", engine.cpu_us / two.cpu_us);
+        let settled = discarding(options, interrupt)?;
+        figures.push("discarding_cpu_us_per_message", "µs", settled);
+        figures.push("cpu_client_by_bare", "", (engine.cpu_us - settled) / one.cpu_us);
+        figures.push("cpu_client_by_bare_two_round_trips", "", (engine.cpu_us - settled) / two.cpu_us);
     }
     if let Some((server, smtp_source)) = &options.server {
         let mut started: Option<(RunningMta, ControlGroup)> = None;
@@ -233,7 +239,7 @@ fn engine(options: &DeliverOptions, interrupt: &Interrupt, source: Option<&SmtpS
         Some(source) => {
             SmtpSourceRun { to: site.smtp, ..source.clone() }.run(interrupt)?;
         }
-        None => inject(options, site.smtp, interrupt)?,
+        None => inject(options, site.smtp, None, interrupt)?,
     }
     // What accepting left to be done is not delivering.
     interrupt.pause(SETTLE)?;
@@ -265,9 +271,40 @@ fn engine(options: &DeliverOptions, interrupt: &Interrupt, source: Option<&SmtpS
     Ok(Pass { per_second, cpu_us: per_message(cpu, options.messages) })
 }
 
-fn inject(options: &DeliverOptions, to: SocketAddr, interrupt: &Interrupt) -> Result<()> {
+/// The CPU time a message where its route leads nowhere: scheduling, outcomes and their commits, the event log.
+fn discarding(options: &DeliverOptions, interrupt: &Interrupt) -> Result<f64> {
+    let engine_options = EngineOptions { config_extra: options.config(), tls: None, ..options.engine.clone() };
+    let site = EngineSite::prepare_routed(engine_options, &[("*".to_owned(), "discard")])?;
+    let mut engine = site.start(interrupt)?;
+    // There is no peer to keep them waiting until all are accepted, so they are due later.
+    let accepting = ACCEPTING_BASE + ACCEPTING_EACH * u32::try_from(options.messages)?;
+    let due = Instant::now() + accepting;
+    inject(options, site.smtp, Some(Timestamp::now() + accepting), interrupt)?;
+    let early = due.saturating_duration_since(Instant::now() + SETTLE);
+    ensure!(!early.is_zero(), "accepting {} messages took longer than {accepting:?}", options.messages);
+    interrupt.pause(early)?;
+    let before = Usage::of(engine.pid())?;
+    interrupt.pause(SETTLE)?;
+    let done = interrupt.wait_until(PATIENCE, || {
+        engine.check_alive(&site)?;
+        Ok(site.queued("")?.0 == 0)
+    })?;
+    ensure!(done, "not all was discarded in {PATIENCE:?}:\n{}", site.log_tail());
+    interrupt.pause(SETTLE)?;
+    let cpu = Usage::of(engine.pid())?.since(&before).cpu();
+    engine.terminate(interrupt, &site)?;
+    Ok(per_message(cpu, options.messages))
+}
+
+fn inject(
+    options: &DeliverOptions,
+    to: SocketAddr,
+    first_attempt: Option<Timestamp>,
+    interrupt: &Interrupt,
+) -> Result<()> {
     let inject = InjectOptions {
         messages: Some(options.messages),
+        first_attempt,
         sizes: Sizes::fixed(options.message_bytes),
         ..InjectOptions::to(to)
     };
@@ -285,3 +322,6 @@ fn per_message(cpu: Duration, messages: u64) -> f64 {
 /// So that the commits of what went before are in no figure, and those of the last outcomes are.
 const SETTLE: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(60);
+/// For how long messages may be accepted that are to be discarded together.
+const ACCEPTING_BASE: Duration = Duration::from_secs(3);
+const ACCEPTING_EACH: Duration = Duration::from_micros(200);

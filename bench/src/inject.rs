@@ -44,6 +44,8 @@ pub struct InjectOptions {
     pub domain_exponent: f64,
     pub sizes: Sizes,
     pub dotted: bool,
+    /// `X-Schedule` asks for no attempt before this.
+    pub first_attempt: Option<jiff::Timestamp>,
     pub sessions: usize,
     /// `None`: until stopped.
     pub messages: Option<u64>,
@@ -74,6 +76,7 @@ impl InjectOptions {
             domain_exponent: 1.0,
             sizes: Sizes::fixed(2048),
             dotted: false,
+            first_attempt: None,
             sessions: 20,
             messages: None,
             rate: None,
@@ -167,6 +170,7 @@ impl Injector {
             domain_exponent: options.domain_exponent,
             sizes: options.sizes.clone(),
             dotted: options.dotted,
+            first_attempt: options.first_attempt,
         })?;
         let ack_file = options.ack_file.as_ref().map(|path| {
             File::options()

@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
+use jiff::Timestamp;
 
 use crate::units::parse_bytes;
 
@@ -146,6 +147,8 @@ pub struct StockOptions {
     pub sizes: Sizes,
     /// Every third body line begins with a dot.
     pub dotted: bool,
+    /// `X-Schedule` asks for no attempt before this.
+    pub first_attempt: Option<Timestamp>,
 }
 
 impl Stock {
@@ -160,10 +163,13 @@ impl Stock {
             if many_tenants { format!("{local}@{TENANT_MARK}.{sender_domain}") } else { options.sender.clone() };
         let domain =
             if many { format!("{DOMAIN_MARK}.{}", options.recipient_domain) } else { options.recipient_domain.clone() };
-        let date = jiff::fmt::rfc2822::to_string(&jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC))?;
+        let date = jiff::fmt::rfc2822::to_string(&Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC))?;
         let run = options.run;
+        let schedule = options.first_attempt.map_or_else(String::new, |first_attempt| {
+            format!("X-Schedule: {{\"first_attempt\":\"{first_attempt:.3}\"}}\r\n")
+        });
         let header = format!(
-            "From: Postbench <{sender}>\r\nTo: <r{SEQUENCE_MARK}@{domain}>\r\n\
+            "{schedule}From: Postbench <{sender}>\r\nTo: <r{SEQUENCE_MARK}@{domain}>\r\n\
              Subject: Postbench message {SEQUENCE_MARK}\r\nDate: {date}\r\n\
              Message-ID: <{run:016x}.{SEQUENCE_MARK}@postbench.test>\r\n\
              X-Bench-Id: {run:016x}-{SEQUENCE_MARK}\r\nX-Bench-Sent: {SENT_MARK}\r\nMIME-Version: 1.0\r\n\
@@ -402,7 +408,11 @@ mod tests {
     use super::*;
 
     fn stock(sizes: &str, domains: usize, dotted: bool) -> Arc<Stock> {
-        let options = StockOptions {
+        Arc::new(Stock::new(&stock_options(sizes, domains, dotted)).unwrap())
+    }
+
+    fn stock_options(sizes: &str, domains: usize, dotted: bool) -> StockOptions {
+        StockOptions {
             run: 0x1234,
             sender: "bench@sender.test".into(),
             recipient_domain: "bench.test".into(),
@@ -411,8 +421,19 @@ mod tests {
             domain_exponent: 1.0,
             sizes: sizes.parse().unwrap(),
             dotted,
-        };
-        Arc::new(Stock::new(&options).unwrap())
+            first_attempt: None,
+        }
+    }
+
+    #[test]
+    fn a_first_attempt_is_asked_for_in_the_first_field() {
+        let first_attempt = Some("2026-12-01T10:20:30.4Z".parse().unwrap());
+        let options = StockOptions { first_attempt, ..stock_options("2k", 1, false) };
+        let mut draft = Draft::new(Arc::new(Stock::new(&options).unwrap()), 1);
+        draft.write(7, 0, true);
+        let field = b"X-Schedule: {\"first_attempt\":\"2026-12-01T10:20:30.400Z\"}\r\nFrom: ";
+        assert!(draft.header.starts_with(field), "{}", String::from_utf8_lossy(&draft.header));
+        assert_eq!(draft.header.len() + draft.body.len() - 3, 2_048);
     }
 
     #[test]
@@ -471,6 +492,7 @@ mod tests {
             domain_exponent: 0.0,
             sizes: Sizes::fixed(1024),
             dotted: false,
+            first_attempt: None,
         };
         let mut draft = Draft::new(Arc::new(Stock::new(&options).unwrap()), 1);
         let mut counts = [0; 3];
@@ -497,6 +519,7 @@ mod tests {
             domain_exponent: 0.0,
             sizes: Sizes::fixed(1024),
             dotted: false,
+            first_attempt: None,
         };
         let mut draft = Draft::new(Arc::new(Stock::new(&options).unwrap()), 1);
         let last = format!("@{}>\r\n", numbered_domain(3, "bench.test"));

@@ -2,7 +2,7 @@
 //! not rest on our own tools.
 
 use std::ffi::OsString;
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -87,8 +87,8 @@ impl EngineSite {
         Self::prepare_routed(options, &[("*".to_owned(), sink)])
     }
 
-    /// Each domain is routed to its address.
-    pub fn prepare_routed(mut options: EngineOptions, routes: &[(String, SocketAddr)]) -> Result<Self> {
+    /// Each domain is routed to its address, or to `"discard"`: nothing is sent.
+    pub fn prepare_routed(mut options: EngineOptions, routes: &[(String, impl Display)]) -> Result<Self> {
         ensure!(
             options.program.is_file(),
             "no engine at {}; build it, or name it by --engine",
@@ -125,7 +125,7 @@ impl EngineSite {
         options: &EngineOptions,
         directory: &Path,
         (smtp, http): (SocketAddr, SocketAddr),
-        routes: &[(String, SocketAddr)],
+        routes: &[(String, impl Display)],
         dkim_records: &mut Vec<(String, String)>,
     ) -> Result<String> {
         let mut text = String::from("hostname = \"engine.postbench.test\"\n");

@@ -171,7 +171,7 @@ pub const SOURCES_AVOIDED_MAX: usize = 10_000;
 pub(crate) const PACE_LATENESS_MIN: std::time::Duration = std::time::Duration::from_millis(10);
 pub(crate) const PACE_LATENESS_MAX: std::time::Duration = std::time::Duration::from_millis(100);
 /// MAILs may arrive by so much closer together than they were sent, and a limit still holds where they arrive.
-pub const ARRIVAL_SPREAD: std::time::Duration = std::time::Duration::from_millis(20);
+pub const ARRIVAL_SPREAD: std::time::Duration = std::time::Duration::from_millis(10);
 /// Rates over periods from here on are reserved ahead durably.
 pub(crate) const RESERVED_PERIOD_MIN: std::time::Duration = std::time::Duration::from_secs(60);
 /// A paced pair asks homes for what goes in this time.

@@ -38,7 +38,8 @@ impl Shard {
         self.suspend(now, vec![suspension]);
     }
 
-    /// The control thread, or an owner, has told of one. Where more came meanwhile, all that is ready is looked at once for them all.
+    /// The control thread, or an owner, has told of one. Where more came meanwhile, all that is ready is looked at once
+    /// for them all.
     pub(super) fn suspend_told(&mut self, now: Now, suspension: Suspension) {
         let mut suspensions = vec![suspension];
         let is_one = |message: &mut ShardMessage| matches!(message, ShardMessage::Suspend(_));
