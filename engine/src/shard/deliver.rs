@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{Action, Shard};
 use crate::admin::answer_text;
 use crate::config::{AutomationRule, Chunking, Shaping};
-use crate::deliver::attempt::{Stage, Transaction};
+use crate::deliver::attempt::{Stage, Transaction, TransactionResult};
 use crate::deliver::content::Chunk;
 use crate::deliver::dane::HostDane;
 use crate::deliver::smtp_client::{ClientEvent, ClientOptions, SmtpClient};
@@ -346,68 +346,74 @@ impl Shard {
                 let (host_name, tls) = (delivery.host_name.clone(), delivery.tls.clone());
                 self.actions.push_back(Action::ConnectionStartTls { connection, host_name, tls });
             }
-            ClientEvent::Intend { ticket, recipients } => {
-                self.intents += 1;
-                let key = IntentKey { owner: self.id, connection, number: self.intents };
-                let delivery = self.deliveries.get_mut(&connection).expect("its client just spoke");
-                delivery.intent = Some(key);
-                let (_, attempt) = delivery.attempts.front().expect("a client ends the content of what it was given");
-                assert_eq!(u64::from(attempt.ticket.entry.0), ticket, "one content ends at a time");
-                let mut accepted = recipients.into_iter().peekable();
-                let recipients = attempt.recipients.iter().filter(|(index, _)| accepted.next_if_eq(index).is_some());
-                let intend = Intend {
-                    key,
-                    ticket: attempt.ticket,
-                    message: attempt.message.id(),
-                    recipients: recipients.cloned().collect(),
-                    peer_name: delivery.host_name.clone(),
-                };
-                self.tell(intend.ticket.home, ShardMessage::Intend(Box::new(intend)));
-            }
-            ClientEvent::Finished(mut result) => {
-                let delivery = self.deliveries.get_mut(&connection).expect("its client just spoke");
-                let (began, mut attempt) = delivery.attempts.pop_front().expect("a client finishes what it was given");
-                if attempt.is_counted {
-                    let took = now.monotonic.saturating_sub(began);
-                    self.metrics.delivery_duration_s.observe(took.as_secs_f64());
-                }
-                assert_eq!(u64::from(attempt.ticket.entry.0), result.ticket, "in the order in which it was given");
-                delivery.intent = None;
-                if !attempt.is_counted {
-                    self.pools.mail_not_written(now, &mut attempt);
-                }
-                if let Some(irregularity) = result.irregularity {
-                    let (id, peer) = (attempt.message.id(), &delivery.host_name);
-                    if irregularity.is_confusion() {
-                        tracing::error!(%id, peer, "{irregularity}");
-                    } else {
-                        tracing::warn!(%id, peer, "{irregularity}");
-                    }
-                    self.distrust(connection, irregularity.leaves());
-                }
-                let context = Arc::clone(&self.deliveries[&connection].context);
-                for (_, verdict) in &mut result.results {
-                    if let Fate::BounceIfLastHost(need) = verdict.fate {
-                        verdict.elsewhere(self.pools.lacks(now, connection, &attempt, need));
-                    }
-                }
-                let has = |is_meant: fn(&RecipientVerdict) -> bool| result.results.iter().any(|(_, it)| is_meant(it));
-                if has(|verdict| verdict.fate == Fate::Delivered) {
-                    self.pools.host_said(now, connection, Reception::Taken);
-                } else if has(|verdict| verdict.rule == verdict::HOST_UNWELL) {
-                    self.pools.host_said(now, connection, Reception::Unwell);
-                } else if attempt.is_retry && has(|verdict| matches!(verdict.fate, Fate::Retry(_))) {
-                    self.pools.host_said(now, connection, Reception::RetryPutOff);
-                }
-                self.react_to_result(now, &attempt, &mut result);
-                let home = attempt.ticket.home;
-                self.tell(home, ShardMessage::Settled(Box::new(Settled { attempt, result, context })));
-            }
+            ClientEvent::Intend { ticket, recipients } => self.ask_for_intent(connection, ticket, recipients),
+            ClientEvent::Finished(result) => self.finish_attempt(now, connection, result),
             ClientEvent::Closed { failure } => {
                 self.close_delivery(now, connection, failure);
                 self.actions.push_back(Action::ConnectionClose { connection });
             }
         }
+    }
+
+    /// A client is about to write a transaction's last octet: its home is to record that first.
+    fn ask_for_intent(&mut self, connection: ConnectionKey, ticket: u64, recipients: Vec<u32>) {
+        self.intents += 1;
+        let key = IntentKey { owner: self.id, connection, number: self.intents };
+        let delivery = self.deliveries.get_mut(&connection).expect("its client just spoke");
+        delivery.intent = Some(key);
+        let (_, attempt) = delivery.attempts.front().expect("a client ends the content of what it was given");
+        assert_eq!(u64::from(attempt.ticket.entry.0), ticket, "one content ends at a time");
+        let mut accepted = recipients.into_iter().peekable();
+        let recipients = attempt.recipients.iter().filter(|(index, _)| accepted.next_if_eq(index).is_some());
+        let intend = Intend {
+            key,
+            ticket: attempt.ticket,
+            message: attempt.message.id(),
+            recipients: recipients.cloned().collect(),
+            peer_name: delivery.host_name.clone(),
+        };
+        self.tell(intend.ticket.home, ShardMessage::Intend(Box::new(intend)));
+    }
+
+    /// A client is done with the oldest of its transactions: its home is told, and who looks at answers.
+    fn finish_attempt(&mut self, now: Now, connection: ConnectionKey, mut result: TransactionResult) {
+        let delivery = self.deliveries.get_mut(&connection).expect("its client just spoke");
+        let (began, mut attempt) = delivery.attempts.pop_front().expect("a client finishes what it was given");
+        if attempt.is_counted {
+            let took = now.monotonic.saturating_sub(began);
+            self.metrics.delivery_duration_s.observe(took.as_secs_f64());
+        }
+        assert_eq!(u64::from(attempt.ticket.entry.0), result.ticket, "in the order in which it was given");
+        delivery.intent = None;
+        if !attempt.is_counted {
+            self.pools.mail_not_written(now, &mut attempt);
+        }
+        if let Some(irregularity) = result.irregularity {
+            let (id, peer) = (attempt.message.id(), &delivery.host_name);
+            if irregularity.is_confusion() {
+                tracing::error!(%id, peer, "{irregularity}");
+            } else {
+                tracing::warn!(%id, peer, "{irregularity}");
+            }
+            self.distrust(connection, irregularity.leaves());
+        }
+        let context = Arc::clone(&self.deliveries[&connection].context);
+        for (_, verdict) in &mut result.results {
+            if let Fate::BounceIfLastHost(need) = verdict.fate {
+                verdict.elsewhere(self.pools.lacks(now, connection, &attempt, need));
+            }
+        }
+        let has = |is_meant: fn(&RecipientVerdict) -> bool| result.results.iter().any(|(_, it)| is_meant(it));
+        if has(|verdict| verdict.fate == Fate::Delivered) {
+            self.pools.host_said(now, connection, Reception::Taken);
+        } else if has(|verdict| verdict.rule == verdict::HOST_UNWELL) {
+            self.pools.host_said(now, connection, Reception::Unwell);
+        } else if attempt.is_retry && has(|verdict| matches!(verdict.fate, Fate::Retry(_))) {
+            self.pools.host_said(now, connection, Reception::RetryPutOff);
+        }
+        self.react_to_result(now, &attempt, &mut result);
+        let home = attempt.ticket.home;
+        self.tell(home, ShardMessage::Settled(Box::new(Settled { attempt, result, context })));
     }
 
     /// An intent is durable; the transaction that asked for it may have ended meanwhile.

@@ -197,7 +197,6 @@ impl Shard {
         }
         for (index, verdict) in verdicts {
             let answer = verdict.answer;
-            let mut due_ms = due_ms;
             let (fate, answer) = match verdict.fate {
                 verdict::Fate::Delivered => (Fate::Delivered, answer),
                 verdict::Fate::Bounce => (Fate::Bounced, answer),
@@ -210,9 +209,7 @@ impl Shard {
                     if in_doubt {
                         self.metrics.possible_duplicates.inc();
                     }
-                    if when == When::OtherSource && moves {
-                        due_ms = now.wall_ms;
-                    }
+                    let due_ms = if when == When::OtherSource && moves { now.wall_ms } else { due_ms };
                     if due_ms < expires_ms {
                         (Fate::Deferred { due_ms }, answer)
                     } else {
@@ -224,11 +221,10 @@ impl Shard {
                 // It may have left: it waits for the operator, or for its expiry.
                 verdict::Fate::Hold => {
                     tracing::warn!(id = %attempt.message.id(), index, "held: {}", answer.text);
-                    due_ms = expires_ms;
-                    (Fate::Deferred { due_ms }, answer)
+                    (Fate::Deferred { due_ms: expires_ms }, answer)
                 }
             };
-            if !fate.is_final() {
+            if let Fate::Deferred { due_ms } = fate {
                 let waiting = match verdict.fate {
                     verdict::Fate::Hold => &mut disposition.held,
                     _ if due_ms == now.wall_ms => &mut disposition.moved,

@@ -91,9 +91,8 @@ impl Shard {
             return; // The next start asks again.
         }
         match result {
-            Ok(route) => {
+            Ok(mut route) => {
                 // A TTL of zero still serves the entries that asked.
-                let mut route = route;
                 if route.site.expires <= now.monotonic {
                     let expires = now.monotonic + Duration::from_secs(1);
                     route.site = Arc::new(Site { expires, ..Site::clone(&route.site) });
@@ -244,7 +243,7 @@ impl Shard {
     }
 
     /// The message can't be read from the spool: it is kept, and tried again later; its expiry ends it.
-    fn hold_unreadable(&mut self, now: Now, ticket: &PendingTicket, error: &ReadError) {
+    pub(super) fn hold_unreadable(&mut self, now: Now, ticket: &PendingTicket, error: &ReadError) {
         let &PendingTicket { owner, ref pair, entry, credit, .. } = ticket;
         let Entry { message: id, recipients, attempts, expires_ms, .. } = self.home.entry(entry);
         // What is due when it expires counts as held in doubt.
@@ -255,11 +254,6 @@ impl Shard {
         self.home.defer(entry, &recipients, attempts, due_ms, &format!("the spool can not read it: {error}"));
         let flow = Arc::clone(&self.home.queue_of(entry).flow);
         self.home.return_credit(owner, pair, &flow, credit);
-    }
-
-    /// A ticket's message could not be read.
-    pub(super) fn fail_ticket(&mut self, now: Now, ticket: &PendingTicket, error: &ReadError) {
-        self.hold_unreadable(now, ticket, error);
     }
 
     pub(super) fn unpin(&mut self, id: MessageId) {

@@ -234,7 +234,7 @@ impl Shard {
                 self.send_ticket(now, ticket, message.clone());
                 self.progress.end_work();
             }
-            (PendingRead::Ticket(ticket), Err(error)) => self.fail_ticket(now, &ticket, error),
+            (PendingRead::Ticket(ticket), Err(error)) => self.hold_unreadable(now, &ticket, error),
             (PendingRead::Ask { question, rows }, result) => self.ask_read(question, rows, result),
             (PendingRead::Inspect { question, want_body }, result) => {
                 self.tell_inspected(question, want_body, result.ok())
