@@ -228,6 +228,20 @@ pub struct Want {
     pub generation: Generation,
 }
 
+/// What the keeper of limits says to a [`Want`].
+#[derive(Debug)]
+pub struct WantAnswer {
+    pub home: usize,
+    pub pair: PairKey,
+    pub flow: Arc<Flow>,
+    /// The want's.
+    pub generation: Generation,
+    /// Another answer, that it waits, came before.
+    pub waited: bool,
+    /// `None`: it waits, and another answer will come.
+    pub permit: Option<Permit>,
+}
+
 /// It may be written, for so many recipients. They count as written until the keeper hears how it went.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Permit {
@@ -380,16 +394,8 @@ pub enum ShardMessage {
     Paced { pair: PairKey, blocked: Blocked, waiting: Box<[Ticket]> },
     /// Keeper ← owner: a limit over many pairs is to let something pass; answered by `Permit`.
     Want(Box<Want>),
-    /// Owner ← keeper: it may be written. Without a permit: the want waits, and `waited` will be told with it.
-    Permit {
-        home: usize,
-        pair: PairKey,
-        flow: Arc<Flow>,
-        /// Of the want that it answers.
-        generation: Generation,
-        waited: bool,
-        permit: Option<Permit>,
-    },
+    /// Owner ← keeper.
+    Permit(WantAnswer),
     /// Keeper ← owner: so much of a permit was used at that time, or not at all.
     Spent { permit: Permit, at: Option<Duration> },
     /// Keeper ← home: whether a tenant may inject so many recipients; answered by `MayInject`.

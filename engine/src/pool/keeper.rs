@@ -23,29 +23,34 @@ use ahash::{HashMap, HashMapExt as _};
 use super::rate::{Limiter, Past, PastLimits, Started};
 use crate::config::{LimitId, SharedLimits};
 use crate::fair::{Flow, Turns};
-use crate::handover::{Blocked, Generation, PairKey, Permit, RollupKey, Want};
+use crate::handover::{Blocked, Generation, Permit, RollupKey, Want, WantAnswer};
 use crate::limits::PACED_NOTICE_INTERVAL;
 use crate::mail::time::Now;
 
 /// What the keeper says.
 #[derive(Debug)]
 pub enum Said {
-    /// To an owner, for a home's flow at a pair. Without a permit: it waits, and another answer will come.
     Answer {
         owner: usize,
-        home: usize,
-        pair: PairKey,
-        flow: Arc<Flow>,
-        generation: Generation,
-        waited: bool,
-        permit: Option<Permit>,
+        answer: WantAnswer,
     },
     /// To an owner: none of its wants at the roll-up's pairs waits any more.
-    Unwanted { owner: usize, rollup: RollupKey, number: u64 },
+    Unwanted {
+        owner: usize,
+        rollup: RollupKey,
+        number: u64,
+    },
     /// Units of a limit are to be reserved durably; [`Keeper::handle_reserved`] is the answer.
-    Reserve { limit: Arc<str>, units: u32, period: Duration },
+    Reserve {
+        limit: Arc<str>,
+        units: u32,
+        period: Duration,
+    },
     /// To all homes: what is under this limit waits.
-    Holds { limit: LimitId, blocked: Blocked },
+    Holds {
+        limit: LimitId,
+        blocked: Blocked,
+    },
 }
 
 /// All such limits.
@@ -298,10 +303,10 @@ impl Keeper {
     }
 
     fn answer(&mut self, want: &Want, waited: bool, permit: Option<Permit>) {
-        let Want { owner, home, .. } = *want;
+        let Want { owner, home, generation, .. } = *want;
         let (pair, flow) = (want.pair.clone(), Arc::clone(&want.flow));
-        let generation = want.generation;
-        self.said.push_back(Said::Answer { owner, home, pair, flow, generation, waited, permit });
+        let answer = WantAnswer { home, pair, flow, generation, waited, permit };
+        self.said.push_back(Said::Answer { owner, answer });
     }
 
     /// Puts a want where it waits for its turn; in front, where it has had one.

@@ -25,9 +25,7 @@ impl Shard {
             ShardMessage::Blocked { pair, blocked } => self.home.block_pair(&pair, blocked),
             ShardMessage::Paced { pair, blocked, waiting } => self.home.pace_pair(&pair, blocked, waiting),
             ShardMessage::Want(want) => self.keeper.handle_want(now, *want),
-            ShardMessage::Permit { home, pair, flow, generation, waited, permit } => {
-                self.pools.handle_permit(now, home, &pair, &flow, generation, waited, permit);
-            }
+            ShardMessage::Permit(answer) => self.pools.handle_permit(now, answer),
             ShardMessage::Spent { permit, at } => self.keeper.handle_spent(now, &permit, at),
             ShardMessage::AskInjection { home, number, tenant, recipients } => {
                 let may = self.keeper.may_inject(now, &tenant, recipients);

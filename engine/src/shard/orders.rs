@@ -100,9 +100,7 @@ impl Shard {
     pub(super) fn pass_on_permits(&mut self, now: Now) {
         while let Some(said) = self.keeper.poll() {
             match said {
-                Said::Answer { owner, home, pair, flow, generation, waited, permit } => {
-                    self.tell(owner, ShardMessage::Permit { home, pair, flow, generation, waited, permit });
-                }
+                Said::Answer { owner, answer } => self.tell(owner, ShardMessage::Permit(answer)),
                 Said::Unwanted { owner, rollup, number } => {
                     self.tell(owner, ShardMessage::Unwanted { rollup, number });
                 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::*;
 use crate::config::Config;
+use crate::handover::PairKey;
 use crate::limits::ARRIVAL_SPREAD;
 
 /// That of a limit, as it is held.
@@ -54,8 +55,8 @@ impl Bench {
     fn listen(&mut self) {
         while let Some(said) = self.keeper.poll() {
             match said {
-                Said::Answer { permit: None, .. } => self.waits += 1,
-                Said::Answer { permit: Some(permit), flow, .. } => {
+                Said::Answer { answer: WantAnswer { permit: None, .. }, .. } => self.waits += 1,
+                Said::Answer { answer: WantAnswer { permit: Some(permit), flow, .. }, .. } => {
                     self.permits.push((self.now.monotonic, Arc::clone(&flow.tenant), permit));
                 }
                 Said::Reserve { limit, units, .. } => self.reserved.push((limit, units)),

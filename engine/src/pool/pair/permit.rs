@@ -3,30 +3,19 @@
 //! What is permitted counts against the limit from then on, so that the pair takes a permit only for what it can write
 //! soon, and gives it back where it turns out that it can't: then others use it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Order, Pools, Rank};
-use crate::fair::Flow;
-use crate::handover::{Attempt, Generation, PairKey, Permit};
+use crate::handover::{Attempt, Permit, WantAnswer};
 use crate::limits::{PACED_AHEAD, PERMIT_PATIENCE};
 use crate::mail::time::Now;
 use crate::pool::connection::SlotState;
 
 impl Pools {
     /// The keeper's answer to [`Order::Want`]. Of an earlier generation nobody knows any more.
-    #[expect(clippy::too_many_arguments, reason = "it is a message of as many parts")]
-    pub fn handle_permit(
-        &mut self,
-        now: Now,
-        home: usize,
-        key: &PairKey,
-        flow: &Arc<Flow>,
-        generation: Generation,
-        waited: bool,
-        permit: Option<Permit>,
-    ) {
-        let place = self.keys.get(key).copied().filter(|_| generation == self.generation);
+    pub fn handle_permit(&mut self, now: Now, answer: WantAnswer) {
+        let WantAnswer { home, pair, ref flow, generation, waited, permit } = answer;
+        let place = self.keys.get(&pair).copied().filter(|_| generation == self.generation);
         let (place, permit) = match (place, permit) {
             (Some(place), Some(permit)) => (place, permit),
             (Some(place), None) => {
