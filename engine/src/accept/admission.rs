@@ -1,9 +1,9 @@
 //! Policy and header work between a received message and the spool.
 //!
-//! In INTERFACE.md's order: too many hops are refused; fields that steer us or that must not travel are taken out;
-//! Date, Message-ID and X-Postrider-Ref go in front where they belong; then signatures; then Received on top, unsigned.
-//! All else stays byte for byte, whatever it is. On the wire a message is [`Admitted::prefix`] followed by
-//! [`Admitted::content`].
+//! In the order that `docs/smtp.md` tells users: too many hops are refused; fields that steer us or that must not travel
+//! are taken out; Date, Message-ID and X-Postrider-Ref go in front where they belong; then signatures; then Received on
+//! top, unsigned. All else stays byte for byte, whatever it is. On the wire a message is [`Admitted::prefix`] followed
+//! by [`Admitted::content`].
 //!
 //! A header block with a line that is no field is broken: from that line on nothing is interpreted or taken out,
 //! because most readers take it for the body. Where even the first line is none, all of the content is body, and an
@@ -141,53 +141,18 @@ impl Policy {
         &self,
         now: Now,
         received: Received,
-        scan: Scan,
+        mut scan: Scan,
         shared: Option<&Arc<SharedContent>>,
         random: [u64; 2],
     ) -> Result<Admitted, Refusal> {
         let names = MessageNames::derive(random);
-        if scan.received_fields > RECEIVED_FIELDS_MAX {
-            // RFC 5321 §6.3.
-            return Err(Refusal::new(554, (5, 4, 6), "too many Received fields: the message loops"));
-        }
-        if let Some(field) = scan.contradictory.filter(|_| received.trusted) {
-            let text = format!("{field}: is there more than once, and says different things; leave all but one out");
-            return Err(Refusal::new(550, (5, 6, 0), text));
-        }
-        let named = scan.tenant.as_deref().filter(|_| received.trusted);
-        let tenant = self.tenants.choose(named, &received.reverse_path, &scan.from)?;
-        let mut steering = Steering::at(now, tenant);
-        if received.trusted {
-            self.steer(&mut steering, &scan, now, tenant)?;
-        }
+        let (tenant, steering) = self.decide(now, &received, &scan)?;
         let max_age_ms = tenant.map_or(self.max_age_ms, |tenant| tenant.max_age_ms);
         let expires_ms = steering.expires_ms.unwrap_or(steering.first_attempt_ms.saturating_add(max_age_ms));
         let chosen = self.signers.select(scan.from_domain.as_deref());
         let rsa_signatures = chosen.iter().filter(|index| self.signers.is_rsa(**index)).count();
-
-        let mut prefix = Vec::with_capacity(PREFIX_BYTES_TYPICAL);
-        let date = header::format_date(now.wall_ms);
-        self.write_received(&received, &names, &date, &mut prefix);
-        let signatures_at = prefix.len();
-        let mut captured = scan.captured;
-        let mut add = |name: &str, value: &str| {
-            for part in [name, ": ", value, "\r\n"] {
-                prefix.extend_from_slice(part.as_bytes());
-            }
-            capture(&self.captured, &mut captured, name.as_bytes(), value.as_bytes());
-        };
-        if !scan.has_date {
-            add("Date", &date);
-        }
-        if !scan.has_message_id {
-            add("Message-ID", &message_id::generate(now.wall_ms, names.public, &self.hostname));
-        }
-        if self.feedback_reference {
-            add(FEEDBACK_REFERENCE, &names.secret);
-        }
-        if scan.all_body {
-            prefix.extend_from_slice(b"\r\n");
-        }
+        let mut captured = std::mem::take(&mut scan.captured);
+        let (mut prefix, signatures_at) = self.write_prefix(now, &received, &scan, &names, &mut captured);
 
         let removed_bytes: usize = scan.removed.iter().map(Range::len).sum();
         let mut content = received.content;
@@ -245,6 +210,25 @@ impl Policy {
         })
     }
 
+    /// Whether the message may be sent, as whose, and what becomes of it.
+    fn decide(&self, now: Now, received: &Received, scan: &Scan) -> Result<(Option<&Tenant>, Steering), Refusal> {
+        if scan.received_fields > RECEIVED_FIELDS_MAX {
+            // RFC 5321 §6.3.
+            return Err(Refusal::new(554, (5, 4, 6), "too many Received fields: the message loops"));
+        }
+        if let Some(field) = scan.contradictory.filter(|_| received.trusted) {
+            let text = format!("{field}: is there more than once, and says different things; leave all but one out");
+            return Err(Refusal::new(550, (5, 6, 0), text));
+        }
+        let named = scan.tenant.as_deref().filter(|_| received.trusted);
+        let tenant = self.tenants.choose(named, &received.reverse_path, &scan.from)?;
+        let mut steering = Steering::at(now, tenant);
+        if received.trusted {
+            self.steer(&mut steering, scan, now, tenant)?;
+        }
+        Ok((tenant, steering))
+    }
+
     /// What a trusted client asks for in header fields.
     fn steer(&self, steering: &mut Steering, scan: &Scan, now: Now, tenant: Option<&Tenant>) -> Result<(), Refusal> {
         if let Some(campaign) = scan.campaign.as_ref().or(scan.job.as_ref()) {
@@ -297,6 +281,40 @@ impl Policy {
             (name, value)
         })
         .collect()
+    }
+
+    /// The fields that go in front of a message, and where signatures go among them.
+    fn write_prefix(
+        &self,
+        now: Now,
+        received: &Received,
+        scan: &Scan,
+        names: &MessageNames,
+        captured: &mut Vec<(String, String)>,
+    ) -> (Vec<u8>, usize) {
+        let mut prefix = Vec::with_capacity(PREFIX_BYTES_TYPICAL);
+        let date = header::format_date(now.wall_ms);
+        self.write_received(received, names, &date, &mut prefix);
+        let signatures_at = prefix.len();
+        let mut add = |name: &str, value: &str| {
+            for part in [name, ": ", value, "\r\n"] {
+                prefix.extend_from_slice(part.as_bytes());
+            }
+            capture(&self.captured, captured, name.as_bytes(), value.as_bytes());
+        };
+        if !scan.has_date {
+            add("Date", &date);
+        }
+        if !scan.has_message_id {
+            add("Message-ID", &message_id::generate(now.wall_ms, names.public, &self.hostname));
+        }
+        if self.feedback_reference {
+            add(FEEDBACK_REFERENCE, &names.secret);
+        }
+        if scan.all_body {
+            prefix.extend_from_slice(b"\r\n");
+        }
+        (prefix, signatures_at)
     }
 
     /// RFC 5321 §4.4. The spool gives a message its id when it is appended, so the id here is another one; it finds the
@@ -403,32 +421,31 @@ impl Scan {
     }
 
     fn look_at(&mut self, field: &Field<'_>, broken: bool) {
-        match () {
-            () if field.is("Received") => self.received_fields += 1,
-            () if field.is("Date") => self.has_date = true,
-            () if field.is("Message-ID") => self.has_message_id = true,
-            () if field.is("From") => {
-                let first = self.from.add(field.value);
-                self.from_domain = self.from_domain.take().or(first);
-            }
-            () if !broken && REMOVED_FIELDS.iter().any(|name| field.is(name)) => {
-                self.removed.push(field.range());
-                self.steered_by(field);
-            }
-            () => {}
+        if field.is("Received") {
+            self.received_fields += 1;
+        } else if field.is("Date") {
+            self.has_date = true;
+        } else if field.is("Message-ID") {
+            self.has_message_id = true;
+        } else if field.is("From") {
+            let first = self.from.add(field.value);
+            self.from_domain = self.from_domain.take().or(first);
+        } else if !broken && REMOVED_FIELDS.iter().any(|name| field.is(name)) {
+            self.removed.push(field.range());
+            self.steered_by(field);
         }
     }
 
     /// An empty one says nothing.
     fn steered_by(&mut self, field: &Field<'_>) {
-        let (name, slot) = match () {
-            () if field.is("X-Tenant") => ("X-Tenant", &mut self.tenant),
-            () if field.is("X-Campaign") => ("X-Campaign", &mut self.campaign),
-            () if field.is("X-Job") => ("X-Job", &mut self.job),
-            () if field.is("X-Virtual-MTA") => ("X-Virtual-MTA", &mut self.virtual_mta),
-            () if field.is("X-Schedule") => ("X-Schedule", &mut self.schedule),
-            () => return,
-        };
+        let steering = [
+            ("X-Tenant", &mut self.tenant),
+            ("X-Campaign", &mut self.campaign),
+            ("X-Job", &mut self.job),
+            ("X-Virtual-MTA", &mut self.virtual_mta),
+            ("X-Schedule", &mut self.schedule),
+        ];
+        let Some((name, slot)) = steering.into_iter().find(|(name, _)| field.is(name)) else { return };
         let value = header::unfold(field.value);
         match slot {
             _ if value.is_empty() => {}

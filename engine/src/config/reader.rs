@@ -168,7 +168,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// One of a few words. `later`: words that INTERFACE.md has and this version has not.
+    /// One of a few words. `later`: words that are planned and this version has not.
     pub(super) fn choice<T: Copy>(&self, key: &'static str, choices: &[(&str, T)], later: &[&str]) -> Option<T> {
         let words = value::any_of(choices.iter().map(|(word, _)| *word));
         let found = self.text(key, &words, |text| {
@@ -257,7 +257,7 @@ impl<'a> Section<'a> {
         others.map(|(key, entry)| (key.as_str(), entry)).collect()
     }
 
-    /// Refuses keys that INTERFACE.md has and this version does not do. A value that states what is done anyway passes:
+    /// Refuses keys that are planned and this version does not do. A value that states what is done anyway passes:
     /// `as_done` is that value as TOML.
     pub(super) fn not_yet(&self, keys: &[(&'static str, Option<&str>)]) {
         for (key, as_done) in keys {

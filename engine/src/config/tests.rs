@@ -41,7 +41,7 @@ fn every_error_has_a_place_and_all_but_syntax_errors_an_alternative() {
     }
 }
 
-/// What INTERFACE.md shows and this version does not do yet; nothing else in it may be refused.
+/// What `interface.toml` shows and this version does not do yet; nothing else in it may be refused.
 #[test]
 fn the_interface_example_has_known_keys_only() {
     let directory = files();
@@ -335,7 +335,7 @@ fn the_dns_record_has_the_public_key() {
     public.verify(message, &signature).unwrap();
 }
 
-/// Every `toml` example of the reference is read without an error, and every key of INTERFACE.md is described there.
+/// Every `toml` example of the reference is read without an error, and every key of `interface.toml` is described there.
 #[test]
 fn the_reference_is_true() {
     let directory = files();

@@ -8,7 +8,7 @@
 //! the connection has served another transaction or none was begun, or another recipient was accepted, so that
 //! repeating it always gets somewhere; only a loss after the last octet of the content is in doubt.
 //!
-//! See also: `attempt.rs` for the stages and their texts, INTERFACE.md "An attempt".
+//! See also: `attempt.rs` for the stages and their texts.
 //!
 //! Over 500 lines: one table decides what a failure means.
 

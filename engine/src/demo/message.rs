@@ -243,7 +243,7 @@ fn write_words(content: &mut Vec<u8>, size: usize, random: &mut Rng) {
 
 /// The field that numbers a message; it is the first of what is sent.
 pub(crate) const NUMBER_FIELD: &str = "X-Demo-Number";
-/// INTERFACE.md, "What happens to a message at acceptance".
+/// docs/smtp.md, "What is changed in a message".
 pub(crate) const ADDED_WHERE_MISSING: [&str; 2] = ["Date", "Message-ID"];
 /// The From domain; its subdomains send as well.
 pub(crate) const SENDER_DOMAIN: &str = "sender.test";

@@ -2,7 +2,7 @@
 //! through postrider to aiosmtpd.
 //!
 //! Each client also sends to the sink directly. What came the long way has to equal what came the short way, but for
-//! what INTERFACE.md says is put in front and removed.
+//! what docs/smtp.md says is put in front and removed.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};

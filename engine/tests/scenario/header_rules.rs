@@ -1,4 +1,4 @@
-//! What happens to a message at acceptance (INTERFACE.md), seen at the other end.
+//! What is changed in a message (docs/smtp.md), seen at the other end.
 
 use postrider::outcome::event::EventKind;
 

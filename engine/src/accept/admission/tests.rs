@@ -68,7 +68,7 @@ fn policy_is_shared() {
     shared(&policy());
 }
 
-/// INTERFACE.md, "What happens to a message at acceptance, in order".
+/// docs/smtp.md, "What is changed in a message".
 #[test]
 fn prefix_in_order() {
     let admitted = admit("Subject: x\r\n\r\nbody\r\n").unwrap();

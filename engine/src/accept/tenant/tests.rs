@@ -1,4 +1,4 @@
-//! INTERFACE.md, "Choosing tenant, campaign, pool", without AUTH.
+//! Whose mail it is, and what they may say (docs/configuration.md, "[[tenant]]").
 
 use std::time::Duration;
 

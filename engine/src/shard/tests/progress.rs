@@ -30,7 +30,7 @@ fn sent(in_doubt: InDoubt) -> (World, ConnectionKey) {
     (world, peer)
 }
 
-/// DESIGN: a crash may repeat a delivery only while its outcome is not committed, and that is counted.
+/// A crash may repeat a delivery only while its outcome is not committed, and that is counted.
 #[test]
 fn what_went_out_counts_until_its_outcome_is_durable() {
     let (mut world, peer) = sent(InDoubt::Retry);
