@@ -1,6 +1,7 @@
 //! What is started, in which order, and what each part is given.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -20,6 +21,8 @@ use crate::limits::{
     DESCRIPTORS_OWN, DESCRIPTORS_OWN_PER_SHARD, DESCRIPTORS_PER_SHARD_MIN, MAILBOX_CAPACITY, MemoryBounds,
     SEGMENT_BYTES_MIN, SEGMENT_BYTES_UNIT, SEGMENTS_PER_SHARD_MIN,
 };
+use crate::outcome::event::NodeId;
+use crate::outcome::event_log::Cursors;
 use crate::pool::rate::PastLimits;
 use crate::progress::{SharedProgress, Suspect};
 use crate::runtime::cgroup;
@@ -68,7 +71,6 @@ impl EngineBuilder {
     pub fn start(self) -> Result<Engine, StartError> {
         let config = Arc::new(self.config);
         config.check().map_err(|error| StartError(format!("configuration: {error}")))?;
-        let failed = |what: &str, error: &dyn fmt::Display| StartError(format!("{what}: {error}"));
         uring::check_available().map_err(|error| StartError(error.to_string()))?;
         let fd_limit = net::raise_fd_limit().map_err(|error| failed("file descriptor limit", &error))?;
         config.spool.filesystem().map_err(StartError)?;
@@ -79,18 +81,10 @@ impl EngineBuilder {
 
         let memory = memory_bounds(&config, shards);
 
-        let mut spool = Spool::open(&config.spool.path, spool_options(&config, shards, memory))
-            .map_err(|error| failed(&format!("spool {}", config.spool.path.display()), &error))?;
-        let logs = spool.assign(shards).map_err(|error| failed("spool", &error))?;
+        let (spool, logs) = open_spool(&config, shards, memory)?;
         let node =
             node_id(&config.spool.path, [os_random_u64(), os_random_u64()]).map_err(|error| failed("spool", &error))?;
-        let node_text = node.to_string();
-        let events_path = config.events_path();
-        let (event_log, cursors, report) = EventLog::open(EventLogOptions::new(events_path.clone(), node))
-            .map_err(|error| failed(&format!("event log {}", events_path.display()), &error))?;
-        if let Some((file, bytes)) = report.cut {
-            tracing::warn!(file = %file.display(), bytes, "an unfinished frame of the event log was cut");
-        }
+        let (event_log, cursors) = open_event_log(config.events_path(), node)?;
 
         let listeners = Listeners::bind(&config)?;
         let mut own = listeners.addresses.smtp.clone();
@@ -135,7 +129,7 @@ impl EngineBuilder {
             addresses: listeners.addresses.clone(),
             clock,
             started_ms: clock.now().wall_ms,
-            node: node_text,
+            node: node.to_string(),
             shards: mail_senders.clone(),
             next_shard: AtomicUsize::new(0),
             next_campaign: AtomicU64::new(0),
@@ -157,19 +151,11 @@ impl EngineBuilder {
             spool: Some(spool),
         };
 
-        let (progress, left) = progress_file::take_up(&config.spool.path, shards);
-        if left.unrecorded > 0 {
-            shard_metrics[0].possible_duplicates.add(left.unrecorded);
-            let recipients = left.unrecorded;
-            tracing::warn!(
-                recipients,
-                "the engine ended before it had recorded what became of these: they may get theirs twice"
-            );
-        }
+        let (progress, quarantined) = take_up_progress(&config, &shard_metrics);
         let thread_times = Arc::new(ThreadTimes::new(shards));
         let setup = ShardThreads {
             progress,
-            quarantined: left.suspects.into_iter().filter(Suspect::is_quarantined).collect(),
+            quarantined,
             config: &config,
             policy: &policy,
             clock,
@@ -236,7 +222,6 @@ impl ShardThreads<'_> {
         mailboxes: Vec<mailbox::Receiver<Mail>>,
         cursor: impl Fn(LogId) -> postrider_spool::record::Sequence,
     ) -> Result<(), StartError> {
-        let failed = |what: &str, error: &dyn fmt::Display| StartError(format!("{what}: {error}"));
         let session_counts = Arc::new((0..self.shards).map(|_| AtomicUsize::new(0)).collect());
         let (started, starts) = std::sync::mpsc::channel();
         for (id, (logs, mailbox)) in logs.into_iter().zip(mailboxes).enumerate() {
@@ -296,6 +281,47 @@ impl ShardThreads<'_> {
         }
         StartError(error)
     }
+}
+
+fn failed(what: &str, error: &dyn fmt::Display) -> StartError {
+    StartError(format!("{what}: {error}"))
+}
+
+/// The spool, and the logs that each shard serves.
+fn open_spool(
+    config: &Config,
+    shards: usize,
+    memory: MemoryBounds,
+) -> Result<(Spool, Vec<Vec<LogDirectory>>), StartError> {
+    let mut spool = Spool::open(&config.spool.path, spool_options(config, shards, memory))
+        .map_err(|error| failed(&format!("spool {}", config.spool.path.display()), &error))?;
+    let logs = spool.assign(shards).map_err(|error| failed("spool", &error))?;
+    Ok((spool, logs))
+}
+
+/// The event log, and how far of each log of the spool it has told.
+fn open_event_log(path: PathBuf, node: NodeId) -> Result<(EventLog, Cursors), StartError> {
+    let what = format!("event log {}", path.display());
+    let (event_log, cursors, report) =
+        EventLog::open(EventLogOptions::new(path, node)).map_err(|error| failed(&what, &error))?;
+    if let Some((file, bytes)) = report.cut {
+        tracing::warn!(file = %file.display(), bytes, "an unfinished frame of the event log was cut");
+    }
+    Ok((event_log, cursors))
+}
+
+/// What each shard is at, for the next start; and the messages that the last ones died of.
+fn take_up_progress(config: &Config, metrics: &[Arc<ShardMetrics>]) -> (Vec<SharedProgress>, Arc<[Suspect]>) {
+    let (progress, left) = progress_file::take_up(&config.spool.path, metrics.len());
+    if left.unrecorded > 0 {
+        metrics[0].possible_duplicates.add(left.unrecorded);
+        let recipients = left.unrecorded;
+        tracing::warn!(
+            recipients,
+            "the engine ended before it had recorded what became of these: they may get theirs twice"
+        );
+    }
+    (progress, left.suspects.into_iter().filter(Suspect::is_quarantined).collect())
 }
 
 /// Sessions and connections that one shard may have: its share of the descriptors that the engine leaves over, but for
