@@ -382,9 +382,7 @@ impl Ledger {
 
     fn found_outcome(&mut self, outcome: &Outcome) {
         let id = MessageId::from_raw(outcome.message);
-        let durable = self.durable.get_mut(&id).expect("an outcome follows its message");
-        let marker = durable.marker;
-        let sent = &self.sent[&marker].0;
+        let mut durable = self.durable.remove(&id).expect("an outcome follows its message");
         // An intent has no event.
         if !outcome.results.iter().all(RecipientResult::is_intent) {
             let told = Told {
@@ -397,129 +395,163 @@ impl Ledger {
                 headers: outcome.headers.clone(),
                 meta: outcome.meta.clone(),
             };
-            assert_eq!(told, durable.told, "EVENTS-ONCE: what an event of {marker} says of it");
+            assert_eq!(told, durable.told, "EVENTS-ONCE: what an event of {} says of it", durable.marker);
         }
         for result in &outcome.results {
-            let RecipientResult { index, recipient, fate, attempts, answer, .. } = result;
-            let state = &mut durable.recipients[*index as usize];
-            assert_eq!(*recipient, sent.recipients[*index as usize], "RIGHT-ENVELOPE: {marker}");
-            assert!(state.fate.is_none(), "NOTHING-LOST: {marker} to {recipient} ended as {state:?}, and {fate:?} now");
-            if answer.text.starts_with("Administrator released") {
-                let at_ms = self.released.get(&(id, recipient.clone())).copied();
-                let due_ms = at_ms.unwrap_or_else(|| panic!("nobody released {marker} to {recipient}"));
-                assert!(state.is_held, "EXACT-RETRY-STATE: {marker} to {recipient} was not held: {result:?}");
-                assert_eq!(
-                    (*fate, *attempts),
-                    (Fate::Deferred { due_ms }, state.attempts),
-                    "EXACT-RETRY-STATE: {marker}"
-                );
-                (state.is_held, state.due_ms) = (false, due_ms);
+            self.found_result(outcome, result, &mut durable);
+        }
+        self.durable.insert(id, durable);
+    }
+
+    fn found_result(&mut self, outcome: &Outcome, result: &RecipientResult, durable: &mut Durable) {
+        let RecipientResult { index, recipient, fate, attempts, answer, .. } = result;
+        let (marker, expires_ms) = (durable.marker, durable.expires_ms);
+        let state = &mut durable.recipients[*index as usize];
+        let expected = &self.sent[&marker].0.recipients[*index as usize];
+        assert_eq!(recipient, expected, "RIGHT-ENVELOPE: {marker}");
+        assert!(state.fate.is_none(), "NOTHING-LOST: {marker} to {recipient} ended as {state:?}, and {fate:?} now");
+        if answer.text.starts_with("Administrator released") {
+            return self.found_release(outcome, result, marker, state);
+        }
+        let by_attempt = *attempts == state.attempts + 1;
+        let is_end = matches!(fate, Fate::Bounced | Fate::Expired | Fate::AdminBounced);
+        let by_decision = is_end && *attempts == state.attempts;
+        assert!(by_attempt || by_decision, "EXACT-RETRY-STATE: {marker} to {recipient}: {state:?}, now {result:?}");
+        if result.is_intent() {
+            let is_last_word = *fate == Fate::Deferred { due_ms: expires_ms };
+            assert!(by_attempt && is_last_word, "EXACT-RETRY-STATE: {marker} to {recipient} intends {result:?}");
+            assert!(self.holds, "nobody asked for {result:?}");
+            state.is_intended = true;
+            return;
+        }
+        state.is_intended = false;
+        state.attempts = *attempts;
+        if own_refusal(answer).is_some() || answer.text.ends_with(LACKING) {
+            state.refused_by_us += 1;
+        }
+        self.check_attempts(result, marker, state);
+        match *fate {
+            Fate::Deferred { due_ms } if answer.text.starts_with("in doubt: ") => {
+                let is_wanted = self.holds || self.foreign.contains(&marker);
+                assert!(is_wanted && due_ms == expires_ms, "EXACT-RETRY-STATE: {marker} is held: {result:?}");
+                state.due_ms = due_ms;
+                state.is_held = true;
+                self.counts.held += 1;
+            }
+            Fate::Deferred { due_ms } => {
+                self.check_deferral(outcome, result, marker, due_ms);
+                state.due_ms = due_ms;
                 self.counts.deferred += 1;
-                continue;
             }
-            let by_attempt = *attempts == state.attempts + 1;
-            let is_end = matches!(fate, Fate::Bounced | Fate::Expired | Fate::AdminBounced);
-            let by_decision = is_end && *attempts == state.attempts;
-            assert!(by_attempt || by_decision, "EXACT-RETRY-STATE: {marker} to {recipient}: {state:?}, now {result:?}");
-            if result.is_intent() {
-                let is_last_word = *fate == Fate::Deferred { due_ms: durable.expires_ms };
-                assert!(by_attempt && is_last_word, "EXACT-RETRY-STATE: {marker} to {recipient} intends {result:?}");
-                assert!(self.holds, "nobody asked for {result:?}");
-                state.is_intended = true;
-                continue;
+            _ => {
+                self.check_end(outcome, result, marker, expires_ms, by_attempt);
+                let is_marked = answer.text.contains("in doubt: ");
+                let may_end = *fate == Fate::AdminBounced || *fate == Fate::Expired && is_marked;
+                assert!(!state.is_held || may_end, "NOTHING-LOST: held, and {result:?}");
+                state.fate = Some(*fate);
+                self.open -= 1;
             }
-            state.is_intended = false;
-            state.attempts = *attempts;
-            if own_refusal(answer).is_some() || answer.text.ends_with(LACKING) {
-                state.refused_by_us += 1;
+        }
+    }
+
+    /// What was held goes on, as the operator asked.
+    fn found_release(&mut self, outcome: &Outcome, result: &RecipientResult, marker: Marker, state: &mut Recipient) {
+        let RecipientResult { recipient, fate, attempts, .. } = result;
+        let id = MessageId::from_raw(outcome.message);
+        let at_ms = self.released.get(&(id, recipient.clone())).copied();
+        let due_ms = at_ms.unwrap_or_else(|| panic!("nobody released {marker} to {recipient}"));
+        assert!(state.is_held, "EXACT-RETRY-STATE: {marker} to {recipient} was not held: {result:?}");
+        assert_eq!((*fate, *attempts), (Fate::Deferred { due_ms }, state.attempts), "EXACT-RETRY-STATE: {marker}");
+        (state.is_held, state.due_ms) = (false, due_ms);
+        self.counts.deferred += 1;
+    }
+
+    /// No more attempts count than MAIL were written, or would have been but for our own refusal.
+    fn check_attempts(&self, result: &RecipientResult, marker: Marker, state: &Recipient) {
+        let RecipientResult { recipient, attempts, .. } = result;
+        if let Some(mails) = &self.mails
+            && is_plain(recipient)
+            && is_plain(&self.sent[&marker].0.reverse_path)
+        {
+            let written = mails.get(&marker).copied().unwrap_or_default() + state.refused_by_us;
+            assert!(
+                *attempts <= written,
+                "EXACT-RETRY-STATE: {marker} to {recipient} has {attempts} attempts, of {written} MAIL"
+            );
+        }
+    }
+
+    fn check_deferral(&mut self, outcome: &Outcome, result: &RecipientResult, marker: Marker, due_ms: u64) {
+        let RecipientResult { recipient, attempts, answer, .. } = result;
+        let (interval_ms, spread_ms) = interval(&self.retry, *attempts);
+        let wait_ms = due_ms.saturating_sub(outcome.at_ms);
+        // A refused address hands over to another of its pool at once.
+        let moves = wait_ms == 0 && BLAME.ends_with(answer.text.as_str());
+        assert!(
+            moves || wait_ms.abs_diff(interval_ms) <= spread_ms,
+            "EXACT-RETRY-STATE: {marker} waits {wait_ms} ms after attempt {attempts}, not {interval_ms} ms"
+        );
+        let blamed = self.blamed.entry((marker, recipient.clone())).or_default();
+        if !moves {
+            blamed.clear();
+        }
+        blamed.retain(|(site, _)| *site == outcome.site);
+        if moves {
+            blamed.insert((outcome.site.clone(), outcome.egress_source.clone()));
+        }
+        assert!(
+            blamed.len() < self.sent[&marker].0.sources.len(),
+            "EXACT-RETRY-STATE: {marker} to {recipient} goes on at once, by no other source"
+        );
+        let is_final = answer.code / 100 == 5 && !is_excused(answer);
+        assert!(!is_final, "NOTHING-LOST: {marker} to {recipient} is tried again after {answer:?}");
+    }
+
+    /// A final fate has its reason in the world outside.
+    fn check_end(
+        &mut self,
+        outcome: &Outcome,
+        result: &RecipientResult,
+        marker: Marker,
+        expires_ms: u64,
+        by_attempt: bool,
+    ) {
+        let RecipientResult { recipient, attempts, answer, .. } = result;
+        let key = (marker, recipient.clone());
+        match result.fate {
+            Fate::Deferred { .. } => unreachable!("it is no end"),
+            Fate::Delivered => {
+                assert!(self.taken.contains_key(&key), "NOTHING-LOST: no peer took {marker} to {recipient}");
+                self.counts.delivered += 1;
             }
-            if let Some(mails) = &self.mails
-                && is_plain(recipient)
-                && is_plain(&sent.reverse_path)
-            {
-                let written = mails.get(&marker).copied().unwrap_or_default() + state.refused_by_us;
+            Fate::Bounced => {
+                let nowhere = !by_attempt && self.undeliverable.contains(domain_of(recipient));
+                let by_us = match own_refusal(answer) {
+                    Some(lack) => self.lacks.contains(&(outcome.peer_address.clone(), lack)),
+                    None => !is_plain(recipient) || !is_plain(&self.sent[&marker].0.reverse_path),
+                };
+                let by_peer =
+                    self.refused_by_peer.contains(&key) || self.refused_by_peer.contains(&(marker, String::new()));
+                let refused = nowhere || by_us || by_peer;
+                assert!(refused, "NOTHING-LOST: no peer refused {marker} to {recipient}: {result:?}");
+                self.counts.bounced += 1;
+            }
+            Fate::Expired => {
+                let (interval_ms, spread_ms) = interval(&self.retry, *attempts);
+                let is_over = outcome.at_ms + if by_attempt { interval_ms + spread_ms } else { 0 };
                 assert!(
-                    *attempts <= written,
-                    "EXACT-RETRY-STATE: {marker} to {recipient} has {attempts} attempts, of {written} MAIL"
+                    is_over + self.back_ms >= expires_ms,
+                    "NOTHING-LOST: {marker} to {recipient} expired at {}, before {expires_ms}",
+                    outcome.at_ms
                 );
+                self.counts.expired += 1;
             }
-            let key = (marker, recipient.clone());
-            let (interval_ms, spread_ms) = interval(&self.retry, *attempts);
-            match *fate {
-                Fate::Deferred { due_ms } if answer.text.starts_with("in doubt: ") => {
-                    let is_wanted = self.holds || self.foreign.contains(&marker);
-                    assert!(
-                        is_wanted && due_ms == durable.expires_ms,
-                        "EXACT-RETRY-STATE: {marker} is held: {result:?}"
-                    );
-                    state.due_ms = due_ms;
-                    state.is_held = true;
-                    self.counts.held += 1;
-                    continue;
-                }
-                Fate::Deferred { due_ms } => {
-                    let wait_ms = due_ms.saturating_sub(outcome.at_ms);
-                    // A refused address hands over to another of its pool at once.
-                    let moves = wait_ms == 0 && BLAME.ends_with(answer.text.as_str());
-                    assert!(
-                        moves || wait_ms.abs_diff(interval_ms) <= spread_ms,
-                        "EXACT-RETRY-STATE: {marker} waits {wait_ms} ms after attempt {attempts}, not {interval_ms} ms"
-                    );
-                    let blamed = self.blamed.entry(key.clone()).or_default();
-                    if !moves {
-                        blamed.clear();
-                    }
-                    blamed.retain(|(site, _)| *site == outcome.site);
-                    if moves {
-                        blamed.insert((outcome.site.clone(), outcome.egress_source.clone()));
-                    }
-                    assert!(
-                        blamed.len() < sent.sources.len(),
-                        "EXACT-RETRY-STATE: {marker} to {recipient} goes on at once, by no other source"
-                    );
-                    let is_final = answer.code / 100 == 5 && !is_excused(answer);
-                    assert!(!is_final, "NOTHING-LOST: {marker} to {recipient} is tried again after {answer:?}");
-                    state.due_ms = due_ms;
-                    self.counts.deferred += 1;
-                    continue;
-                }
-                Fate::Delivered => {
-                    assert!(self.taken.contains_key(&key), "NOTHING-LOST: no peer took {marker} to {recipient}");
-                    self.counts.delivered += 1;
-                }
-                Fate::Bounced => {
-                    let nowhere = by_decision && self.undeliverable.contains(domain_of(recipient));
-                    let by_us = match own_refusal(answer) {
-                        Some(lack) => self.lacks.contains(&(outcome.peer_address.clone(), lack)),
-                        None => !is_plain(recipient) || !is_plain(&sent.reverse_path),
-                    };
-                    let by_peer =
-                        self.refused_by_peer.contains(&key) || self.refused_by_peer.contains(&(marker, String::new()));
-                    let refused = nowhere || by_us || by_peer;
-                    assert!(refused, "NOTHING-LOST: no peer refused {marker} to {recipient}: {result:?}");
-                    self.counts.bounced += 1;
-                }
-                Fate::Expired => {
-                    let is_over = outcome.at_ms + if by_attempt { interval_ms + spread_ms } else { 0 };
-                    assert!(
-                        is_over + self.back_ms >= durable.expires_ms,
-                        "NOTHING-LOST: {marker} to {recipient} expired at {}, before {}",
-                        outcome.at_ms,
-                        durable.expires_ms
-                    );
-                    self.counts.expired += 1;
-                }
-                Fate::AdminBounced => {
-                    let is_bounced = self.bounced.contains(&(id, recipient.clone()));
-                    assert!(is_bounced, "NOTHING-LOST: nobody bounced {marker} to {recipient}");
-                    self.counts.admin_bounced += 1;
-                }
+            Fate::AdminBounced => {
+                let id = MessageId::from_raw(outcome.message);
+                let is_bounced = self.bounced.contains(&(id, recipient.clone()));
+                assert!(is_bounced, "NOTHING-LOST: nobody bounced {marker} to {recipient}");
+                self.counts.admin_bounced += 1;
             }
-            let is_marked = answer.text.contains("in doubt: ");
-            let may_end = *fate == Fate::AdminBounced || *fate == Fate::Expired && is_marked;
-            assert!(!state.is_held || may_end, "NOTHING-LOST: held, and {result:?}");
-            state.fate = Some(*fate);
-            self.open -= 1;
         }
     }
 
