@@ -125,7 +125,10 @@ fn run_demo(arguments: &DemoArguments) -> ExitCode {
 
 fn run_check(file: &ConfigFile) -> ExitCode {
     match file.load() {
-        Ok(config) => say(&config::describe(&config)),
+        Ok(mut config) => {
+            config.warnings.extend(serve::unplumbed_sources(&config));
+            say(&config::describe(&config))
+        }
         Err(errors) => complain(&errors, USAGE),
     }
 }

@@ -3,9 +3,10 @@
 use std::fmt;
 use std::io;
 
-use crate::config::{Config, ConfigErrors};
+use crate::config::{Config, ConfigErrors, EgressSource};
 use crate::engine::{Engine, StartError};
 use crate::runtime::clock::supervisor_clock_us;
+use crate::runtime::net::is_local_address;
 use crate::runtime::signal::{Signal, Signals, notify_supervisor};
 
 /// Why a service could not start or did not end cleanly. One line that says what to do.
@@ -29,6 +30,16 @@ impl fmt::Display for ServeError {
 }
 
 impl std::error::Error for ServeError {}
+
+/// A warning for each source whose address is not on this machine now: nothing goes by it until it is.
+pub fn unplumbed_sources(config: &Config) -> Vec<String> {
+    let warning = |source: &EgressSource| {
+        let address = source.source_address.filter(|address| !is_local_address(*address))?;
+        let name = &source.name;
+        Some(format!("egress source {name:?}: this machine does not have {address}; nothing goes by it until it has"))
+    };
+    config.egress_sources.iter().filter_map(warning).collect()
+}
 
 /// Runs an engine until SIGTERM or SIGINT, then ends it within `shutdown_grace`. `read` reads its configuration anew
 /// for each reload; SIGHUP is one.

@@ -23,7 +23,7 @@ use super::spool_place::SpoolPlace;
 use super::suspension_list::SuspensionList;
 use crate::admin::http_admin::{self, AdminOptions};
 use crate::admin::metrics::Metrics;
-use crate::config::{Config, HttpListener};
+use crate::config::{Config, EgressSource, HttpListener};
 use crate::handover::{Ask, ControlMessage, Generation, ShardMessage, Told};
 use crate::limits::{LOOKUPS_RUNNING_MAX, MAILBOX_BATCH, MOVE_LOOK_INTERVAL, PLUMBING_INTERVAL, SHUTDOWN_COMMIT_GRACE};
 use crate::mail::time::StepWatch;
@@ -384,6 +384,17 @@ impl Control {
             return;
         }
         self.unplumbed[source] = !plumbed;
+        let EgressSource { name, source_address, .. } = &self.config.egress_sources[source];
+        let address = source_address.map(tracing::field::display);
+        if plumbed {
+            tracing::info!(source = name, address, "the source's address is on this machine");
+        } else {
+            tracing::warn!(
+                source = name,
+                address,
+                "the source's address is not on this machine; the source is suspended"
+            );
+        }
         for shard in &self.shards {
             send(shard, Mail::Core(ShardMessage::SourcePlumbed { source, plumbed })).await;
         }

@@ -325,12 +325,9 @@ impl Shard {
             return;
         }
         self.plumbed[source] = plumbed;
-        let name = &self.config.egress_sources[source].name;
         if plumbed {
-            self.home.retry_all_sources();
-            return tracing::info!(source = name, "the source's address is on this machine");
+            return self.home.retry_all_sources();
         }
-        tracing::warn!(source = name, "the source's address is not on this machine; the source is suspended");
         self.pools.call_back(|pair| pair.source == source);
         for entry in self.home.withdraw_ready(|pair| pair.source == source, |_, _| true) {
             self.route(now, entry);
