@@ -104,7 +104,8 @@ impl Spool {
         let meta = if names.iter().any(|name| name == META_FILE) {
             read_meta(storage.as_ref(), &meta_path)?
         } else if names.iter().any(|name| parse_log_name(name).is_some()) {
-            let reason = "the meta file is missing, but there are logs; restore it, or move the logs away";
+            let reason =
+                "the meta file is missing, but there are logs; restore it from a backup, or move the logs away";
             return Err(OpenError::Meta { path: meta_path, reason });
         } else {
             let meta = Meta { next_log: 0 };
@@ -303,7 +304,11 @@ pub(crate) fn read_meta(storage: &dyn Storage, path: &Path) -> Result<Meta, Open
         _ => {}
     }
     Meta::decode(&bytes).map_err(|error| match error {
-        MetaError::Damaged => OpenError::Meta { path: path.to_owned(), reason: "the meta file is damaged; restore it" },
+        MetaError::Damaged => {
+            let reason =
+                "the meta file is damaged; restore it from a backup, or `postctl spool export` the mail and begin anew";
+            OpenError::Meta { path: path.to_owned(), reason }
+        }
         MetaError::Newer { version } => {
             OpenError::NewerVersion { path: path.to_owned(), found: version, known: FORMAT_VERSION }
         }

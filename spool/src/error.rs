@@ -70,7 +70,7 @@ impl fmt::Display for OpenError {
             ),
             Self::Option { reason } => f.write_str(reason),
             Self::LogIdsExhausted => f.write_str("all 65536 log ids of this spool have been used; start a new spool"),
-            Self::Io { path, error } => write!(f, "{}: {error}", path.display()),
+            Self::Io { path, error } => write!(f, "{}: {error}{}", path.display(), remedy(error)),
         }
     }
 }
@@ -108,12 +108,22 @@ impl fmt::Display for RecoverError {
             Self::ForeignSegment { path, log } => {
                 write!(f, "{}: belongs to log {}; move it back to its own directory", path.display(), log.0)
             }
-            Self::Io { path, error } => write!(f, "{}: {error}", path.display()),
+            Self::Io { path, error } => write!(f, "{}: {error}{}", path.display(), remedy(error)),
         }
     }
 }
 
 impl error::Error for RecoverError {}
+
+/// What to do about the failure that an operator meets first.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "; run this as the spool's owner, or give the directory to the user it runs as"
+        }
+        _ => "",
+    }
+}
 
 /// A record was not taken.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -91,7 +91,13 @@ impl fmt::Display for EventLogError {
                 "{}: another engine writes its events here; give each engine an [events] path of its own",
                 path.display()
             ),
-            Self::Io { what, path, cause } => write!(f, "{}: can't {what}: {cause}", path.display()),
+            Self::Io { what, path, cause } => {
+                let remedy = match cause.kind() {
+                    io::ErrorKind::PermissionDenied => "; give the directory to the user that the engine runs as",
+                    _ => "",
+                };
+                write!(f, "{}: can't {what}: {cause}{remedy}", path.display())
+            }
         }
     }
 }
