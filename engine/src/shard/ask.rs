@@ -102,6 +102,10 @@ impl Shard {
                 row.site = Some(pair.site.to_string());
                 row.egress_source = Some(self.config.egress_sources[pair.source].name.clone());
             }
+            // Before anything was heard since the start, what an entry was told before it.
+            if row.last_answer.is_none() {
+                row.last_answer = entry.last_answer.map(str::to_owned);
+            }
             let due = self.due(key);
             if row.next_due.is_none_or(|next| due.0 < next.0) {
                 row.next_due = Some(due);

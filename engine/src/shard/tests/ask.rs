@@ -1,7 +1,7 @@
 //! Questions about messages, and what happens while these are read.
 
 use super::*;
-use crate::admin::MessageState;
+use crate::admin::{MessageState, QueueRow};
 
 /// Every row is of the moment of the question: while messages are read, entries are split, and what was split off
 /// would be in no row.
@@ -27,6 +27,9 @@ fn an_answer_is_of_the_moment_of_its_question() {
     assert_eq!((row.state, row.num_attempts), (MessageState::Scheduled, 1));
     assert_eq!(row.last_answer.as_deref(), Some("451 4.2.1 not now"));
     assert!((row.recipient.as_str(), row.size) > ("", 0), "and it tells what the message does: {row:?}");
+
+    let (_, _, rows) = queues(&mut world, 1);
+    assert_eq!(rows[0].last_answer.as_deref(), Some("451 4.2.1 not now"), "its queue has heard nothing since");
 }
 
 /// Recipients and messages are counted at the same moment, and not one of them as a gauge had it a second ago.
@@ -35,15 +38,21 @@ fn messages_and_recipients_are_counted_together() {
     let mut world = World::new();
     for count in 1..=2 {
         accepted(&mut world);
-        world.shard.answer(world.now, 0, Ask::Queues { limit: 0 });
-        let mut answers = std::iter::from_fn(|| world.shard.poll_action()).filter_map(|action| match action {
-            Action::Control(ControlMessage::Answer { told: Told::Queues { total, messages, rows }, .. }) => {
-                Some((total, messages, rows.len()))
-            }
-            _ => None,
-        });
-        assert_eq!(answers.next(), Some((count, count, 0)));
+        let (total, messages, rows) = queues(&mut world, 0);
+        assert_eq!((total, messages, rows.len()), (count, count, 0));
     }
+}
+
+/// Recipients, messages and rows, as the shard tells them.
+fn queues(world: &mut World, limit: usize) -> (u64, u64, Vec<QueueRow>) {
+    world.shard.answer(world.now, 0, Ask::Queues { limit });
+    let told = std::iter::from_fn(|| world.shard.poll_action()).find_map(|action| match action {
+        Action::Control(ControlMessage::Answer { told: Told::Queues { total, messages, rows }, .. }) => {
+            Some((total, messages, rows))
+        }
+        _ => None,
+    });
+    told.expect("a shard answers at once")
 }
 
 /// What nothing holds says nothing at first; after five seconds, what it waits for.
