@@ -90,7 +90,7 @@ impl Campaign {
     /// Hands a message over, like [`Engine::inject`]: when this returns `Ok`, the message is durable, shared content
     /// included, and will be delivered or reported. Many may be under way at once.
     pub async fn inject(&self, message: CampaignMessage) -> Result<Accepted, InjectError> {
-        self.send(message)?.answer().await
+        self.send(message).await?.answer().await
     }
 
     /// Hands messages over without waiting for one before the next; tells what became of each, in their order. Whoever
@@ -108,7 +108,7 @@ impl Campaign {
             {
                 answers.push(answer(oldest).await);
             }
-            unanswered.push_back(self.send(message));
+            unanswered.push_back(self.send(message).await);
         }
         for waiting in unanswered {
             answers.push(answer(waiting).await);
@@ -117,7 +117,7 @@ impl Campaign {
     }
 
     /// Policy and signatures are the caller's thread's work.
-    fn send(&self, message: CampaignMessage) -> Result<Waiting, InjectError> {
+    async fn send(&self, message: CampaignMessage) -> Result<Waiting, InjectError> {
         let Inner { engine, content, shard } = &*self.inner;
         let now = engine.clock.now();
         let CampaignMessage { reverse_path, recipients, header, dsn, meta } = message;
@@ -127,7 +127,7 @@ impl Campaign {
         let random = [os_random_u64(), os_random_u64()];
         let mut admitted = engine.policy().admit_sharing(now, received, content, random)?;
         admitted.sign(now)?;
-        engine.send(*shard, admitted)
+        engine.send(*shard, admitted).await
     }
 }
 

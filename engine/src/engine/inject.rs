@@ -48,6 +48,16 @@ pub enum InjectError {
     Ended,
 }
 
+impl InjectError {
+    /// Whether the same message may be taken later: by this engine, or by the next where this one ends.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Refused(reply) => reply.starts_with('4'),
+            Self::Ended => true,
+        }
+    }
+}
+
 impl fmt::Display for InjectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -75,12 +85,13 @@ impl Engine {
         let mut admitted = self.shared.policy().admit(now, received, [os_random_u64(), os_random_u64()])?;
         admitted.sign(now)?;
         let shard = self.shared.next_shard.fetch_add(1, Ordering::Relaxed) % self.shared.shards.len();
-        self.shared.send(shard, admitted)?.answer().await
+        self.shared.send(shard, admitted).await?.answer().await
     }
 }
 
 impl Shared {
-    pub(super) fn send(&self, shard: usize, admitted: Admitted) -> Result<Waiting, InjectError> {
+    /// Waits while the shard has more to do than its mailbox holds; others run on the caller's executor meanwhile.
+    pub(super) async fn send(&self, shard: usize, admitted: Admitted) -> Result<Waiting, InjectError> {
         let (reply, answer) = oneshot::channel();
         let mut mail = Mail::Inject { admitted: Box::new(admitted), reply };
         let mut give_up = None;
@@ -94,6 +105,7 @@ impl Shared {
             }
             mail = back;
             std::thread::yield_now();
+            tokio::task::yield_now().await;
         }
         Ok(Waiting(answer))
     }
