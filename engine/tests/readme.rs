@@ -1,4 +1,4 @@
-//! Every configuration that README.md shows passes `postrider check`.
+//! Every configuration that README.md and the documents show passes `postrider check`.
 
 #![expect(
     clippy::unwrap_used,
@@ -12,9 +12,11 @@ use std::process::Command;
 
 #[test]
 fn its_configurations_pass_the_check() {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
-    let examples: Vec<&str> = readme.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    assert!(examples.len() >= 5, "only {} examples were found", examples.len());
+    let read = |name: &str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
+    let documents = ["../README.md", "docs/events.md", "docs/moving.md"].map(read).concat();
+    let examples: Vec<&str> =
+        documents.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(examples.len() >= 7, "only {} examples were found", examples.len());
     let directory = tempfile::tempdir().unwrap();
     write_keys(directory.path());
     for example in examples {

@@ -517,6 +517,25 @@ mod tests {
         text.lines().filter(of_it).collect::<Vec<_>>().join("\n")
     }
 
+    /// The alerts that operators are told to make are about metrics that there are.
+    #[test]
+    fn documents_name_real_metrics() {
+        let document = include_str!("../../docs/operating.md");
+        let alerts = document.split("### Alerts").nth(1).unwrap().split("\n## ").next().unwrap();
+        let text = metrics().prometheus_text();
+        let mut looked_at = 0;
+        for row in alerts.lines().filter(|line| line.starts_with("| ")).skip(1) {
+            let expression = row.split(" | ").next().unwrap();
+            let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            for word in words.filter(|word| word.contains('_') && !["histogram_quantile", "max_size"].contains(word)) {
+                let name = word.trim_end_matches("_bucket");
+                assert!(text.contains(&format!("# TYPE {name} ")), "{word}");
+                looked_at += 1;
+            }
+        }
+        assert!(looked_at > 15, "{looked_at} metrics");
+    }
+
     #[test]
     fn the_text_has_kumomtas_names_and_sums_over_shards() {
         let text = metrics().prometheus_text();

@@ -638,6 +638,25 @@ pub(crate) mod tests {
         );
     }
 
+    /// docs/events.md has each field, each type and each class.
+    #[test]
+    fn the_document_is_whole() {
+        let document = include_str!("../../docs/events.md");
+        let said = |word: &str| assert!(document.contains(&format!("`{word}`")), "docs/events.md lacks {word}");
+        let id = MessageId::new(LogId(1), Sequence(1));
+        let fates = [Fate::Deferred { due_ms: 9 }, Fate::Delivered, Fate::Bounced, Fate::Expired, Fate::AdminBounced];
+        for line in lines(&outcome(1, 2, id, &fates)).into_iter().chain(lines(&message(1, 1, &["a@example.net"]))) {
+            let value: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&line).unwrap();
+            value.keys().for_each(|key| said(key));
+            said(value["type"].as_str().unwrap());
+        }
+        let classes = include_str!("classify.rs").split("pub enum BounceClass {").nth(1).unwrap();
+        let classes = classes.split('}').next().unwrap().lines().map(str::trim);
+        let classes: Vec<_> = classes.filter(|line| !line.is_empty() && !line.starts_with("//")).collect();
+        assert!(classes.len() > 20, "{classes:?}");
+        classes.iter().for_each(|class| said(class.trim_end_matches(',')));
+    }
+
     /// What ends without a connection was in none of its sessions.
     #[test]
     fn without_a_session_none_is_told() {
