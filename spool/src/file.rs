@@ -476,8 +476,6 @@ mod ring {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read as _;
-    use std::os::fd::OwnedFd;
     use std::ptr;
 
     use super::*;
@@ -599,6 +597,9 @@ mod tests {
     #[cfg(feature = "uring")]
     #[test]
     fn a_durable_write_on_a_ring_is_one_operation() {
+        use std::io::Read as _;
+        use std::os::fd::OwnedFd;
+
         let (mut reader, writer) = io::pipe().unwrap();
         let file: Arc<dyn StorageFile> = Arc::new(PlainFile { file: File::from(OwnedFd::from(writer)) });
         assert_eq!(file.sync_and_drop_cache(0..0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
