@@ -85,6 +85,28 @@ fn check_tells_what_a_configuration_amounts_to() {
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "check creates nothing");
 }
 
+/// TEST-NET-1 (RFC 5737) is nobody's.
+#[test]
+fn check_warns_of_a_source_whose_address_is_elsewhere() {
+    let directory = tempfile::tempdir().unwrap();
+    let source =
+        |name: &str, address: &str| format!("[[egress_source]]\nname = \"{name}\"\nsource_address = \"{address}\"\n");
+    let pool = "[[egress_pool]]\nname = \"default\"\nsources = [{ source = \"here\" }, { source = \"gone\" }]\n";
+    let text = [
+        "hostname = \"mta.example.com\"\nspool.allow_filesystem = true\n",
+        &source("here", "127.0.0.1"),
+        &source("gone", "192.0.2.1"),
+        pool,
+    ];
+    fs::write(directory.path().join("sources.toml"), text.concat()).unwrap();
+    let (code, stdout, _) = run(directory.path(), &["check", "--config", "sources.toml"]);
+    assert_eq!(code, Some(0));
+    let warnings: Vec<&str> = stdout.lines().filter(|line| line.starts_with("warning: egress source")).collect();
+    let expected =
+        "warning: egress source \"gone\": this machine does not have 192.0.2.1; nothing goes by it until it has";
+    assert_eq!(warnings, [expected]);
+}
+
 #[test]
 fn every_configuration_error_is_told_with_its_place_and_ends_with_2() {
     let directory = tempfile::tempdir().unwrap();

@@ -225,3 +225,18 @@ impl From<&io::Error> for ReadError {
         Self::Io { kind: error.kind(), message: error.to_string() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_not_be_opened_says_what_to_do() {
+        let open = |kind: io::ErrorKind| OpenError::Io { path: "/s/LOCK".into(), error: kind.into() }.to_string();
+        assert_eq!(
+            open(io::ErrorKind::PermissionDenied),
+            "/s/LOCK: permission denied; run this as the spool's owner, or give the directory to the user it runs as"
+        );
+        assert_eq!(open(io::ErrorKind::StorageFull), "/s/LOCK: no storage space");
+    }
+}

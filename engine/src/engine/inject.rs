@@ -168,3 +168,16 @@ pub(super) fn received(message: Message, bytes_max: u64) -> Result<Received, Inj
     let content = clean_content(&message.content, LineEndings::Fix, bytes_max)?;
     Ok(Received { dsn, meta: message.meta, ..Received::embedded(reverse_path, recipients, content) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_4xx_and_an_end_may_pass() {
+        let refused = |reply: &str| InjectError::Refused(reply.to_owned()).is_temporary();
+        assert!(refused("452 4.3.1 The shard's mailbox is full, try again"));
+        assert!(!refused("553 5.1.3 <a>: the address has no domain"));
+        assert!(InjectError::Ended.is_temporary());
+    }
+}

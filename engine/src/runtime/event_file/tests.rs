@@ -447,4 +447,7 @@ fn errors_say_where_and_what() {
     let error = EventLogError::io("write events to", Path::new("/e/x"))(io::ErrorKind::StorageFull.into());
     write!(text, "{error}").unwrap();
     assert_eq!(text, "/e/x: can't write events to: no storage space");
+    let error = EventLogError::io("open", Path::new("/e/x"))(io::ErrorKind::PermissionDenied.into());
+    let expected = "/e/x: can't open: permission denied; give the directory to the user that the engine runs as";
+    assert_eq!(error.to_string(), expected);
 }
