@@ -179,7 +179,10 @@ struct Service {
 impl Service {
     /// Returns when both addresses were logged.
     fn start(directory: &Path) -> Self {
-        let mut command = postrider(directory, &["serve", "--config", "postrider.toml"]);
+        Self::start_as(postrider(directory, &["serve", "--config", "postrider.toml"]))
+    }
+
+    fn start_as(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
         let mut service = Self { child, log, smtp: String::new(), http: String::new() };
@@ -369,6 +372,23 @@ fn a_log_that_cannot_be_written_does_not_end_the_engine() {
     let status = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
     assert!(status.success());
     assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// A limit of what a file may hold (`LimitFSIZE=`) is told and not died of; what is there goes on.
+#[test]
+fn a_limit_of_file_sizes_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    configuration(directory.path(), "127.0.0.1:0", "127.0.0.1:0");
+    let mut command = Command::new("sh");
+    let program = env!("CARGO_BIN_EXE_postrider");
+    // In blocks of 512 octets: a segment is larger.
+    command.args(["-c", "ulimit -f 2000; exec \"$0\" serve --config postrider.toml", program]);
+    command.current_dir(directory.path()).stdin(Stdio::null()).env_remove("NOTIFY_SOCKET").env_remove("POSTRIDER_LOG");
+    let mut service = Service::start_as(command);
+    let line = service.line("a file of the spool can't be made");
+    assert!(line.contains("segment") && line.contains("File too large"), "{line}");
+    assert!(greeting(&service.smtp).starts_with("220 "), "whoever asks is told to try again later");
+    assert_eq!(service.end("-TERM").code(), Some(0));
 }
 
 #[test]

@@ -73,6 +73,7 @@ impl EngineBuilder {
         config.check().map_err(|error| StartError(format!("configuration: {error}")))?;
         uring::check_available().map_err(|error| StartError(error.to_string()))?;
         let fd_limit = net::raise_fd_limit().map_err(|error| failed("file descriptor limit", &error))?;
+        net::survive_file_size_limit().map_err(|error| failed("file size limit", &error))?;
         config.spool.filesystem().map_err(StartError)?;
         let policy = Arc::new(Policy::new(&config).map_err(StartError)?);
         let cpus = net::allowed_cpus();

@@ -100,6 +100,21 @@ pub(crate) fn raise_fd_limit() -> io::Result<FdLimit> {
     Ok(FdLimit { soft: limit.rlim_cur, hard: limit.rlim_max })
 }
 
+/// Above the limit of a file's size (RLIMIT_FSIZE) a write fails, as on a full disk, instead of a signal ending the process
+/// without a word. Who handles the signal already goes on doing so.
+pub(crate) fn survive_file_size_limit() -> io::Result<()> {
+    // SAFETY: zeroes are a sigaction.
+    let mut action: libc::sigaction = unsafe { mem::zeroed() };
+    // SAFETY: the pointer is to a whole sigaction, and nothing is set.
+    check(unsafe { libc::sigaction(libc::SIGXFSZ, std::ptr::null(), &raw mut action) })?;
+    if action.sa_sigaction == libc::SIG_DFL {
+        action.sa_sigaction = libc::SIG_IGN;
+        // SAFETY: as above, and nothing runs where a signal is ignored.
+        check(unsafe { libc::sigaction(libc::SIGXFSZ, &raw const action, std::ptr::null_mut()) })?;
+    }
+    Ok(())
+}
+
 /// The CPUs that this process may use: its affinity mask, and no more of them than its cgroup's quota pays for.
 /// Never empty.
 pub(crate) fn allowed_cpus() -> Vec<usize> {

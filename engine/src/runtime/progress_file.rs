@@ -10,7 +10,8 @@
 //!   1024  a line of 64 octets for each shard (`Progress`)
 //! ```
 //!
-//! What can fail: making the file. Then the engine runs without one, and says so.
+//! What can fail: making the file. Then the engine runs without one, and says so. Where its disk goes later, the engine
+//! goes on in memory (`bus_error.rs`), and the file tells what it told.
 
 #![expect(unsafe_code, reason = "the file's octets are read as what they are in memory")]
 
@@ -20,15 +21,16 @@ use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::MmapRaw;
 use postrider_spool::record::MessageId;
 
 use crate::limits::SUSPECTS_MAX;
 use crate::progress::{self, Progress, SharedProgress, Suspect};
+use crate::runtime::bus_error::Guarded;
 
 /// The mapped file of a running engine.
 struct ProgressFile {
-    map: Arc<MmapRaw>,
+    map: Arc<Guarded>,
 }
 
 /// The progress of all shards, and what the process before left.
@@ -54,7 +56,7 @@ pub(crate) struct Left {
 /// One shard's part of the map.
 #[derive(Debug)]
 struct Line {
-    map: Arc<MmapRaw>,
+    map: Arc<Guarded>,
     offset: usize,
 }
 
@@ -64,7 +66,7 @@ impl Deref for Line {
     fn deref(&self) -> &Progress {
         // SAFETY: the map is as long as `file_bytes` says, which the line was counted in, and begins on a page, so that
         // a multiple of 64 is aligned. Any octets are a `Progress`, it is changed through atomics only, and the map
-        // lives as long as `self`. Nobody cuts the file off: its directory is locked by us.
+        // lives as long as `self`; where the file can't be written any more, memory takes its place.
         unsafe { &*self.map.as_ptr().add(self.offset).cast::<Progress>() }
     }
 }
@@ -90,7 +92,7 @@ impl ProgressFile {
         fs::write(&beside, &fresh)?;
         fs::rename(&beside, &path)?;
         let file = OpenOptions::new().read(true).write(true).open(&path)?;
-        let map = Arc::new(MmapOptions::new().map_raw(&file)?);
+        let map = Arc::new(Guarded::new(MmapRaw::map_raw(&file)?)?);
         Ok((Self { map }, left))
     }
 
