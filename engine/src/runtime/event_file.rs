@@ -360,7 +360,7 @@ struct EventWriter {
     gathering: Option<(Instant, Instant)>,
     failures_in_a_row: u32,
     /// Held as long as we may write.
-    _lock: DirectoryLock,
+    lock: DirectoryLock,
 }
 
 /// The newest file.
@@ -415,7 +415,7 @@ impl EventWriter {
             next_number,
             gathering: None,
             failures_in_a_row: 0,
-            _lock: lock,
+            lock,
             options,
         };
         Ok((writer, report))
@@ -466,7 +466,7 @@ impl EventWriter {
         let file = match &mut self.file {
             Some(file) => file,
             None => {
-                let file = self.options.create(self.next_number)?;
+                let file = self.options.create(self.next_number, &mut self.lock)?;
                 self.next_number += 1;
                 self.shared.files.fetch_add(1, Ordering::Relaxed);
                 self.file.insert(file)
@@ -516,10 +516,17 @@ impl EventWriter {
 }
 
 impl EventLogOptions {
-    fn create(&self, number: u64) -> Result<ActiveFile, EventLogError> {
+    fn create(&self, number: u64, lock: &mut DirectoryLock) -> Result<ActiveFile, EventLogError> {
         let started_ms = wall_ms();
         let path = self.path.join(EventFileName::compose(number, started_ms));
         let failed = || EventLogError::io("create the event file", &path);
+        // Where the directory was removed and made anew, ours is a lock of the one that is gone.
+        if !lock.is_of(&self.path) {
+            *lock = lock_directory(&self.path).map_err(|error| match error {
+                EventLogError::Io { cause, .. } => failed()(cause),
+                locked @ EventLogError::Locked { .. } => locked,
+            })?;
+        }
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o640).open(&path);
         let file = file.map_err(failed())?;
         // Else the file may be gone after a power cut, although its content was synced.

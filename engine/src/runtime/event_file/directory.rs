@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use postrider_spool::checksum::crc32c_append;
@@ -76,6 +76,15 @@ impl EventFileName {
 /// Whoever has it is the only one who writes there.
 pub(super) struct DirectoryLock(File);
 
+impl DirectoryLock {
+    /// Whether it is the directory's that has this path now.
+    pub(super) fn is_of(&self, path: &Path) -> bool {
+        let place = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        let there = fs::metadata(path.join(LOCK)).map(place);
+        matches!((self.0.metadata().map(place), there), (Ok(own), Ok(there)) if own == there)
+    }
+}
+
 impl Drop for DirectoryLock {
     /// Closing it is not enough: a child that was just forked for a program has the descriptor too, until its exec.
     fn drop(&mut self) {
@@ -85,7 +94,7 @@ impl Drop for DirectoryLock {
 }
 
 pub(super) fn lock_directory(path: &Path) -> Result<DirectoryLock, EventLogError> {
-    let lock_path = path.join(".lock");
+    let lock_path = path.join(LOCK);
     let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o640).open(&lock_path);
     let lock = lock.map_err(EventLogError::io("open", &lock_path))?;
     match lock.try_lock() {
@@ -154,5 +163,6 @@ pub(super) fn cut(path: &Path, end: Option<u64>) -> io::Result<Option<(PathBuf, 
     Ok((bytes > 0).then(|| (path.to_owned(), bytes)))
 }
 
+const LOCK: &str = ".lock";
 pub(super) const WINDOW_BYTES: u64 = 1 << 20;
 const _: () = assert!(SEAL_BYTES_MAX < WINDOW_BYTES as usize);

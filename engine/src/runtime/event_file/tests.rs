@@ -273,6 +273,27 @@ fn two_engines_do_not_share_a_directory() {
     EventLog::open(options).unwrap();
 }
 
+/// Somebody removed the directory and made it anew: its lock went with it.
+#[test]
+fn a_directory_that_was_made_anew_is_locked_anew() {
+    let directory = scratch();
+    let options = options(directory.path());
+    let (mut writer, _) = open(options.clone());
+    let records = records();
+    write(&mut writer, &records[..2]);
+    fs::remove_dir_all(&options.path).unwrap();
+    // Another engine is there first: it has the directory to itself.
+    let (second, _) = open(options.clone());
+    writer.push(&records[2]);
+    assert!(matches!(writer.try_flush(), Err(EventLogError::Locked { .. })));
+    assert_eq!(EventFileName::list(&options.path).unwrap(), []);
+    drop(second);
+    writer.try_flush().unwrap();
+    assert!(matches!(EventLog::open(options.clone()), Err(EventLogError::Locked { .. })));
+    drop(writer);
+    EventLog::open(options).unwrap();
+}
+
 #[test]
 fn a_failing_disk_keeps_the_frame_and_tells_it_once() {
     let directory = scratch();
