@@ -1,7 +1,7 @@
 //! Postrider: an outbound mail delivery engine.
 //!
-//! [`Engine::builder`] starts an engine from a [`Config`], made in code or read from a file ([`Config::load`]). An engine
-//! has threads of its own; its methods may be called from any thread and any async runtime.
+//! [`Engine::builder`] starts an engine from a [`Config`], made in code or read from a file ([`Config::load`]). An
+//! engine has threads of its own; its methods may be called from any thread and any async runtime.
 //!
 //! ```no_run
 //! use postrider::{Config, Engine, EventItem, Message};
@@ -33,8 +33,8 @@
 //! # }
 //! ```
 //!
-//! What is named at this level, [`config`], and the rows and filters of [`admin`] are the API. The modules of a message's
-//! path, in its order below, are public for the simulator and the benchmarks, and change at any time.
+//! What is named at this level, [`config`], and the rows and filters of [`admin`] are the API. The modules of a
+//! message's path, in its order below, are public for the simulator and the benchmarks, and change at any time.
 
 // The path: accept → spool → schedule → pool → deliver → outcome.
 pub mod accept;

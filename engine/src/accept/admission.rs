@@ -1,9 +1,9 @@
 //! Policy and header work between a received message and the spool.
 //!
-//! In the order that `docs/smtp.md` tells users: too many hops are refused; fields that steer us or that must not travel
-//! are taken out; Date, Message-ID and X-Postrider-Ref go in front where they belong; then signatures; then Received on
-//! top, unsigned. All else stays byte for byte, whatever it is. On the wire a message is [`Admitted::prefix`] followed
-//! by [`Admitted::content`].
+//! In the order that `docs/smtp.md` tells users: too many hops are refused; fields that steer us or that must not
+//! travel are taken out; Date, Message-ID and X-Postrider-Ref go in front where they belong; then signatures; then
+//! Received on top, unsigned. All else stays byte for byte, whatever it is. On the wire a message is
+//! [`Admitted::prefix`] followed by [`Admitted::content`].
 //!
 //! A header block with a line that is no field is broken: from that line on nothing is interpreted or taken out,
 //! because most readers take it for the body. Where even the first line is none, all of the content is body, and an

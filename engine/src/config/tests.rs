@@ -335,7 +335,8 @@ fn the_dns_record_has_the_public_key() {
     public.verify(message, &signature).unwrap();
 }
 
-/// Every `toml` example of the reference is read without an error, and every key of `interface.toml` is described there.
+/// Every `toml` example of the reference is read without an error, and every key of `interface.toml` is described
+/// there.
 #[test]
 fn the_reference_is_true() {
     let directory = files();
