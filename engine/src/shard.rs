@@ -18,6 +18,7 @@ mod body;
 mod deliver;
 mod gauges;
 mod home_log;
+mod intent;
 mod message;
 mod moving;
 mod operate;

@@ -14,7 +14,7 @@ use crate::deliver::dane::HostDane;
 use crate::deliver::smtp_client::{ClientEvent, ClientOptions, SmtpClient};
 use crate::deliver::verdict::{self, Fate, HostAction, RecipientVerdict, Scope, SessionFailure};
 use crate::handover::{
-    Attempt, ControlMessage, DeliveryContext, HandshakeError, Intend, IntentKey, Settled, ShardMessage, TlsFailure,
+    Attempt, ControlMessage, DeliveryContext, HandshakeError, IntentKey, Settled, ShardMessage, TlsFailure,
     TlsPolicyKey, TlsRequirement,
 };
 use crate::limits::{QUIT_PATIENCE_STOPPING, SMALL_INPUT_BYTES, SOURCE_REFUSED_PAUSE};
@@ -30,7 +30,7 @@ type Piece = postrider_spool::Piece;
 /// A connection to a peer.
 pub(super) struct Delivery {
     state: DeliveryState,
-    host_name: String,
+    pub(super) host_name: String,
     tls: TlsRequirement,
     /// What its session counts for, until it is counted.
     pub(super) policy: Option<TlsPolicyKey>,
@@ -38,9 +38,9 @@ pub(super) struct Delivery {
     /// As it was when the connection was begun.
     shaping: Arc<Shaping>,
     /// What the client works on, in its order, and since when.
-    attempts: VecDeque<(Duration, Box<Attempt>)>,
+    pub(super) attempts: VecDeque<(Duration, Box<Attempt>)>,
     /// What the client waits for before it ends the content of the first of them.
-    intent: Option<IntentKey>,
+    pub(super) intent: Option<IntentKey>,
     context: Arc<DeliveryContext>,
 }
 
@@ -282,7 +282,7 @@ impl Shard {
 
     /// Lets a connection's client act, sends what it wants sent, and handles its events.
     /// True: something was said to the peer.
-    fn with_client(
+    pub(super) fn with_client(
         &mut self,
         now: Now,
         connection: ConnectionKey,
@@ -355,26 +355,6 @@ impl Shard {
         }
     }
 
-    /// A client is about to write a transaction's last octet: its home is to record that first.
-    fn ask_for_intent(&mut self, connection: ConnectionKey, ticket: u64, recipients: Vec<u32>) {
-        self.intents += 1;
-        let key = IntentKey { owner: self.id, connection, number: self.intents };
-        let delivery = self.deliveries.get_mut(&connection).expect("its client just spoke");
-        delivery.intent = Some(key);
-        let (_, attempt) = delivery.attempts.front().expect("a client ends the content of what it was given");
-        assert_eq!(u64::from(attempt.ticket.entry.0), ticket, "one content ends at a time");
-        let mut accepted = recipients.into_iter().peekable();
-        let recipients = attempt.recipients.iter().filter(|(index, _)| accepted.next_if_eq(index).is_some());
-        let intend = Intend {
-            key,
-            ticket: attempt.ticket,
-            message: attempt.message.id(),
-            recipients: recipients.cloned().collect(),
-            peer_name: delivery.host_name.clone(),
-        };
-        self.tell(intend.ticket.home, ShardMessage::Intend(Box::new(intend)));
-    }
-
     /// A client is done with the oldest of its transactions: its home is told, and who looks at answers.
     fn finish_attempt(&mut self, now: Now, connection: ConnectionKey, mut result: TransactionResult) {
         let delivery = self.deliveries.get_mut(&connection).expect("its client just spoke");
@@ -414,14 +394,6 @@ impl Shard {
         self.react_to_result(now, &attempt, &mut result);
         let home = attempt.ticket.home;
         self.tell(home, ShardMessage::Settled(Box::new(Settled { attempt, result, context })));
-    }
-
-    /// An intent is durable; the transaction that asked for it may have ended meanwhile.
-    pub(super) fn intended(&mut self, now: Now, key: IntentKey) {
-        let Some(delivery) = self.deliveries.get_mut(&key.connection) else { return };
-        if delivery.intent.take_if(|awaited| *awaited == key).is_some() {
-            self.with_client(now, key.connection, |client, out| client.handle_intended(now, out));
-        }
     }
 
     /// All owners of the site's pairs are told, this shard among them.

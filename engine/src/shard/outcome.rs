@@ -10,9 +10,9 @@ use super::schedule::{Ending, PendingRead, expired};
 use crate::admin::answer_text;
 use crate::config::{DeliveryProtocol, RouteTarget};
 use crate::deliver::verdict::{self, Retry, When};
-use crate::handover::{Attempt, Blocked, DeliveryContext, Intend, Settled};
+use crate::handover::{Attempt, Blocked, DeliveryContext, Settled};
 use crate::mail::time::Now;
-use crate::schedule::queue::{EntryKey, Intent};
+use crate::schedule::queue::EntryKey;
 use crate::schedule::retry::next_attempt_ms;
 
 /// What becomes of an entry's recipients: some are settled, some wait, some are held as in doubt, some go by another
@@ -77,27 +77,6 @@ impl Shard {
         }
         self.bounce_returned(key);
         self.progress.end_work();
-    }
-
-    /// A transaction's last octet is about to be written: what is so if nothing is heard of it any more is recorded
-    /// first. It ends as its settlement is recorded, which follows in the same log.
-    pub(super) fn intend(&mut self, now: Now, intend: Intend) {
-        let Intend { key, ticket, message, recipients, peer_name } = intend;
-        let entry = self.home.entry(ticket.entry);
-        assert_eq!(entry.message, message, "an entry that is out stays what it is");
-        let (attempts, fate) = (entry.attempts + 1, Fate::Deferred { due_ms: entry.expires_ms });
-        let queue = self.home.queue_of(ticket.entry).name.to_string();
-        let answer = verdict::intent(&peer_name);
-        let intent =
-            Intent { recipients: recipients.iter().map(|(index, _)| *index).collect(), answer: answer.text.clone() };
-        self.home.intend(ticket.entry, intent);
-        let result = |(index, recipient)| {
-            let (queue, answer) = (queue.clone(), answer.clone());
-            RecipientResult { index, recipient, queue, fate, attempts, answer }
-        };
-        let results = recipients.into_iter().map(result).collect();
-        let outcome = Outcome { message: message.to_raw(), at_ms: now.wall_ms, results, ..Outcome::default() };
-        self.append_intent(now, outcome, key);
     }
 
     /// The entry is done with. The message's handle goes to another of its entries, where there is one.
