@@ -104,27 +104,18 @@ async fn start(setup: ShardSetup) -> io::Result<()> {
     let (config, seed) = (Arc::clone(&options.config), options.seed);
     let mut shard = Shard::new(options);
     shard.recall_limits(setup.past_limits);
-    for (directory, cursor) in logs {
-        let log = directory.id();
-        if let Err(error) = shard.recover(directory, cursor, seed ^ u64::from(log.0).rotate_left(17)) {
-            let _ = started.send(Err(format!("log {}: {error}", log.0)));
-            return Ok(());
-        }
-    }
     let policies = setup.listeners.iter().map(|listener| Arc::clone(&listener.policy)).collect();
     // Nobody else keeps their sockets: where no shard accepts any more, clients are refused.
     let listeners = setup.listeners.into_iter().map(|listener| Listener::new(&listener.socket));
-    let listeners = match listeners.collect::<io::Result<Vec<_>>>() {
-        Ok(listeners) => listeners,
+    let ready = recover(&mut shard, logs, seed).and_then(|()| {
+        let listeners = listeners.collect::<io::Result<Vec<_>>>().map_err(|error| format!("listener: {error}"))?;
+        let mailbox = mailbox.on_shard().map_err(|error| format!("mailbox: {error}"))?;
+        Ok((listeners, mailbox))
+    });
+    let (listeners, mailbox) = match ready {
+        Ok(ready) => ready,
         Err(error) => {
-            let _ = started.send(Err(format!("listener: {error}")));
-            return Ok(());
-        }
-    };
-    let mailbox = match mailbox.on_shard() {
-        Ok(mailbox) => mailbox,
-        Err(error) => {
-            let _ = started.send(Err(format!("mailbox: {error}")));
+            let _ = started.send(Err(error));
             return Ok(());
         }
     };
@@ -168,6 +159,15 @@ async fn start(setup: ShardSetup) -> io::Result<()> {
     shard_loop.turn.notify_one();
     Rc::clone(&shard_loop).take_mail(mailbox).await;
     shard_loop.finish().await
+}
+
+fn recover(shard: &mut Shard, logs: Vec<(LogDirectory, Sequence)>, seed: u64) -> Result<(), String> {
+    for (directory, cursor) in logs {
+        let log = directory.id();
+        let seed = seed ^ u64::from(log.0).rotate_left(17);
+        shard.recover(directory, cursor, seed).map_err(|error| format!("log {}: {error}", log.0))?;
+    }
+    Ok(())
 }
 
 /// A shard with all that is its thread's.
