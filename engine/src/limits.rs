@@ -1,4 +1,6 @@
 //! Every bound in the program, by module. A bound that is reached answers 4xx, 429 or waits; nothing grows without one.
+//!
+//! Over 500 lines: one constant for each bound, with its reason.
 
 // config
 

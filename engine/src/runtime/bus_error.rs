@@ -1,8 +1,9 @@
 //! A file that is mapped and whose disk goes: a store into it must not end the process.
 //!
-//! When the kernel has written a page back, the next store into it asks the file system anew. Where that can't do it (an
-//! XFS that has shut itself down, a file that was cut off), the process gets a SIGBUS. One that is [`Guarded`] is
-//! replaced by empty memory then: what is stored there is there for this process, and the file keeps what it had. Every other SIGBUS goes to whoever handled it before.
+//! When the kernel has written a page back, the next store into it asks the file system anew. Where that can't do it
+//! (an XFS that has shut itself down, a file that was cut off), the process gets a SIGBUS. A map that is [`Guarded`] is
+//! replaced by empty memory then: what is stored there is there for this process, and the file keeps what it had. Every
+//! other SIGBUS goes to whoever handled it before.
 
 #![expect(unsafe_code, reason = "a signal's handler, which replaces a map")]
 
