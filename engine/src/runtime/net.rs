@@ -100,8 +100,8 @@ pub(crate) fn raise_fd_limit() -> io::Result<FdLimit> {
     Ok(FdLimit { soft: limit.rlim_cur, hard: limit.rlim_max })
 }
 
-/// Above the limit of a file's size (RLIMIT_FSIZE) a write fails, as on a full disk, instead of a signal ending the process
-/// without a word. Who handles the signal already goes on doing so.
+/// Above the limit of a file's size (RLIMIT_FSIZE) a write fails, as on a full disk, instead of a signal ending the
+/// process without a word. Who handles the signal already goes on doing so.
 pub(crate) fn survive_file_size_limit() -> io::Result<()> {
     // SAFETY: zeroes are a sigaction.
     let mut action: libc::sigaction = unsafe { mem::zeroed() };
