@@ -414,6 +414,8 @@ pub enum ShardMessage {
     Settled(Box<Settled>),
     /// Home ← owner: no attempt was made. It `stays` at the source, where its turn had come.
     Unstarted { attempt: Box<Attempt>, stays: bool },
+    /// Home ← owner: the same, because the owner knows of something that suspends it.
+    Suspended { attempt: Box<Attempt> },
     /// Owner ← owner: something went wrong between messages at a site.
     Distrust { site: Arc<str>, leaves: Chunking },
     /// Home ← owner: no attempt was made, and none can be for mail to this domain: no host meets its TLS requirement.
@@ -445,7 +447,7 @@ pub enum ShardMessage {
     SourcePlumbed { source: usize, plumbed: bool },
     /// Any ← control: whether the spool's directory is no longer where it was. What is there is delivered.
     SpoolGone { gone: bool },
-    /// Any ← control, or home ← owner: a suspension is in force, or goes on to another end.
+    /// Any ← control: a suspension is in force, or goes on to another end.
     Suspend(Suspension),
     /// Any ← control: a suspension has ended before its time.
     Resume { id: u128 },

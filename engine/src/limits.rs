@@ -156,6 +156,8 @@ pub(crate) const AUTOMATION_WINDOWS_MAX: usize = 4_096;
 pub(crate) const HALVE_PAUSE: std::time::Duration = std::time::Duration::from_secs(10);
 /// Suspensions in force, and limits that rules have set.
 pub const SUSPENSIONS_MAX: usize = 10_000;
+/// For how long mail waits that its owner takes for suspended, and its home does not.
+pub(crate) const SUSPENDED_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
 /// Of a suspension's reason this much is kept.
 pub const SUSPENSION_REASON_OCTETS_MAX: usize = 400;
 /// The longest time that an operator may suspend for.

@@ -228,12 +228,22 @@ impl Pools {
         self.tell_newcomer(now, place, home);
     }
 
-    /// A home's ticket for a pair that is suspended, or of another generation: it was sent before its home knew.
+    /// A home's ticket of another generation: it was sent before its home knew.
     pub fn refuse_ticket(&mut self, attempt: Box<Attempt>, left: Backlog, credit: Credit) {
-        let (place, permit) = self.take_ticket(&attempt, left, credit);
+        self.refuse(&attempt, left, credit);
+        self.orders.push_back(Order::Return { attempt, stays: false });
+    }
+
+    /// A home's ticket for a pair, or of a flow, that is suspended.
+    pub fn refuse_suspended(&mut self, attempt: Box<Attempt>, left: Backlog, credit: Credit) {
+        self.refuse(&attempt, left, credit);
+        self.orders.push_back(Order::Suspended { attempt });
+    }
+
+    fn refuse(&mut self, attempt: &Attempt, left: Backlog, credit: Credit) {
+        let (place, permit) = self.take_ticket(attempt, left, credit);
         permit.into_iter().for_each(|permit| self.give_back(permit));
-        let order = self.pairs[place as usize].send_home(attempt);
-        self.orders.push_back(order);
+        self.pairs[place as usize].demand.send_home(&attempt.flow, attempt.recipients.len() as u32);
     }
 
     fn take_ticket(&mut self, attempt: &Attempt, left: Backlog, credit: Credit) -> (u32, Option<Permit>) {

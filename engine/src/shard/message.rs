@@ -40,6 +40,7 @@ impl Shard {
             ShardMessage::Intend(intend) => self.intend(now, *intend),
             ShardMessage::Intended(key) => self.intended(now, key),
             ShardMessage::Settled(settled) => self.settle(now, *settled),
+            ShardMessage::Suspended { attempt } => self.take_back_suspended(now, *attempt),
             ShardMessage::Unstarted { attempt, stays } => self.take_back(now, *attempt, stays),
             ShardMessage::Distrust { site, leaves } => self.pools.distrust(now, &site, leaves),
             ShardMessage::Held { attempt, blocked } => self.hold_domain(*attempt, blocked),

@@ -73,6 +73,10 @@ impl Shard {
                     self.take_permit(&mut attempt);
                     self.tell(attempt.ticket.home, ShardMessage::Unstarted { attempt, stays });
                 }
+                Order::Suspended { mut attempt } => {
+                    self.take_permit(&mut attempt);
+                    self.tell(attempt.ticket.home, ShardMessage::Suspended { attempt });
+                }
                 Order::Withdraw { home, rollup, number } => {
                     self.tell(home, ShardMessage::Withdraw { rollup, owner: self.id, number });
                 }
@@ -129,14 +133,8 @@ impl Shard {
             domain: &attempt.domain,
         };
         let (source, to) = (attempt.pair.source, attempt.pair.destination());
-        let suspension = self.suspensions.find(now.wall_ms, source, to, flow).cloned();
-        if !self.plumbed[source] || suspension.is_some() {
-            // Shards notice within a second that the wall clock was set back. What ended meanwhile may be over for its
-            // home, and not here: the ticket would go to and fro.
-            if let Some(suspension) = suspension.filter(|_| attempt.ticket.home != self.id) {
-                self.tell(attempt.ticket.home, ShardMessage::Suspend(suspension));
-            }
-            return self.pools.refuse_ticket(attempt, left, credit);
+        if !self.plumbed[source] || self.suspensions.find(now.wall_ms, source, to, flow).is_some() {
+            return self.pools.refuse_suspended(attempt, left, credit);
         }
         self.pools.handle_ticket(now, &mut |below| self.random.u64(0..below), attempt, left, credit);
     }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Action, Shard};
-use crate::handover::{Blocked, ControlMessage, PairKey, ShardMessage};
-use crate::limits::SUSPENSION_REASON_OCTETS_MAX;
+use crate::handover::{Attempt, Blocked, ControlMessage, PairKey, ShardMessage};
+use crate::limits::{SUSPENDED_PAUSE, SUSPENSION_REASON_OCTETS_MAX};
 use crate::mail::time::Now;
 use crate::pool::suspension::{Effect, Flow, Scope, Suspension};
 
@@ -38,8 +38,7 @@ impl Shard {
         self.suspend(now, vec![suspension]);
     }
 
-    /// The control thread, or an owner, has told of one. Where more came meanwhile, all that is ready is looked at once
-    /// for them all.
+    /// The control thread has told of one. Where more came meanwhile, all that is ready is looked at once for them all.
     pub(super) fn suspend_told(&mut self, now: Now, suspension: Suspension) {
         let mut suspensions = vec![suspension];
         let is_one = |message: &mut ShardMessage| matches!(message, ShardMessage::Suspend(_));
@@ -53,10 +52,6 @@ impl Shard {
     pub(super) fn suspend(&mut self, now: Now, suspensions: Vec<Suspension>) {
         let (mut scopes, mut has_limits) = (Vec::new(), false);
         for suspension in suspensions {
-            // Owners that refuse a ticket tell it again.
-            if self.suspensions.present(now.wall_ms, &suspension) == Some(&suspension) {
-                continue;
-            }
             let (scope, effect) = (suspension.scope.clone(), suspension.effect);
             let blocked = Blocked { until_ms: suspension.until_ms, reason: suspension.blocked_by() };
             self.suspensions.insert(now.wall_ms, suspension);
@@ -73,6 +68,25 @@ impl Shard {
             self.refresh_limits(now);
         }
         self.withdraw_suspended(now, &scopes);
+    }
+
+    /// An owner has refused a ticket because it knows of something that suspends it. Mostly this is known here by now.
+    /// Where it is not, the mail waits for a moment: shards notice within a second that the wall clock was set back, so
+    /// what ended meanwhile may be over here and in force there, and the ticket would go to and fro.
+    pub(super) fn take_back_suspended(&mut self, now: Now, attempt: Attempt) {
+        let entry = attempt.ticket.entry;
+        self.unpin(attempt.message.id());
+        self.home.take_back(entry);
+        if self.bounce_returned(entry) {
+            return;
+        }
+        let flow = Flow { tenant: &attempt.flow.tenant, campaign: &attempt.flow.campaign, domain: &attempt.domain };
+        let (source, to) = (attempt.pair.source, attempt.pair.destination());
+        if !self.plumbed[source] || self.suspensions.find(now.wall_ms, source, to, flow).is_some() {
+            return self.route(now, entry);
+        }
+        let until_ms = now.wall_ms + SUSPENDED_PAUSE.as_millis() as u64;
+        self.home.wait_for_source(entry, Blocked { until_ms, reason: "suspended".into() });
     }
 
     fn withdraw_suspended(&mut self, now: Now, scopes: &[Scope]) {

@@ -73,6 +73,10 @@ pub enum Order {
         quota: u32,
         until_ms: u64,
     },
+    /// No attempt was made, because something suspends the mail; the ticket goes home.
+    Suspended {
+        attempt: Box<Attempt>,
+    },
     /// No attempt was made; the ticket goes home. `stays`: its turn had come, and nothing is wrong with its source.
     Return {
         attempt: Box<Attempt>,

@@ -765,7 +765,7 @@ fn a_slow_site_never_delays_another() {
 
 /// Its home would send the owner the same ticket without end.
 #[test]
-fn a_home_that_knows_of_no_suspension_is_told_by_the_owner() {
+fn what_only_its_owner_takes_for_suspended_does_not_go_to_and_fro() {
     let mut engine = Engine::start("", 2);
     let until = seconds(60);
     let suspension = Suspension {
@@ -784,7 +784,7 @@ fn a_home_that_knows_of_no_suspension_is_told_by_the_owner() {
     (0..5).for_each(|_| engine.inject(1, &format!("r@{SLOW_DOMAIN}"), Priority::Normal));
     engine.run_until(seconds(30));
     assert_eq!(engine.sink(SLOW).mails.len(), sent);
-    assert_eq!(engine.shards[1].home.ready(), 5, "held, and not asked for again and again");
+    assert_eq!(engine.shards[1].home.ready(), 5, "they wait, and are tried once a second");
     engine.run_until(until + seconds(2));
     assert_eq!(engine.sink(SLOW).mails.len(), sent + 5);
 }
