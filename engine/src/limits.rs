@@ -132,6 +132,9 @@ pub const HOST_MEMORIES_MAX: usize = 1_000;
 pub(crate) const SMALL_INPUT_BYTES: usize = 4_096;
 /// For how long a host whose TLS failed gets opportunistic mail in the clear.
 pub const CLEAR_MEMORY: std::time::Duration = std::time::Duration::from_secs(3_600);
+/// For how long it comes before the hosts that the DNS prefers: the mail that waits is to go there in the clear. What
+/// comes later goes to whom it should.
+pub const CLEAR_AT_ONCE: std::time::Duration = std::time::Duration::from_secs(30);
 /// For how long a host that lacked what a message needed is not asked for it again, while others may have it.
 pub const LACK_MEMORY: std::time::Duration = std::time::Duration::from_secs(3_600);
 /// For how long retries prefer other hosts to one that put a message off for its own sake and has taken none since. It

@@ -6,15 +6,17 @@ use std::time::Duration;
 use ahash::HashMap;
 
 use crate::handover::{AttemptOrder, Elsewhere, Need, TlsRequirement};
-use crate::limits::{CLEAR_MEMORY, HOST_MEMORIES_MAX, LACK_MEMORY, PORT_PAUSE, PROBE_PATIENCE, UNWELL_MEMORY};
+use crate::limits::{
+    CLEAR_AT_ONCE, CLEAR_MEMORY, HOST_MEMORIES_MAX, LACK_MEMORY, PORT_PAUSE, PROBE_PATIENCE, UNWELL_MEMORY,
+};
 use crate::mail::endpoint::Endpoint;
 
 /// What one pair remembers of the hosts that it connected to.
 #[derive(Debug, Default)]
 pub struct Hosts {
     memories: HashMap<(Endpoint, Concern), Memory>,
-    /// The host whose TLS has just failed, until it is chosen again.
-    retry: Option<Endpoint>,
+    /// The host whose TLS has just failed, until it is chosen again or that is no longer just now.
+    retry: Option<(Endpoint, Duration)>,
 }
 
 /// What a host failed in.
@@ -105,7 +107,8 @@ impl Hosts {
         order: &AttemptOrder,
         requirement: impl Fn(usize) -> Option<TlsRequirement>,
     ) -> Choice {
-        if let Some(retry) = self.retry.take()
+        if let Some((retry, until)) = self.retry.take()
+            && now < until
             && let Some(&(host, to)) = order.iter().find(|(_, to)| *to == retry)
             && requirement(host) == Some(TlsRequirement::Opportunistic)
             && self.waits(now, to, Concern::Everything).is_none()
@@ -209,7 +212,7 @@ impl Hosts {
     pub fn clear_only(&mut self, now: Duration, address: Endpoint) {
         self.make_room(now);
         self.memory((address, Concern::Everything)).clear_until = now + CLEAR_MEMORY;
-        self.retry = Some(address);
+        self.retry = Some((address, now + CLEAR_AT_ONCE));
     }
 
     /// The TLS to use with this host where `asked` is required.
@@ -553,6 +556,18 @@ mod tests {
         hosts.clear_only(Duration::ZERO, address(2));
         let chosen = hosts.choose(Duration::ZERO, &order, |_| Some(TlsRequirement::Verified));
         assert_eq!(chosen, Choice::Connect { host: 0, to: address(1) });
+    }
+
+    /// Nobody waited when its TLS failed. What comes hours later goes to the host that the DNS prefers.
+    #[test]
+    fn a_backup_whose_tls_failed_long_ago_is_not_preferred() {
+        let mut hosts = Hosts::default();
+        let order = vec![(0, address(1)), (1, address(2))];
+        hosts.clear_only(Duration::ZERO, address(2));
+        assert_eq!(hosts.choose(CLEAR_AT_ONCE, &order, any), Choice::Connect { host: 0, to: address(1) });
+        hosts.clear_only(Duration::ZERO, address(2));
+        let just_now = CLEAR_AT_ONCE - Duration::from_millis(1);
+        assert_eq!(hosts.choose(just_now, &order, any), Choice::Connect { host: 1, to: address(2) });
     }
 
     /// A certificate that is no good for one domain's mail says nothing about another's.
