@@ -1,5 +1,9 @@
 //! Bugs that are planted into the world, never into the engine: a checker that sees none of them is blind.
 
+use std::sync::Arc;
+
+use postrider::config::{Config, ShapingRules};
+
 /// What goes wrong although it must not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Canary {
@@ -43,4 +47,24 @@ pub(crate) enum Canary {
     OldPolicies,
     /// A crash loses one of the spool's segments.
     LostSegment,
+    /// The DNS's preferences reach the engine the other way round.
+    ReversedPreference,
+    /// The engine is given twice the time for which mail is kept.
+    LongerLife,
+    /// The engine is given none of the rules about answers.
+    DeafRules,
+    /// The engine is given nothing of what a provider's sites have in common.
+    UnrolledProvider,
+}
+
+impl Canary {
+    /// What the engine reads in place of what the operator has written.
+    pub(crate) fn misread(self, config: &mut Config) {
+        match self {
+            Self::LongerLife => config.retry.max_age *= 2,
+            Self::DeafRules => config.shaping.automation = Arc::default(),
+            Self::UnrolledProvider => config.shaping_rules = ShapingRules::default(),
+            _ => {}
+        }
+    }
 }

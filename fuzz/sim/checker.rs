@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use postrider::admin::{MessageRow, MessageState};
 use postrider::config::RetrySchedule;
+use postrider::mail::queue_name::QueueName;
 use postrider::outcome::event::{Logged, LoggedRecord};
 use postrider_spool::record::{Answer, Envelope, Fate, LogId, MessageId, Outcome, RecipientResult, Sequence};
 
@@ -59,21 +60,21 @@ enum Reply {
 
 /// A message whose record is durable.
 #[derive(Debug, Clone)]
-struct Durable {
+pub(crate) struct Durable {
     marker: Marker,
-    expires_ms: u64,
-    told: Told,
-    recipients: Vec<Recipient>,
+    pub(crate) expires_ms: u64,
+    pub(crate) told: Told,
+    pub(crate) recipients: Vec<Recipient>,
 }
 
 /// What each event of a message says of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Told {
+pub(crate) struct Told {
     reverse_path: String,
-    tenant: String,
+    pub(crate) tenant: String,
     campaign: String,
     egress_pool: String,
-    created_ms: u64,
+    pub(crate) created_ms: u64,
     size: u64,
     headers: Vec<(String, String)>,
     meta: Vec<(String, String)>,
@@ -81,12 +82,12 @@ struct Told {
 
 /// As the last durable outcome left it.
 #[derive(Debug, Clone, Copy)]
-struct Recipient {
-    attempts: u32,
-    due_ms: u64,
+pub(crate) struct Recipient {
+    pub(crate) attempts: u32,
+    pub(crate) due_ms: u64,
     /// Attempts that ended without MAIL, because the peer lacked what the message needs.
     refused_by_us: u32,
-    fate: Option<Fate>,
+    pub(crate) fate: Option<Fate>,
     /// The peer is about to be sent the end of the content; what became of that is not durable.
     is_intended: bool,
     /// It may have left, and must not be sent again.
@@ -115,7 +116,15 @@ pub(crate) struct Ledger {
     /// By how much the wall clock was set back, in all. Retries that waited come earlier by as much, also after a crash
     /// where a checkpoint has told so.
     pub(crate) back_ms: u64,
-    durable: BTreeMap<MessageId, Durable>,
+    /// And forward: what is under way then may be over at once.
+    pub(crate) forward_ms: u64,
+    /// From the first attempt on, where all messages have the same.
+    pub(crate) max_age_ms: Option<u64>,
+    /// Of sites, and of tenants, that have their own.
+    pub(crate) retries: BTreeMap<String, RetrySchedule>,
+    /// By how much retries were varied, in thousandths of what they may be.
+    varied: Vec<i64>,
+    pub(crate) durable: BTreeMap<MessageId, Durable>,
     /// Recipients of durable messages that have no fate yet.
     open: usize,
     pub(crate) ids: BTreeMap<Marker, MessageId>,
@@ -181,6 +190,10 @@ impl Ledger {
             doubts: BTreeMap::new(),
             is_recovering: false,
             back_ms: 0,
+            forward_ms: 0,
+            max_age_ms: None,
+            retries: BTreeMap::new(),
+            varied: Vec::new(),
             durable: BTreeMap::new(),
             open: 0,
             ids: BTreeMap::new(),
@@ -247,6 +260,9 @@ impl Ledger {
         let sent = self.sent(marker);
         assert_eq!(sent.reverse_path != reverse_path, is_foreign, "RIGHT-ENVELOPE: {marker}");
         assert!(content.ends_with(&sent.content), "RIGHT-ENVELOPE: the content of {marker} is another: {text}");
+        let mut in_front = content[..content.len() - sent.content.len()].split(|octet| *octet == b'\n');
+        let travels = in_front.find(|line| STEERING.iter().any(|field| line.starts_with(field.as_bytes())));
+        assert!(travels.is_none(), "RIGHT-ENVELOPE: {marker} tells its peer what was said to the engine: {text}");
         assert!(sent.sources.contains(&source), "RIGHT-ENVELOPE: {marker} left by source {source}");
         let id = *self.ids.get(&marker).unwrap_or_else(|| panic!("ACK-AFTER-SYNC: {marker} left before its commit"));
         for recipient in recipients {
@@ -353,6 +369,12 @@ impl Ledger {
             Reply::None => {}
         }
         let asked = sent.first_attempt_ms;
+        let expires_ms = self.max_age_ms.map(|max_age_ms| envelope.first_attempt_ms + max_age_ms);
+        assert!(
+            expires_ms.is_none_or(|expires_ms| envelope.expires_ms == expires_ms),
+            "EXACT-RETRY-STATE: {marker} ends at {}, not at {expires_ms:?}",
+            envelope.expires_ms
+        );
         let is_exact = asked.is_none_or(|asked_ms| envelope.first_attempt_ms == asked_ms.max(envelope.created_ms));
         assert!(is_exact, "EXACT-RETRY-STATE: {marker} is due at {}, not {asked:?}", envelope.first_attempt_ms);
         let first = Recipient {
@@ -426,6 +448,7 @@ impl Ledger {
         }
         state.is_intended = false;
         state.attempts = *attempts;
+        check_words(result, outcome);
         if own_refusal(answer).is_some() || answer.text.ends_with(LACKING) {
             state.refused_by_us += 1;
         }
@@ -439,7 +462,7 @@ impl Ledger {
                 self.counts.held += 1;
             }
             Fate::Deferred { due_ms } => {
-                self.check_deferral(outcome, result, marker, due_ms);
+                self.check_deferral(outcome, result, marker, due_ms, state.due_ms != due_ms);
                 state.due_ms = due_ms;
                 self.counts.deferred += 1;
             }
@@ -481,9 +504,22 @@ impl Ledger {
         }
     }
 
-    fn check_deferral(&mut self, outcome: &Outcome, result: &RecipientResult, marker: Marker, due_ms: u64) {
+    /// Its site's, or its tenant's, where these have their own.
+    fn retry_of(&self, outcome: &Outcome) -> &RetrySchedule {
+        let own = self.retries.get(&outcome.site).or_else(|| self.retries.get(&outcome.tenant));
+        own.unwrap_or(&self.retry)
+    }
+
+    fn check_deferral(
+        &mut self,
+        outcome: &Outcome,
+        result: &RecipientResult,
+        marker: Marker,
+        due_ms: u64,
+        is_later: bool,
+    ) {
         let RecipientResult { recipient, attempts, answer, .. } = result;
-        let (interval_ms, spread_ms) = interval(&self.retry, *attempts);
+        let (interval_ms, spread_ms) = interval(self.retry_of(outcome), *attempts);
         let wait_ms = due_ms.saturating_sub(outcome.at_ms);
         // A refused address hands over to another of its pool at once.
         let moves = wait_ms == 0 && BLAME.ends_with(answer.text.as_str());
@@ -491,6 +527,9 @@ impl Ledger {
             moves || wait_ms.abs_diff(interval_ms) <= spread_ms,
             "EXACT-RETRY-STATE: {marker} waits {wait_ms} ms after attempt {attempts}, not {interval_ms} ms"
         );
+        if matches!(self.retry_of(outcome), RetrySchedule::Doubling { .. }) && !moves && is_later {
+            self.varied.push((wait_ms as i64 - interval_ms as i64) * 1_000 / spread_ms as i64);
+        }
         let blamed = self.blamed.entry((marker, recipient.clone())).or_default();
         if !moves {
             blamed.clear();
@@ -537,7 +576,7 @@ impl Ledger {
                 self.counts.bounced += 1;
             }
             Fate::Expired => {
-                let (interval_ms, spread_ms) = interval(&self.retry, *attempts);
+                let (interval_ms, spread_ms) = interval(self.retry_of(outcome), *attempts);
                 let is_over = outcome.at_ms + if by_attempt { interval_ms + spread_ms } else { 0 };
                 assert!(
                     is_over + self.back_ms >= expires_ms,
@@ -636,6 +675,16 @@ impl Ledger {
                 assert!(may_wait, "NOTHING-LOST: an operator has bounced {recipient} of {id}, and it waits: {row:?}");
                 // What has expired is at its turn, and ends there.
                 let is_over = durable.expires_ms <= now_ms + self.back_ms;
+                let is_long_over = durable.expires_ms + ENDS_WITHIN_MS + self.forward_ms < now_ms;
+                assert!(
+                    !is_long_over || row.state == MessageState::Delivering,
+                    "NOTHING-LOST: {recipient} of {id} is over at {}, and waits: {row:?}",
+                    durable.expires_ms
+                );
+                assert!(
+                    state.attempts == 0 || row.last_answer.is_some(),
+                    "EXACT-RETRY-STATE: the operator is not told why {recipient} of {id} was put off: {row:?}"
+                );
                 let is_shown = row.state == MessageState::Held || state.is_held && is_over;
                 assert_eq!(is_shown, state.is_held, "NOTHING-LOST: the operator is not told of {row:?}: {state:?}");
                 let due_ms = row.due.expect("it waits").0;
@@ -676,6 +725,15 @@ impl Ledger {
                 assert_eq!(self.ids.get(marker), Some(id), "NOTHING-LOST: {marker} was answered 250");
             }
         }
+        // Of so many, by chance, none is far from the others in less than one of a thousand million runs.
+        let bounds = self.varied.iter().min().zip(self.varied.iter().max());
+        if let Some((least, most)) = bounds.filter(|_| self.varied.len() >= VARIED_MIN) {
+            let is_varied = *least < -500 && *most > 500;
+            assert!(
+                is_varied,
+                "EXACT-RETRY-STATE: retries are varied by {least} to {most} thousandths of what they may"
+            );
+        }
         let unwritten = self.told.len() + self.untold.len();
         assert_eq!(unwritten, 0, "EVENTS-ONCE: records are not in the event log");
     }
@@ -693,6 +751,24 @@ fn interval(retry: &RetrySchedule, attempts: u32) -> (u64, u64) {
         RetrySchedule::Doubling { .. } => (interval_ms, interval_ms / 8 + 1),
         RetrySchedule::Listed(_) => (interval_ms, 0),
     }
+}
+
+/// EVENTS-ONCE: an event's words fit what it says became of the recipient, and it names the queue.
+fn check_words(result: &RecipientResult, outcome: &Outcome) {
+    let RecipientResult { recipient, queue, fate, answer, .. } = result;
+    let fits = match fate {
+        Fate::Delivered => answer.code / 100 == 2,
+        Fate::Bounced | Fate::Expired | Fate::AdminBounced => answer.code / 100 == 5,
+        // Those before it went, so there is a transaction for the rest at once (RFC 5321 §4.5.3.1.10).
+        Fate::Deferred { .. } => {
+            let went = |other: &RecipientResult| other.fate == Fate::Delivered && other.index < result.index;
+            !answer.text.ends_with("too many") || !outcome.results.iter().any(went)
+        }
+    };
+    assert!(fits, "EVENTS-ONCE: {recipient} is {fate:?} by {answer:?}");
+    let (tenant, campaign) = (&*outcome.tenant, &*outcome.campaign);
+    let name = QueueName { campaign, tenant, domain: domain_of(recipient) }.to_string();
+    assert_eq!(*queue, name, "EVENTS-ONCE: the queue of {recipient}");
 }
 
 /// What the engine refuses without asking the peer, for what the peer lacks.
@@ -729,6 +805,15 @@ fn is_same(one: &Logged, other: &Logged) -> bool {
         _ => false,
     }
 }
+
+/// Fields by which a sender tells the engine what to do.
+const STEERING: [&str; 5] = ["X-Tenant:", "X-Campaign:", "X-Job:", "X-Virtual-MTA:", "X-Schedule:"];
+
+/// What is over ends within a second, unless the disk is slow or takes nothing for a while.
+const ENDS_WITHIN_MS: u64 = 20 * 60_000;
+
+/// With fewer it may be chance.
+const VARIED_MIN: usize = 70;
 
 /// How a deferral ends for what a peer lacks, while other hosts that may have it back off.
 const LACKING: &str = "other hosts, which may, can not be reached now";

@@ -20,6 +20,8 @@ use crate::world::SITES;
 #[derive(Debug)]
 pub(crate) struct Dns {
     zones: Vec<Zone>,
+    /// A canary: the highest preference is told as the lowest.
+    pub(crate) is_reversed: bool,
 }
 
 #[derive(Debug)]
@@ -59,7 +61,7 @@ impl Dns {
         }
         zones.push(Zone { domain: "null.example".to_owned(), ..zone(0, 0, Kind::NullMx) });
         zones.push(Zone { domain: "nowhere.example".to_owned(), ..zone(0, 0, Kind::NoDomain) });
-        Self { zones }
+        Self { zones, is_reversed: false }
     }
 
     /// As if a route led to the domain's hosts.
@@ -68,8 +70,24 @@ impl Dns {
         zone.terms = Arc::new(Terms { protocol: DeliveryProtocol::Lmtp, ..Terms::default() });
     }
 
+    /// The domain whose route has some.
+    pub(crate) fn with_credentials(&self) -> Option<&str> {
+        let zone = self.zones.iter().find(|zone| zone.terms.auth.is_some());
+        zone.map(|zone| zone.domain.as_str())
+    }
+
     pub(crate) fn domains(&self) -> impl Iterator<Item = &str> {
         self.zones.iter().map(|zone| zone.domain.as_str())
+    }
+
+    pub(crate) fn that_take_mail(&self) -> impl Iterator<Item = &str> {
+        let takes = |zone: &&Zone| matches!(zone.kind, Kind::Mx | Kind::Implicit);
+        self.zones.iter().filter(takes).map(|zone| zone.domain.as_str())
+    }
+
+    /// Whose hosts take a domain's mail, in the end.
+    pub(crate) fn site_of(&self, domain: &str) -> Option<usize> {
+        self.zones.iter().find(|zone| zone.domain == domain).map(|zone| zone.site)
     }
 
     /// Those with an MX record.
@@ -106,7 +124,8 @@ impl Dns {
                 kind = other;
             }
         }
-        let exchange = |host: &Host| MxRecord { preference: host.preference, exchange: host.name.clone() };
+        let preference = |host: &Host| if self.is_reversed { 100 - host.preference } else { host.preference };
+        let exchange = |host: &Host| MxRecord { preference: preference(host), exchange: host.name.clone() };
         let of_site = hosts.iter().filter(|host| host.site == zone.site);
         let records = match kind {
             Kind::NoDomain => {

@@ -6,6 +6,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "it is a program for a terminal")]
 
+mod calm;
 mod canary;
 mod checker;
 mod client;
@@ -13,8 +14,10 @@ mod clock;
 mod counted;
 mod disk;
 mod dns;
+mod dsn;
 mod event_log;
 mod families;
+mod fired;
 mod lmtp;
 mod mix;
 mod moves;
@@ -22,13 +25,16 @@ mod net;
 mod operate;
 mod peer;
 mod press;
+mod providers;
 mod random;
 mod rates;
 mod reload;
 mod shares;
 mod suspensions;
+mod tenants;
 #[cfg(test)]
 mod tests;
+mod timely;
 mod tls;
 mod wall;
 mod warmup;

@@ -16,6 +16,7 @@ use crate::checker::Marker;
 use crate::clock::{MS, Micros, SECOND};
 use crate::mix::{Fault, spread};
 use crate::peer::{Around, Host, Peer, Say, Taken};
+use crate::providers::PROVIDER;
 use crate::rates;
 use crate::suspensions::Begun;
 use crate::tls::{Session, Watch};
@@ -52,6 +53,8 @@ pub(crate) struct Link {
     emitted: u64,
     /// So many by then.
     written: VecDeque<(u64, Micros)>,
+    /// Whose MAIL was the last.
+    mailing: Option<Marker>,
     /// The last command was RSET.
     has_reset: bool,
     reported: u64,
@@ -96,6 +99,8 @@ impl World {
     pub(crate) fn connect(&mut self, shard: usize, connection: ConnectionKey, source: usize, to: SocketAddr) {
         let is_it = |host: &Host| host.addresses().any(|address| address == to);
         let host = self.hosts.iter().position(is_it).expect("it is one of the hosts");
+        let now = self.clock.micros();
+        self.connects.iter_mut().for_each(|connects| connects.push((now, source, host)));
         let bound = self.config.egress_sources[source].source_address;
         assert!(bound.is_none_or(|own| own.is_ipv4() == to.is_ipv4()), "a source connects within its family");
         let latency = 200 + self.random.below(80 * MS);
@@ -119,6 +124,7 @@ impl World {
             cut: self.draw_cut(),
             emitted: 0,
             written: VecDeque::new(),
+            mailing: None,
             has_reset: false,
             reported: 0,
             leaves_at: 0,
@@ -132,6 +138,7 @@ impl World {
         assert!(other.is_none(), "a connection's place is given to one at a time");
         self.links.insert(id, link);
         self.watch_connections(id);
+        self.watch_rollup(source, self.hosts[host].site);
         let is_down = self.hosts[host].down_until > self.clock.micros();
         let is_silent = is_down && self.hosts[host].is_down_silently;
         if is_silent || self.mix.strikes(Fault::ConnectLost, &mut self.random) {
@@ -182,17 +189,24 @@ impl World {
         // Without PIPELINING MAIL waits for the reply to RSET: then it was begun with that.
         let has_waited = had_reset && octets.starts_with(b"MAIL ");
         link.has_reset = octets.ends_with(b"RSET\r\n");
+        let mut named = Vec::new();
         for line in octets.split_inclusive(|octet| *octet == b'\n') {
             if let Some(rest) = line.strip_prefix(b"MAIL FROM:<m") {
                 let marker = rest.iter().take_while(|octet| octet.is_ascii_digit());
                 let marker = marker.fold(0, |number, digit| number * 10 + Marker::from(digit - b'0'));
                 *self.ledger.mails.get_or_insert_default().entry(marker).or_default() += 1;
+                link.mailing = Some(marker);
                 if !has_waited {
                     begun.push(marker);
                 }
             }
+            if let (Some(rest), Some(marker)) = (line.strip_prefix(b"RCPT TO:<"), link.mailing) {
+                let end = rest.iter().rposition(|octet| *octet == b'>').expect("the end of a path");
+                named.push((marker, String::from_utf8_lossy(&rest[..end]).into_owned()));
+            }
         }
         begun.into_iter().for_each(|marker| self.watch_transaction(id, marker));
+        named.iter().for_each(|(marker, recipient)| self.check_time(*marker, recipient));
         let mut rest = self.without_resets(octets);
         let (mut broken, mut leaves_at) = (false, self.links[&id].leaves_at.max(self.clock.micros()));
         while !rest.is_empty() {
@@ -365,6 +379,8 @@ impl World {
             is_heard: link.is_heard,
             canary: self.canary,
             lmtp: self.lmtp.as_mut(),
+            has_dsn: self.has_dsn,
+            with_credentials: self.dns.with_credentials(),
             has_matched_routes: self.wanted.routes.iter().any(|route| route.matches.is_some()),
         };
         let host = &mut self.hosts[link.peer.host];
@@ -535,7 +551,8 @@ impl World {
 
     fn begun<'a>(&self, link: &Link, site: &'a str) -> Begun<'a> {
         let (at, now_ms) = (self.clock.micros(), self.clock.now().wall_ms);
-        Begun { shard: link.shard, source: link.source, site, at, now_ms }
+        let rollup = if self.rollup.has(link.site) { PROVIDER } else { site };
+        Begun { shard: link.shard, source: link.source, site, rollup, at, now_ms }
     }
 
     /// The name of its site.

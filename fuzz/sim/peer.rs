@@ -6,14 +6,16 @@ use std::collections::{BTreeMap, VecDeque};
 use std::mem;
 use std::net::SocketAddr;
 
+use crate::calm::PUT_OFF;
 use crate::canary::Canary;
 use crate::checker::{BLAME, Delivered, Lack, Ledger, Marker, marker_of};
 use crate::clock::{MINUTE, Micros, SECOND};
+use crate::dsn;
 use crate::mix::{Fault, Mix};
 use crate::random::Random;
 use crate::rates::Rates;
 use crate::tls::Watch;
-use crate::world::{BY_CAMPAIGN, BY_SENDER, SITES};
+use crate::world::{BY_CAMPAIGN, BY_SENDER, EHLO_DOMAINS, SITES};
 
 /// A host, for as long as the run lasts.
 #[derive(Debug)]
@@ -103,6 +105,10 @@ pub(crate) struct Around<'a> {
     pub(crate) lmtp: Option<&'a mut Random>,
     /// Some mail has a route of its own.
     pub(crate) has_matched_routes: bool,
+    /// Peers offer DSN.
+    pub(crate) has_dsn: bool,
+    /// The domain whose mail comes with credentials.
+    pub(crate) with_credentials: Option<&'a str>,
 }
 
 impl Around<'_> {
@@ -124,6 +130,13 @@ impl Around<'_> {
             wanted.filter(|_| self.has_matched_routes),
             "RIGHT-ENVELOPE: the route of {marker} to {recipient}"
         );
+    }
+
+    /// RIGHT-ENVELOPE: mail comes with its own route's credentials, and with no others.
+    fn check_terms(&self, recipient: &str, site: usize, is_authenticated: bool) {
+        let domain = self.with_credentials.filter(|_| site < SITES);
+        let wants = domain.is_some_and(|domain| recipient.rsplit_once('@').is_some_and(|(_, of)| of == domain));
+        assert_eq!(is_authenticated, wants, "RIGHT-ENVELOPE: credentials for {recipient}");
     }
 
     pub(crate) fn strikes(&mut self, fault: Fault) -> bool {
@@ -162,11 +175,24 @@ pub(crate) struct Peer {
     deliveries: u64,
     /// Octets that it has looked at.
     read: u64,
-    /// The last MAIL, whatever was said to it: its reverse path, and when it was written.
+    /// What its last EHLO had, and whether AUTH was obeyed.
+    offers: Offers,
+    is_authenticated: bool,
+    /// The last MAIL, whatever was said to it: its reverse path, and when it was written; and its parameters.
     mail: Option<(String, Micros)>,
+    parameters: Vec<String>,
     /// The last reverse path that it said yes to.
     kept: Option<String>,
     transaction: Transaction,
+}
+
+/// What a peer told that it takes.
+#[derive(Debug, Clone, Copy, Default)]
+struct Offers {
+    eight_bit: bool,
+    utf8: bool,
+    size_max: Option<u64>,
+    dsn: bool,
 }
 
 /// Something that a peer says, or its end.
@@ -305,7 +331,10 @@ impl Peer {
             offers_tls: false,
             deliveries: 0,
             read: 0,
+            offers: Offers::default(),
+            is_authenticated: false,
             mail: None,
+            parameters: Vec::new(),
             kept: None,
             transaction: Transaction::default(),
         }
@@ -394,12 +423,19 @@ impl Peer {
         match verb {
             "EHLO" | "LHLO" => {
                 self.is_lmtp = verb == "LHLO";
+                self.check_name(rest);
                 self.ehlo(host, around);
             }
-            "HELO" => self.say("250 peer.example"),
+            "HELO" => {
+                self.check_name(rest);
+                self.say("250 peer.example");
+            }
             "STARTTLS" => self.start_tls(host),
             "AUTH" if around.strikes(Fault::AuthRefused) => self.say("535 5.7.8 who are you?"),
-            "AUTH" => self.say("235 2.7.0 welcome"),
+            "AUTH" => {
+                self.is_authenticated = true;
+                self.say("235 2.7.0 welcome");
+            }
             "RSET" => {
                 self.transaction = Transaction::default();
                 self.say("250 2.0.0 as you like");
@@ -421,8 +457,11 @@ impl Peer {
     fn watch(&mut self, command: &str, host: &Host, around: &mut Around<'_>) {
         if let Some(rest) = command.strip_prefix("MAIL ") {
             self.mail = Some((path(rest), around.written_at(self.read)));
+            self.parameters = words_behind(rest);
         }
         if let (Some(rest), Some((reverse_path, at))) = (command.strip_prefix("RCPT "), &self.mail) {
+            let words: Vec<String> = words_behind(rest);
+            dsn::check(self.offers.dsn, reverse_path, &path(rest), &self.parameters, &words);
             around.rates.see(*at, self.source, host.site, reverse_path, &path(rest));
             let place = (self.source, self.host, host);
             around.tls.check(*at, reverse_path, &path(rest), place, self.offers_tls, around.ledger);
@@ -442,10 +481,12 @@ impl Peer {
         if around.strikes(Fault::EhloBusy) {
             return self.say("450 4.3.2 later");
         }
+        self.offers = Offers { eight_bit, utf8, size_max, dsn: around.has_dsn };
         let mut lines = vec!["peer.example".to_owned(), "ENHANCEDSTATUSCODES".to_owned()];
         lines.extend(pipelining.then(|| "PIPELINING".to_owned()));
         lines.extend(chunking.then(|| "CHUNKING".to_owned()));
         lines.extend(eight_bit.then(|| "8BITMIME".to_owned()));
+        lines.extend(around.has_dsn.then(|| "DSN".to_owned()));
         lines.extend(utf8.then(|| "SMTPUTF8".to_owned()));
         lines.extend(auth.then(|| "AUTH PLAIN LOGIN".to_owned()));
         lines.extend(size_max.map(|size| format!("SIZE {size}")));
@@ -528,6 +569,7 @@ impl Peer {
         }
         let reverse_path = self.asked_path();
         around.check_protocol(&recipient, self.is_lmtp);
+        around.check_terms(&recipient, host.site, self.is_authenticated);
         around.check_route(&reverse_path, &recipient, host.site, self.is_encrypted);
         let accepted = self.transaction.recipients.len();
         let domain = |address: &str| address.rsplit_once('@').map(|(_, domain)| domain.to_owned());
@@ -545,6 +587,10 @@ impl Peer {
             around.mix.count(Fault::RateLimited);
             host.busy_until = around.now + 5 * SECOND + around.random.below(2 * MINUTE);
             self.say("450 4.7.0 too much mail from you");
+        } else if recipient.starts_with(&format!("{PUT_OFF}@"))
+            && around.ledger.deferred_until(marker_of(&reverse_path)).is_none()
+        {
+            self.say("450 4.2.1 later");
         } else if self.is_greylisted(host, &reverse_path, &recipient, around) {
             self.say("451 4.7.1 greylisted");
         } else if around.strikes(Fault::RecipientDeferred) {
@@ -664,6 +710,7 @@ impl Peer {
         let Transaction { reverse_path, recipients, is_foreign, .. } = mem::take(&mut self.transaction);
         let reverse_path = reverse_path.expect("MAIL came before");
         assert!(!content.is_empty(), "RIGHT-ENVELOPE: an empty message under {reverse_path}");
+        self.check_needs(&reverse_path, &recipients, content);
         let delivered = Delivered {
             source: self.source,
             reverse_path: &reverse_path,
@@ -686,6 +733,28 @@ impl Peer {
         let wait = if around.strikes(Fault::Slow) { around.random.below(12 * MINUTE) } else { 0 };
         let text = b"250 2.0.0 taken\r\n".to_vec();
         self.says.push_back(Say::Text { wait, text, takes: Some((marker, recipients)) });
+    }
+
+    /// A source has a name of its own.
+    fn check_name(&self, rest: &str) {
+        let name = EHLO_DOMAINS[self.source];
+        assert_eq!(rest.trim(), name, "RIGHT-ENVELOPE: how source {} calls itself", self.source);
+    }
+
+    /// RIGHT-ENVELOPE: what comes is within what the peer has offered, and MAIL told of it (RFC 6152, 6531, 1870).
+    fn check_needs(&self, reverse_path: &str, recipients: &[String], content: &[u8]) {
+        let Offers { eight_bit, utf8, size_max, .. } = self.offers;
+        let told = |parameter: &str| self.parameters.iter().any(|it| it == parameter);
+        let may_be_eight_bit = eight_bit && told("BODY=8BITMIME");
+        assert!(content.is_ascii() || may_be_eight_bit, "RIGHT-ENVELOPE: 8-bit content under {:?}", self.parameters);
+        let header = &content[..find(content, b"\r\n\r\n").unwrap_or(content.len())];
+        let is_ascii = header.is_ascii() && reverse_path.is_ascii() && recipients.iter().all(|it| it.is_ascii());
+        assert!(is_ascii || utf8 && told("SMTPUTF8"), "RIGHT-ENVELOPE: UTF-8 under {:?}", self.parameters);
+        let Some(size_max) = size_max else { return };
+        let size = self.parameters.iter().find_map(|it| it.strip_prefix("SIZE=")?.parse::<u64>().ok());
+        // An end of line may be put behind it.
+        let is_told = size.is_some_and(|size| size <= size_max && size.abs_diff(content.len() as u64) <= 2);
+        assert!(is_told, "RIGHT-ENVELOPE: {} octets of {size_max}, announced as {size:?}", content.len());
     }
 
     /// What the last MAIL asked for, whatever was said to it.
@@ -729,6 +798,12 @@ impl Peer {
 fn path(rest: &str) -> String {
     let (begin, end) = (rest.find('<').expect("a path"), rest.rfind('>').expect("its end"));
     rest[begin + 1..end].to_owned()
+}
+
+/// The parameters behind a path.
+fn words_behind(rest: &str) -> Vec<String> {
+    let behind = &rest[rest.rfind('>').map_or(rest.len(), |end| end + 1)..];
+    behind.split_whitespace().map(str::to_owned).collect()
 }
 
 /// Where the content ends, and where what follows the final dot begins.

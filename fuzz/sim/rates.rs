@@ -13,6 +13,7 @@ use postrider::deliver::route::site_name;
 use crate::checker::{Ledger, Marker, marker_of};
 use crate::clock::{Micros, SECOND};
 use crate::peer::Host;
+use crate::providers::ROLLED_UP;
 use crate::random::Random;
 use crate::reload::Epoch;
 use crate::world::{OTHER_POOL, SITES};
@@ -109,6 +110,7 @@ impl Rates {
                 pool.is_some_and(|pool| pool.sources.iter().any(|(source, _)| *source == seen.source))
             })
             && limit.site.as_ref().is_none_or(|name| *name == name_of(hosts, seen.site))
+            && (limit.provider.is_none() || ROLLED_UP.contains(&seen.site))
             && limit.domain.as_ref().is_none_or(|domain| *domain == self.domains[seen.domain])
     }
 
@@ -205,19 +207,16 @@ pub(crate) fn draw(config: &mut Config, random: &mut Random) {
         });
     }
     if random.one_in(2) {
-        config.limits.push(Limit {
-            source: Some(random.below(2) as usize),
-            max_message_rate: rate(random, 60),
-            ..any("a source")
-        });
+        let source = Some(random.below(2) as usize);
+        config.limits.push(Limit { source, ..any("a source", rate(random, 60)) });
     }
     if random.one_in(2) {
         let campaign = Some("c1".to_owned());
         let tenant = random.one_in(2).then(|| "large".to_owned());
-        config.limits.push(Limit { campaign, tenant, max_message_rate: rate(random, 60), ..any("a campaign") });
+        config.limits.push(Limit { campaign, tenant, ..any("a campaign", rate(random, 60)) });
     }
     if random.one_in(3) {
-        config.limits.push(Limit { max_message_rate: rate(random, 120), ..any("all") });
+        config.limits.push(any("all", rate(random, 120)));
     }
 }
 
@@ -252,16 +251,17 @@ pub(crate) fn draw_shared_bursts(config: &mut Config, random: &mut Random) {
 
 /// Limits of a pool, a domain and a site, beside those; no share is compared there.
 pub(crate) fn draw_narrow(config: &mut Config, hosts: &[Host], random: &mut Random) {
-    let mut add = |random: &mut Random, limit: Limit| {
-        if random.one_in(2) {
-            config.limits.push(Limit { max_message_rate: rate(random, 60), ..limit });
-        }
-    };
-    add(random, Limit { egress_pool: Some(OTHER_POOL.to_owned()), ..any("a pool") });
+    if random.one_in(2) {
+        config.limits.push(Limit { egress_pool: Some(OTHER_POOL.to_owned()), ..any("a pool", rate(random, 60)) });
+    }
     let domain = format!("d{}.example", random.below(SITES as u64));
-    add(random, Limit { domain: Some(domain), ..any("a domain") });
+    if random.one_in(2) {
+        config.limits.push(Limit { domain: Some(domain), ..any("a domain", rate(random, 60)) });
+    }
     let site = name_of(hosts, random.below(SITES as u64 - 1) as usize);
-    add(random, Limit { site: Some(site), ..any("a site") });
+    if random.one_in(2) {
+        config.limits.push(Limit { site: Some(site), ..any("a site", rate(random, 60)) });
+    }
 }
 
 /// The name of a site with an MX set.
@@ -270,7 +270,7 @@ pub(crate) fn name_of(hosts: &[Host], site: usize) -> String {
 }
 
 /// Of all mail.
-fn any(name: &str) -> Limit {
+pub(crate) fn any(name: &str, max_message_rate: Rate) -> Limit {
     Limit {
         name: name.to_owned(),
         tenant: None,
@@ -280,7 +280,7 @@ fn any(name: &str) -> Limit {
         egress_pool: None,
         site: None,
         domain: None,
-        max_message_rate: Rate { count: 1, period: Duration::from_secs(1), max_burst: 1 },
+        max_message_rate,
     }
 }
 

@@ -171,6 +171,7 @@ impl World {
             }
             _ => {}
         }
+        self.canary.iter().for_each(|canary| canary.misread(&mut given));
         let given = Arc::new(given);
         let policy = Arc::new(Policy::new(&given).expect("it has no keys"));
         let mut reload = before.followed_by(Arc::clone(&given), Arc::clone(&policy));

@@ -23,13 +23,23 @@ impl World {
             _ => ("high", "bulk", 16),
         };
         let campaigns = 1 + self.own.below(4);
+        self.compare_flows((large, "f", campaigns), (small_name, "f"), parts);
+    }
+
+    /// The same for two campaigns of one tenant.
+    pub(crate) fn compare_campaigns(&mut self) {
+        self.compare_flows(("large", "f", 1), ("large", "g"), 1);
+    }
+
+    fn compare_flows(&mut self, (large, of_large, campaigns): (&str, &str, u64), small: (&str, &str), parts: usize) {
+        let (small_name, of_small) = small;
         let rate = self.wanted.shaping.max_message_rate.expect("a pair has a rate in such a run");
         let (many, few) = (40 * parts + self.own.below(100) as usize, 5 + self.own.below(5) as usize);
         let large = if self.canary == Some(Canary::SharedFlow) { small_name } else { large };
-        self.queue(large, many, campaigns);
+        self.queue(large, of_large, many, campaigns);
         let wait = self.own.below(5 * SECOND);
         self.pass(wait);
-        let small = self.queue(small_name, few, 1);
+        let small = self.queue(small_name, of_small, few, 1);
         let since = self.clock.micros();
         while !self.is_quiet() {
             assert!(self.clock.micros() < since + 600 * MINUTE, "NOTHING-LOST: what was queued last does not go");
@@ -56,14 +66,14 @@ impl World {
     }
 
     /// So many messages of a tenant, at all shards; returns when all are accepted.
-    fn queue(&mut self, tenant: &str, count: usize, campaigns: u64) -> Vec<Marker> {
+    fn queue(&mut self, tenant: &str, name: &str, count: usize, campaigns: u64) -> Vec<Marker> {
         let mut markers = Vec::new();
         for number in 0..count {
             let campaign = number as u64 % campaigns;
             let marker = self.ledger.send(|marker| Sent {
                 reverse_path: format!("m{marker}@client.example"),
                 recipients: vec![format!("r@{IMPLICIT}")],
-                steering: format!("X-Tenant: {tenant}\r\nX-Campaign: f{campaign}\r\n"),
+                steering: format!("X-Tenant: {tenant}\r\nX-Campaign: {name}{campaign}\r\n"),
                 content: format!("Subject: m{marker}\r\n\r\n").into_bytes(),
                 sources: vec![0, 1],
                 first_attempt_ms: None,

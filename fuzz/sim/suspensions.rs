@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use postrider::config::{AutomationAction, AutomationRule, LimitSettings};
 use postrider::limits::SOURCE_REFUSED_PAUSE;
-use postrider::pool::suspension::{Effect, Suspension};
+use postrider::pool::suspension::{Effect, Scope, Suspension};
 
-use crate::checker::Sent;
+use crate::checker::{Sent, domain_of};
 use crate::clock::{MS, Micros};
 use crate::warmup::DAY_MS;
 
@@ -37,6 +37,8 @@ pub(crate) struct Begun<'a> {
     pub(crate) shard: usize,
     pub(crate) source: usize,
     pub(crate) site: &'a str,
+    /// What rolls it up; itself, where no provider does.
+    pub(crate) rollup: &'a str,
     pub(crate) at: Micros,
     pub(crate) now_ms: u64,
 }
@@ -54,6 +56,11 @@ impl InForce {
     /// The shard hears of it in this turn.
     pub(crate) fn tell(&mut self, shard: usize, suspension: &Suspension) {
         self.coming.push((shard, suspension.clone()));
+    }
+
+    /// It has ended before its time.
+    pub(crate) fn forget(&mut self, shard: usize, id: u128) {
+        self.known[shard].retain(|known| known.suspension.id != id);
     }
 
     /// A shard has ended its turn. What was over by then is, also where the wall clock is set back behind it.
@@ -103,7 +110,10 @@ impl InForce {
                 part.as_ref().is_none_or(|name| steered(sent, field).unwrap_or_default() == &**name)
             };
             let scope = &suspension.scope;
-            let is_meant = is_meant("X-Tenant", &scope.tenant) && is_meant("X-Campaign", &scope.campaign);
+            let is_of_domain = |domain: &str| sent.recipients.iter().all(|it| domain_of(it) == domain);
+            let is_meant = is_meant("X-Tenant", &scope.tenant)
+                && is_meant("X-Campaign", &scope.campaign)
+                && scope.domain.as_deref().is_none_or(is_of_domain);
             let is_stop = suspension.effect == Effect::Stop && is_meant;
             assert!(!is_stop, "SUSPENDED: {} was begun, {begun:?}, although {suspension:?}", sent.reverse_path);
             let rate = settings(suspension, begun.now_ms).and_then(|settings| settings.max_message_rate);
@@ -120,7 +130,7 @@ impl InForce {
             let scope = &suspension.scope;
             suspension.until_ms > begun.now_ms
                 && scope.source.is_none_or(|source| source == begun.source)
-                && scope.rollup.as_ref().is_none_or(|site| **site == *begun.site)
+                && scope.rollup.as_ref().is_none_or(|name| **name == *begun.site || **name == *begun.rollup)
         })
     }
 
@@ -136,7 +146,20 @@ impl InForce {
 /// SUSPENDED: it lasts as long as whoever made it says.
 pub(crate) fn check_made(suspension: &Suspension, rules: &[Arc<AutomationRule>], now_ms: u64) {
     let is_by = |rule: &&Arc<AutomationRule>| suspension.reason.starts_with(&format!("{}: ", rule.name));
-    let lasts = match rules.iter().find(is_by) {
+    let rule = rules.iter().find(is_by);
+    if let Some(rule) = rule {
+        let Scope { source, rollup, tenant, campaign, domain } = &suspension.scope;
+        let [source, rollup] = [source.is_some(), rollup.is_some()];
+        let named = [source, rollup, tenant.is_some(), campaign.is_some(), domain.is_some()];
+        let wanted = match rule.action {
+            AutomationAction::SuspendSource => [true, false, false, false, false],
+            AutomationAction::SuspendTenant => [true, true, true, false, false],
+            AutomationAction::SuspendCampaign => [true, true, true, true, false],
+            _ => [true, true, false, false, false],
+        };
+        assert_eq!(named, wanted, "SUSPENDED: source, roll-up, tenant, campaign, domain of {suspension:?}");
+    }
+    let lasts = match rule {
         // One that climbs back lasts as many steps as that takes.
         Some(rule) if matches!(rule.action, AutomationAction::Halve(_)) => return,
         Some(rule) => rule.duration,

@@ -28,6 +28,7 @@ impl World {
             self.ledger.back_ms += by_ms;
         } else {
             self.clock.set_wall_forward(by_ms);
+            self.ledger.forward_ms += by_ms;
         }
         for shard in 0..self.shards.len() {
             let at = self.clock.micros() + self.own.below(SECOND);

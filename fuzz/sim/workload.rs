@@ -7,11 +7,13 @@ use postrider::accept::{Received, SharedContent};
 use postrider::config::SmtpListener;
 use postrider::handover::ShardMessage;
 use postrider::shard::SessionKey;
+use postrider_spool::record::DsnParameters;
 
 use crate::checker::{Marker, Sent};
 use crate::client::{self, Client};
 use crate::clock::{HOUR, MINUTE, MS, Micros, SECOND};
 use crate::dns::Dns;
+use crate::dsn;
 use crate::mix::Fault;
 use crate::random::Random;
 use crate::rates;
@@ -91,7 +93,9 @@ impl World {
         });
         let sent = self.ledger.sent(marker);
         let content = [sent.steering.as_bytes(), &own].concat();
+        let dsn = if self.has_dsn { dsn::asked(marker, &sent) } else { DsnParameters::default() };
         let received = Received {
+            dsn,
             smtputf8_declared: client::is_utf8(&sent),
             ..Received::embedded(sent.reverse_path.clone(), sent.recipients.clone(), content)
         };

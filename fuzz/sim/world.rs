@@ -34,15 +34,18 @@ use postrider_spool::record::{LogId, Outcome};
 use postrider_spool::sim::SimDisk;
 use postrider_spool::{Completion, Durability, Operation, Spool, SpoolOptions};
 
+use crate::calm::{self, Connects};
 use crate::canary::Canary;
-use crate::checker::{Counts, Ledger, Marker};
+use crate::checker::{Counts, Ledger, Marker, domain_of};
 use crate::client::Client;
 use crate::clock::{Clock, HOUR, MINUTE, MS, Micros, SECOND, WALL_MS_AT_START};
 use crate::counted::Counted;
 use crate::disk::Weather;
 use crate::dns::{Dns, IMPLICIT, SMTP_PORT};
+use crate::dsn;
 use crate::event_log::EventLog;
 use crate::families;
+use crate::fired::Fired;
 use crate::lmtp;
 use crate::mix::{Fault, Mix, spread};
 use crate::moves::Moves;
@@ -50,10 +53,12 @@ use crate::net::{Link, LinkId, NetEvent, address_of};
 use crate::operate;
 use crate::peer::{Host, PeerLimits};
 use crate::press::Press;
+use crate::providers::{self, Rollup};
 use crate::random::Random;
 use crate::rates::{self, Rates};
 use crate::reload::Reloads;
 use crate::suspensions::{self, InForce};
+use crate::tenants;
 use crate::tls::{Policies, Told as ToldPolicies};
 use crate::wall;
 use crate::warmup;
@@ -152,6 +157,7 @@ pub(crate) struct World {
     /// There are tenants, rates and limits.
     pub(crate) has_rates: bool,
     pub(crate) rates: Rates,
+    pub(crate) rollup: Rollup,
     pub(crate) tls: Policies,
     events: EventLog,
     /// New messages that may still wait for it.
@@ -215,15 +221,21 @@ pub(crate) struct World {
     pub(crate) owners: BTreeMap<(usize, Arc<str>), usize>,
     pub(crate) moves: Moves,
     /// What rules have made, as the control thread keeps it over lives.
-    suspensions: Vec<Suspension>,
+    pub(crate) suspensions: Vec<Suspension>,
     /// By shard, when it hears of the last of them: the control thread's mailboxes keep their order.
     suspensions_heard: BTreeMap<usize, Micros>,
     pub(crate) in_force: InForce,
+    fired: Fired,
     answers: BTreeMap<u64, Vec<MessageRow>>,
     pub(crate) questions: u64,
     pub(crate) operator: Option<Random>,
+    /// For the time behind the run.
+    pub(crate) calm: Option<Random>,
+    pub(crate) connects: Option<Connects>,
     /// What those draw that speak LMTP.
     pub(crate) lmtp: Option<Random>,
+    /// Senders ask for notifications, and peers offer them.
+    pub(crate) has_dsn: bool,
     /// How many recipients an operator's choice were.
     pub(crate) chosen: BTreeMap<u64, u64>,
     // Holds the lock of the spool's directory.
@@ -271,8 +283,14 @@ impl World {
         while !world.is_over() {
             world.step();
         }
+        if world.is_plain() && !world.rollup.is_there() {
+            world.be_calm();
+        }
         for _ in 0..if world.has_rates { 2 } else { 0 } {
             world.compare_shares();
+        }
+        if world.has_rates {
+            world.compare_campaigns();
         }
         world.finish()
     }
@@ -322,6 +340,7 @@ impl World {
         if kind == Kind::Whole && !has_rates {
             families::mix(seed, &mut config, &mut hosts);
         }
+        dns.is_reversed = canary == Some(Canary::ReversedPreference);
         tls.begin(&hosts, &mut dns);
         let lmtp = if kind == Kind::Whole { lmtp::draw(seed, &mut dns) } else { None };
         if has_rates {
@@ -342,8 +361,19 @@ impl World {
         let heal_at = HOUR + spread(&mut random, HOUR, 3);
         let may_warm_up = kind == Kind::Whole && !has_rates;
         let wall_ms = if may_warm_up { warmup::draw(&mut config, seed, heal_at) } else { WALL_MS_AT_START };
+        let mut retries = BTreeMap::new();
+        if has_rates && kind == Kind::Whole {
+            retries = tenants::draw(seed, &mut config);
+        }
+        let mut rollup = Rollup::default();
+        if kind == Kind::Whole && config.warmups.is_empty() {
+            rollup = providers::draw(seed, &mut config, has_rates);
+        }
         let config = Arc::new(config);
-        let ledger = Ledger::new(config.retry.schedule.clone(), holds, Counts::default());
+        let mut ledger = Ledger::new(config.retry.schedule.clone(), holds, Counts::default());
+        retries.extend(rollup.retries(&hosts));
+        ledger.retries = retries;
+        ledger.max_age_ms = Some(config.retry.max_age.as_millis() as u64);
         let report = Report {
             counts: Counts::default(),
             duration: 0,
@@ -362,6 +392,7 @@ impl World {
         if canary == Some(Canary::HigherRate) {
             rates::double(&mut given);
         }
+        canary.iter().for_each(|canary| canary.misread(&mut given));
         let policy = Arc::new(Policy::new(&given).expect("it has no keys"));
         let given = Arc::new(given);
         Self {
@@ -372,6 +403,7 @@ impl World {
             ledger,
             has_rates,
             rates: Rates::default(),
+            rollup,
             tls,
             events: EventLog::default(),
             waiting_messages: 0,
@@ -424,10 +456,14 @@ impl World {
             suspensions: Vec::new(),
             suspensions_heard: BTreeMap::new(),
             in_force: InForce::default(),
+            fired: Fired::default(),
             answers: BTreeMap::new(),
             questions: 0,
+            calm: calm::draw(seed),
+            connects: None,
             operator: operate::draw(seed).filter(|_| kind == Kind::Whole),
             lmtp,
+            has_dsn: dsn::draw(seed) && kind == Kind::Whole,
             chosen: BTreeMap::new(),
             spool: None,
             random,
@@ -486,6 +522,7 @@ impl World {
         }
         let now_ms = self.clock.now().wall_ms;
         self.in_force.begin_life(shards, &self.suspensions, self.clock.micros(), now_ms);
+        self.fired.begin_life(now_ms);
         self.reloads.begin_life(self.clock.micros());
         self.tls.begin_life();
         self.stopped = vec![false; shards];
@@ -709,6 +746,7 @@ impl World {
                         let rules = &self.wanted.shaping.automation;
                         suspensions::check_made(suspension, rules, self.clock.now().wall_ms);
                         self.in_force.tell(shard, suspension);
+                        self.fired.note(self.clock.now().wall_ms, suspension);
                     }
                     self.control(message);
                 }
@@ -739,6 +777,7 @@ impl World {
             }
             if let Logged::Outcome(outcome) = &record.record {
                 self.check_peer(outcome);
+                self.fired.hear(outcome, &self.wanted.shaping.automation);
             }
             let record = Arc::new(record);
             self.ledger.tell(&record);
@@ -757,6 +796,12 @@ impl World {
         let is_it = |host: &&Host| host.addresses().any(|address| address == peer);
         let host = self.hosts.iter().find(is_it).expect("a host of these was connected to");
         assert_eq!(host.name, *peer_name, "EVENTS-ONCE: the host of {outcome:?}");
+        if host.site < SITES {
+            assert_eq!(rates::name_of(&self.hosts, host.site), outcome.site, "EVENTS-ONCE: the site of {outcome:?}");
+        }
+        let is_lmtp = |address: &str| self.lmtp.is_some() && domain_of(address) == lmtp::BY_LMTP;
+        let protocol = if outcome.results.iter().any(|it| is_lmtp(&it.recipient)) { "LMTP" } else { "ESMTP" };
+        assert_eq!(outcome.delivery_protocol, protocol, "EVENTS-ONCE: the protocol of {outcome:?}");
         let source = self.config.egress_sources.iter().position(|source| source.name == *egress_source);
         let address = source.map(|source| address_of(source, peer).ip().to_string());
         assert_eq!(address.as_ref(), Some(source_address), "EVENTS-ONCE: the source of {outcome:?}");
@@ -775,7 +820,7 @@ impl World {
     }
 
     /// The control thread.
-    fn control(&mut self, message: ControlMessage) {
+    pub(crate) fn control(&mut self, message: ControlMessage) {
         match message {
             ControlMessage::FindRoute { shard, key } => {
                 let slow = self.mix.strikes(Fault::DnsSlow, &mut self.random);
@@ -887,12 +932,22 @@ impl World {
         let Some(rows) = self.ask() else { return };
         if is_committed(self) {
             self.ledger.check_schedule(&rows, self.clock.now().wall_ms);
+            self.check_none_stuck(&rows);
         }
     }
 
     /// All that was accepted has ended, and the event log has it.
     pub(crate) fn is_quiet(&self) -> bool {
         self.ledger.open() == 0 && self.events.waiting() == 0 && self.shards.iter().all(Shard::is_committed)
+    }
+
+    /// Nothing but what fails, and what rules say, keeps mail from going.
+    pub(crate) fn is_plain(&self) -> bool {
+        !self.has_rates && !self.tls.are_drawn && self.wanted.warmups.is_empty()
+    }
+
+    pub(crate) fn is_well_since(&self, time: Micros) -> bool {
+        self.mix.is_healed() && self.clock.micros() > self.heal_at + time
     }
 
     pub(crate) fn events_waiting(&self) -> usize {
@@ -1102,6 +1157,11 @@ impl World {
             self.check_nothing_lent();
         }
         self.rates.check(self.reloads.epochs(), &self.ledger, &self.hosts, SITES);
+        self.rollup.check(&self.rates);
+        tenants::check(&self.wanted, &self.ledger, self.fired.lives());
+        let names: Vec<String> = self.wanted.egress_sources.iter().map(|source| source.name.clone()).collect();
+        let rolled_up: Vec<String> = self.rollup.retries(&self.hosts).into_keys().collect();
+        self.fired.check(&self.wanted.shaping.automation, &names, |site| rolled_up.iter().any(|name| name == site));
         warmup::check(&self.wanted, &self.rates, |at| self.clock.wall_ms_of(at));
         self.report.counts = self.ledger.counts;
         self.report.duration = self.clock.micros();
@@ -1139,14 +1199,15 @@ fn config(random: &mut Random) -> Config {
             RouteMatch { campaign, ..RouteMatch::default() },
         ));
     }
-    let source = |name: &str| EgressSource {
+    let source = |name: &str, ehlo_domain: &str| EgressSource {
         name: name.to_owned(),
         source_address: None,
-        ehlo_domain: "mta.example".to_owned(),
+        ehlo_domain: ehlo_domain.to_owned(),
         suspend_when_unplumbed: false,
         is_retired: false,
     };
-    config.egress_sources = vec![source("one"), source("two"), source("three")];
+    config.egress_sources =
+        ["one", "two", "three"].into_iter().zip(EHLO_DOMAINS).map(|it| source(it.0, it.1)).collect();
     config.egress_pools[0].sources = vec![(0, 2), (1, 1)];
     config.egress_pools.push(EgressPool { name: OTHER_POOL.to_owned(), sources: vec![(2, 1)] });
     config.shaping.connection_limit = 1 + random.below(4) as u32;
@@ -1226,6 +1287,9 @@ pub(crate) const SITES: usize = 6;
 const TURNS_A_SECOND_MAX: u64 = 40_000;
 
 const SPOOL: &str = "/spool";
+
+/// Of sources, by their indexes.
+pub(crate) const EHLO_DOMAINS: [&str; 3] = ["mt1.example", "mt2.example", "mt3.example"];
 
 /// A pool with one source, for those who ask for it.
 pub(crate) const OTHER_POOL: &str = "other";

@@ -28,9 +28,9 @@ fn is_found(canary: &str, seed: u64) -> bool {
 
 /// As `--help` lists them, and the first seed that is tried: what found it when it was last looked for from the
 /// beginning, so that this does not take long. Each was below a hundred.
-const CANARIES: [(&str, u64); 20] = [
-    ("early-sync", 4),
-    ("no-reset", 1),
+const CANARIES: [(&str, u64); 24] = [
+    ("early-sync", 0),
+    ("no-reset", 0),
     ("dropped-outcome", 0),
     ("dropped-mail", 0),
     ("early-fin", 0),
@@ -40,7 +40,7 @@ const CANARIES: [(&str, u64); 20] = [
     ("higher-limit", 0),
     ("higher-rate", 2),
     ("shared-flow", 2),
-    ("endless-events", 6),
+    ("endless-events", 49),
     ("forgotten-limits", 7),
     ("forgotten-use", 12),
     ("renamed-limits", 12),
@@ -48,7 +48,11 @@ const CANARIES: [(&str, u64); 20] = [
     ("unheard-suspension", 1),
     ("trusting-handshake", 3),
     ("old-policies", 9),
-    ("lost-segment", 2),
+    ("lost-segment", 0),
+    ("reversed-preference", 1),
+    ("longer-life", 0),
+    ("deaf-rules", 1),
+    ("unrolled-provider", 18),
 ];
 
 const SEEDS: u64 = 100;
