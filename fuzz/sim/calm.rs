@@ -57,7 +57,9 @@ impl World {
 
     /// NOBODY-WAITS: once all has been well for long, what is due goes, and does not wait for its end.
     pub(crate) fn check_none_stuck(&self, rows: &[MessageRow]) {
-        if !self.is_plain() || self.rollup.is_there() || !self.is_well_since(FORGOTTEN_WITHIN + HOUR / 4) {
+        // What was suspended when the clock was set back is so for longer.
+        let is_looked_at = self.is_plain() && !self.rollup.is_there() && self.ledger.back_ms == 0;
+        if !is_looked_at || !self.is_well_since(FORGOTTEN_WITHIN + HOUR / 4) {
             return;
         }
         let since_ms = self.clock.now().wall_ms.saturating_sub((FORGOTTEN_WITHIN + HOUR / 4) / MS);
@@ -118,10 +120,15 @@ impl World {
     /// ROUTED: connections go to the hosts of the lowest preference, and to each of these (RFC 5321 §5.1).
     fn check_preference(&self) {
         let mut begun: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for &(_, source, host) in self.connects.iter().flatten() {
+        let mut first: BTreeMap<(usize, usize), Micros> = BTreeMap::new();
+        for &(at, source, host) in self.connects.iter().flatten() {
             let site = self.hosts[host].site;
             // Static ones have one host.
             if site >= SITES {
+                continue;
+            }
+            // A host that failed before has one connection at first, and others do not wait for it.
+            if at < *first.entry((source, site)).or_insert(at) + TOGETHER && at > first[&(source, site)] {
                 continue;
             }
             let preferred = self.preferred(source, site);
