@@ -433,7 +433,7 @@ impl Ledger {
         assert_eq!(recipient, expected, "RIGHT-ENVELOPE: {marker}");
         assert!(state.fate.is_none(), "NOTHING-LOST: {marker} to {recipient} ended as {state:?}, and {fate:?} now");
         if answer.text.starts_with("Administrator released") {
-            return self.found_release(outcome, result, marker, state);
+            return self.found_release(outcome, result, (marker, expires_ms), state);
         }
         let by_attempt = *attempts == state.attempts + 1;
         let is_end = matches!(fate, Fate::Bounced | Fate::Expired | Fate::AdminBounced);
@@ -477,12 +477,19 @@ impl Ledger {
         }
     }
 
-    /// What was held goes on, as the operator asked.
-    fn found_release(&mut self, outcome: &Outcome, result: &RecipientResult, marker: Marker, state: &mut Recipient) {
+    /// What was held goes on, as the operator asked; what was over by then, to its end.
+    fn found_release(
+        &mut self,
+        outcome: &Outcome,
+        result: &RecipientResult,
+        (marker, expires_ms): (Marker, u64),
+        state: &mut Recipient,
+    ) {
         let RecipientResult { recipient, fate, attempts, .. } = result;
         let id = MessageId::from_raw(outcome.message);
         let at_ms = self.released.get(&(id, recipient.clone())).copied();
-        let due_ms = at_ms.unwrap_or_else(|| panic!("nobody released {marker} to {recipient}"));
+        let at_ms = at_ms.unwrap_or_else(|| panic!("nobody released {marker} to {recipient}"));
+        let due_ms = at_ms.min(expires_ms - 1);
         assert!(state.is_held, "EXACT-RETRY-STATE: {marker} to {recipient} was not held: {result:?}");
         assert_eq!((*fate, *attempts), (Fate::Deferred { due_ms }, state.attempts), "EXACT-RETRY-STATE: {marker}");
         (state.is_held, state.due_ms) = (false, due_ms);

@@ -39,7 +39,12 @@ impl Shard {
         let text = format!("Administrator released with reason: {reason}; it was held as in doubt");
         // RFC 3463 §3.1: X.0.0. Nothing is wrong any more.
         let answer = Answer { code: 451, enhanced: Some((4, 0, 0)), text, command: String::new() };
-        self.decide(waiting, Fate::Deferred { due_ms: now.wall_ms }, Arc::new(answer));
+        let answer = Arc::new(answer);
+        for key in waiting {
+            // What is due when it expires counts as held. What is over by now ends at its turn.
+            let due_ms = now.wall_ms.min(self.home.entry(key).expires_ms.saturating_sub(1));
+            self.decide(vec![key], Fate::Deferred { due_ms }, Arc::clone(&answer));
+        }
         told
     }
 

@@ -100,6 +100,21 @@ fn what_is_held_is_tried_again_when_it_is_released() {
     }
 }
 
+/// It is over, and nobody has looked yet: on record it is held no more, and ends as what it is.
+#[test]
+fn what_is_over_is_released_to_its_end() {
+    let mut world = with_one_held();
+    let (_, entry) = world.shard.home.entries().next().unwrap();
+    let expires_ms = entry.expires_ms;
+    world.now.wall_ms = expires_ms + 10;
+    // Before the turn that would find it.
+    let ask = Ask::Release { choice: MailChoice::default(), reason: "a test".into() };
+    world.shard.answer(world.now, 9, ask);
+    world.sync();
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.fates(), [Fate::Deferred { due_ms: expires_ms - 1 }, Fate::Expired]);
+}
+
 /// What isn't held is not released, whatever is chosen.
 #[test]
 fn only_what_is_held_is_released() {
