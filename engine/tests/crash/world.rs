@@ -59,12 +59,10 @@ pub(crate) struct Seen {
 impl Past {
     /// Of an engine that was never started; the counts go on.
     pub(crate) fn new(holds: bool, counts: Counts, seen: Seen) -> Self {
-        Self {
-            ledger: Ledger::new(config(holds).retry.schedule, holds, counts),
-            events: EventLog::default(),
-            wall_ms: 1_800_000_000_000,
-            seen,
-        }
+        let mut ledger = Ledger::new(config(holds).retry.schedule, holds, counts);
+        // Time goes on in leaps: what is over is seen before the turn that ends it.
+        ledger.forward_ms = FAR_MS;
+        Self { ledger, events: EventLog::default(), wall_ms: 1_800_000_000_000, seen }
     }
 }
 
@@ -686,6 +684,8 @@ const OPTIONS: SpoolOptions = SpoolOptions {
 };
 
 /// With more records the event log is behind, and no mail is taken.
+const FAR_MS: u64 = 1 << 50;
+
 const EVENTS_WAITING_MAX: usize = 120;
 
 const STEPS_TO_END_MAX: u64 = 400_000;
