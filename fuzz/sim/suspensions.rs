@@ -11,7 +11,7 @@ use postrider::limits::SOURCE_REFUSED_PAUSE;
 use postrider::pool::suspension::{Effect, Scope, Suspension};
 
 use crate::checker::{Sent, domain_of};
-use crate::clock::{MS, Micros};
+use crate::clock::{MS, Micros, SECOND};
 use crate::warmup::DAY_MS;
 
 /// Of one life.
@@ -72,6 +72,11 @@ impl InForce {
             self.coming = rest;
             told.iter().for_each(|(_, suspension)| self.put(shard, suspension, now, now_ms));
         }
+    }
+
+    /// The wall clock is set back. Shards know of it within a second; what ends meanwhile may be over for them.
+    pub(crate) fn set_back(&mut self, before_ms: u64) {
+        self.known.iter_mut().for_each(|known| known.retain(|it| it.suspension.until_ms > before_ms + SECOND / MS));
     }
 
     fn put(&mut self, shard: usize, suspension: &Suspension, now: Micros, now_ms: u64) {

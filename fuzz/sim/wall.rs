@@ -24,6 +24,7 @@ impl World {
         let is_back = self.own.one_in(2);
         self.mix.count(if is_back { Fault::ClockSetBack } else { Fault::ClockSetForward });
         if is_back {
+            self.in_force.set_back(self.clock.now().wall_ms);
             self.clock.set_wall_back(by_ms);
             self.ledger.back_ms += by_ms;
         } else {
