@@ -68,6 +68,9 @@ impl Fired {
             let rule = &rules[*place];
             let (count, window_ms) =
                 rule.threshold.map_or((1, SLACK_MS), |it| (it.count as usize, it.window.as_millis() as u64));
+            // Records of several shards come in another order.
+            let mut answers = answers.clone();
+            answers.sort_unstable();
             for filled in answers.windows(count) {
                 let [(life, first), .., (last_life, last)] = filled else {
                     let [(life, at)] = filled else { continue };
