@@ -127,13 +127,7 @@ impl Shard {
             return self.pools.refuse_ticket(attempt, left, credit);
         }
         // Its home may not know yet that the source's address is gone, or the pair suspended.
-        let flow = suspension::Flow {
-            tenant: &attempt.flow.tenant,
-            campaign: &attempt.flow.campaign,
-            domain: &attempt.domain,
-        };
-        let (source, to) = (attempt.pair.source, attempt.pair.destination());
-        if !self.plumbed[source] || self.suspensions.find(now.wall_ms, source, to, flow).is_some() {
+        if self.is_suspended(now, &attempt) {
             return self.pools.refuse_suspended(attempt, left, credit);
         }
         self.pools.handle_ticket(now, &mut |below| self.random.u64(0..below), attempt, left, credit);

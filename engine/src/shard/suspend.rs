@@ -80,13 +80,18 @@ impl Shard {
         if self.bounce_returned(entry) {
             return;
         }
-        let flow = Flow { tenant: &attempt.flow.tenant, campaign: &attempt.flow.campaign, domain: &attempt.domain };
-        let (source, to) = (attempt.pair.source, attempt.pair.destination());
-        if !self.plumbed[source] || self.suspensions.find(now.wall_ms, source, to, flow).is_some() {
+        if self.is_suspended(now, &attempt) {
             return self.route(now, entry);
         }
         let until_ms = now.wall_ms + SUSPENDED_PAUSE.as_millis() as u64;
         self.home.wait_for_source(entry, Blocked { until_ms, reason: "suspended".into() });
+    }
+
+    /// Whether this shard knows of something that keeps it from its source: a suspension, or that the address is gone.
+    pub(super) fn is_suspended(&self, now: Now, attempt: &Attempt) -> bool {
+        let flow = Flow { tenant: &attempt.flow.tenant, campaign: &attempt.flow.campaign, domain: &attempt.domain };
+        let (source, to) = (attempt.pair.source, attempt.pair.destination());
+        !self.plumbed[source] || self.suspensions.find(now.wall_ms, source, to, flow).is_some()
     }
 
     fn withdraw_suspended(&mut self, now: Now, scopes: &[Scope]) {
