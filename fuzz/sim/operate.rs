@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use postrider::admin::{MailChoice, MessageFilter, MessageRow, MessageState};
 use postrider::handover::{Ask, ShardMessage};
+use postrider::mail::queue_name::QueueName;
 
 use crate::checker::{Ledger, domain_of};
 use crate::clock::MINUTE;
@@ -53,12 +54,11 @@ impl World {
     fn choose(&mut self, shard: usize, choice: &MailChoice, releases: bool) {
         let Some(rows) = self.ask_shard(shard, MessageFilter::default()) else { return };
         let is_chosen = |row: &&MessageRow| {
-            let domain = domain_of(&row.recipient);
             let (tenant, campaign) = (row.tenant.as_deref(), row.campaign.as_deref());
+            let [tenant, campaign] = [tenant, campaign].map(Option::unwrap_or_default);
             (!releases || row.state == MessageState::Held)
                 && choice.message.is_none_or(|id| id.to_string() == row.id)
-                && (choice.queues.is_empty() || choice.queues.contains(&row.queue))
-                && choice.fits(tenant.unwrap_or_default(), campaign.unwrap_or_default(), domain)
+                && choice.fits(QueueName { campaign, tenant, domain: domain_of(&row.recipient) })
         };
         let chosen: Vec<&MessageRow> = rows.iter().filter(is_chosen).collect();
         self.ledger.choose(&chosen, releases.then(|| self.clock.now().wall_ms));

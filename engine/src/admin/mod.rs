@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::config::Changes;
 use crate::engine::ReloadError;
 use crate::limits::HTTP_ROWS_DEFAULT;
+use crate::mail::queue_name::QueueName;
 
 pub use crate::outcome::event::WallTime;
 pub use crate::outcome::tls_report::TlsReportRow;
@@ -137,10 +138,13 @@ impl fmt::Display for MailChoice {
 }
 
 impl MailChoice {
-    /// Whether a queue of these is meant, as far as they tell.
-    pub fn fits(&self, tenant: &str, campaign: &str, domain: &str) -> bool {
+    /// Whether mail of this queue is meant, as far as its queue tells.
+    pub fn fits(&self, queue: QueueName<'_>) -> bool {
         let fits = |part: &Option<String>, text: &str| part.as_deref().is_none_or(|part| part == text);
-        fits(&self.tenant, tenant) && fits(&self.campaign, campaign) && fits(&self.domain, domain)
+        fits(&self.tenant, queue.tenant)
+            && fits(&self.campaign, queue.campaign)
+            && fits(&self.domain, queue.domain)
+            && (self.queues.is_empty() || self.queues.contains(&queue.to_string()))
     }
 }
 

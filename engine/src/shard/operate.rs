@@ -7,7 +7,9 @@ use postrider_spool::record::{Answer, Fate};
 
 use super::Shard;
 use crate::admin::{Chosen, MailChoice};
+use crate::fair::Flow;
 use crate::handover::Told;
+use crate::mail::queue_name::QueueName;
 use crate::mail::time::Now;
 use crate::schedule::queue::{EntryKey, Queue};
 
@@ -16,9 +18,9 @@ impl Shard {
     pub(super) fn bounce_chosen(&mut self, choice: &MailChoice, reason: &str) -> Told {
         if !choice.held {
             self.pools.call_back_tickets(|attempt| {
-                let (flow, id) = (&attempt.flow, attempt.message.id());
-                choice.message.is_none_or(|wanted| wanted == id)
-                    && choice.fits(&flow.tenant, &flow.campaign, &attempt.domain)
+                let Flow { tenant, campaign, .. } = &*attempt.flow;
+                choice.message.is_none_or(|wanted| wanted == attempt.message.id())
+                    && choice.fits(QueueName { campaign, tenant, domain: &attempt.domain })
             });
         }
         let is_whole_queues = choice.message.is_none() && !choice.held;
@@ -75,6 +77,6 @@ impl Shard {
 }
 
 fn is_chosen(choice: &MailChoice, queue: &Queue) -> bool {
-    choice.fits(&queue.tenant, &queue.campaign, &queue.domain)
-        && (choice.queues.is_empty() || choice.queues.iter().any(|name| **name == *queue.name))
+    let Queue { campaign, tenant, domain, .. } = queue;
+    choice.fits(QueueName { campaign, tenant, domain })
 }

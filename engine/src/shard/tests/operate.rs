@@ -189,6 +189,23 @@ fn queued_mail_is_bounced() {
     assert_eq!(restart(world).shard.home.len(), 0);
 }
 
+/// Its ticket keeps its place, and its source.
+#[test]
+fn what_another_queue_has_in_hand_stays_there() {
+    let mut world = world();
+    accepted(&mut world);
+    accepted_for(&mut world, "other.example");
+    let peer = world.accept_connection();
+    world.peer_says(peer, "250 peer.example\r\n");
+    let is_called_back = |world: &mut World, queue: &str| {
+        let choice = MailChoice { queues: vec![queue.to_owned()], ..MailChoice::default() };
+        world.shard.answer(world.now, 9, Ask::Bounce { choice, reason: "a test".into() });
+        world.shard.pools.poll_order().is_some()
+    };
+    assert!(!is_called_back(&mut world, "peer.example"), "it is on the wire");
+    assert!(is_called_back(&mut world, "other.example"));
+}
+
 /// Read from the disk where it has to be; without what is finished.
 #[test]
 fn a_queued_message_is_looked_at() {
