@@ -425,8 +425,6 @@ pub(crate) const RULE_SITE_INTERVAL_MAX: std::time::Duration = std::time::Durati
 pub(crate) const RULE_SITES_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 /// A shard that takes no turn for this long is stuck: it takes one every second at least.
 pub(crate) const HEARTBEAT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(15);
-/// Engines of a process whose note of progress outlives it; the others have theirs in memory.
-pub(crate) const GUARDED_MAPS_MAX: usize = 64;
 /// Campaigns of the embedding API that are open at a time.
 pub(crate) const CAMPAIGNS_MAX: usize = 10_000;
 /// Of a campaign's messages that come in one call, those whose answer is waited for at a time.

@@ -1,4 +1,5 @@
-//! Real files: plain positioned I/O, read-only maps, and the ring. The crate's only `unsafe` code is here.
+//! Real files: plain positioned I/O, read-only maps, and the ring. The crate's only `unsafe` code is here and in
+//! `file/`.
 //!
 //! Durable writes carry `RWF_DSYNC`: the write and what is needed to read it back are on the medium when it completes,
 //! in one call. A separate `fdatasync` linked behind a write is never used: tokio-uring may split a link when its
@@ -20,12 +21,15 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::slice;
 use std::sync::Arc;
-use std::{fmt, slice};
 
 use memmap2::{MmapOptions, MmapRaw};
 
+pub use self::bus_error::Guarded;
 use crate::storage::{LockGuard, Storage, StorageFile};
+
+mod bus_error;
 
 /// Directories and files of the operating system.
 #[derive(Debug, Clone, Copy, Default)]
@@ -154,29 +158,46 @@ pub(crate) fn held_by(path: &Path) -> io::Error {
     }
 }
 
-/// A read-only map of a file that only grows in meaning: the log asks for ranges that were written and acknowledged,
-/// and writes them again only when nobody holds the map (see `retire.rs`).
+/// Read-only maps of a file that only grows in meaning: the log asks for ranges that were written and acknowledged, and
+/// writes them again only when nobody holds the map (see `retire.rs`).
+///
+/// There are two of the whole file, because its disk may fail. We read the one, which is empty memory from then on: so
+/// what was read is used only where it [`Self::is_lost`] not. The kernel reads the other when it sends, and fails.
+#[derive(Debug)]
 pub struct Map {
-    raw: MmapRaw,
+    read: Guarded,
+    sent: MmapRaw,
 }
 
 impl Map {
     /// The bytes at `start..start + length`. The range must lie in acknowledged frames of the map's present use.
     pub(crate) fn bytes(&self, start: usize, length: usize) -> &[u8] {
-        let end = start.checked_add(length).expect("a range inside a segment");
-        assert!(end <= self.raw.len());
-        // SAFETY: the range lies inside the map (asserted), which lives as long as the borrow. Its bytes do not change
+        check_range(start, length, self.read.len());
+        // SAFETY: the range lies inside the map (checked), which lives as long as the borrow. Its bytes do not change
         // meanwhile: a log writes each block of a segment once per use, hands out only blocks whose write has
         // completed, and uses a segment again only after every clone of the `Arc` of this map is gone. Files of a spool
-        // are locked against other processes of ours and are never shortened while open.
-        unsafe { slice::from_raw_parts(self.raw.as_ptr().add(start), length) }
+        // are locked against other processes of ours and are never shortened while open. Where the kernel can't read
+        // the file, a thread that touches the map waits in a signal's handler until zeroes are there; whoever reads
+        // meanwhile finds either, and nothing comes of it.
+        unsafe { slice::from_raw_parts(self.read.as_ptr().add(start), length) }
+    }
+
+    /// The same for the kernel, and for nobody else: where the file can't be read, to touch them ends the process.
+    pub(crate) fn bytes_to_send(&self, start: usize, length: usize) -> &[u8] {
+        check_range(start, length, self.sent.len());
+        // SAFETY: as above; this map stays the file's.
+        unsafe { slice::from_raw_parts(self.sent.as_ptr().add(start), length) }
+    }
+
+    /// Whether the file could not be read, so that [`Self::bytes`] may have been zeroes.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.read.is_lost()
     }
 }
 
-impl fmt::Debug for Map {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Map").field("len", &self.raw.len()).finish()
-    }
+fn check_range(start: usize, length: usize, whole: usize) {
+    let end = start.checked_add(length).expect("a range inside a segment");
+    assert!(end <= whole);
 }
 
 #[derive(Debug)]
@@ -256,8 +277,8 @@ impl StorageFile for PlainFile {
     }
 
     fn map(&self) -> io::Result<Option<Map>> {
-        let raw = MmapOptions::new().map_raw_read_only(&self.file)?;
-        Ok(Some(Map { raw }))
+        let map = || MmapOptions::new().map_raw_read_only(&self.file);
+        Ok(Some(Map { read: Guarded::new(map()?)?, sent: map()? }))
     }
 
     #[cfg(feature = "uring")]

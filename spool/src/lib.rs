@@ -144,7 +144,7 @@ pub use directory::{Durability, LogDirectory, Spool, SpoolOptions};
 pub use error::{AppendError, Closed, OpenError, ReadError, RecoverError};
 #[cfg(feature = "uring")]
 pub use file::execute_on_ring;
-pub use file::{FileStorage, Map};
+pub use file::{FileStorage, Guarded, Map};
 pub use inspect::Inspection;
 pub use log::{Fetch, Log, Progress};
 pub use message::{Message, Piece};

@@ -183,6 +183,10 @@ pub const INDEX_CHUNK_ENTRIES: usize = 284;
 /// Bytes that recovery reads at a time.
 pub const RECOVERY_READ_BYTES: usize = 4 << 20;
 
+/// Maps of a process: segments of which messages are sent from, and the notes of progress of its engines. Further
+/// segments are read, and notes are in memory.
+pub(crate) const GUARDED_MAPS_MAX: usize = 4_096;
+
 /// Side files with the bytes of cut or quarantined regions that a log keeps; later damage is reported, not kept.
 pub const KEPT_FILES_MAX: usize = 1_000;
 

@@ -267,12 +267,15 @@ impl Log {
         if let Some(map) = segment.map() {
             let start = place.offset() as usize;
             let header = RecordHeader::decode(map.bytes(start, RECORD_HEADER_BYTES));
-            check_header(&header, id, place)?;
-            let message = Message::new(Memory::Mapped(Arc::clone(map)), start, segment.generation, header);
-            return match body {
-                Some(body) => self.fetch_shared(message, body),
-                None => Ok(Fetch::Ready(message)),
-            };
+            // Where the disk does not give it back to the map, the read tells why.
+            if !map.is_lost() {
+                check_header(&header, id, place)?;
+                let message = Message::new(Memory::Mapped(Arc::clone(map)), start, segment.generation, header);
+                return match body {
+                    Some(body) => self.fetch_shared(message, body),
+                    None => Ok(Fetch::Ready(message)),
+                };
+            }
         }
         let held = self.read_bytes.load(Ordering::Relaxed);
         if self.reads >= READS_MAX || held > 0 && held + place.length() > self.directory.options().read_bytes {

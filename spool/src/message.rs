@@ -1,9 +1,9 @@
 //! A message as its readers see it: in the map or in memory of its own, checked when used.
 
-use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::{fmt, io};
 
 use crate::error::ReadError;
 use crate::file::Map;
@@ -54,12 +54,31 @@ impl Message {
     pub fn envelope(&self) -> Result<&ArchivedEnvelope, ReadError> {
         let inner = &*self.inner;
         let head = inner.memory.bytes(inner.start, inner.header.head_bytes());
+        let damaged = |what| self.check_intact().err().unwrap_or(ReadError::Damaged { what });
         if !inner.header.head_matches(inner.generation, head) {
-            return Err(ReadError::Damaged { what: "the envelope's checksum differs" });
+            return Err(damaged("the envelope's checksum differs"));
         }
         let archive = &head[inner.header.archive_range()];
         rkyv::access::<ArchivedEnvelope, rkyv::rancor::Failure>(archive)
-            .map_err(|_| ReadError::Damaged { what: "the envelope is not well formed" })
+            .map_err(|_| damaged("the envelope is not well formed"))
+    }
+
+    /// What somebody wants to know of the envelope and the content, unless the disk fails meanwhile.
+    pub fn read<T>(&self, read: impl FnOnce(&ArchivedEnvelope) -> T) -> Result<T, ReadError> {
+        let read = read(self.envelope()?);
+        self.check_intact().map(|()| read)
+    }
+
+    /// Whether what was read of it so far is what the file has: its disk may have failed, and then there were zeroes.
+    /// To be asked before anything comes of it.
+    pub fn is_intact(&self) -> bool {
+        let Inner { memory, body, .. } = &*self.inner;
+        !memory.is_lost() && body.as_ref().is_none_or(|body| !body.memory.is_lost())
+    }
+
+    /// The same, as what a read would have come to.
+    pub fn check_intact(&self) -> Result<(), ReadError> {
+        if self.is_intact() { Ok(()) } else { Err(lost()) }
     }
 
     /// What was put in front of the message as it came.
@@ -123,11 +142,23 @@ impl Piece {
     pub fn is_empty(&self) -> bool {
         self.as_ref().is_empty()
     }
+
+    /// Its octets for the kernel, and for nobody else: where the file can't be read, to touch them ends the process.
+    pub fn to_send(&self) -> &[u8] {
+        let (memory, start, range) = self.inner.place(self.is_body);
+        memory.bytes_to_send(start + range.start, range.len())
+    }
+
+    /// As [`Message::is_intact`].
+    pub fn is_intact(&self) -> bool {
+        !self.inner.place(self.is_body).0.is_lost()
+    }
 }
 
 impl AsRef<[u8]> for Piece {
     fn as_ref(&self) -> &[u8] {
-        if self.is_body { self.inner.body() } else { self.inner.bytes(self.inner.header.prefix_range()) }
+        let (memory, start, range) = self.inner.place(self.is_body);
+        memory.bytes(start + range.start, range.len())
     }
 }
 
@@ -151,6 +182,25 @@ impl Memory {
             Self::Owned(buffer) => &buffer[start..start + length],
         }
     }
+
+    fn bytes_to_send(&self, start: usize, length: usize) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map.bytes_to_send(start, length),
+            Self::Owned(buffer) => &buffer[start..start + length],
+        }
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        match self {
+            Self::Mapped(map) => map.is_lost(),
+            Self::Owned(_) => false,
+        }
+    }
+}
+
+/// What is read of a map whose file can't be.
+pub(crate) fn lost() -> ReadError {
+    ReadError::from(&io::Error::other("the disk does not give it back"))
 }
 
 struct Inner {
@@ -197,12 +247,16 @@ impl Inner {
     }
 
     fn body(&self) -> &[u8] {
+        let (memory, start, range) = self.place(true);
+        memory.bytes(start + range.start, range.len())
+    }
+
+    /// Where the body is, or the prefix: a record, and a range of it.
+    fn place(&self, is_body: bool) -> (&Memory, usize, Range<usize>) {
         match &self.body {
-            Some(SharedBody { memory, start, header }) => {
-                let range = header.body_range();
-                memory.bytes(start + range.start, range.len())
-            }
-            None => self.bytes(self.header.body_range()),
+            Some(SharedBody { memory, start, header }) if is_body => (memory, *start, header.body_range()),
+            _ if is_body => (&self.memory, self.start, self.header.body_range()),
+            _ => (&self.memory, self.start, self.header.prefix_range()),
         }
     }
 }

@@ -103,6 +103,9 @@ impl Log {
             return Ok(Shared::Unread(message));
         };
         let header = RecordHeader::decode(memory.bytes(start, RECORD_HEADER_BYTES));
+        if memory.is_lost() {
+            return Ok(Shared::Unread(message));
+        }
         if header.kind != RecordKind::Body as u8 || header.checked_length() != Some(place.length() as usize) {
             return Err(ReadError::Damaged { what: "another record is in the shared body's place" });
         }

@@ -128,8 +128,8 @@ impl Segment {
 
     pub(crate) fn map(&self) -> Option<&Arc<Map>> {
         match &self.map {
-            MapState::Hot(map) => Some(map),
-            MapState::None | MapState::Cooled(_) => None,
+            MapState::Hot(map) if !map.is_lost() => Some(map),
+            MapState::Hot(_) | MapState::None | MapState::Cooled(_) => None,
         }
     }
 

@@ -11,6 +11,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use postrider_spool::Piece;
 use tokio::sync::Notify;
 
 use super::shard_loop::ShardLoop;
@@ -23,7 +24,7 @@ use crate::mail::endpoint::Endpoint;
 use crate::pool::connection::ConnectionKey;
 use crate::shard::{ConnectError, Connected, SessionKey, TlsStarted};
 
-type Chunks = Vec<Chunk<postrider_spool::Piece>>;
+type Chunks = Vec<Chunk<Piece>>;
 
 /// Whose connection it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -57,6 +58,27 @@ enum Wish {
         tls: TlsRequirement,
     },
     Close,
+}
+
+/// What goes to the kernel as it is.
+#[derive(Debug)]
+struct ToSend(Chunk<Piece>);
+
+impl AsRef<[u8]> for ToSend {
+    fn as_ref(&self) -> &[u8] {
+        match &self.0 {
+            Chunk::Bytes(bytes) => bytes.as_slice(),
+            Chunk::Spool(piece) => piece.to_send(),
+        }
+    }
+}
+
+/// Whether what was read of it is what the spool has.
+fn is_intact(chunk: &Chunk<Piece>) -> bool {
+    match chunk {
+        Chunk::Bytes(_) => true,
+        Chunk::Spool(piece) => piece.is_intact(),
+    }
 }
 
 impl Link {
@@ -475,7 +497,8 @@ impl<'a> LinkTask<'a> {
     async fn send_plain(&self, chunks: Chunks) -> io::Result<()> {
         let socket = &self.link.socket;
         self.link.send_began.set(Some(socket.bytes_sent()));
-        let (result, mut sent) = socket.send(chunks).await;
+        let (result, sent) = socket.send(chunks.into_iter().map(ToSend).collect()).await;
+        let mut sent: Chunks = sent.into_iter().map(|ToSend(chunk)| chunk).collect();
         sent.clear();
         let mut out = self.link.out.borrow_mut();
         if out.capacity() == 0 {
@@ -498,6 +521,9 @@ impl<'a> LinkTask<'a> {
             let octets: usize = step.iter().map(|piece| piece.len()).sum();
             wire.reserve(TlsSession::wire_bytes_max(octets));
             tls.write(&step, &mut wire);
+            if !chunks.iter().all(is_intact) {
+                return Err(io::Error::other("the spool's disk does not give the message back"));
+            }
             let (result, mut sent) = self.link.socket.send(vec![wire]).await;
             result?;
             wire = sent.pop().unwrap_or_default();

@@ -4,7 +4,6 @@
 #![expect(clippy::disallowed_methods, reason = "the engine touches the world here")]
 
 pub(crate) mod aside;
-pub(crate) mod bus_error;
 pub(crate) mod cgroup;
 pub(crate) mod clock;
 pub(crate) mod control;

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! What can fail: making the file. Then the engine runs without one, and says so. Where its disk goes later, the engine
-//! goes on in memory (`bus_error.rs`), and the file tells what it told.
+//! goes on in memory (the spool's `file/bus_error.rs`), and the file tells what it told.
 
 #![expect(unsafe_code, reason = "the file's octets are read as what they are in memory")]
 
@@ -22,11 +22,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use memmap2::MmapRaw;
+use postrider_spool::Guarded;
 use postrider_spool::record::MessageId;
 
 use crate::limits::SUSPECTS_MAX;
 use crate::progress::{self, Progress, SharedProgress, Suspect};
-use crate::runtime::bus_error::Guarded;
 
 /// The mapped file of a running engine.
 struct ProgressFile {

@@ -56,7 +56,6 @@ impl Shard {
     }
 
     fn inspected(&self, want_body: bool, message: &Message) -> Option<Inspected> {
-        let envelope = message.envelope().ok()?;
         let keys: Vec<EntryKey> = self.entries_of(message.id()).collect();
         let first = keys.iter().min_by_key(|key| self.due(**key).0)?;
         let indices = keys.iter().flat_map(|key| self.home.entry(*key).recipients);
@@ -65,7 +64,7 @@ impl Shard {
             let prefix = &prefix[..prefix.len().min(INSPECTED_OCTETS_MAX)];
             [prefix, &body[..body.len().min(INSPECTED_OCTETS_MAX - prefix.len())]].concat()
         };
-        Some(Inspected {
+        let inspected = message.read(|envelope| Inspected {
             sender: envelope.reverse_path.as_str().to_owned(),
             recipients: indices.map(|index| recipient_at(Some(envelope), index)).collect(),
             tenant: envelope.tenant.as_str().to_owned(),
@@ -74,7 +73,8 @@ impl Shard {
             num_attempts: self.home.entry(*first).attempts,
             due: self.due(*first),
             data: want_body.then(octets),
-        })
+        });
+        inspected.ok()
     }
 
     fn queue_rows(&self, limit: usize) -> Told {

@@ -319,7 +319,16 @@ impl Shard {
         let rest: Vec<ClientEvent> = std::iter::from_fn(|| client.poll_event()).collect();
         let has_said = !chunks.is_empty();
         if has_said {
-            self.actions.push_back(Action::ConnectionSend { connection, chunks });
+            let mut lost = delivery.attempts.iter().filter(|(_, attempt)| !attempt.message.is_intact());
+            self.actions.push_back(match lost.next() {
+                None => Action::ConnectionSend { connection, chunks },
+                // What was just read of it may be no part of it.
+                Some((_, attempt)) => {
+                    let (id, peer) = (attempt.message.id(), &delivery.context.peer_name);
+                    tracing::error!(%id, peer, "the disk does not give the message back; its connection is cut off");
+                    Action::ConnectionAbort { connection }
+                }
+            });
         }
         for event in first.into_iter().chain(rest) {
             self.handle_client_event(now, connection, event);

@@ -121,13 +121,15 @@ impl Shard {
     /// recipients.
     pub(super) fn end_entry_of(&mut self, now: Now, ending: &Ending, message: Result<&Message, &ReadError>) {
         let decided = message.map_err(ToString::to_string).and_then(|message| {
-            let envelope = message.envelope().map_err(|error| error.to_string())?;
-            let recipient = |index: u32| {
-                let recipient = envelope.recipients.get(index as usize);
-                recipient.map(|recipient| recipient.address.as_str().to_owned()).unwrap_or_default()
-            };
-            let outcome = outcome_of(message.id(), message.size(), envelope);
-            Ok(Outcome { results: self.decided(ending, recipient), ..outcome })
+            let read = message.read(|envelope| {
+                let recipient = |index: u32| {
+                    let recipient = envelope.recipients.get(index as usize);
+                    recipient.map(|recipient| recipient.address.as_str().to_owned()).unwrap_or_default()
+                };
+                let outcome = outcome_of(message.id(), message.size(), envelope);
+                Outcome { results: self.decided(ending, recipient), ..outcome }
+            });
+            read.map_err(|error| error.to_string())
         });
         let mut outcome = decided.unwrap_or_else(|error| {
             let id = self.home.entry(ending.entry).message;
@@ -235,12 +237,13 @@ impl Shard {
     ) -> Outcome {
         self.count(&results);
         let source = &self.config.egress_sources[attempt.pair.source];
-        let mut outcome = match attempt.message.envelope() {
-            Ok(envelope) => outcome_of(attempt.message.id(), attempt.message.size(), envelope),
+        let (id, size) = (attempt.message.id(), attempt.message.size());
+        let mut outcome = match attempt.message.read(|envelope| outcome_of(id, size, envelope)) {
+            Ok(outcome) => outcome,
             Err(error) => {
                 // It was readable when the attempt began: what the event can't say then is only decoration.
-                tracing::error!(id = %attempt.message.id(), %error, "the envelope can not be read for its outcome");
-                let message = attempt.message.id().to_raw();
+                tracing::error!(%id, %error, "the envelope can not be read for its outcome");
+                let message = id.to_raw();
                 Outcome { message, reverse_path: attempt.reverse_path.to_string(), ..Outcome::default() }
             }
         };

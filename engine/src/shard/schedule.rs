@@ -427,29 +427,32 @@ fn attempt(
     shaping: Arc<Shaping>,
     entry: Entry<'_>,
 ) -> Result<Attempt, ReadError> {
-    let envelope = message.envelope()?;
-    let recipient = |index: u32| Some((index, envelope.recipients.get(index as usize)?.address.as_str().to_owned()));
-    let recipients: Arc<[(u32, String)]> = entry.recipients.filter_map(recipient).collect();
+    let is_retry = entry.attempts > 0;
+    let attempt = message.read(|envelope| {
+        let address = |index: u32| envelope.recipients.get(index as usize).map(|it| it.address.as_str().to_owned());
+        Attempt {
+            ticket,
+            pair,
+            flow,
+            domain,
+            route,
+            shaping,
+            reverse_path: envelope.reverse_path.as_str().into(),
+            eight_bit: envelope.eight_bit,
+            smtputf8: envelope.smtputf8,
+            dot_lines: envelope.dot_lines,
+            dsn: envelope.dsn(),
+            is_retry,
+            recipients: entry.recipients.filter_map(|index| Some((index, address(index)?))).collect(),
+            message: message.clone(),
+            is_counted: false,
+            permit: None,
+            generation,
+        }
+    })?;
+    let recipients = &attempt.recipients;
     assert!(!recipients.is_empty(), "an entry has recipients of its message");
     let one_domain = queue_domain(&recipients[0].1);
     assert!(recipients.iter().all(|(_, address)| queue_domain(address) == one_domain), "a transaction has one domain");
-    Ok(Attempt {
-        ticket,
-        pair,
-        flow,
-        domain,
-        route,
-        shaping,
-        reverse_path: envelope.reverse_path.as_str().into(),
-        eight_bit: envelope.eight_bit,
-        smtputf8: envelope.smtputf8,
-        dot_lines: envelope.dot_lines,
-        dsn: envelope.dsn(),
-        is_retry: entry.attempts > 0,
-        recipients,
-        message: message.clone(),
-        is_counted: false,
-        permit: None,
-        generation,
-    })
+    Ok(attempt)
 }

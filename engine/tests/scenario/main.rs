@@ -28,6 +28,7 @@ mod header_rules;
 mod idn_domain;
 mod last_words;
 mod limits_over_stops;
+mod lost_pages;
 mod mta_sts;
 mod multi_recipient;
 mod null_mx;

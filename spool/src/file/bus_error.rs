@@ -1,9 +1,10 @@
-//! A file that is mapped and whose disk goes: a store into it must not end the process.
+//! A file that is mapped and whose disk goes: to touch it must not end the process.
 //!
-//! When the kernel has written a page back, the next store into it asks the file system anew. Where that can't do it
-//! (an XFS that has shut itself down, a file that was cut off), the process gets a SIGBUS. A map that is [`Guarded`] is
-//! replaced by empty memory then: what is stored there is there for this process, and the file keeps what it had. Every
-//! other SIGBUS goes to whoever handled it before.
+//! Where the kernel has dropped a page and can't read it again, or has written it back and the file system takes no
+//! more (a bad sector, an XFS that has shut itself down, a file that was cut off), who touches it gets a SIGBUS. A map
+//! that is [`Guarded`] is replaced by empty memory then, and says so from then on: whoever has read it asks
+//! [`Guarded::is_lost`] before anything comes of what it read; what is stored there is there for this process, and the
+//! file keeps what it had. Every other SIGBUS goes to whoever handled it before.
 
 #![expect(unsafe_code, reason = "a signal's handler, which replaces a map")]
 
@@ -12,36 +13,43 @@ use std::io;
 use std::mem;
 use std::ptr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use memmap2::MmapRaw;
 
 use crate::limits::GUARDED_MAPS_MAX;
 
-/// A map that can be written whatever becomes of its file. Only octets that may turn to zero belong into one.
+/// A map that can be touched whatever becomes of its file. Its octets may turn to zero.
 #[derive(Debug)]
-pub(crate) struct Guarded {
+pub struct Guarded {
     map: MmapRaw,
     place: &'static Place,
 }
 
 impl Guarded {
     /// Fails where a process has too many, or its SIGBUS can't be handled.
-    pub(crate) fn new(map: MmapRaw) -> io::Result<Self> {
+    pub fn new(map: MmapRaw) -> io::Result<Self> {
         HANDLER.get_or_init(install).as_ref().map_err(|code| io::Error::from_raw_os_error(*code))?;
         let start = map.as_ptr().addr();
         let is_taken = |place: &&Place| place.start.compare_exchange(0, start, ORDER, ORDER).is_ok();
-        let place = PLACES.iter().find(is_taken).ok_or_else(|| io::Error::other("too many engines in a process"))?;
+        let place = PLACES.iter().find(is_taken).ok_or_else(|| io::Error::other("too many maps in a process"))?;
+        place.is_lost.store(false, ORDER);
         place.bytes.store(map.len(), ORDER);
         Ok(Self { map, place })
     }
 
-    pub(crate) fn as_ptr(&self) -> *const u8 {
+    pub fn as_ptr(&self) -> *const u8 {
         self.map.as_ptr()
     }
 
-    pub(crate) fn len(&self) -> usize {
+    #[expect(clippy::len_without_is_empty, reason = "no file of no octets is mapped")]
+    pub fn len(&self) -> usize {
         self.map.len()
+    }
+
+    /// Whether memory has taken the map's place, so that what was read from it may never have been in the file.
+    pub fn is_lost(&self) -> bool {
+        self.place.is_lost.load(ORDER)
     }
 }
 
@@ -57,27 +65,34 @@ impl Drop for Guarded {
 struct Place {
     start: AtomicUsize,
     bytes: AtomicUsize,
+    is_lost: AtomicBool,
 }
 
 impl Place {
+    const fn free() -> Self {
+        Self { start: AtomicUsize::new(0), bytes: AtomicUsize::new(0), is_lost: AtomicBool::new(false) }
+    }
+
     fn holds(&self, address: usize) -> bool {
         address.wrapping_sub(self.start.load(ORDER)) < self.bytes.load(ORDER)
     }
 
     /// All of it, so that the size of a page need not be known. False: the kernel has no memory.
     fn replace(&self) -> bool {
+        // Nobody is to see a zero before.
+        self.is_lost.store(true, ORDER);
         let (start, bytes) = (self.start.load(ORDER), self.bytes.load(ORDER));
         let (access, kind) =
             (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED);
-        // SAFETY: these are the pages of a map that is guarded, and so there. It is written and read through atomics
-        // only, and whoever guards it has said that it may turn to zeroes.
+        // SAFETY: these are the pages of a map that is guarded, and so there: who has touched it holds it. Whoever
+        // guards it has said that its octets may turn to zero while they are read: those that are written are read
+        // through atomics only, and nothing comes of the others once the map is lost.
         let replaced = unsafe { libc::mmap(ptr::without_provenance_mut(start), bytes, access, kind, -1, 0) };
         replaced != libc::MAP_FAILED
     }
 }
 
-static PLACES: [Place; GUARDED_MAPS_MAX] =
-    [const { Place { start: AtomicUsize::new(0), bytes: AtomicUsize::new(0) } }; GUARDED_MAPS_MAX];
+static PLACES: [Place; GUARDED_MAPS_MAX] = [const { Place::free() }; GUARDED_MAPS_MAX];
 
 /// Who handled SIGBUS before us, or the error number for which we don't. Set before the first map is guarded.
 static HANDLER: OnceLock<Result<libc::sigaction, i32>> = OnceLock::new();
@@ -166,6 +181,12 @@ mod tests {
         word(&map, last).store(2, Ordering::Relaxed);
         word(&map, 0).store(3, Ordering::Relaxed);
         assert_eq!([0, 8, last].map(|at| word(&map, at).load(Ordering::Relaxed)), [3, 0, 2]);
+        assert!(map.is_lost());
+        let other = directory.path().join("other");
+        std::fs::write(&other, [7; 4096]).unwrap();
+        drop(map);
+        let map = Guarded::new(MmapRaw::map_raw(&File::options().read(true).write(true).open(other).unwrap()).unwrap());
+        assert!(!map.unwrap().is_lost(), "the next one in its place");
     }
 
     /// What is not guarded, or no longer, ends the process as it would without us.
