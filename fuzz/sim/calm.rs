@@ -7,15 +7,16 @@ use std::collections::BTreeMap;
 
 use postrider::accept::Received;
 use postrider::admin::{MessageRow, MessageState};
-use postrider::config::RetrySchedule;
+use postrider::config::{Config, RetrySchedule};
 use postrider::handover::{ControlMessage, ShardMessage};
+use postrider::limits::SOURCE_AVOIDED;
 use postrider::pool::suspension::{Effect, Scope, Suspension};
 
 use crate::checker::{Ledger, Marker, Sent};
 use crate::clock::{HOUR, MINUTE, MS, Micros, SECOND};
 use crate::random::Random;
 use crate::rates;
-use crate::world::{SITES, World};
+use crate::world::{BY_SENDER, SITES, World};
 
 /// Of every so manieth seed.
 const EVERY: u64 = 2;
@@ -53,6 +54,10 @@ impl World {
         self.move_to_other(&domains, &mut random);
         self.take_one_down(&domains, &mut random);
         self.connects = None;
+        if random.one_in(3) {
+            self.pass(SOURCE_AVOIDED.as_micros() as Micros);
+            self.share_by_weight(&domains, &mut random);
+        }
     }
 
     /// NOBODY-WAITS: once all has been well for long, what is due goes, and does not wait for its end.
@@ -71,6 +76,11 @@ impl World {
 
     /// A message to one recipient at the domain.
     fn post(&mut self, name: &str, domain: &str, random: &mut Random) -> Marker {
+        let shard = random.below(self.shards.len() as u64) as usize;
+        self.post_at(shard, name, domain)
+    }
+
+    fn post_at(&mut self, shard: usize, name: &str, domain: &str) -> Marker {
         let marker = self.ledger.send(|marker| Sent {
             reverse_path: format!("m{marker}@client.example"),
             recipients: vec![format!("{name}@{domain}")],
@@ -84,7 +94,6 @@ impl World {
         self.ledger.finish(marker);
         let admitted = self.policy.admit(self.clock.now(), received, [marker, marker]).expect("it is as it should be");
         self.injections.insert(marker, marker);
-        let shard = random.below(self.shards.len() as u64) as usize;
         self.mail(shard, ShardMessage::Inject { injection: marker, admitted: Box::new(admitted) });
         marker
     }
@@ -139,6 +148,49 @@ impl World {
             let of_both = self.preferred(0, site).into_iter().filter(|host| self.preferred(1, site).contains(host));
             let missed: Vec<usize> = of_both.filter(|host| !begun.contains(host)).collect();
             assert!(begun.len() < ENOUGH || missed.is_empty(), "ROUTED: of {} none to {missed:?}", begun.len());
+        }
+    }
+
+    /// ROUTED: a reload gives the pool's sources other shares, and what a home sends goes by these.
+    fn share_by_weight(&mut self, domains: &[String], random: &mut Random) {
+        let mut weights = vec![(0, 1 + random.below(3) as u32), (1, 5)];
+        if random.one_in(2) {
+            weights.reverse();
+        }
+        let mut config = Config::clone(&self.reloads.wanted_now());
+        config.egress_pools[0].sources.clone_from(&weights);
+        while self.moves.is_under_way() {
+            self.step();
+        }
+        self.reload_to(config);
+        while self.reloads.is_under_way() {
+            self.step();
+        }
+        let is_met_by_both = |domain: &&String| {
+            let site = self.dns.site_of(domain);
+            site.is_some_and(|site| [0, 1].into_iter().all(|source| !self.reached(source, site).is_empty()))
+        };
+        // Some of its mail has a route of its own.
+        let mut plain = domains.iter().filter(|domain| **domain != BY_SENDER);
+        let Some(domain) = plain.find(is_met_by_both).cloned() else { return };
+        let shard = random.below(self.shards.len() as u64) as usize;
+        let whole: u32 = weights.iter().map(|(_, weight)| weight).sum();
+        let markers: Vec<Marker> = (0..WEIGHED * whole).map(|_| self.post_at(shard, "r", &domain)).collect();
+        let until = self.clock.micros() + 5 * MINUTE;
+        while !self.injections.is_empty() || self.ledger.open() > 0 {
+            assert!(
+                self.clock.micros() < until,
+                "NOBODY-WAITS: nothing is wrong, but {:?} wait",
+                self.ledger.pending()
+            );
+            self.step();
+        }
+        for (source, weight) in weights {
+            let went = self.rates.count(source, &markers);
+            let share = (WEIGHED * weight) as usize;
+            // Turns of the pool may have been taken before, and not all of a round.
+            let is_right = went.abs_diff(share) <= 2;
+            assert!(is_right, "ROUTED: {went} of {} to {domain} went by source {source}, not {share}", markers.len());
         }
     }
 
@@ -278,6 +330,9 @@ const TOGETHER: Micros = 500 * MS;
 
 /// That wait where a source is suspended.
 const WAITING: usize = 4;
+
+/// Rounds of a pool's turns.
+const WEIGHED: u32 = 5;
 
 const ROUNDS: usize = 14;
 /// With so many, by chance, each of two hosts has had one but in one of a million.

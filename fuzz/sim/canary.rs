@@ -53,6 +53,10 @@ pub(crate) enum Canary {
     LongerLife,
     /// The engine is given none of the rules about answers.
     DeafRules,
+    /// A reload brings none of the limits of connections and transactions.
+    OldShaping,
+    /// The engine is given pools in which all sources have one share.
+    EqualSources,
     /// The engine is given nothing of what a provider's sites have in common.
     UnrolledProvider,
 }
@@ -63,6 +67,10 @@ impl Canary {
         match self {
             Self::LongerLife => config.retry.max_age *= 2,
             Self::DeafRules => config.shaping.automation = Arc::default(),
+            Self::EqualSources => {
+                let sources = config.egress_pools.iter_mut().flat_map(|pool| &mut pool.sources);
+                sources.for_each(|(_, share)| *share = 1);
+            }
             Self::UnrolledProvider => config.shaping_rules = ShapingRules::default(),
             _ => {}
         }

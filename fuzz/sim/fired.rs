@@ -41,8 +41,7 @@ impl Fired {
             return;
         }
         for (place, rule) in rules.iter().enumerate() {
-            // Where these are in force already, or have no more to halve, nothing is to be seen.
-            if !matches!(rule.action, AutomationAction::Suspend | AutomationAction::SuspendSource) {
+            if !shows(rule) {
                 continue;
             }
             let answers = outcome.results.iter().map(|result| &result.answer);
@@ -54,6 +53,21 @@ impl Fired {
             let key = (place, outcome.egress_source.clone(), outcome.site.clone());
             let of_place = self.answers.entry(key).or_default();
             of_place.extend(matching.iter().map(|_| (life, outcome.at_ms)));
+        }
+    }
+
+    /// A peer has greeted a source with this.
+    pub(crate) fn hear_greeting(
+        &mut self,
+        now_ms: u64,
+        (source, site): (&str, &str),
+        greeting: &str,
+        rules: &[std::sync::Arc<AutomationRule>],
+    ) {
+        let is_meant = |rule: &AutomationRule| shows(rule) && rule.when.is_match(greeting);
+        for (place, _) in rules.iter().enumerate().filter(|(_, rule)| is_meant(rule)) {
+            let key = (place, source.to_owned(), site.to_owned());
+            self.answers.entry(key).or_default().push((self.lives.len(), now_ms));
         }
     }
 
@@ -110,6 +124,11 @@ impl Fired {
             rule.name
         );
     }
+}
+
+/// Where others are in force already, or have no more to halve, nothing is to be seen; and some want a message.
+fn shows(rule: &AutomationRule) -> bool {
+    matches!(rule.action, AutomationAction::Suspend | AutomationAction::SuspendSource)
 }
 
 /// What peers say of a recipient or a message, and nobody else does.

@@ -57,6 +57,8 @@ pub(crate) struct Link {
     mailing: Option<Marker>,
     /// The last command was RSET.
     has_reset: bool,
+    /// What the engine has heard of the greeting; None: all of it.
+    greeting: Option<Vec<u8>>,
     reported: u64,
     /// When the last of what was sent leaves, and when the last of what was said arrives.
     leaves_at: Micros,
@@ -126,6 +128,7 @@ impl World {
             written: VecDeque::new(),
             mailing: None,
             has_reset: false,
+            greeting: Some(Vec::new()),
             reported: 0,
             leaves_at: 0,
             arrives_at: 0,
@@ -334,6 +337,7 @@ impl World {
                 if tells {
                     link.unheard.pop_front();
                 }
+                self.note_greeting(id, &octets);
                 self.shards[shard].connection_received(now, connection, &octets);
                 self.turn(shard);
             }
@@ -357,6 +361,22 @@ impl World {
         }
     }
 
+    /// The engine hears these octets, perhaps of the peer's greeting.
+    fn note_greeting(&mut self, id: LinkId, octets: &[u8]) {
+        let link = self.links.get_mut(&id).expect("it is there");
+        let Some(mut greeting) = link.greeting.take() else { return };
+        greeting.extend_from_slice(octets);
+        let Some(end) = greeting.iter().position(|octet| *octet == b'\r') else {
+            link.greeting = Some(greeting);
+            return;
+        };
+        let source = self.wanted.egress_sources[link.source].name.as_str();
+        let site = self.site_of(id);
+        let greeting = String::from_utf8_lossy(&greeting[..end]);
+        let rules = &self.wanted.shaping.automation;
+        self.fired.hear_greeting(self.clock.now().wall_ms, (source, &site), &greeting, rules);
+    }
+
     /// Lets the peer act, and carries what it says.
     fn with_peer(&mut self, id: LinkId, act: impl FnOnce(&mut Peer, &mut Host, &mut Around<'_>)) {
         let link = self.links.get_mut(&id).expect("it is there");
@@ -375,7 +395,7 @@ impl World {
                 begun: link.begun,
             },
             written: &link.written,
-            limits: self.peer_limits,
+            limits: self.reloads.peer_limits(self.clock.micros()),
             is_heard: link.is_heard,
             canary: self.canary,
             lmtp: self.lmtp.as_mut(),
@@ -536,7 +556,7 @@ impl World {
         let Link { source, site, shard, .. } = self.links[&id];
         let open = self.links.values().filter(|link| link.is_open && (link.source, link.site) == (source, site));
         let open = open.count();
-        let limit = self.connection_limit;
+        let limit = self.reloads.connection_limit(self.clock.micros());
         assert!(open <= limit, "LIMITS-HOLD: {open} connections of source {source} to site {site}, of {limit}");
         self.in_force.check_connection(self.begun(&self.links[&id], &self.site_of(id)), open);
         let open = self.links.values().filter(|link| link.is_open && link.shard == shard).count();

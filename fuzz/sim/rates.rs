@@ -16,6 +16,7 @@ use crate::peer::Host;
 use crate::providers::ROLLED_UP;
 use crate::random::Random;
 use crate::reload::Epoch;
+use crate::shares::Share;
 use crate::world::{OTHER_POOL, SITES};
 
 /// One recipient of a transaction.
@@ -50,6 +51,11 @@ impl Rates {
     /// When each recipient was written to by a source, and at which site.
     pub(crate) fn by_source(&self, source: usize) -> impl Iterator<Item = (Micros, usize)> {
         self.seen.iter().filter(move |seen| seen.source == source).map(|seen| (seen.at, seen.site))
+    }
+
+    /// Of how many recipients of these messages a source has told a peer.
+    pub(crate) fn count(&self, source: usize, markers: &[Marker]) -> usize {
+        self.seen.iter().filter(|seen| seen.source == source && markers.contains(&seen.marker)).count()
     }
 
     /// LIMITS-HOLD, for all limits that the operator has configured over time. The pairs of the first `sites` are known
@@ -115,14 +121,14 @@ impl Rates {
     }
 
     /// FAIR: at each source, of what was written to a site from `since` until the last of `small`, no more was others'
-    /// than `parts` for each of small's, beside what was under way already.
+    /// than their share for small's, beside what was under way already.
     pub(crate) fn check_share(
         &self,
         what: &str,
         site: usize,
         since: Micros,
         small: &[Marker],
-        parts: usize,
+        share: Share,
         under_way: usize,
     ) {
         let sources = 1 + self.seen.iter().map(|seen| seen.source).max().unwrap_or_default();
@@ -135,7 +141,7 @@ impl Rates {
             let own = is_small.iter().filter(|is_small| **is_small).count();
             let others = last + 1 - own;
             assert!(
-                others <= parts * own + under_way,
+                others <= share.of_others(own) + under_way,
                 "FAIR: {what}: by source {source}, {others} others went before the last of {own}"
             );
         }

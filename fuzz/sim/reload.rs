@@ -6,13 +6,14 @@
 use std::sync::Arc;
 
 use postrider::accept::Policy;
-use postrider::config::{Config, Rate};
+use postrider::config::{Config, Rate, Shaping};
 use postrider::handover::{Generation, ShardMessage};
 use postrider::shard::Reload;
 
 use crate::canary::Canary;
 use crate::clock::{MINUTE, Micros, SECOND};
 use crate::mix::Fault;
+use crate::peer::PeerLimits;
 use crate::random::Random;
 use crate::rates;
 use crate::tls;
@@ -37,6 +38,8 @@ pub(crate) struct Epoch {
     pub(crate) config: Arc<Config>,
     pub(crate) from: Micros,
     pub(crate) until: Micros,
+    /// The same of connections that are begun, which nothing keeps back.
+    connects_until: Micros,
 }
 
 impl Reloads {
@@ -46,7 +49,7 @@ impl Reloads {
             random: Random::new(seed.rotate_left(32) ^ 0x7e10_ad00),
             base: Arc::clone(wanted),
             last: Arc::new(Reload::first(Arc::clone(given), Arc::clone(policy))),
-            epochs: vec![Epoch { config: Arc::clone(wanted), from: 0, until: Micros::MAX }],
+            epochs: vec![Epoch::new(Arc::clone(wanted), 0)],
             missing: 0,
         }
     }
@@ -78,6 +81,24 @@ impl Reloads {
         &self.epochs
     }
 
+    /// The most that a pair may have of connections when another one is begun.
+    pub(crate) fn connection_limit(&self, now: Micros) -> usize {
+        let in_force = self.epochs.iter().filter(|epoch| epoch.connects_until >= now);
+        let limits = in_force.map(|epoch| epoch.config.shaping.connection_limit as usize);
+        limits.max().expect("one is in force")
+    }
+
+    /// What a connection's peer may get.
+    pub(crate) fn peer_limits(&self, now: Micros) -> PeerLimits {
+        let in_force = || self.epochs.iter().filter(|epoch| epoch.until >= now).map(|epoch| &epoch.config.shaping);
+        let deliveries = in_force().map(|shaping| u64::from(shaping.max_deliveries_per_connection));
+        let recipients = in_force().map(|shaping| shaping.max_recipients_per_batch as usize);
+        PeerLimits {
+            deliveries_max: deliveries.max().expect("one is in force"),
+            recipients_max: recipients.max().expect("one is in force"),
+        }
+    }
+
     /// What a life begins with is in force at all its shards from the beginning.
     pub(crate) fn begin_life(&mut self, now: Micros) {
         self.last = Arc::new(Reload::first(Arc::clone(&self.last.config), Arc::clone(&self.last.policy)));
@@ -97,6 +118,7 @@ impl Reloads {
         let last = self.epochs.len() - 1;
         for epoch in &mut self.epochs[..last] {
             epoch.until = epoch.until.min(now + UNDER_WAY_MAX);
+            epoch.connects_until = epoch.connects_until.min(now + SECOND);
         }
     }
 
@@ -121,6 +143,9 @@ impl Reloads {
             other(rate, random);
         }
         config.limits.retain(|_| !random.one_in(4));
+        config.shaping.connection_limit = 1 + random.below(4) as u32;
+        config.shaping.max_deliveries_per_connection = 1 + random.below(20) as u32;
+        config.shaping.max_recipients_per_batch = 1 + random.below(20) as u32;
         config.egress_pools[0].sources = vec![(0, 1 + random.below(3) as u32), (1, 1 + random.below(3) as u32)];
         // A warm-up that is gone would come back with a new day.
         if config.warmups.is_empty() && random.one_in(3) {
@@ -131,6 +156,12 @@ impl Reloads {
             config.limits.retain(|limit| limit.source != Some(1));
         }
         config
+    }
+}
+
+impl Epoch {
+    fn new(config: Arc<Config>, from: Micros) -> Self {
+        Self { config, from, until: Micros::MAX, connects_until: Micros::MAX }
     }
 }
 
@@ -149,17 +180,25 @@ impl World {
         } else {
             self.reloads.draw(self.tls.are_drawn)
         };
-        self.mix.count(Fault::Reloaded);
         self.reload_to(config);
     }
 
-    fn reload_to(&mut self, config: Config) {
+    pub(crate) fn reload_to(&mut self, config: Config) {
+        self.mix.count(Fault::Reloaded);
         let now = self.clock.micros();
         let before = Arc::clone(&self.reloads.last);
         let wanted = config.aligned_with(&before.config).expect("there are few sources");
         let mut given = wanted.clone();
-        given.shaping.connection_limit = before.config.shaping.connection_limit;
         match self.canary {
+            Some(Canary::HigherLimit) => given.shaping.connection_limit += 1,
+            Some(Canary::OldShaping) => {
+                let Shaping { connection_limit, max_deliveries_per_connection, max_recipients_per_batch, .. } =
+                    before.config.shaping;
+                let shaping = &mut given.shaping;
+                shaping.connection_limit = connection_limit;
+                shaping.max_deliveries_per_connection = max_deliveries_per_connection;
+                shaping.max_recipients_per_batch = max_recipients_per_batch;
+            }
             Some(Canary::HigherRate) => rates::double(&mut given),
             Some(Canary::OldPolicies) => {
                 given.shaping.tls = before.config.shaping.tls;
@@ -178,7 +217,7 @@ impl World {
         // Also what is the same is taken up as if it were another.
         reload.generation = Generation(before.generation.0 + 1);
         self.reloads.last = Arc::new(reload);
-        self.reloads.epochs.push(Epoch { config: Arc::new(wanted), from: now, until: Micros::MAX });
+        self.reloads.epochs.push(Epoch::new(Arc::new(wanted), now));
         self.reloads.missing = self.shards.len();
         (self.config, self.policy) = (given, policy);
         for shard in 0..self.shards.len() {

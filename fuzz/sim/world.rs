@@ -51,7 +51,7 @@ use crate::mix::{Fault, Mix, spread};
 use crate::moves::Moves;
 use crate::net::{Link, LinkId, NetEvent, address_of};
 use crate::operate;
-use crate::peer::{Host, PeerLimits};
+use crate::peer::Host;
 use crate::press::Press;
 use crate::providers::{self, Rollup};
 use crate::random::Random;
@@ -198,8 +198,6 @@ pub(crate) struct World {
     pub(crate) config: Arc<Config>,
     spool_options: SpoolOptions,
     pub(crate) policy: Arc<Policy>,
-    pub(crate) peer_limits: PeerLimits,
-    pub(crate) connection_limit: usize,
     /// Of each shard, sessions and connections.
     pub(crate) sockets_max: usize,
     pub(crate) shards: Vec<Shard>,
@@ -225,7 +223,7 @@ pub(crate) struct World {
     /// By shard, when it hears of the last of them: the control thread's mailboxes keep their order.
     suspensions_heard: BTreeMap<usize, Micros>,
     pub(crate) in_force: InForce,
-    fired: Fired,
+    pub(crate) fired: Fired,
     answers: BTreeMap<u64, Vec<MessageRow>>,
     pub(crate) questions: u64,
     pub(crate) operator: Option<Random>,
@@ -425,11 +423,6 @@ impl World {
             weather: Weather::default(),
             operations: BTreeMap::new(),
             next_operation: 0,
-            peer_limits: PeerLimits {
-                deliveries_max: u64::from(config.shaping.max_deliveries_per_connection),
-                recipients_max: config.shaping.max_recipients_per_batch as usize,
-            },
-            connection_limit: config.shaping.connection_limit as usize,
             sockets_max: if seed.is_multiple_of(SOCKETS_FEW_EVERY) { SOCKETS_FEW } else { SOCKETS_MAX },
             reloads: Reloads::new(seed, &config, &given, &policy),
             press: Press::new(seed),

@@ -28,7 +28,7 @@ fn is_found(canary: &str, seed: u64) -> bool {
 
 /// As `--help` lists them, and the first seed that is tried: what found it when it was last looked for from the
 /// beginning, so that this does not take long. Each was below a hundred.
-const CANARIES: [(&str, u64); 24] = [
+const CANARIES: [(&str, u64); 26] = [
     ("early-sync", 0),
     ("no-reset", 0),
     ("dropped-outcome", 0),
@@ -53,6 +53,8 @@ const CANARIES: [(&str, u64); 24] = [
     ("longer-life", 0),
     ("deaf-rules", 1),
     ("unrolled-provider", 18),
+    ("old-shaping", 3),
+    ("equal-sources", 1),
 ];
 
 const SEEDS: u64 = 100;
