@@ -162,7 +162,7 @@ pub(crate) fn held_by(path: &Path) -> io::Error {
 /// writes them again only when nobody holds the map (see `retire.rs`).
 ///
 /// There are two of the whole file, because its disk may fail. We read the one, which is empty memory from then on: so
-/// what was read is used only where it [`Self::is_lost`] not. The kernel reads the other when it sends, and fails.
+/// what was read is used only where it is not lost. The kernel reads the other when it sends, and fails.
 #[derive(Debug)]
 pub struct Map {
     read: Guarded,
