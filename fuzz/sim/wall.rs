@@ -2,6 +2,8 @@
 //!
 //! What is drawn here comes from a generator of its own.
 
+use postrider::pool::rate::Past;
+
 use crate::clock::{HOUR, MS, Micros, SECOND};
 use crate::mix::{Fault, spread};
 use crate::random::Random;
@@ -15,6 +17,15 @@ pub(crate) fn times(seed: u64, lasts: Micros) -> Vec<Micros> {
     let mut random = Random::new(seed.rotate_left(8));
     let count = if random.one_in(EVERY) { 1 + random.below(4) } else { 0 };
     (0..count).map(|_| random.below(lasts)).collect()
+}
+
+fn move_times(past: &mut Past, step_ms: i64) {
+    let used = past.used.iter_mut().map(|(at_ms, _)| at_ms);
+    let reserved = past.reserved.iter_mut().map(|(at_ms, _)| at_ms);
+    let due = past.due.iter_mut().map(|due| &mut due.at_ms);
+    for at_ms in used.chain(reserved).chain(due) {
+        *at_ms = at_ms.saturating_add_signed(step_ms);
+    }
 }
 
 impl World {
@@ -31,6 +42,9 @@ impl World {
             self.clock.set_wall_forward(by_ms);
             self.ledger.forward_ms += by_ms;
         }
+        // As the file of what was reserved tells it in terms of the new time (`engine/src/runtime/limit_file.rs`).
+        let step_ms = if is_back { -(by_ms as i64) } else { by_ms as i64 };
+        self.reserved.values_mut().for_each(|past| move_times(past, step_ms));
         for shard in 0..self.shards.len() {
             let at = self.clock.micros() + self.own.below(SECOND);
             self.arm(shard, at);

@@ -189,7 +189,7 @@ pub(crate) struct World {
     /// As the operator has written it; a canary may have the engine read another.
     pub(crate) wanted: Arc<Config>,
     /// What was reserved of limits, over all lives.
-    reserved: HashMap<String, Past>,
+    pub(crate) reserved: HashMap<String, Past>,
     pub(crate) reloads: Reloads,
     pub(crate) press: Press,
     pub(crate) counted: Counted,

@@ -14,6 +14,10 @@
 //! later has been reserved before, behind these lines, so a crash needs no other rule. If the file can't be written, it
 //! stays as it was.
 //!
+//! A `clock` line tells by how much the wall clock was ahead of the time since the machine's start when the lines behind
+//! it were written, and which start that was: where the clock has been set since, their times are moved by as much. Over
+//! a start of the machine itself they are taken as they are.
+//!
 //! A line that a crash cut off was not answered, so nothing was sent on it: it is left out.
 //!
 //! What can fail: the disk. Then nothing is answered, mail under these limits waits, and it is tried again.
@@ -28,6 +32,7 @@ use std::time::Duration;
 
 use crate::limits::{LIMIT_FILE_BYTES_MAX, LIMIT_FILE_RETRY_PAUSE, LIMIT_PERIOD_MAX};
 use crate::pool::rate::{Due, Past, PastLimits};
+use crate::runtime::clock::WallScale;
 use crate::shard::Reservation;
 
 pub(crate) struct LimitFile {
@@ -38,6 +43,8 @@ pub(crate) struct LimitFile {
     /// What there was of them when it was last shortened.
     shortened_octets: u64,
     is_synced: bool,
+    /// By which the last lines of the file were written.
+    scale: WallScale,
     /// What the shards have left.
     left: PastLimits,
 }
@@ -73,9 +80,10 @@ impl LimitFile {
                 "{path} is damaged; limits over a minute or longer may let pass once more what was reserved there"
             );
         }
-        let past = read(&text, now_ms);
-        let (file, octets) = replace(&path, &past, is_synced)?;
-        Ok((Self { path, file, octets, shortened_octets: octets, is_synced, left: PastLimits::new() }, past))
+        let scale = WallScale::now();
+        let past = read(&text, now_ms, &scale);
+        let (file, octets) = replace(&path, &past, &scale, is_synced)?;
+        Ok((Self { path, file, octets, shortened_octets: octets, is_synced, scale, left: PastLimits::new() }, past))
     }
 
     /// Serves until it is told to stop. `tell` gives a shard its answer.
@@ -107,7 +115,8 @@ impl LimitFile {
                     LimitMail::Stop => return true,
                 }
             }
-            let mut lines: String = batch.iter().map(|(_, reservation)| line(reservation)).collect();
+            let mut lines = self.change_of_scale();
+            lines.extend(batch.iter().map(|(_, reservation)| line(reservation)));
             while let Err(error) = self.append(lines.as_bytes()) {
                 let path = self.path.display();
                 tracing::error!(%error, "{path} can not be written; mail under limits over a minute or longer waits");
@@ -147,10 +156,19 @@ impl LimitFile {
             return Ok(());
         }
         let text = fs::read(&self.path)?;
-        let mut past = read(&String::from_utf8_lossy(&text), 0);
+        let scale = self.scale.changed().unwrap_or_else(|| self.scale.clone());
+        let mut past = read(&String::from_utf8_lossy(&text), 0, &scale);
         past.extend(std::mem::take(&mut self.left));
-        (self.file, self.octets) = replace(&self.path, &past, self.is_synced)?;
+        (self.file, self.octets) = replace(&self.path, &past, &scale, self.is_synced)?;
         Ok(())
+    }
+
+    /// What is to stand before the next lines, where the clock has been set since the last ones.
+    fn change_of_scale(&mut self) -> String {
+        let changed = self.scale.changed();
+        let line = changed.as_ref().map(scale_line).unwrap_or_default();
+        self.scale = changed.unwrap_or_else(|| self.scale.clone());
+        line
     }
 
     fn append(&mut self, lines: &[u8]) -> io::Result<()> {
@@ -171,8 +189,8 @@ impl LimitFile {
 
     fn shorten(&mut self, now_ms: u64) -> io::Result<()> {
         let text = fs::read(&self.path)?;
-        let past = read(&String::from_utf8_lossy(&text), now_ms);
-        (self.file, self.octets) = replace(&self.path, &past, self.is_synced)?;
+        let past = read(&String::from_utf8_lossy(&text), now_ms, &self.scale);
+        (self.file, self.octets) = replace(&self.path, &past, &self.scale, self.is_synced)?;
         self.shortened_octets = self.octets;
         Ok(())
     }
@@ -183,19 +201,31 @@ fn line(reservation: &Reservation) -> String {
     format!("per {} {at_ms} {units} {limit}\n", period.as_secs())
 }
 
-/// What may still count: a limiter takes each reservation as used when the second after it was asked for.
-fn read(text: &str, now_ms: u64) -> PastLimits {
+fn scale_line(WallScale { boot, ahead_ms }: &WallScale) -> String {
+    format!("clock {ahead_ms} {boot}\n")
+}
+
+/// What may still count, in terms of this scale: a limiter takes each reservation as used when the second after it was
+/// asked for.
+fn read(text: &str, now_ms: u64, scale: &WallScale) -> PastLimits {
     let mut limits: PastLimits = PastLimits::new();
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    for (limit, line) in whole.lines().filter_map(parse) {
+    let mut moved_ms = 0;
+    for line in whole.lines() {
+        if let Some(told) = parse_scale(line) {
+            moved_ms = scale.moved_ms(&told);
+            continue;
+        }
+        let Some((limit, line)) = parse(line) else { continue };
         let past = limits.entry(limit.to_owned()).or_default();
+        let at = |at_ms: u64| at_ms.saturating_add_signed(moved_ms);
         match line {
             Line::Reserved(period, at_ms, units) => {
-                past.reserved.push((at_ms, units));
+                past.reserved.push((at(at_ms), units));
                 past.period = period.or(past.period);
             }
-            Line::Used(at_ms, units) => past.used.push((at_ms, units)),
-            Line::Due(due) => past.due = Some(due),
+            Line::Used(at_ms, units) => past.used.push((at(at_ms), units)),
+            Line::Due(due) => past.due = Some(Due { at_ms: at(due.at_ms), ..due }),
         }
     }
     let before_ms = |period: Duration| now_ms.saturating_sub(period.as_millis() as u64);
@@ -244,16 +274,21 @@ fn parse(line: &str) -> Option<(&str, Line)> {
     Some((parts.next()?, told))
 }
 
+fn parse_scale(line: &str) -> Option<WallScale> {
+    let (ahead_ms, boot) = line.strip_prefix("clock ")?.split_once(' ')?;
+    Some(WallScale { boot: boot.to_owned(), ahead_ms: ahead_ms.parse().ok()? })
+}
+
 /// Lines that are whole and tell nothing.
 fn damaged_lines(text: &str) -> usize {
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    whole.lines().filter(|line| parse(line).is_none()).count()
+    whole.lines().filter(|line| parse(line).is_none() && parse_scale(line).is_none()).count()
 }
 
 /// Puts a file with these lines in the place of the one that is there.
-fn replace(path: &Path, past: &PastLimits, is_synced: bool) -> io::Result<(File, u64)> {
+fn replace(path: &Path, past: &PastLimits, scale: &WallScale, is_synced: bool) -> io::Result<(File, u64)> {
     let unfinished = path.with_extension("new");
-    let mut lines = String::new();
+    let mut lines = scale_line(scale);
     for (limit, Past { used, reserved, due, period }) in past {
         lines.extend(used.iter().map(|(at_ms, units)| format!("used {at_ms} {units} {limit}\n")));
         lines.extend(due.iter().map(|Due { at_ms, interval_us }| format!("due {at_ms} {interval_us} {limit}\n")));
@@ -315,7 +350,7 @@ mod tests {
     fn damage_is_seen_and_costs_nothing_else() {
         let text = "1800000000000 5 a\n\0\0\0\n1800000000001 x b\n1800000000002 7 a b\n1800000000003 9 cut o";
         assert_eq!(damaged_lines(text), 2);
-        let past = read(text, NOW);
+        let past = read(text, NOW, &WallScale::now());
         assert_eq!(
             (past.len(), &past["a"].reserved[..], &past["a b"].reserved[..]),
             (2, &[(NOW, 5)][..], &[(NOW + 2, 7)][..])
@@ -369,7 +404,8 @@ mod tests {
         let grown = |octets, shortened_octets| {
             let file = file.file.try_clone().unwrap();
             let (path, left) = (directory.path().join("limits"), PastLimits::new());
-            LimitFile { path, file, octets, shortened_octets, is_synced: false, left }.has_grown()
+            let scale = WallScale::now();
+            LimitFile { path, file, octets, shortened_octets, is_synced: false, scale, left }.has_grown()
         };
         let max = LIMIT_FILE_BYTES_MAX;
         assert_eq!(
@@ -413,6 +449,41 @@ mod tests {
         stopped(directory.path(), name, Past::default()).unwrap();
         let (_, past) = LimitFile::open(directory.path(), NOW + 20, true).unwrap();
         assert_eq!(past.keys().collect::<Vec<_>>(), ["b"]);
+    }
+
+    /// The clock was set between these lines, and again before the next start: they are as old as they are.
+    #[test]
+    fn a_clock_that_is_set_makes_nothing_older() {
+        let boot = "c2e1".to_owned();
+        let scale = |ahead_ms| WallScale { boot: boot.clone(), ahead_ms };
+        let text = [
+            "per 3600 1799999999000 1 a\n",
+            &scale_line(&scale(1_000_000)),
+            "per 3600 1800000000000 5 a\n",
+            &scale_line(&scale(9_000_000)),
+            "per 3600 1800008003000 7 a\nused 1800008004000 2 b\ndue 1800008005000 60 b\n",
+        ]
+        .concat();
+        assert_eq!(damaged_lines(&text), 0);
+        let past = read(&text, NOW, &scale(900_000));
+        let reserved = [(NOW - 1_000, 1), (NOW - 100_000, 5), (NOW - 97_000, 7)];
+        assert_eq!(past["a"].reserved, reserved, "what was told before there was a scale is as it is");
+        assert_eq!((&past["b"].used[..], past["b"].due), (&[(NOW - 96_000, 2)][..], None));
+        let past = read(&text, NOW, &WallScale { boot: "d3f2".to_owned(), ahead_ms: 5 });
+        assert_eq!(past["a"].reserved, [(NOW - 1_000, 1), (NOW, 5), (NOW + 8_003_000, 7)], "another start");
+    }
+
+    #[test]
+    fn a_clock_that_was_set_is_told_before_the_next_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut file, _) = LimitFile::open(directory.path(), NOW, false).unwrap();
+        assert_eq!(file.change_of_scale(), "");
+        let now = file.scale.clone();
+        file.scale.ahead_ms -= 7_000;
+        assert!(file.change_of_scale().starts_with("clock "));
+        assert!(file.scale.ahead_ms.abs_diff(now.ahead_ms) < 1_000 && file.change_of_scale().is_empty());
+        let written = fs::read_to_string(directory.path().join("limits")).unwrap();
+        assert_eq!(written, scale_line(&now), "and at the head of each file");
     }
 
     /// It is no part of the line that is written when the disk works again.
