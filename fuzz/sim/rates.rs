@@ -16,7 +16,6 @@ use crate::peer::Host;
 use crate::providers::ROLLED_UP;
 use crate::random::Random;
 use crate::reload::Epoch;
-use crate::shares::Share;
 use crate::world::{OTHER_POOL, SITES};
 
 /// One recipient of a transaction.
@@ -121,14 +120,14 @@ impl Rates {
     }
 
     /// FAIR: at each source, of what was written to a site from `since` until the last of `small`, no more was others'
-    /// than their share for small's, beside what was under way already.
+    /// than `parts` for each of small's, beside what was under way already.
     pub(crate) fn check_share(
         &self,
         what: &str,
         site: usize,
         since: Micros,
         small: &[Marker],
-        share: Share,
+        parts: usize,
         under_way: usize,
     ) {
         let sources = 1 + self.seen.iter().map(|seen| seen.source).max().unwrap_or_default();
@@ -141,7 +140,7 @@ impl Rates {
             let own = is_small.iter().filter(|is_small| **is_small).count();
             let others = last + 1 - own;
             assert!(
-                others <= share.of_others(own) + under_way,
+                others <= parts * own + under_way,
                 "FAIR: {what}: by source {source}, {others} others went before the last of {own}"
             );
         }

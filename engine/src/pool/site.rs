@@ -102,18 +102,17 @@ impl Hosts {
     /// Takes the first address of `order` that isn't backing off; that whose TLS just failed first of all, for mail
     /// that goes in the clear instead. `requirement` tells what is required of a host; None: it must not be used.
     pub fn choose(
-        &mut self,
+        &self,
         now: Duration,
         order: &AttemptOrder,
         requirement: impl Fn(usize) -> Option<TlsRequirement>,
     ) -> Choice {
-        if let Some((retry, until)) = self.retry.take()
+        if let Some((retry, until)) = self.retry
             && now < until
             && let Some(&(host, to)) = order.iter().find(|(_, to)| *to == retry)
             && requirement(host) == Some(TlsRequirement::Opportunistic)
             && self.waits(now, to, Concern::Everything).is_none()
         {
-            self.probe(now, to);
             return Choice::Connect { host, to };
         }
         let mut soonest: Option<&Memory> = None;
@@ -124,10 +123,7 @@ impl Hosts {
             let refused = self.waits(now, to, Concern::of(&requirement));
             for_tls |= broken.is_none() && refused.is_some();
             let later = broken.into_iter().chain(refused).max_by_key(|memory| memory.waits_until());
-            let Some(memory) = later else {
-                self.probe(now, to);
-                return Choice::Connect { host, to };
-            };
+            let Some(memory) = later else { return Choice::Connect { host, to } };
             if soonest.is_none_or(|soonest| memory.waits_until() < soonest.waits_until()) {
                 soonest = Some(memory);
             }
@@ -140,9 +136,10 @@ impl Hosts {
         }
     }
 
-    /// A connection is begun. Where the host has failed, others wait for what becomes of it: a host that is still down
-    /// would keep all of them for as long as a connection may take.
-    fn probe(&mut self, now: Duration, address: Endpoint) {
+    /// A connection is begun where [`Self::choose`] has told. If the host has failed, others wait for what becomes of
+    /// it: a host that is still down would keep all of them for as long as a connection may take.
+    pub fn begin(&mut self, now: Duration, address: Endpoint) {
+        self.retry = None;
         if let Some(memory) = self.memories.get_mut(&(address, Concern::Everything))
             && memory.failures > 0
         {
@@ -444,7 +441,10 @@ mod tests {
         let order = vec![(0, address(1)), (1, address(2))];
         let at = Duration::from_secs;
         let chosen = |hosts: &mut Hosts, second| match hosts.choose(at(second), &order, any) {
-            Choice::Connect { host, .. } => host,
+            Choice::Connect { host, to } => {
+                hosts.begin(at(second), to);
+                host
+            }
             other => panic!("{other:?}"),
         };
         assert_eq!([chosen(&mut hosts, 0), chosen(&mut hosts, 0)], [0, 0], "nothing is known of it");
@@ -552,6 +552,7 @@ mod tests {
         let order = vec![(0, address(1)), (1, address(2))];
         hosts.clear_only(Duration::ZERO, address(2));
         assert_eq!(hosts.choose(Duration::ZERO, &order, any), Choice::Connect { host: 1, to: address(2) });
+        hosts.begin(Duration::ZERO, address(2));
         assert_eq!(hosts.choose(Duration::ZERO, &order, any), Choice::Connect { host: 0, to: address(1) }, "once");
         hosts.clear_only(Duration::ZERO, address(2));
         let chosen = hosts.choose(Duration::ZERO, &order, |_| Some(TlsRequirement::Verified));
@@ -591,7 +592,7 @@ mod tests {
     /// RFC 8461 §5.1: a host that the domain's policy doesn't name is no host of it.
     #[test]
     fn a_host_that_must_not_be_used_is_passed_over() {
-        let mut hosts = Hosts::default();
+        let hosts = Hosts::default();
         let order = vec![(0, address(1)), (1, address(2))];
         let second = |host| (host == 1).then_some(TlsRequirement::Verified);
         assert_eq!(hosts.choose(Duration::ZERO, &order, second), Choice::Connect { host: 1, to: address(2) });

@@ -14,9 +14,9 @@
 //! later has been reserved before, behind these lines, so a crash needs no other rule. If the file can't be written, it
 //! stays as it was.
 //!
-//! A `clock` line tells by how much the wall clock was ahead of the time since the machine's start when the lines behind
-//! it were written, and which start that was: where the clock has been set since, their times are moved by as much. Over
-//! a start of the machine itself they are taken as they are.
+//! A `clock` line tells by how much the wall clock was ahead of the time since the machine's start when the lines
+//! behind it were written, and which start that was: where the clock has been set since, their times are moved by as
+//! much. Over a start of the machine itself they are taken as they are.
 //!
 //! A line that a crash cut off was not answered, so nothing was sent on it: it is left out.
 //!

@@ -21,7 +21,7 @@ impl Pools {
                 self.make_room(place);
                 return;
             }
-            if !self.may_connect(now, place) || !self.may_open(place) {
+            if !self.may_connect(now, place) {
                 return;
             }
             let pair = &mut self.pairs[place as usize];
@@ -36,6 +36,12 @@ impl Pools {
             }
             match pair.hosts.choose(now.monotonic, &order, |host| route.requirement(host)) {
                 Choice::Connect { host, to } => {
+                    if !self.has_slot(place) || !self.may_open(place) {
+                        return;
+                    }
+                    let pair = &mut self.pairs[place as usize];
+                    pair.hosts.begin(now.monotonic, to);
+                    let attempt = &pair.tickets[pair.opening as usize];
                     let required = route.requirement(host).expect("only a host that may be used is chosen");
                     let tls = pair.hosts.tls_to_use(now.monotonic, to, required.clone());
                     let host_name = route.site.hosts[host].name.clone();

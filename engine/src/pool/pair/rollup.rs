@@ -55,7 +55,7 @@ impl Pools {
         rollup
     }
 
-    /// Whether the pair may open one more connection now, as far as rates and its provider go.
+    /// Whether the pair may open one more connection now, as far as rates go.
     pub(super) fn may_connect(&mut self, now: Now, place: u32) -> bool {
         let pair = &self.pairs[place as usize];
         let next = &pair.tickets[pair.opening as usize];
@@ -81,10 +81,13 @@ impl Pools {
             self.wake_pair(now, place, ready);
             return false;
         }
-        !is_enough && rollup.is_none_or(|rollup| self.has_slot(place, rollup))
+        !is_enough
     }
 
-    pub(super) fn has_slot(&mut self, place: u32, rollup: u32) -> bool {
+    /// Whether its provider lets it have one more; if not, the pair stands in line. Only a pair that has a host to
+    /// connect to may ask: others make room for it.
+    pub(super) fn has_slot(&mut self, place: u32) -> bool {
+        let Some(rollup) = self.pairs[place as usize].pace.rollup else { return true };
         let shared = &self.rollups[rollup as usize];
         let Some(limit) = shared.connection_limit else { return true };
         let is_its_turn = self.serving == Some(place) || shared.slots_wanted.is_empty();

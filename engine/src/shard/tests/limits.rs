@@ -26,6 +26,7 @@ use crate::pool::suspension::{Effect, Scope};
 struct Sink {
     open: usize,
     open_most: usize,
+    opened: usize,
     /// When MAIL arrived, and for how many recipients.
     mails: Vec<(Duration, u32)>,
 }
@@ -274,6 +275,7 @@ impl Engine {
             Action::Connect { connection, source, to } => {
                 let sink = self.sinks.entry(to).or_default();
                 sink.open += 1;
+                sink.opened += 1;
                 sink.open_most = sink.open_most.max(sink.open);
                 self.peers.insert((shard, connection), Peer { to: Some(to), source, ..Peer::default() });
                 self.soon(ROUND_TRIP, Event::Connected(shard, connection));
@@ -573,6 +575,21 @@ fn a_providers_connections_go_round() {
     }
     engine.run_until(seconds(60));
     assert!(engine.sinks.values().all(|sink| sink.mails.len() == 500));
+}
+
+/// At one of its sites no host has the TLS that is required. Mail for it comes again and again, and makes no room for
+/// what it can't use: the other site's connections would come and go without a message.
+#[test]
+fn who_can_not_connect_takes_no_connection_of_a_provider() {
+    let rules = "[shaping.\"slow.test\"]\ntls = \"required\"\n[provider.p]\n\
+                 match = [{ domain = \"slow.test\" }, { domain = \"fast.test\" }]\nprovider_connection_limit = 2\n";
+    let mut engine = Engine::start(rules, 1);
+    engine.content_takes = seconds(1);
+    queue(&mut engine, 300, 60);
+    engine.run_until(seconds(25));
+    let (slow, fast) = (engine.sink(SLOW), engine.sink(FAST));
+    assert!(slow.mails.is_empty() && fast.mails.len() >= 20, "{}", fast.mails.len());
+    assert!(fast.opened <= 6, "{} connections for {} messages", fast.opened, fast.mails.len());
 }
 
 #[test]
