@@ -16,6 +16,7 @@ use postrider_spool::{Durability, Log};
 
 use super::*;
 use crate::accept::Received;
+use crate::config::{DomainPattern, Route, RouteTarget, TlsMode};
 use crate::handover::{PairKey, RollupKey};
 use crate::mail::endpoint::Endpoint;
 use crate::pool::rate::Past;
@@ -577,19 +578,36 @@ fn a_providers_connections_go_round() {
     assert!(engine.sinks.values().all(|sink| sink.mails.len() == 500));
 }
 
-/// At one of its sites no host has the TLS that is required. Mail for it comes again and again, and makes no room for
-/// what it can't use: the other site's connections would come and go without a message.
+/// At one of its sites no host has the TLS that is required. One domain after the other finds out, and makes no room
+/// for what it can't use: the other site's connections would come and go, one for each of them.
 #[test]
 fn who_can_not_connect_takes_no_connection_of_a_provider() {
-    let rules = "[shaping.\"slow.test\"]\ntls = \"required\"\n[provider.p]\n\
-                 match = [{ domain = \"slow.test\" }, { domain = \"fast.test\" }]\nprovider_connection_limit = 2\n";
-    let mut engine = Engine::start(rules, 1);
-    engine.content_takes = seconds(1);
-    queue(&mut engine, 300, 60);
-    engine.run_until(seconds(25));
-    let (slow, fast) = (engine.sink(SLOW), engine.sink(FAST));
-    assert!(slow.mails.is_empty() && fast.mails.len() >= 20, "{}", fast.mails.len());
-    assert!(fast.opened <= 6, "{} connections for {} messages", fast.opened, fast.mails.len());
+    let domains: Vec<String> = (0..40).map(|number| format!("d{number}.test")).collect();
+    let matched = domains.iter().map(String::as_str).chain(["fast.test"]);
+    let matched: Vec<String> = matched.map(|domain| format!("{{ domain = \"{domain}\" }}")).collect();
+    let mut config =
+        config(&format!("[provider.p]\nmatch = [{}]\nprovider_connection_limit = 2\n", matched.join(", ")));
+    for domain in &domains {
+        let to = vec![RouteTarget::Address(SLOW.parse().unwrap())];
+        let route = Route::new(DomainPattern::Exact(domain.clone()), to);
+        config.routes.insert(0, Route { tls: Some(TlsMode::Required), ..route });
+    }
+    let mut engine =
+        Engine::live(Arc::new(config), SimDisk::new(1), 1, Duration::ZERO, BTreeMap::new(), HashMap::new());
+    engine.inject(0, &format!("r@{}", domains[0]), Priority::Normal);
+    engine.run_until(seconds(1));
+    assert_eq!(engine.sink(SLOW).opened, 1, "it is known what it lacks");
+    engine.content_takes = Duration::from_millis(100);
+    queue(&mut engine, 0, 400);
+    engine.run_until(seconds(2));
+    let before = engine.sink(FAST).opened;
+    for (place, domain) in domains.iter().enumerate().skip(1) {
+        engine.inject(0, &format!("r@{domain}"), Priority::Normal);
+        engine.run_until(seconds(2) + place as u32 * Duration::from_millis(200));
+    }
+    let fast = engine.sink(FAST);
+    assert!(fast.mails.len() > 100 && engine.sink(SLOW).mails.is_empty(), "{}", fast.mails.len());
+    assert!(fast.opened <= before + 2, "{} connections for {} messages", fast.opened, fast.mails.len());
 }
 
 #[test]
