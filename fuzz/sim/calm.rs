@@ -36,7 +36,8 @@ impl World {
         self.operator = None;
         // What the DNS said before is forgotten with it.
         self.reload();
-        self.pass(FORGOTTEN_WITHIN);
+        // What is suspended is so for longer where the clock was set back.
+        self.pass(FORGOTTEN_WITHIN + self.ledger.back_ms * MS);
         self.connects = Some(Vec::new());
         let domains: Vec<String> = self.dns.that_take_mail().map(str::to_owned).collect();
         let idle = self.config.shaping.idle_timeout.as_micros() as Micros;
