@@ -268,7 +268,7 @@ impl Pools {
             }
             _ => pair.busy -= 1,
         }
-        if self.slots.get(connection).is_retired || self.gives_way(place) {
+        if self.slots.get(connection).is_retired || self.gives_way(place, was == SlotState::Opening) {
             self.quit(connection);
         }
         self.advance(now, place, random);

@@ -150,32 +150,43 @@ impl Pools {
     /// Whether the pair has more connections than it may have by now, those that are ending left aside.
     pub(super) fn is_surplus(&self, place: u32) -> bool {
         let pair = &self.pairs[place as usize];
-        let stays = |connection: &&ConnectionKey| self.slots.state(**connection) != SlotState::Closing;
         let limit = pair.shaping.connection_limit as usize;
         let rollup = pair.pace.rollup.map(|rollup| &self.rollups[rollup as usize]);
         let shared = rollup.and_then(|rollup| Some((&rollup.open, rollup.connection_limit? as usize)));
-        let surplus =
-            |open: &[ConnectionKey], limit: usize| open.len() > limit && open.iter().filter(stays).count() > limit;
+        let surplus = |open: &[ConnectionKey], limit: usize| open.len() > limit && self.staying_of(open) > limit;
         surplus(&pair.open, limit) || shared.is_some_and(|(open, limit)| surplus(open, limit))
     }
 
-    /// Whether an idle connection of this pair is to go, because others wait for one, or there are too many.
-    pub(super) fn gives_way(&self, place: u32) -> bool {
-        let pair = &self.pairs[place as usize];
+    /// Whether an idle connection of this pair is to go, because others wait for one, or there are too many. A new one
+    /// is used first: else sites whose other connections are slow would pass it to and fro, and send nothing by it.
+    pub(super) fn gives_way(&self, place: u32, is_new: bool) -> bool {
         self.is_surplus(place)
-            || (self.has_to_give_way(place) || pair.tickets.is_empty()) && self.others_want_slots(place)
+            || match self.pairs[place as usize].tickets.is_empty() {
+                true => self.others_want_slots(place, |_| true),
+                false => !is_new && self.has_to_give_way(place),
+            }
     }
 
-    /// Whether no further transaction is to ride on this pair's connections.
+    /// Whether no further transaction is to ride on this pair's connections: one is for another pair, which then has no
+    /// more than are left here.
     pub(super) fn has_to_give_way(&self, place: u32) -> bool {
-        self.pairs[place as usize].open.len() > 1 && self.others_want_slots(place)
+        self.others_want_slots(place, |other| self.staying(other) + 1 < self.staying(place))
     }
 
-    pub(super) fn others_want_slots(&self, place: u32) -> bool {
+    /// Whether more of these others wait for a connection than are about to get one.
+    fn others_want_slots(&self, place: u32, is_meant: impl Fn(u32) -> bool) -> bool {
         let Some(rollup) = self.pairs[place as usize].pace.rollup else { return false };
         let shared = &self.rollups[rollup as usize];
-        let closing = |connection: &&ConnectionKey| self.slots.state(**connection) == SlotState::Closing;
-        let others = shared.slots_wanted.iter().filter(|waiting| **waiting != place).count();
-        others > 0 && shared.open.iter().filter(closing).count() < others
+        let others = shared.slots_wanted.iter().filter(|&&waiting| waiting != place && is_meant(waiting)).count();
+        others > 0 && shared.open.len() - self.staying_of(&shared.open) < others
+    }
+
+    /// How many connections a pair has that are not ending.
+    fn staying(&self, place: u32) -> usize {
+        self.staying_of(&self.pairs[place as usize].open)
+    }
+
+    fn staying_of(&self, open: &[ConnectionKey]) -> usize {
+        open.iter().filter(|&&connection| self.slots.state(connection) != SlotState::Closing).count()
     }
 }

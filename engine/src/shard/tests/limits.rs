@@ -578,6 +578,28 @@ fn a_providers_connections_go_round() {
     assert!(engine.sinks.values().all(|sink| sink.mails.len() == 500));
 }
 
+/// Two sites want more than there are, and their messages take long: what one of them gets is used before the other
+/// has it, and who has as many as the other keeps them.
+#[test]
+fn a_providers_connections_are_used_before_they_give_way() {
+    for deliveries in [1, 100] {
+        let rules = format!(
+            "[provider.p]\nmatch = [{{ domain = \"slow.test\" }}, {{ domain = \"fast.test\" }}]\n\
+             connection_limit = 3\nprovider_connection_limit = 4\n\
+             max_deliveries_per_connection = {deliveries}\n"
+        );
+        let mut engine = Engine::start(&rules, 2);
+        engine.content_takes = seconds(5);
+        queue(&mut engine, 100, 100);
+        engine.run_until(seconds(61));
+        let [slow, fast] = [SLOW, FAST].map(|address| engine.sink(address));
+        let (sent, opened) = ([slow.mails.len(), fast.mails.len()], slow.opened + fast.opened);
+        assert!(sent.iter().all(|sent| *sent >= 20), "{deliveries} a connection: {sent:?}");
+        let used_most = if deliveries == 1 { sent[0] + sent[1] } else { 5 };
+        assert!(opened <= used_most, "{deliveries} a connection: {opened} connections for {sent:?}");
+    }
+}
+
 /// At one of its sites no host has the TLS that is required. One domain after the other finds out, and makes no room
 /// for what it can't use: the other site's connections would come and go, one for each of them.
 #[test]
