@@ -471,6 +471,9 @@ impl Shard {
             && self.signing.is_empty()
             && self.inbox.is_empty()
             && self.bouncing.is_empty()
+            // What has been decided to end may be among them.
+            && self.reading.is_empty()
+            && self.unread.is_empty()
             && self.home.out() == 0
             && self.pools.connections() == 0
             && self.logs.iter().all(HomeLog::is_quiet);

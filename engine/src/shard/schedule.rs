@@ -62,6 +62,9 @@ impl Shard {
 
     /// Puts an entry into the queue of the pair that it goes by; ends it where its time is over.
     pub(super) fn route(&mut self, now: Now, entry: EntryKey) {
+        if self.stopped {
+            return; // What would end here might not become durable: the next start routes it.
+        }
         if self.home.entry(entry).expires_ms <= now.wall_ms {
             // The sweep would find it, but later.
             let held_by = self.last_block(now, entry);

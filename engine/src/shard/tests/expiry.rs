@@ -55,6 +55,9 @@ fn nothing_expires_during_a_stop() {
     world.sync();
     world.shard.session_closed(session);
     world.pass(Duration::from_secs(3_600));
+    // Nor where it loses its source by then.
+    world.shard.handle_message(ShardMessage::SourcePlumbed { source: 0, plumbed: false });
+    world.pass(Duration::from_secs(10));
     assert_eq!((world.shard.stopped, world.outcomes()), (true, 0));
     assert_eq!(world.shard.metrics.failures.get(), 0);
 }
@@ -100,6 +103,27 @@ fn a_retry_that_would_come_with_the_expiry_is_none() {
 /// An operator has bounced it, and its message is still being read: it ends once, and not as expired.
 #[test]
 fn what_is_decided_about_does_not_expire_meanwhile() {
+    let mut world = bounced_and_not_read();
+    world.pass_unsynced(Duration::from_secs(70));
+    assert_eq!(world.outcomes(), 0);
+    world.sync();
+    world.pass(Duration::from_secs(1));
+    assert_eq!((world.fates(), world.shard.home.len()), (vec![Fate::AdminBounced], 0));
+}
+
+/// Nor does a stop come before it: the next start would send it.
+#[test]
+fn what_is_decided_about_ends_before_the_shard_has_stopped() {
+    let mut world = bounced_and_not_read();
+    world.shard.handle_message(ShardMessage::Stop);
+    world.settle();
+    assert!(!world.shard.stopped, "it is still being read");
+    world.sync();
+    world.pass(Duration::from_secs(1));
+    assert_eq!((world.shard.stopped, world.fates()), (true, vec![Fate::AdminBounced]));
+}
+
+fn bounced_and_not_read() -> World {
     let config = || {
         let mut config = Config::new("mta.example");
         config.retry.schedule = RetrySchedule::Listed(vec![Duration::from_secs(50)]);
@@ -122,9 +146,5 @@ fn what_is_decided_about_does_not_expire_meanwhile() {
     world.shard.handle_message(ShardMessage::Ask { question: 9, ask });
     world.settle();
     assert_eq!(world.shard.reading.len(), 1, "it is being read");
-    world.pass_unsynced(Duration::from_secs(70));
-    assert_eq!(world.outcomes(), 0);
-    world.sync();
-    world.pass(Duration::from_secs(1));
-    assert_eq!((world.fates(), world.shard.home.len()), (vec![Fate::AdminBounced], 0));
+    world
 }
