@@ -12,9 +12,10 @@
 //!
 //! Service is recipients whose MAIL was written. Let a flow have mail at a pair, held back by no limit of its own, and
 //! let *w* be what others may have for each recipient of its: 1 within its class, 4 or 16 where they are of a higher
-//! one. Until *n* of its recipients are served, others are served at most *wn + w + A + 2h + 2*:
+//! one, a 4th or a 16th where they are of a lower one. Until *n* of its recipients are served, others are served at
+//! most *wn + max(w, 1) + A + 2h + 2*:
 //!
-//! * *wn + w* by turns. Nobody has had more than one turn above whoever waits.
+//! * *wn + max(w, 1)* by turns. Nobody has had more than one turn above whoever waits.
 //! * *A* are credits out and tickets in hand, which had their turns before: at a paced pair what goes in 0.1 s, and at
 //!   least 2. A ticket of a lower class is passed on the way only as often as its class has not been yet.
 //! * *2h* are the standing credits of *h* homes, which send without asking and are charged when they come.
@@ -23,7 +24,8 @@
 //! A flow is charged when it gets a credit. What comes to nothing before its MAIL is refunded: a credit that is given
 //! back or void, a ticket that goes home. So rate waits, refusals and permits that came too late change nothing about
 //! whose turn it is. A permit of limits over many pairs goes to whose turn it is of those that it covers
-//! (`pool/demand.rs`), whoever asked for it.
+//! (`pool/demand.rs`), whoever asked for it. Mail that moves to the pair from another source has mail there from then
+//! on.
 
 use std::collections::BTreeMap;
 use std::hash::Hash;

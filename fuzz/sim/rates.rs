@@ -16,6 +16,7 @@ use crate::peer::Host;
 use crate::providers::ROLLED_UP;
 use crate::random::Random;
 use crate::reload::Epoch;
+use crate::shares::Share;
 use crate::world::{OTHER_POOL, SITES};
 
 /// One recipient of a transaction.
@@ -120,14 +121,14 @@ impl Rates {
     }
 
     /// FAIR: at each source, of what was written to a site from `since` until the last of `small`, no more was others'
-    /// than `parts` for each of small's, beside what was under way already.
+    /// than the share, beside what was under way already.
     pub(crate) fn check_share(
         &self,
         what: &str,
         site: usize,
         since: Micros,
         small: &[Marker],
-        parts: usize,
+        share: Share,
         under_way: usize,
     ) {
         let sources = 1 + self.seen.iter().map(|seen| seen.source).max().unwrap_or_default();
@@ -140,7 +141,7 @@ impl Rates {
             let own = is_small.iter().filter(|is_small| **is_small).count();
             let others = last + 1 - own;
             assert!(
-                others <= parts * own + under_way,
+                others <= share.of_others(own) + under_way,
                 "FAIR: {what}: by source {source}, {others} others went before the last of {own}"
             );
         }

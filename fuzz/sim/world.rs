@@ -303,6 +303,7 @@ impl World {
         for _ in 0..COMPARISONS {
             world.compare_shares();
         }
+        world.compare_classes();
         world.finish()
     }
 
