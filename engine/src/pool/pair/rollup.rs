@@ -170,15 +170,20 @@ impl Pools {
     /// Whether no further transaction is to ride on this pair's connections: one is for another pair, which then has no
     /// more than are left here.
     pub(super) fn has_to_give_way(&self, place: u32) -> bool {
-        self.others_want_slots(place, |other| self.staying(other) + 1 < self.staying(place))
+        self.pairs[place as usize].open.len() > 1
+            && self.others_want_slots(place, |other| self.staying(other) + 1 < self.staying(place))
     }
 
-    /// Whether more of these others wait for a connection than are about to get one.
+    /// Whether more of these others wait for a connection than are about to get one. Thousands may wait, each domain of a
+    /// provider at hosts of its own: few of them are looked at.
     fn others_want_slots(&self, place: u32, is_meant: impl Fn(u32) -> bool) -> bool {
         let Some(rollup) = self.pairs[place as usize].pace.rollup else { return false };
         let shared = &self.rollups[rollup as usize];
-        let others = shared.slots_wanted.iter().filter(|&&waiting| waiting != place && is_meant(waiting)).count();
-        others > 0 && shared.open.len() - self.staying_of(&shared.open) < others
+        if shared.slots_wanted.is_empty() {
+            return false;
+        }
+        let closing = shared.open.len() - self.staying_of(&shared.open);
+        shared.slots_wanted.iter().filter(|&&waiting| waiting != place && is_meant(waiting)).nth(closing).is_some()
     }
 
     /// How many connections a pair has that are not ending.
