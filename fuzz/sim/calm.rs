@@ -4,6 +4,7 @@
 //! What is drawn here comes from a generator of its own.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use postrider::accept::Received;
 use postrider::admin::{MessageRow, MessageState};
@@ -21,8 +22,8 @@ use crate::world::{BY_SENDER, SITES, World};
 /// Of every so manieth seed.
 const EVERY: u64 = 2;
 
-/// Connections that were begun: when, by which source, to which host.
-pub(crate) type Connects = Vec<(Micros, usize, usize)>;
+/// Connections that were begun: when, by which source, to which host, and to which of its addresses.
+pub(crate) type Connects = Vec<(Micros, usize, usize, SocketAddr)>;
 
 /// Whether there is such a time behind the run.
 pub(crate) fn draw(seed: u64) -> Option<Random> {
@@ -131,7 +132,7 @@ impl World {
     fn check_preference(&self) {
         let mut begun: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         let mut first: BTreeMap<(usize, usize), Micros> = BTreeMap::new();
-        for &(at, source, host) in self.connects.iter().flatten() {
+        for &(at, source, host, _) in self.connects.iter().flatten() {
             let site = self.hosts[host].site;
             // Static ones have one host.
             if site >= SITES {
@@ -287,7 +288,7 @@ impl World {
         }
     }
 
-    /// A host that can't be connected to is left alone before it is tried again, for half a minute at least where
+    /// An address that can't be connected to is left alone before it is tried again, for half a minute at least where
     /// retries are no more frequent.
     fn check_left_alone(&self, site: usize) {
         let first = match &self.config.retry.schedule {
@@ -295,14 +296,14 @@ impl World {
             RetrySchedule::Listed(intervals) => intervals[0],
         };
         let pause = (first.as_micros() as Micros).min(30 * SECOND) - SECOND;
-        let mut last: BTreeMap<(usize, usize), Micros> = BTreeMap::new();
-        for &(at, source, host) in self.connects.iter().flatten().filter(|it| self.hosts[it.2].site == site) {
-            let before = last.insert((source, host), at);
+        let mut last: BTreeMap<(usize, SocketAddr), Micros> = BTreeMap::new();
+        for &(at, source, host, to) in self.connects.iter().flatten().filter(|it| self.hosts[it.2].site == site) {
+            let before = last.insert((source, to), at);
             let waited = before.map(|before| at - before);
             // Those that were begun together are one.
             assert!(
                 waited.is_none_or(|waited| waited < TOGETHER || waited >= pause),
-                "BACK-OFF: {} is tried by source {source} at {at}, and was at {before:?}",
+                "BACK-OFF: {} ({to}) is tried by source {source} at {at}, and was at {before:?}",
                 self.hosts[host].name
             );
         }

@@ -102,7 +102,7 @@ impl World {
         let is_it = |host: &Host| host.addresses().any(|address| address == to);
         let host = self.hosts.iter().position(is_it).expect("it is one of the hosts");
         let now = self.clock.micros();
-        self.connects.iter_mut().for_each(|connects| connects.push((now, source, host)));
+        self.connects.iter_mut().for_each(|connects| connects.push((now, source, host, to)));
         let bound = self.config.egress_sources[source].source_address;
         assert!(bound.is_none_or(|own| own.is_ipv4() == to.is_ipv4()), "a source connects within its family");
         let latency = 200 + self.random.below(80 * MS);
