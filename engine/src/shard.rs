@@ -72,7 +72,7 @@ use crate::pool::egress::{AvoidedSources, EgressTurns};
 use crate::pool::keeper::Keeper;
 use crate::pool::pair::Pools;
 use crate::pool::rate::{Past, PastLimits};
-use crate::pool::suspension::Suspensions;
+use crate::pool::suspension::{Suspension, Suspensions};
 use crate::progress::{SharedProgress, Suspect};
 use crate::schedule::queue::Home;
 use crate::schedule::retry::Retries;
@@ -238,6 +238,8 @@ pub struct Shard {
     egress: HashMap<String, EgressTurns>,
     avoided: AvoidedSources,
     suspensions: Suspensions,
+    /// Those that were decided here and that the control thread has not told of yet, in their order.
+    announced: Vec<Suspension>,
     /// Whether each source's address is on this machine.
     plumbed: Vec<bool>,
     reading: HashMap<MessageId, Vec<PendingRead>>,
@@ -308,6 +310,7 @@ impl Shard {
             egress: HashMap::new(),
             avoided: AvoidedSources::default(),
             suspensions: Suspensions::default(),
+            announced: Vec::new(),
             plumbed: vec![true; config.egress_sources.len()],
             reading: HashMap::new(),
             unread: VecDeque::new(),

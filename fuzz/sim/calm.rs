@@ -4,6 +4,7 @@
 //! What is drawn here comes from a generator of its own.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::SocketAddr;
 
 use postrider::accept::Received;
@@ -139,8 +140,10 @@ impl World {
                 continue;
             }
             // A host that failed before has one connection at first, and others do not wait for it.
-            if at < *first.entry((source, site)).or_insert(at) + TOGETHER && at > first[&(source, site)] {
-                continue;
+            match first.entry((source, site)) {
+                Entry::Occupied(first) if at < first.get() + TOGETHER => continue,
+                Entry::Occupied(_) => {}
+                Entry::Vacant(first) => _ = first.insert(at),
             }
             let preferred = self.preferred(source, site);
             assert!(preferred.contains(&host), "ROUTED: source {source} connects to {}", self.hosts[host].name);

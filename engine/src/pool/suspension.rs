@@ -128,7 +128,7 @@ impl Effect {
 
 impl Suspension {
     /// Whether the one stands in for the other.
-    fn is_like(&self, other: &Self) -> bool {
+    pub fn is_like(&self, other: &Self) -> bool {
         self.scope == other.scope && self.effect.is_like(&other.effect)
     }
 

@@ -35,6 +35,8 @@ impl Shard {
         }
         self.metrics.suspensions_made.inc();
         self.actions.push_back(Action::Control(ControlMessage::Suspend(suspension.clone())));
+        self.announced.retain(|announced| announced.until_ms > now.wall_ms);
+        self.announced.push(suspension.clone());
         self.suspend(now, vec![suspension]);
     }
 
@@ -45,7 +47,21 @@ impl Shard {
         while let Some(ShardMessage::Suspend(next)) = self.inbox.pop_front_if(is_one) {
             suspensions.push(next);
         }
-        self.suspend(now, suspensions);
+        suspensions.retain(|told| !self.is_overtaken(told));
+        if !suspensions.is_empty() {
+            self.suspend(now, suspensions);
+        }
+    }
+
+    /// Whether one was decided here since that stands in for what the control thread tells: it will tell of that, too,
+    /// and nothing looser holds until then.
+    fn is_overtaken(&mut self, told: &Suspension) -> bool {
+        let is_it = |own: &Suspension| own.is_like(told) && own.effect == told.effect && own.until_ms == told.until_ms;
+        // It tells in the order in which it was told. Those before this one were too many for it.
+        if let Some(place) = self.announced.iter().position(is_it) {
+            self.announced.drain(..=place);
+        }
+        self.announced.iter().any(|own| own.is_like(told))
     }
 
     /// The suspensions are in force, or go on to another end.

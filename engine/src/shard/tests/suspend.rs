@@ -2,7 +2,9 @@
 
 use super::moving::config_with_sources;
 use super::*;
+use crate::config::LimitSettings;
 use crate::handover::PairKey;
+use crate::pool::automation::Limited;
 use crate::pool::suspension::{Effect, Scope, Suspension};
 
 const SITE: &str = "127.0.0.1:25";
@@ -344,4 +346,32 @@ fn refused_by_peer(world: &mut World) -> String {
         Some(Logged::Outcome(outcome)) => outcome.site.clone(),
         other => panic!("{other:?}"),
     }
+}
+
+/// Another was decided here before the control thread has told of the first: what it tells is of before.
+#[test]
+fn what_was_decided_last_holds_until_all_know_it() {
+    let mut world = World::open(TempDir::new().unwrap(), START, config_with_sources(1));
+    let limit = |connections| {
+        let settings = LimitSettings { connection_limit: Some(connections), ..LimitSettings::default() };
+        Effect::Limit(Limited { settings, recovery: None })
+    };
+    let mut decided = Vec::new();
+    for (connections, lasts) in [(2, 60), (1, 30)] {
+        let (now, scope, lasts) = (world.now, Scope::pair(&pair(0)), Duration::from_secs(lasts));
+        world.shard.announce_suspension(now, scope, limit(connections), "a rule", lasts);
+        decided.extend(world.shard.suspensions.iter().cloned());
+    }
+    let in_force = |world: &World| {
+        let limits = world.shard.suspensions.limits(world.now.wall_ms);
+        limits.values().map(|limits| limits.settings.connection_limit).collect::<Vec<_>>()
+    };
+    let [first, last] = <[Suspension; 2]>::try_from(decided).unwrap();
+    let another = Suspension { id: 7, effect: limit(3), ..first.clone() };
+    for told in [first.clone(), another.clone(), last] {
+        tell(&mut world, ShardMessage::Suspend(told));
+        assert_eq!(in_force(&world), [Some(1)]);
+    }
+    tell(&mut world, ShardMessage::Suspend(another));
+    assert_eq!(in_force(&world), [Some(3)], "nothing of ours is on its way");
 }
