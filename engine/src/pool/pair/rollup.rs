@@ -174,8 +174,8 @@ impl Pools {
             && self.others_want_slots(place, |other| self.staying(other) + 1 < self.staying(place))
     }
 
-    /// Whether more of these others wait for a connection than are about to get one. Thousands may wait, each domain of a
-    /// provider at hosts of its own: few of them are looked at.
+    /// Whether more of these others wait for a connection than are about to get one. Thousands may wait, each domain of
+    /// a provider at hosts of its own: few of them are looked at.
     fn others_want_slots(&self, place: u32, is_meant: impl Fn(u32) -> bool) -> bool {
         let Some(rollup) = self.pairs[place as usize].pace.rollup else { return false };
         let shared = &self.rollups[rollup as usize];
