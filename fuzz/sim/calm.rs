@@ -139,9 +139,9 @@ impl World {
             if site >= SITES {
                 continue;
             }
-            // A host that failed before has one connection at first, and others do not wait for it.
+            // A host that failed before has one connection until that is up, and others do not wait for it.
             match first.entry((source, site)) {
-                Entry::Occupied(first) if at < first.get() + TOGETHER => continue,
+                Entry::Occupied(first) if at < first.get() + UP_WITHIN => continue,
                 Entry::Occupied(_) => {}
                 Entry::Vacant(first) => _ = first.insert(at),
             }
@@ -332,6 +332,8 @@ const FORGOTTEN_WITHIN: Micros = 31 * MINUTE;
 /// Some turns of the DNS, the disk and the network.
 const AT_ONCE: Micros = 15 * SECOND;
 const TOGETHER: Micros = 500 * MS;
+/// Until a connection can take a message.
+const UP_WITHIN: Micros = 5 * SECOND;
 
 /// That wait where a source is suspended.
 const WAITING: usize = 4;
