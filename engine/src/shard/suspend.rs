@@ -47,7 +47,7 @@ impl Shard {
         while let Some(ShardMessage::Suspend(next)) = self.inbox.pop_front_if(is_one) {
             suspensions.push(next);
         }
-        suspensions.retain(|told| !self.is_overtaken(told));
+        suspensions.retain(|told| !self.is_overtaken(now, told));
         if !suspensions.is_empty() {
             self.suspend(now, suspensions);
         }
@@ -55,13 +55,13 @@ impl Shard {
 
     /// Whether one was decided here since that stands in for what the control thread tells: it will tell of that, too,
     /// and nothing looser holds until then.
-    fn is_overtaken(&mut self, told: &Suspension) -> bool {
+    fn is_overtaken(&mut self, now: Now, told: &Suspension) -> bool {
         let is_it = |own: &Suspension| own.is_like(told) && own.effect == told.effect && own.until_ms == told.until_ms;
         // It tells in the order in which it was told. Those before this one were too many for it.
         if let Some(place) = self.announced.iter().position(is_it) {
             self.announced.drain(..=place);
         }
-        self.announced.iter().any(|own| own.is_like(told))
+        self.announced.iter().any(|own| own.is_like(told) && own.until_ms > now.wall_ms)
     }
 
     /// The suspensions are in force, or go on to another end.

@@ -372,6 +372,12 @@ fn what_was_decided_last_holds_until_all_know_it() {
         tell(&mut world, ShardMessage::Suspend(told));
         assert_eq!(in_force(&world), [Some(1)]);
     }
-    tell(&mut world, ShardMessage::Suspend(another));
+    tell(&mut world, ShardMessage::Suspend(another.clone()));
     assert_eq!(in_force(&world), [Some(3)], "nothing of ours is on its way");
+    // The control thread has too many to take this one.
+    let (now, scope) = (world.now, Scope::pair(&pair(0)));
+    world.shard.announce_suspension(now, scope, limit(1), "a rule", Duration::from_secs(30));
+    world.pass(Duration::from_secs(31));
+    tell(&mut world, ShardMessage::Suspend(another));
+    assert_eq!(in_force(&world), [Some(3)], "ours is over");
 }
