@@ -588,17 +588,20 @@ impl Pools {
 
     /// Starts tickets on idle connections that fit them, as rates allow. Whether more connections would be of use.
     fn start(&mut self, now: Now, place: u32) -> bool {
+        let mut idle = self.idle_connections(place);
+        let mut waiting = VecDeque::<Box<Attempt>>::new();
         let mut is_held = false;
-        let mut waiting = VecDeque::new();
-        while let Some(attempt) = self.pairs[place as usize].tickets.pop_front() {
-            let Some(connection) = self.idle_connection(now, place, &attempt) else {
+        while !idle.is_empty()
+            && let Some(attempt) = self.pairs[place as usize].tickets.pop_front()
+        {
+            let pair = &self.pairs[place as usize];
+            let source = &self.options.sources[pair.key.source];
+            let fits = |connection: &ConnectionKey| pair.fits(now, source, self.slots.get(*connection), &attempt);
+            // Nearly always a ticket is like the one before it, for which there was none.
+            let is_in_vain = waiting.back().is_some_and(|passed| alike(passed, &attempt));
+            let found = if is_in_vain { None } else { idle.iter().position(fits) };
+            let Some(found) = found else {
                 waiting.push_back(attempt);
-                // Nearly always all tickets of a pair are alike in this: then the rest has no connection either.
-                let pair = &mut self.pairs[place as usize];
-                let alike = pair.tickets.front().is_none_or(|next| alike(next, &waiting[0]));
-                if alike {
-                    break;
-                }
                 continue;
             };
             let units = attempt.recipients.len() as u32;
@@ -608,6 +611,7 @@ impl Pools {
                 break;
             }
             self.take_units(now, place, units);
+            let connection = idle.remove(found);
             self.slots.set_state(connection, SlotState::Busy);
             let pair = &mut self.pairs[place as usize];
             pair.begin(&attempt);
@@ -625,27 +629,20 @@ impl Pools {
         !is_held
     }
 
-    fn idle_connection(&mut self, now: Now, place: u32, attempt: &Attempt) -> Option<ConnectionKey> {
-        // The most recently opened first, so that surplus ones stay idle and time out.
+    /// What can take a ticket, if there is any: the most recently opened first, so that surplus ones stay idle and time
+    /// out. Those that are used up are dismissed.
+    fn idle_connections(&mut self, place: u32) -> Vec<ConnectionKey> {
         let pair = &self.pairs[place as usize];
-        let mut used_up = Vec::new();
-        let mut found = None;
-        for &connection in pair.open.iter().rev() {
-            if !matches!(self.slots.state(connection), SlotState::Idle { .. }) {
-                continue;
-            }
-            let slot = self.slots.get(connection);
-            if pair.is_used_up(slot) {
-                used_up.push(connection);
-            } else if pair.fits(now, &self.options.sources[pair.key.source], slot, attempt) {
-                found = Some(connection);
-                break;
-            }
+        if pair.tickets.is_empty() {
+            return Vec::new();
         }
+        let is_idle = |key: &ConnectionKey| matches!(self.slots.state(*key), SlotState::Idle { .. });
+        let idle = pair.open.iter().rev().copied().filter(is_idle);
+        let (used_up, idle) = idle.partition::<Vec<_>, _>(|key| pair.is_used_up(self.slots.get(*key)));
         for connection in used_up {
             self.quit(connection);
         }
-        found
+        idle
     }
 
     /// Gives credits to the flows whose turn it is: enough for every connection to have one ticket under way, one

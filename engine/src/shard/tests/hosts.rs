@@ -126,3 +126,20 @@ fn a_host_is_left_alone_for_minutes_at_most() {
         assert_eq!((back_off.first, back_off.max), (HOST_BACK_OFF_FIRST_MAX, HOST_BACK_OFF_MAX));
     }
 }
+
+/// A connection is opened for the third message, whose domain asks for less than that of the two before it: it takes
+/// this message, and not the two that it is not good enough for.
+#[test]
+fn a_connection_takes_what_stands_behind_others_that_it_does_not_fit() {
+    let mut config = config();
+    let to = config.routes[0].to.clone();
+    let strict = Route::new(DomainPattern::Exact("strict.example".into()), to);
+    config.routes.insert(0, Route { tls: Some(TlsMode::Required), ..strict });
+    let mut world = World::open(TempDir::new().unwrap(), START, config);
+    for domain in ["strict.example", "strict.example", "peer.example"] {
+        accepted_for(&mut world, domain);
+    }
+    assert_eq!(world.connects.len(), 3);
+    let third = world.accept_connection();
+    assert!(world.peer_says(third, "250 peer.example\r\n").starts_with("MAIL FROM"));
+}
