@@ -390,18 +390,15 @@ impl Pools {
             return None;
         }
         let pair = &self.pairs[place as usize];
-        let next = pair.tickets.front()?;
-        if !pair.fits(now, &self.options.sources[pair.key.source], slot, next) {
-            return None;
-        }
-        let units = next.recipients.len() as u32;
+        let next = pair.first_that_fits(now, &self.options.sources[pair.key.source], slot)?;
+        let units = pair.tickets[next].recipients.len() as u32;
         if self.is_surplus(place) || self.has_to_give_way(place) || !self.may_write(now, place, units) {
             return None;
         }
         self.take_units(now, place, units);
         let pair = &mut self.pairs[place as usize];
         pair.moved_at = Some(now.monotonic);
-        let attempt = pair.tickets.pop_front()?;
+        let attempt = pair.tickets.remove(next)?;
         pair.begin(&attempt);
         self.slots.count_delivery(connection);
         self.grant(now, place);
@@ -794,6 +791,15 @@ impl Pair {
             Chunking::On | Chunking::Off => 3,
         };
         of_connection * self.shaping.connection_limit as usize
+    }
+
+    /// Which ticket a connection can take. Nearly always one is like the one before it, which it could not.
+    fn first_that_fits(&self, now: Now, source: &EgressSource, slot: &Slot) -> Option<usize> {
+        let mut passed: Option<&Attempt> = None;
+        self.tickets.iter().position(|attempt| {
+            let is_in_vain = passed.replace(attempt).is_some_and(|passed| alike(passed, attempt));
+            !is_in_vain && self.fits(now, source, slot, attempt)
+        })
     }
 
     /// Whether a message may go by a connection: it stays with its own site, at a host that is its domain's too, with

@@ -128,18 +128,22 @@ fn a_host_is_left_alone_for_minutes_at_most() {
 }
 
 /// A connection is opened for the third message, whose domain asks for less than that of the two before it: it takes
-/// this message, and not the two that it is not good enough for.
+/// this message, with the next one riding, and not those that it is not good enough for.
 #[test]
 fn a_connection_takes_what_stands_behind_others_that_it_does_not_fit() {
     let mut config = config();
+    config.shaping.connection_limit = 3;
     let to = config.routes[0].to.clone();
     let strict = Route::new(DomainPattern::Exact("strict.example".into()), to);
     config.routes.insert(0, Route { tls: Some(TlsMode::Required), ..strict });
     let mut world = World::open(TempDir::new().unwrap(), START, config);
-    for domain in ["strict.example", "strict.example", "peer.example"] {
+    for domain in ["strict.example", "strict.example", "peer.example", "strict.example", "peer.example"] {
         accepted_for(&mut world, domain);
     }
     assert_eq!(world.connects.len(), 3);
     let third = world.accept_connection();
-    assert!(world.peer_says(third, "250 peer.example\r\n").starts_with("MAIL FROM"));
+    let envelope = "MAIL FROM:<a@client.example>\r\nRCPT TO:<b@peer.example>\r\nDATA\r\n";
+    assert_eq!(world.peer_says(third, "250-peer.example\r\n250 PIPELINING\r\n"), envelope);
+    let said = world.peer_says(third, "250 ok\r\n250 ok\r\n354 go\r\n");
+    assert!(said.ends_with(&format!("\r\n.\r\nRSET\r\n{envelope}")), "{said}");
 }
