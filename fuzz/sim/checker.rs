@@ -113,6 +113,8 @@ pub(crate) struct Ledger {
     /// Refused because a commit failed: the record may be on the medium until the log is open again.
     doubts: BTreeMap<Marker, LogId>,
     is_recovering: bool,
+    /// When the engine that is there now was started.
+    pub(crate) began_ms: u64,
     /// By how much the wall clock was set back, in all. Retries that waited come earlier by as much, also after a crash
     /// where a checkpoint has told so.
     pub(crate) back_ms: u64,
@@ -189,6 +191,7 @@ impl Ledger {
             sent: BTreeMap::new(),
             doubts: BTreeMap::new(),
             is_recovering: false,
+            began_ms: 0,
             back_ms: 0,
             forward_ms: 0,
             max_age_ms: None,
@@ -682,7 +685,9 @@ impl Ledger {
                 assert!(may_wait, "NOTHING-LOST: an operator has bounced {recipient} of {id}, and it waits: {row:?}");
                 // What has expired is at its turn, and ends there.
                 let is_over = durable.expires_ms <= now_ms + self.back_ms;
-                let is_long_over = durable.expires_ms + ENDS_WITHIN_MS + self.forward_ms < now_ms;
+                // A transaction may have been under way until an engine died.
+                let ends_from = durable.expires_ms.max(self.began_ms);
+                let is_long_over = ends_from + ENDS_WITHIN_MS + self.forward_ms < now_ms;
                 assert!(
                     !is_long_over || row.state == MessageState::Delivering,
                     "NOTHING-LOST: {recipient} of {id} is over at {}, and waits: {row:?}",

@@ -537,6 +537,7 @@ impl World {
             assert_eq!(metrics.spool_quarantined_records.get(), 0, "NOTHING-LOST: a crash is not damage");
             assert_eq!(metrics.spool_held_messages.get(), 0, "NOTHING-LOST: a checkpoint was there");
         }
+        self.ledger.began_ms = self.clock.now().wall_ms;
         self.ledger.check_recovered(unrecorded);
         self.begin_counting(unrecorded);
         let rows = self.ask().expect("a life begins without reads");
