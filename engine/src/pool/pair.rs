@@ -44,7 +44,7 @@ use super::warmup::DayQuota;
 use crate::config::{Chunking, EgressSource, LimitSettings, Shaping, SharedLimits, Terms, Warmup};
 use crate::fair::{CLASSES, Flow};
 use crate::handover::{Attempt, Backlog, Blocked, Credit, Elsewhere, Generation, Need, PairKey, Permit, Route};
-use crate::limits::PAIRS_KEPT;
+use crate::limits::{DELIVERIES_IN_A_ROW, PAIRS_KEPT};
 use crate::mail::time::Now;
 
 /// Limits of every pair.
@@ -391,6 +391,9 @@ impl Pools {
         }
         let pair = &self.pairs[place as usize];
         let next = pair.first_that_fits(now, &self.options.sources[pair.key.source], slot)?;
+        if slot.deliveries >= DELIVERIES_IN_A_ROW && self.is_short_of_room(now, place) {
+            return None;
+        }
         let units = pair.tickets[next].recipients.len() as u32;
         if self.is_surplus(place) || self.has_to_give_way(place) || !self.may_write(now, place, units) {
             return None;
@@ -585,7 +588,7 @@ impl Pools {
 
     /// Starts tickets on idle connections that fit them, as rates allow. Whether more connections would be of use.
     fn start(&mut self, now: Now, place: u32) -> bool {
-        let mut idle = self.idle_connections(place);
+        let mut idle = self.idle_connections(now, place);
         let mut waiting = VecDeque::<Box<Attempt>>::new();
         let mut is_held = false;
         while !idle.is_empty()
@@ -627,15 +630,22 @@ impl Pools {
     }
 
     /// What can take a ticket, if there is any: the most recently opened first, so that surplus ones stay idle and time
-    /// out. Those that are used up are dismissed.
-    fn idle_connections(&mut self, place: u32) -> Vec<ConnectionKey> {
+    /// out. Those that are used up are dismissed, and one that has had its share where the first ticket fits none.
+    fn idle_connections(&mut self, now: Now, place: u32) -> Vec<ConnectionKey> {
         let pair = &self.pairs[place as usize];
         if pair.tickets.is_empty() {
             return Vec::new();
         }
         let is_idle = |key: &ConnectionKey| matches!(self.slots.state(*key), SlotState::Idle { .. });
         let idle = pair.open.iter().rev().copied().filter(is_idle);
-        let (used_up, idle) = idle.partition::<Vec<_>, _>(|key| pair.is_used_up(self.slots.get(*key)));
+        let (mut used_up, mut idle) = idle.partition::<Vec<_>, _>(|key| pair.is_used_up(self.slots.get(*key)));
+        let had_its_share = |key: &ConnectionKey| self.slots.get(*key).deliveries >= DELIVERIES_IN_A_ROW;
+        if used_up.is_empty()
+            && let Some(at) = idle.iter().rposition(had_its_share)
+            && self.is_short_of_room(now, place)
+        {
+            used_up.push(idle.remove(at));
+        }
         for connection in used_up {
             self.quit(connection);
         }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Order, Pools, same_route};
-use crate::handover::{Blocked, Route};
+use super::{Order, Pair, Pools, same_route};
+use crate::handover::{Attempt, Blocked, Route};
 use crate::mail::time::Now;
 use crate::pool::connection::{ConnectionKey, SlotState};
 use crate::pool::site::Choice;
@@ -18,23 +18,16 @@ impl Pools {
                 return;
             }
             if pair.open.len() >= pair.shaping.connection_limit as usize {
-                self.make_room(place);
+                self.make_room(now, place);
                 return;
             }
             if !self.may_connect(now, place) {
                 return;
             }
-            let pair = &mut self.pairs[place as usize];
+            let pair = &self.pairs[place as usize];
             let attempt = &pair.tickets[pair.opening as usize];
             let route = attempt.route.clone();
-            let mut order = route.site.attempt_order(random);
-            let source = &self.options.sources[pair.key.source];
-            order.retain(|&(host, to)| source.reaches(&to) && route.requirement(host).is_some());
-            pair.hosts.keep_serving(now.monotonic, &mut order, &|need| attempt.needs(need));
-            if attempt.is_retry {
-                pair.hosts.put_unwell_last(now.monotonic, &mut order);
-            }
-            match pair.hosts.choose(now.monotonic, &order, |host| route.requirement(host)) {
+            match self.choose_host(now, place, attempt, random) {
                 Choice::Connect { host, to } => {
                     if !self.has_slot(place) || !self.may_open(place) {
                         return;
@@ -86,16 +79,45 @@ impl Pools {
         may
     }
 
-    /// All slots are taken and a ticket fits none of the idle connections: one of them makes room.
-    fn make_room(&mut self, place: u32) {
-        let pair = &self.pairs[place as usize];
-        if pair.busy > 0 || pair.opening > 0 {
-            return;
+    /// Where a message may be taken to by a new connection.
+    fn choose_host(&self, now: Now, place: u32, attempt: &Attempt, random: &mut dyn FnMut(u64) -> u64) -> Choice {
+        let Pair { key, hosts, .. } = &self.pairs[place as usize];
+        let route = &attempt.route;
+        let source = &self.options.sources[key.source];
+        let mut order = route.site.attempt_order(random);
+        order.retain(|&(host, to)| source.reaches(&to) && route.requirement(host).is_some());
+        hosts.keep_serving(now.monotonic, &mut order, &|need| attempt.needs(need));
+        if attempt.is_retry {
+            hosts.put_unwell_last(now.monotonic, &mut order);
         }
-        let idle = |key: &&ConnectionKey| matches!(self.slots.state(**key), SlotState::Idle { .. });
-        if let Some(&connection) = pair.open.iter().find(idle) {
+        hosts.choose(now.monotonic, &order, |host| route.requirement(host))
+    }
+
+    /// All slots are taken, and the first ticket fits nothing that is there: an idle connection makes room.
+    fn make_room(&mut self, now: Now, place: u32) {
+        let pair = &self.pairs[place as usize];
+        let is_idle = |key: &&ConnectionKey| matches!(self.slots.state(**key), SlotState::Idle { .. });
+        if pair.open.len() > (pair.busy + pair.opening) as usize
+            && let Some(&connection) = pair.open.iter().find(is_idle)
+            && self.is_short_of_room(now, place)
+        {
             self.quit(connection);
         }
+    }
+
+    /// Whether the pair's first ticket could go by a connection of its own, for which there is no slot, and none that
+    /// it fits is up, on its way, or about to make room.
+    pub(super) fn is_short_of_room(&self, now: Now, place: u32) -> bool {
+        let pair = &self.pairs[place as usize];
+        let is_full = pair.open.len() >= pair.shaping.connection_limit as usize || pair.pace.waits_for_slot;
+        let Some(first) = pair.tickets.front().filter(|_| is_full && pair.opening == 0) else { return false };
+        let source = &self.options.sources[pair.key.source];
+        let will_do = |key: &ConnectionKey| {
+            self.slots.state(*key) == SlotState::Closing || pair.fits(now, source, self.slots.get(*key), first)
+        };
+        // Whether there is a host does not depend on the order in which they stand.
+        !pair.open.iter().any(will_do)
+            && matches!(self.choose_host(now, place, first, &mut |_| 0), Choice::Connect { .. })
     }
 
     /// No host can be tried: while connections that are up still serve, tickets wait for them; else all go home.

@@ -147,3 +147,25 @@ fn a_connection_takes_what_stands_behind_others_that_it_does_not_fit() {
     let said = world.peer_says(third, "250 ok\r\n250 ok\r\n354 go\r\n");
     assert!(said.ends_with(&format!("\r\n.\r\nRSET\r\n{envelope}")), "{said}");
 }
+
+/// Both connections that there may be are no good for it: the idle one makes room, though the other is busy.
+#[test]
+fn an_idle_connection_makes_room_for_what_fits_none() {
+    let mut config = config();
+    config.shaping.connection_limit = 2;
+    let to = config.routes[0].to.clone();
+    config.routes.insert(0, Route::new(DomainPattern::Exact("other.example".into()), to));
+    let mut world = World::open(TempDir::new().unwrap(), START, config);
+    (0..2).for_each(|_| accepted(&mut world));
+    let [second, first] = [(); 2].map(|()| world.accept_connection());
+    for peer in [first, second] {
+        assert!(world.peer_says(peer, "250 peer.example\r\n").starts_with("MAIL FROM"));
+    }
+    accepted_for(&mut world, "other.example");
+    assert_eq!((world.to_peer.as_str(), world.connects.len()), ("", 0));
+    assert_eq!(world.peer_says(second, "550 5.7.1 no\r\n"), "QUIT\r\n");
+    world.shard.connection_gone(world.now, second);
+    world.settle();
+    let third = world.accept_connection();
+    assert!(world.peer_says(third, "250 peer.example\r\n").starts_with("MAIL FROM"));
+}

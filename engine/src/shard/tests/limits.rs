@@ -600,6 +600,32 @@ fn a_providers_connections_are_used_before_they_give_way() {
     }
 }
 
+/// The only connection may make many deliveries, and is no good for one domain's mail: that waits for a hundred.
+#[test]
+fn mail_that_fits_no_connection_gets_one() {
+    for limit in [
+        "[shaping.default]\nconnection_limit = 1\n",
+        "[provider.p]\nmatch = [{ domain = \"fast.test\" }, { domain = \"other.test\" }]\n\
+         provider_connection_limit = 1\n",
+    ] {
+        let mut config = config(&format!("{limit}max_deliveries_per_connection = 100000\n"));
+        let route = Route::new(DomainPattern::Exact("fast.test".into()), config.routes[1].to.clone());
+        config.routes.insert(0, Route { tls: Some(TlsMode::Disabled), ..route });
+        let mut engine =
+            Engine::live(Arc::new(config), SimDisk::new(1), 1, Duration::ZERO, BTreeMap::new(), HashMap::new());
+        engine.content_takes = Duration::from_millis(10);
+        queue(&mut engine, 0, 1_000);
+        engine.run_until(seconds(1));
+        let others = (0..3).map(|number| format!("r{number}@other.test")).collect();
+        engine.inject_to(0, others, Priority::High);
+        engine.run_until(seconds(60));
+        let fast = engine.sink(FAST);
+        let sent_before = fast.mails.iter().position(|(_, recipients)| *recipients == 3);
+        assert!(sent_before.is_some_and(|sent| sent <= 300), "{limit}: {sent_before:?} of {}", fast.mails.len());
+        assert_eq!((fast.mails.len(), fast.opened), (1_001, 2), "{limit}");
+    }
+}
+
 /// At one of its sites no host has the TLS that is required. One domain after the other finds out, and makes no room
 /// for what it can't use: the other site's connections would come and go, one for each of them.
 #[test]
