@@ -366,7 +366,8 @@ impl World {
         let link = self.links.get_mut(&id).expect("it is there");
         let Some(mut greeting) = link.greeting.take() else { return };
         greeting.extend_from_slice(octets);
-        let Some(end) = greeting.iter().position(|octet| *octet == b'\r') else {
+        // Who hears less of it than the whole line has heard no greeting.
+        let Some(end) = greeting.windows(2).position(|octets| octets == b"\r\n") else {
             link.greeting = Some(greeting);
             return;
         };
