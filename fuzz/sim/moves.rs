@@ -64,8 +64,8 @@ impl World {
             return;
         }
         let shards = self.shards.len();
-        // What moves has its configuration with it.
-        if self.reloads.is_under_way() {
+        // What moves has its configuration with it; and all shards are told of one move before there is another.
+        if self.reloads.is_under_way() || self.moves.told_at.iter().any(|&at| at > now) {
             return;
         }
         if shards < 2 || self.owners.is_empty() || !self.mix.strikes(Fault::PairMoved, &mut self.moves.random) {

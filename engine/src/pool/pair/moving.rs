@@ -26,6 +26,8 @@
 //! * A home that asks for an owner meanwhile is told the old one. It keeps to `Withdraw` until `Moved` comes; and what
 //!   control told before comes before `Moved`, because between the two threads order is kept as well. Whoever hears of
 //!   the old owner before `Withdraw` is one more home that sends to it, and answers `Withdraw` behind that.
+//! * A new owner's `Withdraw` comes behind the `Moved` that names it: control has told all homes that before it begins
+//!   another move, and a shard takes what comes from all threads out of one queue.
 //! * A ticket whose message is being read when `Withdraw` comes is taken back when it has been read.
 //! * A suspension that the old owner knows of is known to the new one before `TakeOver`, because both come by way of
 //!   control. Each goes by its own list when a ticket comes, not by what its pairs were.
