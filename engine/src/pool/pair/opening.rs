@@ -93,13 +93,15 @@ impl Pools {
         hosts.choose(now.monotonic, &order, |host| route.requirement(host))
     }
 
-    /// All slots are taken, and the first ticket fits nothing that is there: an idle connection makes room.
+    /// All slots are taken, and the first ticket fits nothing that is there: an idle connection makes room. Where nothing
+    /// else goes on, it does so though no host can be tried: then the tickets go home, and are told until when.
     fn make_room(&mut self, now: Now, place: u32) {
         let pair = &self.pairs[place as usize];
         let is_idle = |key: &&ConnectionKey| matches!(self.slots.state(**key), SlotState::Idle { .. });
-        if pair.open.len() > (pair.busy + pair.opening) as usize
+        let under_way = (pair.busy + pair.opening) as usize;
+        if pair.open.len() > under_way
             && let Some(&connection) = pair.open.iter().find(is_idle)
-            && self.is_short_of_room(now, place)
+            && (under_way == 0 || self.is_short_of_room(now, place))
         {
             self.quit(connection);
         }

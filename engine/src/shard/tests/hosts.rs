@@ -169,3 +169,33 @@ fn an_idle_connection_makes_room_for_what_fits_none() {
     let third = world.accept_connection();
     assert!(world.peer_says(third, "250 peer.example\r\n").starts_with("MAIL FROM"));
 }
+
+/// The same where the host's TLS has just failed: it waits, and says why, instead of waiting for the idle one's end.
+#[test]
+fn what_fits_no_connection_and_has_no_host_says_so() {
+    let mut config = config();
+    config.shaping.connection_limit = 1;
+    let to = config.routes[0].to[..1].to_vec();
+    config.routes[0].to = to.clone();
+    for domain in ["strict.example", "too.example"] {
+        let strict = Route::new(DomainPattern::Exact(domain.into()), to.clone());
+        config.routes.insert(0, Route { tls: Some(TlsMode::Required), ..strict });
+    }
+    let mut world = World::open(TempDir::new().unwrap(), START, config);
+    accepted_for(&mut world, "strict.example");
+    let first = world.accept_connection();
+    world.peer_says(first, "250 peer.example\r\n");
+    world.shard.connection_gone(world.now, first);
+    world.settle();
+    assert_eq!(world.connects.len(), 0, "it has no TLS");
+    accepted(&mut world);
+    let second = world.accept_connection();
+    assert!(world.peer_says(second, "250 peer.example\r\n").starts_with("MAIL FROM"));
+    assert_eq!(world.peer_says(second, "550 5.7.1 no\r\n"), "");
+    accepted_for(&mut world, "too.example");
+    world.shard.connection_gone(world.now, second);
+    world.settle();
+    let keys: Vec<_> = world.shard.home.entries().map(|(key, _)| key).collect();
+    let told = keys.iter().filter_map(|key| world.shard.home.blocked_by(*key)).count();
+    assert_eq!((keys.len(), told, world.connects.len()), (2, 2, 0));
+}
