@@ -93,8 +93,8 @@ impl Pools {
         hosts.choose(now.monotonic, &order, |host| route.requirement(host))
     }
 
-    /// All slots are taken, and the first ticket fits nothing that is there: an idle connection makes room. Where nothing
-    /// else goes on, it does so though no host can be tried: then the tickets go home, and are told until when.
+    /// All slots are taken, and the first ticket fits nothing that is there: an idle connection makes room. Where
+    /// nothing else goes on, it does so though no host can be tried: the tickets go home then, and know until when.
     fn make_room(&mut self, now: Now, place: u32) {
         let pair = &self.pairs[place as usize];
         let is_idle = |key: &&ConnectionKey| matches!(self.slots.state(**key), SlotState::Idle { .. });
