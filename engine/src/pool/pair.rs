@@ -818,10 +818,16 @@ impl Pair {
     fn fits(&self, now: Now, source: &EgressSource, slot: &Slot, attempt: &Attempt) -> bool {
         let route = &attempt.route;
         let usable = || route.usable(|to| source.reaches(to));
+        let needs = |need| attempt.needs(need);
         *slot.site == *route.site.name
             && slot.terms == route.terms
             && route.is_met_by(&slot.host_name, &slot.proof)
-            && self.hosts.may_take(now.monotonic, slot.address, usable, attempt.is_retry, &|need| attempt.needs(need))
+            && self.hosts.may_take(now.monotonic, slot.address, usable, attempt.is_retry, self.is_under_way(), &needs)
+    }
+
+    /// Whether connections are in use, or on their way: where no host can be tried, tickets wait for them.
+    fn is_under_way(&self) -> bool {
+        self.busy > 0 || self.opening > 0
     }
 }
 

@@ -93,6 +93,8 @@ pub enum Choice {
         reason: Arc<str>,
         /// Hosts would be there for mail with another TLS requirement.
         tls: bool,
+        /// Hosts would be there for mail that may go to others of the site.
+        policy: bool,
     },
     /// The site has no address at all, or none that may be used.
     Nowhere,
@@ -116,12 +118,15 @@ impl Hosts {
             return Choice::Connect { host, to };
         }
         let mut soonest: Option<&Memory> = None;
-        let mut for_tls = false;
+        let (mut tls, mut policy) = (false, false);
         for &(host, to) in order {
-            let Some(requirement) = requirement(host) else { continue };
             let broken = self.waits(now, to, Concern::Everything);
+            let Some(requirement) = requirement(host) else {
+                policy |= broken.is_none();
+                continue;
+            };
             let refused = self.waits(now, to, Concern::of(&requirement));
-            for_tls |= broken.is_none() && refused.is_some();
+            tls |= broken.is_none() && refused.is_some();
             let later = broken.into_iter().chain(refused).max_by_key(|memory| memory.waits_until());
             let Some(memory) = later else { return Choice::Connect { host, to } };
             if soonest.is_none_or(|soonest| memory.waits_until() < soonest.waits_until()) {
@@ -130,7 +135,7 @@ impl Hosts {
         }
         match soonest {
             Some(memory) => {
-                Choice::Wait { until: memory.waits_until(), reason: Arc::clone(&memory.reason), tls: for_tls }
+                Choice::Wait { until: memory.waits_until(), reason: Arc::clone(&memory.reason), tls, policy }
             }
             None => Choice::Nowhere,
         }
@@ -247,23 +252,34 @@ impl Hosts {
         self.memories.get(&(address, Concern::Everything)).is_some_and(|memory| memory.lacks(now, needs))
     }
 
-    /// Whether nobody knows better than that some host of the site lacks nothing of what is needed.
-    fn is_served(&self, now: Duration, mut site: impl Iterator<Item = Endpoint>, needs: &dyn Fn(Need) -> bool) -> bool {
-        site.any(|address| !self.is_lacking(now, address, needs))
+    /// Whether nobody knows better than that some host lacks nothing of what is needed; if that can't be waited for,
+    /// one that can be tried now.
+    fn is_served(
+        &self,
+        now: Duration,
+        mut usable: impl Iterator<Item = (Endpoint, TlsRequirement)>,
+        can_wait: bool,
+        needs: &dyn Fn(Need) -> bool,
+    ) -> bool {
+        usable.any(|(address, requirement)| {
+            !self.is_lacking(now, address, needs) && (can_wait || !self.backs_off(now, address, &requirement))
+        })
     }
 
-    /// Whether a message may go to this host: it lacks nothing, or all that are `usable` do and one has to say so; and
-    /// its retry does not find it unwell while [`Self::choose`] would find another.
+    /// Whether a message may go to this host: it lacks nothing, or all that are `usable` do and one has to say so, as
+    /// one has where those that may serve can't be had now and the message keeps its whole pair waiting (not
+    /// `can_wait`). And its retry does not find it unwell while [`Self::choose`] would find another.
     pub fn may_take<U: Iterator<Item = (Endpoint, TlsRequirement)>>(
         &self,
         now: Duration,
         address: Endpoint,
         usable: impl Fn() -> U,
         is_retry: bool,
+        can_wait: bool,
         needs: &dyn Fn(Need) -> bool,
     ) -> bool {
         if self.is_lacking(now, address, needs) {
-            return !self.is_served(now, usable().map(|(address, _)| address), needs);
+            return !self.is_served(now, usable(), can_wait, needs);
         }
         let is_better = |(other, requirement): (Endpoint, TlsRequirement)| {
             let serves = !self.is_lacking(now, other, needs) && !self.is_unwell(now, other);
@@ -300,9 +316,17 @@ impl Hosts {
         order.sort_by_key(|&(_, address)| self.is_unwell(now, address));
     }
 
-    /// Leaves out the hosts that lack what is needed, unless all do.
-    pub fn keep_serving(&self, now: Duration, order: &mut AttemptOrder, needs: &dyn Fn(Need) -> bool) {
-        if self.is_served(now, order.iter().map(|&(_, address)| address), needs) {
+    /// Leaves out the hosts that lack what is needed, unless a message may go there: see [`Self::may_take`].
+    pub fn keep_serving(
+        &self,
+        now: Duration,
+        order: &mut AttemptOrder,
+        requirement: impl Fn(usize) -> Option<TlsRequirement>,
+        can_wait: bool,
+        needs: &dyn Fn(Need) -> bool,
+    ) {
+        let usable = order.iter().filter_map(|&(host, address)| Some((address, requirement(host)?)));
+        if self.is_served(now, usable, can_wait, needs) {
             order.retain(|&(_, address)| !self.is_lacking(now, address, needs));
         }
     }
@@ -380,7 +404,7 @@ mod tests {
         hosts.failed(at(0), address(1), BACK_OFF, "refused".into());
         assert_eq!(hosts.choose(at(1), &order, any), Choice::Connect { host: 1, to: address(2) });
         hosts.failed(at(1), address(2), BACK_OFF, "reset".into());
-        let wait = Choice::Wait { until: at(30), reason: "refused".into(), tls: false };
+        let wait = Choice::Wait { until: at(30), reason: "refused".into(), tls: false, policy: false };
         assert_eq!(hosts.choose(at(2), &order, any), wait);
         assert_eq!(hosts.choose(at(30), &order, any), Choice::Connect { host: 0, to: address(1) });
     }
@@ -471,20 +495,26 @@ mod tests {
         let eight_bit = |need| need == Need::EightBitMime;
         let both = |_| true;
         let nothing = |_| false;
-        let order = |hosts: &Hosts, needs: &dyn Fn(Need) -> bool| {
+        let order_of = |hosts: &Hosts, can_wait, needs: &dyn Fn(Need) -> bool| {
             let mut order = vec![(0, address(1)), (1, address(2))];
-            hosts.keep_serving(at(1), &mut order, needs);
+            hosts.keep_serving(at(1), &mut order, any, can_wait, needs);
             order.into_iter().map(|(host, _)| host).collect::<Vec<_>>()
         };
+        let order = |hosts: &Hosts, needs: &dyn Fn(Need) -> bool| order_of(hosts, true, needs);
         assert_eq!(hosts.lacks(at(0), address(1), Need::EightBitMime, &site, &eight_bit), Elsewhere::AtOnce);
         assert_eq!(order(&hosts, &eight_bit), [1]);
         assert_eq!(order(&hosts, &nothing), [0, 1]);
         let may_take = |hosts: &Hosts, last, needs: &dyn Fn(Need) -> bool| {
-            hosts.may_take(at(1), address(last), || site.clone().into_iter(), false, needs)
+            hosts.may_take(at(1), address(last), || site.clone().into_iter(), false, true, needs)
         };
         assert!(!may_take(&hosts, 1, &both) && may_take(&hosts, 2, &both) && may_take(&hosts, 1, &nothing));
         hosts.failed(at(0), address(2), BACK_OFF, "refused".into());
         assert_eq!(hosts.lacks(at(1), address(1), Need::EightBitMime, &site, &eight_bit), Elsewhere::Later);
+        let usable = || site.clone().into_iter();
+        for (can_wait, hosts_left) in [(true, vec![1]), (false, vec![0, 1])] {
+            assert_eq!(order_of(&hosts, can_wait, &eight_bit), hosts_left, "2 can't be had now");
+            assert_eq!(hosts.may_take(at(1), address(1), usable, false, can_wait, &eight_bit), !can_wait);
+        }
         let utf8 = |need| need == Need::SmtpUtf8;
         let elsewhere = hosts.lacks(at(1), address(2), Need::SmtpUtf8, &site, &utf8);
         assert_eq!(elsewhere, Elsewhere::AtOnce, "1 was not asked for it");
@@ -509,7 +539,7 @@ mod tests {
         };
         let fits = |hosts: &Hosts, second, last, is_retry| {
             let usable = || [1, 2].map(|last| (address(last), TlsRequirement::Verified)).into_iter();
-            hosts.may_take(at(second), address(last), usable, is_retry, &|need| need == Need::EightBitMime)
+            hosts.may_take(at(second), address(last), usable, is_retry, true, &|need| need == Need::EightBitMime)
         };
         hosts.said(at(0), address(1), Reception::Unwell);
         assert_eq!(order(&hosts, 1), [1, 2, 0]);
@@ -580,7 +610,7 @@ mod tests {
         hosts.failed_tls(Duration::ZERO, address(1), &TlsRequirement::Verified, BACK_OFF, "self-signed".into());
         assert_eq!(hosts.choose(Duration::ZERO, &order, any), Choice::Connect { host: 0, to: address(1) });
         let until = Duration::from_secs(30);
-        let wait = Choice::Wait { until, reason: "self-signed".into(), tls: true };
+        let wait = Choice::Wait { until, reason: "self-signed".into(), tls: true, policy: false };
         assert_eq!(hosts.choose(Duration::ZERO, &order, verified), wait);
         hosts.succeeded(address(1), &TlsRequirement::Opportunistic);
         assert_eq!(hosts.choose(Duration::ZERO, &order, verified), wait, "that others get through changes nothing");

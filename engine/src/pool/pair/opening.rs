@@ -49,8 +49,11 @@ impl Pools {
                     let (source, shaping) = (pair.key.source, Arc::clone(&pair.shaping));
                     self.orders.push_back(Order::Connect { connection, source, host_name, to, tls, policy, shaping });
                 }
-                Choice::Wait { until, reason, tls: true } => self.hold(now, place, &route, until, reason),
-                Choice::Wait { until, reason, tls: false } => return self.block(now, place, until, reason),
+                Choice::Wait { until, reason, tls: true, .. } => self.hold(now, place, &route, until, reason),
+                Choice::Wait { until, reason, policy: true, .. } if !self.pairs[place as usize].is_under_way() => {
+                    self.hold(now, place, &route, until, reason);
+                }
+                Choice::Wait { until, reason, .. } => return self.block(now, place, until, reason),
                 // The same hosts may do for other domains. What the DNS could not say it may say soon; a policy lasts.
                 Choice::Nowhere if let Some(reason) = route.unknown_tlsa() => {
                     self.hold(now, place, &route, now.monotonic + self.options.back_off.first, reason);
@@ -81,26 +84,32 @@ impl Pools {
 
     /// Where a message may be taken to by a new connection.
     fn choose_host(&self, now: Now, place: u32, attempt: &Attempt, random: &mut dyn FnMut(u64) -> u64) -> Choice {
-        let Pair { key, hosts, .. } = &self.pairs[place as usize];
+        let pair = &self.pairs[place as usize];
+        let Pair { key, hosts, .. } = pair;
         let route = &attempt.route;
         let source = &self.options.sources[key.source];
         let mut order = route.site.attempt_order(random);
-        order.retain(|&(host, to)| source.reaches(&to) && route.requirement(host).is_some());
-        hosts.keep_serving(now.monotonic, &mut order, &|need| attempt.needs(need));
+        order.retain(|(_, to)| source.reaches(to));
+        let requirement = |host| route.requirement(host);
+        let needs = |need| attempt.needs(need);
+        hosts.keep_serving(now.monotonic, &mut order, requirement, pair.is_under_way(), &needs);
         if attempt.is_retry {
             hosts.put_unwell_last(now.monotonic, &mut order);
         }
-        hosts.choose(now.monotonic, &order, |host| route.requirement(host))
+        hosts.choose(now.monotonic, &order, requirement)
     }
 
-    /// All slots are taken, and the first ticket fits nothing that is there: an idle connection makes room. Where
-    /// nothing else goes on, it does so though no host can be tried: the tickets go home then, and know until when.
+    /// All slots are taken, and the first ticket fits nothing that is there: an idle connection makes room, one at a
+    /// time. Where nothing else goes on, it does so though no host can be tried: the tickets go home then, and know
+    /// until when.
     fn make_room(&mut self, now: Now, place: u32) {
         let pair = &self.pairs[place as usize];
         let is_idle = |key: &&ConnectionKey| matches!(self.slots.state(**key), SlotState::Idle { .. });
+        let is_closing = |key: &ConnectionKey| self.slots.state(*key) == SlotState::Closing;
         let under_way = (pair.busy + pair.opening) as usize;
         if pair.open.len() > under_way
             && let Some(&connection) = pair.open.iter().find(is_idle)
+            && !pair.open.iter().any(is_closing)
             && (under_way == 0 || self.is_short_of_room(now, place))
         {
             self.quit(connection);
@@ -124,11 +133,9 @@ impl Pools {
 
     /// No host can be tried: while connections that are up still serve, tickets wait for them; else all go home.
     fn block(&mut self, now: Now, place: u32, until: Duration, reason: Arc<str>) {
-        let pair = &mut self.pairs[place as usize];
-        if pair.busy > 0 || pair.opening > 0 {
-            return;
+        if !self.pairs[place as usize].is_under_way() {
+            self.close_pair(now, place, until, &reason);
         }
-        self.close_pair(now, place, until, &reason);
     }
 
     /// All tickets go home, and no credit is given until then.

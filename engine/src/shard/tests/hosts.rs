@@ -101,14 +101,75 @@ fn a_host_that_backs_off_may_have_what_another_lacks() {
     world.peer_says(second, "250 peer.example\r\n");
     world.peer_says(second, "450 no\r\n");
     world.pass(Duration::from_secs(1));
-    let session = world.connect_client();
-    world.client_says(session, CLIENT);
-    world.client_says(session, "Subject: x\r\n\r\nH\u{e9}llo\r\n.\r\n");
-    world.sync();
-    world.pass(Duration::from_secs(1));
-    assert!(matches!(world.fates()[..], [Fate::Deferred { .. }, Fate::Deferred { .. }]), "{:?}", world.fates());
+    // Of the second it is known what that host lacks: nobody else waits with it for the first host's time.
+    for deferred in [2, 3] {
+        let session = world.connect_client();
+        world.client_says(session, CLIENT);
+        world.client_says(session, "Subject: x\r\n\r\nH\u{e9}llo\r\n.\r\n");
+        world.sync();
+        world.pass(Duration::from_secs(1));
+        let fates = world.fates();
+        assert!(fates.len() == deferred && fates.iter().all(|fate| matches!(fate, Fate::Deferred { .. })), "{fates:?}");
+    }
     let held = world.shard.home.entries().filter_map(|(_, entry)| entry.last_answer).collect::<Vec<_>>();
-    assert!(held.iter().any(|answer| answer.starts_with("451 4.6.3 ")), "{held:?}");
+    assert_eq!(held.iter().filter(|answer| answer.starts_with("451 4.6.3 ")).count(), 2, "{held:?}");
+    world.to_peer.clear();
+    accepted(&mut world);
+    assert_eq!((world.to_peer.as_str(), world.connects.len()), ("RSET\r\n", 0), "plain mail goes");
+}
+
+/// One domain's policy names only the host that is down: its mail waits, and that of another domain, behind it in line,
+/// goes to the other host. RFC 8461 §5.1.
+#[test]
+fn a_policy_that_leaves_no_host_holds_its_own_domain_alone() {
+    use crate::deliver::mta_sts::StsPolicy;
+    let mut config = config();
+    let to = config.routes.remove(0).to;
+    config.routes = ["strict.example", "peer.example"]
+        .map(|domain| Route {
+            tls: Some(TlsMode::Opportunistic),
+            ..Route::new(DomainPattern::Exact(domain.into()), to.clone())
+        })
+        .to_vec();
+    let mut world = World::open(TempDir::new().unwrap(), START, config);
+    // Both are looked up, and the test answers.
+    world.shard.config = Arc::new(Config::new("mta.example"));
+    world.shard.routes = super::super::RouteCache::new(Arc::new(super::super::StaticRoutes::new(&[])));
+    let host = |place: u16| Host {
+        name: format!("mx{place}.example"),
+        preference: place,
+        addresses: vec![Endpoint::Ip(format!("192.0.2.{place}:25").parse().unwrap())],
+        dane: HostDane::default(),
+    };
+    let site = Arc::new(Site { name: "mx.example".to_owned(), hosts: vec![host(1), host(2)], expires: Duration::MAX });
+    let policy = StsPolicy::parse("version: STSv1\nmode: enforce\nmax_age: 604800\nmx: mx1.example\n").unwrap();
+    let sts = Some(Arc::new(policy));
+    for (domain, sts) in [("strict.example", sts), ("peer.example", None)] {
+        accepted_for(&mut world, domain);
+        let route = handover::Route {
+            site: site.clone(),
+            tls: TlsMode::Opportunistic,
+            terms: Arc::default(),
+            sts,
+            dane: false,
+        };
+        let key = RouteKey::of_domain(domain);
+        world.shard.handle_message(ShardMessage::Routed { key, result: Ok(route) });
+        world.sync();
+        let (connection, to) = world.connects.pop().expect("a connection is wanted");
+        if domain == "strict.example" {
+            assert_eq!(to.to_string(), "192.0.2.1:25");
+            let refused = ConnectError::Failed(std::io::ErrorKind::ConnectionRefused.into());
+            world.shard.connect_failed(world.now, connection, &refused);
+            world.settle();
+            assert_eq!(world.connects, [], "the policy does not name the other");
+        } else {
+            assert_eq!(to.to_string(), "192.0.2.2:25");
+        }
+    }
+    assert_eq!(world.fates(), [], "no attempt was made");
+    let blocked = world.shard.home.entries().filter_map(|(key, _)| world.shard.home.blocked_by(key)).count();
+    assert_eq!(blocked, 1);
 }
 
 /// [retry] may wait for hours; a host that was down is looked for sooner.
@@ -168,6 +229,26 @@ fn an_idle_connection_makes_room_for_what_fits_none() {
     world.settle();
     let third = world.accept_connection();
     assert!(world.peer_says(third, "250 peer.example\r\n").starts_with("MAIL FROM"));
+}
+
+/// Nothing is under way, and both are idle: one makes room, and the other stays while that one is closing.
+#[test]
+fn one_idle_connection_makes_room_at_a_time() {
+    let mut config = config();
+    config.shaping.connection_limit = 2;
+    let to = config.routes[0].to.clone();
+    config.routes.insert(0, Route::new(DomainPattern::Exact("other.example".into()), to));
+    let mut world = World::open(TempDir::new().unwrap(), START, config);
+    (0..2).for_each(|_| accepted(&mut world));
+    let peers = [(); 2].map(|()| world.accept_connection());
+    for peer in peers {
+        assert!(world.peer_says(peer, "250 peer.example\r\n").starts_with("MAIL FROM"));
+    }
+    for peer in peers {
+        assert_eq!(world.peer_says(peer, "550 5.7.1 no\r\n"), "");
+    }
+    (0..2).for_each(|_| accepted_for(&mut world, "other.example"));
+    assert_eq!((world.to_peer.as_str(), world.connects.len()), ("QUIT\r\n", 0));
 }
 
 /// The same where the host's TLS has just failed: it waits, and says why, instead of waiting for the idle one's end.
