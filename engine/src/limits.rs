@@ -144,8 +144,8 @@ pub const UNWELL_MEMORY: std::time::Duration = std::time::Duration::from_secs(86
 pub const HOST_BACK_OFF_FIRST_MAX: std::time::Duration = std::time::Duration::from_secs(30);
 /// For how long others wait for the one connection that tries a host again.
 pub const PROBE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
-/// Where mail waits that fits none of a pair's connections, and there may be no more, one of them ends after so many
-/// deliveries, whatever is allowed. It is what is allowed by default.
+/// Where there may be no more connections, one ends after so many deliveries, whatever is allowed, if mail waits that
+/// fits none of its pair's, or a site of the same provider that has fewer. It is what is allowed by default.
 pub const DELIVERIES_IN_A_ROW: u32 = 100;
 /// How long a source leaves a host alone for which it has no port left; one that was used may be again after a minute.
 pub const PORT_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);

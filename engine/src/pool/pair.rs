@@ -268,7 +268,7 @@ impl Pools {
             }
             _ => pair.busy -= 1,
         }
-        if self.slots.get(connection).is_retired || self.gives_way(place, was == SlotState::Opening) {
+        if self.slots.get(connection).is_retired || self.gives_way(connection, was == SlotState::Opening) {
             self.quit(connection);
         }
         self.advance(now, place, random);
@@ -395,7 +395,7 @@ impl Pools {
             return None;
         }
         let units = pair.tickets[next].recipients.len() as u32;
-        if self.is_surplus(place) || self.has_to_give_way(place) || !self.may_write(now, place, units) {
+        if self.is_surplus(place) || self.has_to_give_way(connection) || !self.may_write(now, place, units) {
             return None;
         }
         self.take_units(now, place, units);

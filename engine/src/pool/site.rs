@@ -91,10 +91,8 @@ pub enum Choice {
     Wait {
         until: Duration,
         reason: Arc<str>,
-        /// Hosts would be there for mail with another TLS requirement.
-        tls: bool,
-        /// Hosts would be there for mail that may go to others of the site.
-        policy: bool,
+        /// Hosts would be there for other mail: with another TLS requirement, or that may go to more of the site's.
+        is_own: bool,
     },
     /// The site has no address at all, or none that may be used.
     Nowhere,
@@ -118,15 +116,15 @@ impl Hosts {
             return Choice::Connect { host, to };
         }
         let mut soonest: Option<&Memory> = None;
-        let (mut tls, mut policy) = (false, false);
+        let (mut for_other_tls, mut for_others) = (false, false);
         for &(host, to) in order {
             let broken = self.waits(now, to, Concern::Everything);
             let Some(requirement) = requirement(host) else {
-                policy |= broken.is_none();
+                for_others |= broken.is_none();
                 continue;
             };
             let refused = self.waits(now, to, Concern::of(&requirement));
-            tls |= broken.is_none() && refused.is_some();
+            for_other_tls |= broken.is_none() && refused.is_some();
             let later = broken.into_iter().chain(refused).max_by_key(|memory| memory.waits_until());
             let Some(memory) = later else { return Choice::Connect { host, to } };
             if soonest.is_none_or(|soonest| memory.waits_until() < soonest.waits_until()) {
@@ -134,9 +132,12 @@ impl Hosts {
             }
         }
         match soonest {
-            Some(memory) => {
-                Choice::Wait { until: memory.waits_until(), reason: Arc::clone(&memory.reason), tls, policy }
-            }
+            Some(memory) => Choice::Wait {
+                until: memory.waits_until(),
+                reason: Arc::clone(&memory.reason),
+                // A host that is just tried again may be there for it in a moment.
+                is_own: for_other_tls || for_others && memory.until > now,
+            },
             None => Choice::Nowhere,
         }
     }
@@ -404,7 +405,7 @@ mod tests {
         hosts.failed(at(0), address(1), BACK_OFF, "refused".into());
         assert_eq!(hosts.choose(at(1), &order, any), Choice::Connect { host: 1, to: address(2) });
         hosts.failed(at(1), address(2), BACK_OFF, "reset".into());
-        let wait = Choice::Wait { until: at(30), reason: "refused".into(), tls: false, policy: false };
+        let wait = Choice::Wait { until: at(30), reason: "refused".into(), is_own: false };
         assert_eq!(hosts.choose(at(2), &order, any), wait);
         assert_eq!(hosts.choose(at(30), &order, any), Choice::Connect { host: 0, to: address(1) });
     }
@@ -423,6 +424,25 @@ mod tests {
         hosts.succeeded(address(1), &TlsRequirement::Verified);
         hosts.failed(Duration::ZERO, address(1), BACK_OFF, "refused".into());
         assert_eq!(waits(&mut hosts, &order).as_secs(), 30);
+    }
+
+    #[test]
+    fn a_domain_waits_by_itself_while_others_have_a_host() {
+        let mut hosts = Hosts::default();
+        let order = vec![(0, address(1)), (1, address(2))];
+        let named = |host: usize| (host == 0).then_some(TlsRequirement::Verified);
+        let own = |hosts: &Hosts, second| match hosts.choose(Duration::from_secs(second), &order, named) {
+            Choice::Wait { is_own, .. } => is_own,
+            other => panic!("{other:?}"),
+        };
+        hosts.failed(Duration::ZERO, address(1), BACK_OFF, "refused".into());
+        assert!(own(&hosts, 1));
+        hosts.begin(Duration::from_secs(30), address(1));
+        assert!(!own(&hosts, 31), "it is just tried again");
+        hosts.end_probe(address(1));
+        hosts.failed(Duration::from_secs(31), address(1), BACK_OFF, "refused".into());
+        hosts.failed(Duration::from_secs(31), address(2), BACK_OFF, "refused".into());
+        assert!(!own(&hosts, 32), "nobody has one");
     }
 
     /// Ten connections are begun together, and the host is down.
@@ -610,7 +630,7 @@ mod tests {
         hosts.failed_tls(Duration::ZERO, address(1), &TlsRequirement::Verified, BACK_OFF, "self-signed".into());
         assert_eq!(hosts.choose(Duration::ZERO, &order, any), Choice::Connect { host: 0, to: address(1) });
         let until = Duration::from_secs(30);
-        let wait = Choice::Wait { until, reason: "self-signed".into(), tls: true, policy: false };
+        let wait = Choice::Wait { until, reason: "self-signed".into(), is_own: true };
         assert_eq!(hosts.choose(Duration::ZERO, &order, verified), wait);
         hosts.succeeded(address(1), &TlsRequirement::Opportunistic);
         assert_eq!(hosts.choose(Duration::ZERO, &order, verified), wait, "that others get through changes nothing");

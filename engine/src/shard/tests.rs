@@ -997,13 +997,17 @@ fn connections_never_exceed_their_limit() {
 
 /// One MX set for a domain whose mail wants a good certificate, and one whose mail takes any.
 fn two_domains() -> World {
+    two_domains_by(1)
+}
+
+fn two_domains_by(connections: u32) -> World {
     let to = vec![RouteTarget::Address("127.0.0.1:25".parse().unwrap())];
     let route = |domain: &str, tls| {
         let domain = DomainPattern::Exact(domain.to_owned());
         Route { tls: Some(tls), ..Route::new(domain, to.clone()) }
     };
     let mut config = Config::new("mta.example");
-    config.shaping.connection_limit = 1;
+    config.shaping.connection_limit = connections;
     config.routes = vec![route("strict.example", TlsMode::Verified), route("plain.example", TlsMode::Opportunistic)];
     World::open(TempDir::new().unwrap(), START, config)
 }
@@ -1047,6 +1051,26 @@ fn a_domain_whose_tls_fails_does_not_hold_up_another_at_the_same_hosts() {
     world.pass(Duration::from_secs(1));
     assert_eq!((world.outcomes(), held(&world).len()), (1, 4));
     assert_only_the_strict_one_waits(&world);
+}
+
+/// One handshake of two fails: its message goes by the connection that is up, and nothing waits for the host's time.
+#[test]
+fn what_a_connection_carries_does_not_wait_for_another() {
+    let mut world = two_domains_by(2);
+    for _ in 0..3 {
+        accepted_for(&mut world, "strict.example");
+    }
+    let peer = world.accept_tls(true);
+    assert!(world.peer_says(peer, "250 peer.example\r\n").starts_with("MAIL FROM:"));
+    world.accept_tls(false);
+    assert_eq!(held(&world), vec![("strict.example".to_owned(), 0, String::new()); 3], "no reason is told");
+    assert!(world.connects.is_empty(), "and no other is tried");
+    for left in [2, 1, 0] {
+        let said = world.take_message(peer);
+        assert_eq!(said.starts_with("MAIL FROM:"), left > 0, "{said}");
+    }
+    world.pass(Duration::from_secs(1));
+    assert_eq!((world.outcomes(), held(&world).len()), (3, 0));
 }
 
 /// The same the other way round: what a warm connection did not prove, it does not carry.

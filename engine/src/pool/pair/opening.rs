@@ -49,11 +49,9 @@ impl Pools {
                     let (source, shaping) = (pair.key.source, Arc::clone(&pair.shaping));
                     self.orders.push_back(Order::Connect { connection, source, host_name, to, tls, policy, shaping });
                 }
-                Choice::Wait { until, reason, tls: true, .. } => self.hold(now, place, &route, until, reason),
-                Choice::Wait { until, reason, policy: true, .. } if !self.pairs[place as usize].is_under_way() => {
-                    self.hold(now, place, &route, until, reason);
-                }
-                Choice::Wait { until, reason, .. } => return self.block(now, place, until, reason),
+                Choice::Wait { is_own: true, .. } if self.has_connection_for(now, place, attempt) => return,
+                Choice::Wait { until, reason, is_own: true } => self.hold(now, place, &route, until, reason),
+                Choice::Wait { until, reason, is_own: false } => return self.block(now, place, until, reason),
                 // The same hosts may do for other domains. What the DNS could not say it may say soon; a policy lasts.
                 Choice::Nowhere if let Some(reason) = route.unknown_tlsa() => {
                     self.hold(now, place, &route, now.monotonic + self.options.back_off.first, reason);
@@ -129,6 +127,14 @@ impl Pools {
         // Whether there is a host does not depend on the order in which they stand.
         !pair.open.iter().any(will_do)
             && matches!(self.choose_host(now, place, first, &mut |_| 0), Choice::Connect { .. })
+    }
+
+    /// Whether a connection that the ticket fits is up: it waits for this one, though no other can be had.
+    fn has_connection_for(&self, now: Now, place: u32, attempt: &Attempt) -> bool {
+        let pair = &self.pairs[place as usize];
+        let source = &self.options.sources[pair.key.source];
+        let is_up = |key: &ConnectionKey| !matches!(self.slots.state(*key), SlotState::Opening | SlotState::Closing);
+        pair.open.iter().any(|key| is_up(key) && pair.fits(now, source, self.slots.get(*key), attempt))
     }
 
     /// No host can be tried: while connections that are up still serve, tickets wait for them; else all go home.

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use super::Pools;
 use super::limiters::LimitOf;
+use crate::limits::DELIVERIES_IN_A_ROW;
 use crate::mail::time::Now;
-use crate::pool::connection::{ConnectionKey, SlotState};
+use crate::pool::connection::{ConnectionKey, Slot, SlotState};
 use crate::pool::rate::Limiter;
 
 /// What a provider's sites have in common, by one source.
@@ -157,21 +158,24 @@ impl Pools {
         surplus(&pair.open, limit) || shared.is_some_and(|(open, limit)| surplus(open, limit))
     }
 
-    /// Whether an idle connection of this pair is to go, because others wait for one, or there are too many. A new one
-    /// is used first: else sites whose other connections are slow would pass it to and fro, and send nothing by it.
-    pub(super) fn gives_way(&self, place: u32, is_new: bool) -> bool {
+    /// Whether an idle connection is to go, because others wait for one, or there are too many. A new one is used
+    /// first: else sites whose other connections are slow would pass it to and fro, and send nothing by it.
+    pub(super) fn gives_way(&self, connection: ConnectionKey, is_new: bool) -> bool {
+        let place = self.slots.get(connection).pair;
         self.is_surplus(place)
             || match self.pairs[place as usize].tickets.is_empty() {
                 true => self.others_want_slots(place, |_| true),
-                false => !is_new && self.has_to_give_way(place),
+                false => !is_new && self.has_to_give_way(connection),
             }
     }
 
-    /// Whether no further transaction is to ride on this pair's connections: one is for another pair, which then has no
-    /// more than are left here.
-    pub(super) fn has_to_give_way(&self, place: u32) -> bool {
-        self.pairs[place as usize].open.len() > 1
-            && self.others_want_slots(place, |other| self.staying(other) + 1 < self.staying(place))
+    /// Whether no further transaction is to ride on this connection: its pair has one for another pair, which then has
+    /// no more than are left; once this one has had its share, for any that has fewer.
+    pub(super) fn has_to_give_way(&self, connection: ConnectionKey) -> bool {
+        let &Slot { pair, deliveries, .. } = self.slots.get(connection);
+        let ahead = if deliveries < DELIVERIES_IN_A_ROW { 1 } else { 0 };
+        self.pairs[pair as usize].open.len() > ahead
+            && self.others_want_slots(pair, |other| self.staying(other) + ahead < self.staying(pair))
     }
 
     /// Whether more of these others wait for a connection than are about to get one. Thousands may wait, each domain of

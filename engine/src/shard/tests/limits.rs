@@ -626,6 +626,28 @@ fn mail_that_fits_no_connection_gets_one() {
     }
 }
 
+/// The only connection that a provider allows is busy, and may be for long: after a hundred deliveries who stands first
+/// in line has it. The busy site stood there before the other one.
+#[test]
+fn sites_take_turns_at_the_only_connection_of_their_provider() {
+    let rules = "[provider.p]\nmatch = [{ domain = \"slow.test\" }, { domain = \"fast.test\" }]\n\
+                 provider_connection_limit = 1\nmax_deliveries_per_connection = 100000\n";
+    let mut engine = Engine::start(rules, 2);
+    engine.content_takes = Duration::from_millis(10);
+    queue(&mut engine, 0, 1_000);
+    engine.run_until(seconds(1));
+    let sent_before = engine.sink(FAST).mails.len();
+    queue(&mut engine, 150, 0);
+    engine.run_until(seconds(60));
+    let [slow, fast] = [SLOW, FAST].map(|address| engine.sink(address));
+    assert_eq!((slow.mails.len(), fast.mails.len()), (150, 1_000));
+    let first = slow.mails[0].0;
+    let meanwhile = fast.mails.iter().filter(|(at, _)| *at < first).count() - sent_before;
+    assert!(meanwhile <= 200, "{meanwhile} went before the other site's first");
+    assert_eq!(slow.opened, 2, "a hundred in a row");
+    assert!(fast.opened <= 5, "{} connections: none is in the other's way any more", fast.opened);
+}
+
 /// At one of its sites no host has the TLS that is required. One domain after the other finds out, and makes no room
 /// for what it can't use: the other site's connections would come and go, one for each of them.
 #[test]
