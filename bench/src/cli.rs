@@ -178,6 +178,7 @@ impl SinkArgs {
             tls: if self.tls { Some(TlsIdentity::generate(true)?) } else { None },
             dkim,
             chunking: true,
+            closed: false,
         })
     }
 }

@@ -1,10 +1,11 @@
 //! The engine's delivering half alone: a full queue leaves through a few connections. How fast over a long way, and at
-//! what CPU time a message? Beside it in the same run, through the same proxy to the same kind of sink, bare io_uring
-//! loops that write the same octets in one or two round trips a message.
+//! what CPU time a message? Beside it in the same run, by the same way to the same kind of sink, bare io_uring loops
+//! that write the same octets in one or two round trips a message.
 //!
-//! All messages are in the spool before the proxy lets the first octet through, so that accepting them is not in the
-//! figures. What is: scheduling, pools, the client, outcomes and their commits, the event log. How much of that is not
-//! the client's tells a pass in which nothing is sent: the engine's own route to nowhere.
+//! A long way leads through a proxy that delays; without a delay there is none. All messages are in the spool before
+//! the proxy lets the first octet through, or the sink greets, so that accepting them is not in the figures. What is:
+//! scheduling, pools, the client, outcomes and their commits, the event log. How much of that is not the client's tells
+//! a pass in which nothing is sent: the engine's own route to nowhere.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -37,7 +38,7 @@ pub struct DeliverOptions {
     pub messages: u64,
     pub message_bytes: usize,
     pub connections: usize,
-    /// There and back, without what the machine itself takes.
+    /// There and back, without what the machine itself takes. None: straight to the sink, without a proxy.
     pub round_trip: Duration,
     pub deliveries_per_connection: u64,
     pub chunking: Chunking,
@@ -197,7 +198,35 @@ impl DeliverOptions {
 
     fn sink(&self) -> Result<Sink> {
         let tls = if self.tls { Some(TlsIdentity::generate(true)?) } else { None };
-        Sink::start(SinkOptions { audit: false, chunking: self.sink_chunking, tls, ..SinkOptions::on_loopback() })
+        let (audit, chunking, closed) = (false, self.sink_chunking, true);
+        Sink::start(SinkOptions { audit, chunking, tls, closed, ..SinkOptions::on_loopback() })
+    }
+}
+
+/// A sink, or the server instead of it, and the way there, which nothing gets through until it is opened.
+struct Peer {
+    sink: Sink,
+    proxy: Option<Proxy>,
+}
+
+impl Peer {
+    fn start(options: &DeliverOptions, server: Option<SocketAddr>) -> Result<Self> {
+        let sink = options.sink()?;
+        let to = server.unwrap_or(sink.addresses()[0]);
+        let is_far = server.is_some() || !options.round_trip.is_zero();
+        let proxy = if is_far { Some(Proxy::start(to, options.round_trip / 2)?) } else { None };
+        Ok(Self { sink, proxy })
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.proxy.as_ref().map_or(self.sink.addresses()[0], Proxy::address)
+    }
+
+    fn open(&self) {
+        self.sink.open();
+        if let Some(proxy) = &self.proxy {
+            proxy.open();
+        }
     }
 }
 
@@ -209,11 +238,10 @@ fn rate(sink: &Sink) -> Result<f64> {
 }
 
 fn bare(options: &DeliverOptions, interrupt: &Interrupt, round_trips: u32) -> Result<Pass> {
-    let sink = options.sink()?;
-    let proxy = Proxy::start(sink.addresses()[0], options.round_trip / 2)?;
-    proxy.open();
+    let peer = Peer::start(options, None)?;
+    peer.open();
     let bare = BareLoop {
-        to: proxy.address(),
+        to: peer.address(),
         connections: options.connections,
         messages: options.messages,
         message_bytes: options.message_bytes,
@@ -222,18 +250,16 @@ fn bare(options: &DeliverOptions, interrupt: &Interrupt, round_trips: u32) -> Re
     };
     let cpu = bare.run()?;
     interrupt.check()?;
-    ensure!(sink.ledger().totals().messages == options.messages, "the bare loop lost count");
-    Ok(Pass { per_second: rate(&sink)?, cpu_us: per_message(cpu, options.messages) })
+    ensure!(peer.sink.ledger().totals().messages == options.messages, "the bare loop lost count");
+    Ok(Pass { per_second: rate(&peer.sink)?, cpu_us: per_message(cpu, options.messages) })
 }
 
 /// To the sink; or to the server that `source` has sent to, the same messages. What that took the engine itself tells.
 fn engine(options: &DeliverOptions, interrupt: &Interrupt, source: Option<&SmtpSourceRun>) -> Result<Pass> {
-    let sink = options.sink()?;
-    let to = source.map_or(sink.addresses()[0], |source| source.to);
-    let proxy = Proxy::start(to, options.round_trip / 2)?;
+    let peer = Peer::start(options, source.map(|source| source.to))?;
     let tls = if options.tls { Some(OutboundTls::Required) } else { options.engine.tls };
     let engine_options = EngineOptions { config_extra: options.config(), tls, ..options.engine.clone() };
-    let site = EngineSite::prepare(engine_options, proxy.address())?;
+    let site = EngineSite::prepare(engine_options, peer.address())?;
     let mut engine = site.start(interrupt)?;
     match source {
         Some(source) => {
@@ -244,13 +270,13 @@ fn engine(options: &DeliverOptions, interrupt: &Interrupt, source: Option<&SmtpS
     // What accepting left to be done is not delivering.
     interrupt.pause(SETTLE)?;
     let before = Usage::of(engine.pid())?;
-    proxy.open();
+    peer.open();
     let (mut begun, mut left) = (None, options.messages);
     let patience = PATIENCE + 4 * options.round_trip * u32::try_from(options.messages).unwrap_or(u32::MAX);
     let done = interrupt.wait_until(patience, || {
         engine.check_alive(&site)?;
         if source.is_none() {
-            return Ok(sink.ledger().totals().messages >= options.messages);
+            return Ok(peer.sink.ledger().totals().messages >= options.messages);
         }
         let (queued, _) = site.queued("")?;
         if queued < left && begun.is_none() {
@@ -266,7 +292,7 @@ fn engine(options: &DeliverOptions, interrupt: &Interrupt, source: Option<&SmtpS
     engine.terminate(interrupt, &site)?;
     let per_second = match begun {
         Some((begun, queued)) => queued as f64 / ended.duration_since(begun).as_secs_f64(),
-        None => rate(&sink)?,
+        None => rate(&peer.sink)?,
     };
     Ok(Pass { per_second, cpu_us: per_message(cpu, options.messages) })
 }

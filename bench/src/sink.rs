@@ -55,6 +55,8 @@ pub struct SinkOptions {
     pub tls: Option<TlsIdentity>,
     /// Gets a share of the messages to verify.
     pub dkim: Option<Arc<DkimCheck>>,
+    /// Greets nobody until [`Sink::open`]; who connects waits.
+    pub closed: bool,
 }
 
 impl SinkOptions {
@@ -71,6 +73,7 @@ impl SinkOptions {
             chunking: true,
             tls: None,
             dkim: None,
+            closed: false,
         }
     }
 }
@@ -81,6 +84,7 @@ pub struct Sink {
     addresses: Vec<SocketAddr>,
     ledger: Arc<Ledger>,
     faults: Arc<FaultPlan>,
+    open: watch::Sender<bool>,
     stop: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -98,17 +102,18 @@ impl Sink {
         }
         let ledger = Arc::new(Ledger::new(options.audit));
         let faults = options.faults.clone();
+        let (open, opened) = watch::channel(!options.closed);
         let (stop, stopped) = watch::channel(false);
         let shared = Arc::new(Shared { ledger: ledger.clone(), options, sessions: AtomicU64::new(0) });
         let mut threads = Vec::new();
         for number in 0..shared.options.threads.max(1) {
             let listeners = listeners.iter().map(StdListener::try_clone).collect::<io::Result<Vec<_>>>()?;
-            let (shared, stopped) = (shared.clone(), stopped.clone());
+            let (shared, opened, stopped) = (shared.clone(), opened.clone(), stopped.clone());
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let serve = move || runtime.block_on(serve(listeners, shared, stopped));
+            let serve = move || runtime.block_on(serve(listeners, shared, opened, stopped));
             threads.push(std::thread::Builder::new().name(format!("{THREAD_NAME}{number}")).spawn(serve)?);
         }
-        Ok(Self { addresses, ledger, faults, stop, threads })
+        Ok(Self { addresses, ledger, faults, open, stop, threads })
     }
 
     /// The addresses bound, in the order asked for.
@@ -122,6 +127,11 @@ impl Sink {
 
     pub fn faults(&self) -> &Arc<FaultPlan> {
         &self.faults
+    }
+
+    /// Greets those who wait since a closed sink was started, and all others.
+    pub fn open(&self) {
+        self.open.send_replace(true);
     }
 
     /// Closes all connections and waits for the threads.
@@ -166,10 +176,15 @@ fn listen(address: SocketAddr, loopback_device: bool) -> Result<StdListener> {
     bound().with_context(|| format!("cannot listen on {address}"))
 }
 
-async fn serve(listeners: Vec<StdListener>, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
+async fn serve(
+    listeners: Vec<StdListener>,
+    shared: Arc<Shared>,
+    opened: watch::Receiver<bool>,
+    mut stopped: watch::Receiver<bool>,
+) {
     for listener in listeners {
         match TcpListener::from_std(listener) {
-            Ok(listener) => drop(tokio::spawn(accept(listener, shared.clone()))),
+            Ok(listener) => drop(tokio::spawn(accept(listener, opened.clone(), shared.clone()))),
             Err(error) => crate::report::note(&format!("sink: cannot serve: {error}")),
         }
     }
@@ -177,7 +192,9 @@ async fn serve(listeners: Vec<StdListener>, shared: Arc<Shared>, mut stopped: wa
     let _ = stopped.wait_for(|stop| *stop).await;
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, mut opened: watch::Receiver<bool>, shared: Arc<Shared>) {
+    // An error means that the sink was dropped.
+    let _ = opened.wait_for(|open| *open).await;
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
@@ -343,3 +360,24 @@ pub const THREAD_NAME: &str = "sink-";
 const RECEIVE_BUFFER_BYTES: usize = 256 << 10;
 const BACKLOG: i32 = 4096;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpStream;
+
+    use super::*;
+
+    #[test]
+    fn a_closed_sink_greets_once_it_is_opened() {
+        let sink = Sink::start(SinkOptions { closed: true, ..SinkOptions::on_loopback() }).unwrap();
+        let mut client = TcpStream::connect(sink.addresses()[0]).unwrap();
+        let mut room = [0; 4];
+        client.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        assert_eq!(client.read(&mut room).map_err(|error| error.kind()), Err(io::ErrorKind::WouldBlock));
+        sink.open();
+        client.set_read_timeout(None).unwrap();
+        client.read_exact(&mut room).unwrap();
+        assert_eq!(&room, b"220 ");
+    }
+}
