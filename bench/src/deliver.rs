@@ -213,7 +213,7 @@ impl Peer {
     fn start(options: &DeliverOptions, server: Option<SocketAddr>) -> Result<Self> {
         let sink = options.sink()?;
         let to = server.unwrap_or(sink.addresses()[0]);
-        let is_far = server.is_some() || !options.round_trip.is_zero();
+        let is_far = options.server.is_some() || !options.round_trip.is_zero();
         let proxy = if is_far { Some(Proxy::start(to, options.round_trip / 2)?) } else { None };
         Ok(Self { sink, proxy })
     }

@@ -209,9 +209,9 @@ fn a_connection_takes_what_stands_behind_others_that_it_does_not_fit() {
     assert!(said.ends_with(&format!("\r\n.\r\nRSET\r\n{envelope}")), "{said}");
 }
 
-/// Both connections that there may be are no good for it: the idle one makes room, though the other is busy.
-#[test]
-fn an_idle_connection_makes_room_for_what_fits_none() {
+/// Both connections that there may be to a site, each with a MAIL under way, in the order in which they were opened.
+/// Mail for other.example may go by neither.
+fn two_connections() -> (World, [ConnectionKey; 2]) {
     let mut config = config();
     config.shaping.connection_limit = 2;
     let to = config.routes[0].to.clone();
@@ -222,6 +222,14 @@ fn an_idle_connection_makes_room_for_what_fits_none() {
     for peer in [first, second] {
         assert!(world.peer_says(peer, "250 peer.example\r\n").starts_with("MAIL FROM"));
     }
+    world.to_peer.clear();
+    (world, [first, second])
+}
+
+/// Neither is any good for it: the idle one makes room, though the other is busy.
+#[test]
+fn an_idle_connection_makes_room_for_what_fits_none() {
+    let (mut world, [_, second]) = two_connections();
     accepted_for(&mut world, "other.example");
     assert_eq!((world.to_peer.as_str(), world.connects.len()), ("", 0));
     assert_eq!(world.peer_says(second, "550 5.7.1 no\r\n"), "QUIT\r\n");
@@ -234,16 +242,7 @@ fn an_idle_connection_makes_room_for_what_fits_none() {
 /// Nothing is under way, and both are idle: one makes room, and the other stays while that one is closing.
 #[test]
 fn one_idle_connection_makes_room_at_a_time() {
-    let mut config = config();
-    config.shaping.connection_limit = 2;
-    let to = config.routes[0].to.clone();
-    config.routes.insert(0, Route::new(DomainPattern::Exact("other.example".into()), to));
-    let mut world = World::open(TempDir::new().unwrap(), START, config);
-    (0..2).for_each(|_| accepted(&mut world));
-    let peers = [(); 2].map(|()| world.accept_connection());
-    for peer in peers {
-        assert!(world.peer_says(peer, "250 peer.example\r\n").starts_with("MAIL FROM"));
-    }
+    let (mut world, peers) = two_connections();
     for peer in peers {
         assert_eq!(world.peer_says(peer, "550 5.7.1 no\r\n"), "");
     }
