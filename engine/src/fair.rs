@@ -28,7 +28,7 @@
 //! on.
 
 use std::collections::BTreeMap;
-use std::hash::Hash;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use ahash::{HashMap, HashMapExt as _};
@@ -36,7 +36,7 @@ use ahash::{HashMap, HashMapExt as _};
 use crate::limits::FAIR_DEBTORS_KEPT;
 
 /// Who shares: the messages of one tenant's campaign, in one class.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Flow {
     /// 0 high, 1 normal, 2 bulk; anything above counts as bulk.
     pub priority: u8,
@@ -47,6 +47,15 @@ pub struct Flow {
     pub pool: Arc<str>,
     /// The same of the recipients' domain.
     pub domain: Arc<str>,
+}
+
+/// Each delivery looks flows up some fifteen times: classes and pools alone hardly tell two apart.
+impl Hash for Flow {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.tenant.hash(state);
+        self.campaign.hash(state);
+        self.domain.hash(state);
+    }
 }
 
 impl Flow {
@@ -300,12 +309,17 @@ impl<K: Clone + Eq + Hash> Line<K> {
     fn charge(&mut self, key: &K, recipients: u32) {
         self.last += 1;
         let (now, order, recipients) = (self.now, self.last, i64::from(recipients));
-        match self.members.get(key) {
-            Some(member) if self.waiting.contains_key(&member.place) => {
-                self.move_to(key, Place { had: member.place.had + recipients, order });
+        let is_forgotten = self.is_empty() || self.members.len() >= self.present + FAIR_DEBTORS_KEPT;
+        match self.members.get_mut(key) {
+            Some(member) => {
+                let waiting = self.waiting.remove(&member.place);
+                let had = if waiting.is_some() { member.place.had } else { member.place.had.max(now) };
+                member.place = Place { had: had + recipients, order };
+                if let Some(key) = waiting {
+                    self.waiting.insert(member.place, key);
+                }
             }
-            Some(member) => self.move_to(key, Place { had: member.place.had.max(now) + recipients, order }),
-            None if self.is_empty() || self.members.len() >= self.present + FAIR_DEBTORS_KEPT => {}
+            None if is_forgotten => {}
             None => {
                 let place = Place { had: now + recipients, order };
                 self.members.insert(key.clone(), Member { place, is_present: false });
@@ -315,16 +329,9 @@ impl<K: Clone + Eq + Hash> Line<K> {
 
     fn refund(&mut self, key: &K, recipients: u32) {
         self.first -= 1;
-        if let Some(member) = self.members.get(key) {
-            let place = Place { had: member.place.had - i64::from(recipients), order: self.first };
-            self.move_to(key, place);
-        }
-    }
-
-    fn move_to(&mut self, key: &K, place: Place) {
-        let member = self.members.get_mut(key).expect("it was just there");
-        let before = std::mem::replace(&mut member.place, place);
-        if let Some(key) = self.waiting.remove(&before) {
+        let Some(member) = self.members.get_mut(key) else { return };
+        let place = Place { had: member.place.had - i64::from(recipients), order: self.first };
+        if let Some(key) = self.waiting.remove(&std::mem::replace(&mut member.place, place)) {
             self.waiting.insert(place, key);
         }
     }

@@ -395,7 +395,7 @@ pub enum ShardMessage {
     /// Keeper ← owner: a limit over many pairs is to let something pass; answered by `Permit`.
     Want(Box<Want>),
     /// Owner ← keeper.
-    Permit(WantAnswer),
+    Permit(Box<WantAnswer>),
     /// Keeper ← owner: so much of a permit was used at that time, or not at all.
     Spent { permit: Permit, at: Option<Duration> },
     /// Keeper ← home: whether a tenant may inject so many recipients; answered by `MayInject`.
@@ -448,7 +448,7 @@ pub enum ShardMessage {
     /// Any ← control: whether the spool's directory is no longer where it was. What is there is delivered.
     SpoolGone { gone: bool },
     /// Any ← control: a suspension is in force, or goes on to another end.
-    Suspend(Suspension),
+    Suspend(Box<Suspension>),
     /// Any ← control: a suspension has ended before its time.
     Resume { id: u128 },
     /// Any ← owner: the mail of a tenant's campaign to a domain is to end, by an automation rule.
@@ -461,7 +461,7 @@ pub enum ShardMessage {
     /// is sent it first.
     Reload(Arc<Reload>),
     /// Any ← control: a question; answered by [`ControlMessage::Answer`].
-    Ask { question: u64, ask: Ask },
+    Ask { question: u64, ask: Box<Ask> },
     /// Any ← control: finish what is on the wire, take nothing new.
     Stop,
 }
@@ -526,7 +526,7 @@ pub enum ControlMessage {
         told: Told,
     },
     /// A suspension is in force at this shard; all others are to know, and a restart is.
-    Suspend(Suspension),
+    Suspend(Box<Suspension>),
     /// The shard has let go what it had at a roll-up; or not, because that would have taken too long.
     Released {
         shard: usize,

@@ -252,7 +252,7 @@ impl World {
         let id = u128::from(random.below(u64::MAX));
         let until_ms = self.clock.now().wall_ms + HOUR / MS;
         let suspension = Suspension { id, scope, effect: Effect::Stop, reason: "calm".into(), until_ms };
-        self.control(ControlMessage::Suspend(suspension));
+        self.control(ControlMessage::Suspend(Box::new(suspension)));
         self.pass(SECOND);
         id
     }

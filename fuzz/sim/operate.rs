@@ -65,7 +65,7 @@ impl World {
         self.questions += 1;
         let (choice, reason) = (choice.clone(), Arc::from("no longer wanted"));
         let ask = if releases { Ask::Release { choice, reason } } else { Ask::Bounce { choice, reason } };
-        self.shards[shard].handle_message(ShardMessage::Ask { question: self.questions, ask });
+        self.shards[shard].handle_message(ShardMessage::Ask { question: self.questions, ask: Box::new(ask) });
         self.turn(shard);
         let told = self.chosen.remove(&self.questions).expect("it is answered at once");
         assert_eq!(told, chosen.len() as u64, "the operator is told how many recipients those are");

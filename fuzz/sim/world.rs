@@ -510,7 +510,7 @@ impl World {
                 shard.recover(log, cursor, self.random.below(u64::MAX)).expect("the log recovers");
             }
             for suspension in &self.suspensions {
-                shard.handle_message(ShardMessage::Suspend(suspension.clone()));
+                shard.handle_message(ShardMessage::Suspend(Box::new(suspension.clone())));
             }
             self.shards.push(shard);
         }
@@ -866,7 +866,7 @@ impl World {
                     self.moves.tell(to, at);
                     self.clock.at(at, Event::Answer { to, message });
                 }
-                self.suspensions.push(suspension);
+                self.suspensions.push(*suspension);
             }
             ControlMessage::Reloaded { .. } => self.reloads.taken_up(self.clock.micros()),
             ControlMessage::Stopped { shard } => self.stop_over(shard),
@@ -903,7 +903,7 @@ impl World {
     pub(crate) fn ask_shard(&mut self, shard: usize, filter: MessageFilter) -> Option<Vec<MessageRow>> {
         self.questions += 1;
         let ask = Ask::Messages { filter: MessageFilter { limit: usize::MAX, ..filter } };
-        self.shards[shard].handle_message(ShardMessage::Ask { question: self.questions, ask });
+        self.shards[shard].handle_message(ShardMessage::Ask { question: self.questions, ask: Box::new(ask) });
         self.turn(shard);
         while !self.answers.contains_key(&self.questions) {
             let is_read =

@@ -15,7 +15,7 @@ use postrider_spool::record::DsnParameters;
 use crate::config::{Chunking, EightBit, Timeouts};
 use crate::deliver::content::Content;
 use crate::deliver::extension::Extensions;
-use crate::deliver::verdict::{RecipientVerdict, Refusal, refuse};
+use crate::deliver::verdict::{RecipientVerdict, Refusal};
 use crate::mail::dsn::is_parameters;
 
 /// One message to some of its recipients, all at one domain.
@@ -186,8 +186,8 @@ impl fmt::Display for Stage {
 pub(crate) struct WireEnvelope {
     /// `MAIL FROM:<…>` with its parameters, without the line ending.
     pub(crate) mail_command: String,
-    /// In the transaction's order: what goes into `RCPT TO:<…>`, without its parameters, or our refusal.
-    pub(crate) recipients: Vec<Result<String, RecipientVerdict>>,
+    /// In the transaction's order: `RCPT TO:<…>` with its parameters, without the line ending, or our refusal.
+    pub(crate) recipient_commands: Vec<Result<String, Refusal>>,
 }
 
 /// Fits a transaction's envelope to what the peer offers.
@@ -212,16 +212,20 @@ pub(crate) fn fit<C: Content>(
     if transaction.smtputf8 && !offered.smtp_utf8 && !header_is_ascii(&transaction.content) {
         return Err(Refusal::HeaderNotAscii);
     }
+    // RFC 6531 §3.4: the parameter is needed when an address or a header field is not ASCII.
+    let mut utf8 = transaction.smtputf8 || !reverse_path.is_ascii();
     let mut accepted = 0;
-    let recipients = transaction.recipients.iter().map(|(_, address)| {
+    let recipients = transaction.recipients.iter().map(|(index, address)| {
         let path = wire_recipient(address, offered)?;
         accepted += 1;
-        let beyond = offered.recipients_max.is_some_and(|count_max| accepted > count_max);
-        if beyond { Err(Refusal::BeyondRecipientsMax) } else { Ok(path) }
+        if offered.recipients_max.is_some_and(|count_max| accepted > count_max) {
+            return Err(Refusal::BeyondRecipientsMax);
+        }
+        utf8 |= !path.is_ascii();
+        let parameters = recipient_parameters(&transaction.dsn, *index, offered);
+        Ok(["RCPT TO:<", &path, ">", &parameters].concat())
     });
-    let recipients = recipients.map(|path| path.map_err(refuse)).collect::<Vec<_>>();
-    // RFC 6531 §3.4: the parameter is needed when an address or a header field is not ASCII.
-    let utf8 = transaction.smtputf8 || !reverse_path.is_ascii() || recipients.iter().flatten().any(|p| !p.is_ascii());
+    let recipient_commands = recipients.collect();
     let mut mail_command = String::with_capacity(reverse_path.len() + MAIL_OCTETS_TYPICAL);
     for part in ["MAIL FROM:<", &reverse_path, ">"] {
         mail_command.push_str(part);
@@ -239,21 +243,21 @@ pub(crate) fn fit<C: Content>(
     if offered.dsn && !transaction.dsn.mail.is_empty() && is_parameters(&transaction.dsn.mail) {
         mail_command.push_str(&format!(" {}", transaction.dsn.mail));
     }
-    Ok(WireEnvelope { mail_command, recipients })
+    Ok(WireEnvelope { mail_command, recipient_commands })
 }
 
 /// What stands behind the path in RCPT, with the space before it; empty where there is nothing, or the peer offers no
 /// DSN.
-pub(crate) fn recipient_parameters(dsn: &DsnParameters, index: u32, offered: &Extensions) -> String {
+fn recipient_parameters(dsn: &DsnParameters, index: u32, offered: &Extensions) -> String {
     let asked = dsn.recipients.iter().find(|(known, words)| *known == index && is_parameters(words));
     asked.filter(|_| offered.dsn).map(|(_, words)| format!(" {words}")).unwrap_or_default()
 }
 
-fn wire_recipient(address: &str, offered: &Extensions) -> Result<String, Refusal> {
+fn wire_recipient<'a>(address: &'a str, offered: &Extensions) -> Result<Cow<'a, str>, Refusal> {
     if address.is_empty() || !is_writable(address) {
         return Err(Refusal::BadRecipient);
     }
-    wire_path(address, offered).map(Cow::into_owned).ok_or(Refusal::AddressNotAscii)
+    wire_path(address, offered).ok_or(Refusal::AddressNotAscii)
 }
 
 /// The address as this peer may be sent it; `None` where it would need SMTPUTF8.
@@ -273,6 +277,11 @@ fn wire_path<'a>(address: &'a str, offered: &Extensions) -> Option<Cow<'a, str>>
 
 /// Nothing in it can end the path or the command: control characters, and `<` or `>` outside a quoted local part.
 fn is_writable(address: &str) -> bool {
+    // What nearly all are made of.
+    let is_plain = |octet: u8| octet.is_ascii_graphic() && !matches!(octet, b'"' | b'\\' | b'<' | b'>');
+    if address.bytes().all(is_plain) {
+        return true;
+    }
     let mut quoted = false;
     let mut escaped = false;
     for character in address.chars() {
@@ -302,7 +311,7 @@ const MAIL_OCTETS_TYPICAL: usize = 48;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::deliver::verdict::Fate;
+    use crate::deliver::verdict::{Fate, refuse};
 
     struct Text(&'static str);
 
@@ -335,8 +344,8 @@ mod tests {
         Extensions { size: true, size_max: Some(1000), eight_bit_mime: true, smtp_utf8: true, ..Extensions::default() }
     }
 
-    fn statuses(envelope: &WireEnvelope) -> Vec<&str> {
-        envelope.recipients.iter().map(|r| r.as_ref().map_or_else(|verdict| verdict.rule, String::as_str)).collect()
+    fn commands(envelope: &WireEnvelope) -> Vec<Result<&str, Refusal>> {
+        envelope.recipient_commands.iter().map(|command| command.as_deref().map_err(|&refusal| refusal)).collect()
     }
 
     #[test]
@@ -384,9 +393,11 @@ mod tests {
         let envelope =
             fit(&transaction("a@straße.example", &recipients), &Extensions::default(), EightBit::Fail).expect("fits");
         assert_eq!(envelope.mail_command, "MAIL FROM:<a@xn--strae-oqa.example>");
-        assert_eq!(statuses(&envelope), ["b@xn--bcher-kva.example", "address_utf8", "c@example.net"]);
+        let expected =
+            [Ok("RCPT TO:<b@xn--bcher-kva.example>"), Err(Refusal::AddressNotAscii), Ok("RCPT TO:<c@example.net>")];
+        assert_eq!(commands(&envelope), expected);
         let envelope = fit(&transaction("a@b", &recipients), &everything(), EightBit::Fail).expect("fits");
-        assert_eq!(statuses(&envelope), recipients);
+        assert_eq!(commands(&envelope)[..2], [Ok("RCPT TO:<b@bücher.example>"), Ok("RCPT TO:<ü@example.net>")]);
         assert_eq!(envelope.mail_command, "MAIL FROM:<a@b> SIZE=100 SMTPUTF8");
     }
 
@@ -395,12 +406,12 @@ mod tests {
         for address in ["a@b>\r\nRCPT TO:<c@d", "a@b> NOTIFY=NEVER", "a@b\0", "a\n@b", "<a@b>", "\"a@b", "", "a b@c"] {
             let envelope = fit(&transaction("", &[address]), &everything(), EightBit::Fail)
                 .expect("only the recipient is refused");
-            let verdict = envelope.recipients[0].as_ref().expect_err("refused");
-            assert_eq!((verdict.rule, verdict.fate), ("bad_recipient", Fate::Bounce), "{address:?}");
+            assert_eq!(commands(&envelope), [Err(Refusal::BadRecipient)], "{address:?}");
         }
+        assert_eq!(refuse(Refusal::BadRecipient).fate, Fate::Bounce);
         for address in ["\"a > b\"@c", "\"a\\\"b\"@c", "a=b+c@[127.0.0.1]"] {
             let envelope = fit(&transaction("", &[address]), &everything(), EightBit::Fail).expect("fits");
-            assert_eq!(statuses(&envelope), [address]);
+            assert_eq!(commands(&envelope), [Ok(format!("RCPT TO:<{address}>").as_str())]);
         }
         assert_eq!(
             fit(&transaction("a\r\n", &["b@c"]), &everything(), EightBit::Fail).expect_err("refused"),
@@ -412,7 +423,8 @@ mod tests {
     fn rcptmax_cuts_the_transaction_rfc_9422() {
         let offered = Extensions { recipients_max: Some(2), ..Extensions::default() };
         let envelope = fit(&transaction("", &["a@x", "b@x", "c@x", "d@x"]), &offered, EightBit::Fail).expect("fits");
-        assert_eq!(statuses(&envelope), ["a@x", "b@x", "recipients_max", "recipients_max"]);
+        let beyond = Err(Refusal::BeyondRecipientsMax);
+        assert_eq!(commands(&envelope), [Ok("RCPT TO:<a@x>"), Ok("RCPT TO:<b@x>"), beyond, beyond]);
     }
 
     #[test]

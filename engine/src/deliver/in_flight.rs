@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 
 use crate::config::EightBit;
-use crate::deliver::attempt::{Irregularity, Transaction, TransactionResult, fit, recipient_parameters};
+use crate::deliver::attempt::{Irregularity, Transaction, TransactionResult, fit};
 use crate::deliver::content::{Content, ContentWriter, chunk_command};
 use crate::deliver::extension::Extensions;
 use crate::deliver::verdict::{Fate, RecipientVerdict, refuse};
@@ -63,10 +63,8 @@ pub(crate) enum Mail {
 #[derive(Debug)]
 struct Slot {
     index: u32,
-    /// What stands in `RCPT TO:<…>`; empty where we refused it ourselves.
-    path: String,
-    /// What stands behind it, with a space in front.
-    parameters: String,
+    /// RCPT without the line ending; empty where we refused the recipient ourselves.
+    command: String,
     state: SlotState,
 }
 
@@ -82,22 +80,17 @@ impl<C: Content> InFlight<C> {
     pub(crate) fn new(transaction: Transaction<C>, form: Form, offered: &Extensions, eight_bit: EightBit) -> Self {
         assert!(!transaction.recipients.is_empty(), "a transaction has a recipient");
         let indexes = transaction.recipients.iter().map(|(index, _)| *index);
-        let settled = |index, verdict| {
-            let state = SlotState::Settled(verdict);
-            Slot { index, path: String::new(), parameters: String::new(), state }
-        };
+        let refused =
+            |index, refusal| Slot { index, command: String::new(), state: SlotState::Settled(refuse(refusal)) };
         let (mail_command, slots) = match fit(&transaction, offered, eight_bit) {
             Ok(envelope) => {
-                let slots = indexes.zip(envelope.recipients).map(|(index, recipient)| match recipient {
-                    Ok(path) => {
-                        let parameters = recipient_parameters(&transaction.dsn, index, offered);
-                        Slot { index, path, parameters, state: SlotState::Waiting }
-                    }
-                    Err(verdict) => settled(index, verdict),
+                let slots = indexes.zip(envelope.recipient_commands).map(|(index, command)| match command {
+                    Ok(command) => Slot { index, command, state: SlotState::Waiting },
+                    Err(refusal) => refused(index, refusal),
                 });
                 (envelope.mail_command, slots.collect())
             }
-            Err(refusal) => (String::new(), indexes.map(|index| settled(index, refuse(refusal))).collect()),
+            Err(refusal) => (String::new(), indexes.map(|index| refused(index, refusal)).collect()),
         };
         Self {
             ticket: transaction.ticket,
@@ -155,9 +148,8 @@ impl<C: Content> InFlight<C> {
         self.accepted
     }
 
-    pub(crate) fn recipient_command(&self, slot: usize) -> String {
-        let Slot { path, parameters, .. } = &self.slots[slot];
-        format!("RCPT TO:<{path}>{parameters}")
+    pub(crate) fn recipient_command(&self, slot: usize) -> &str {
+        &self.slots[slot].command
     }
 
     pub(crate) fn accept(&mut self, slot: usize) {
@@ -195,7 +187,7 @@ impl<C: Content> InFlight<C> {
     /// It went out under an envelope that is not its own, whatever was answered before: that is what counts for all
     /// recipients that the peer was told.
     pub(crate) fn overrule(&mut self, verdict: &RecipientVerdict) {
-        for slot in self.slots.iter_mut().filter(|slot| !slot.path.is_empty()) {
+        for slot in self.slots.iter_mut().filter(|slot| !slot.command.is_empty()) {
             slot.state = SlotState::Settled(verdict.clone());
         }
     }

@@ -684,7 +684,10 @@ impl Happened {
     /// The peer's reply, or ours in its place.
     fn answer(&self, stage: Stage, command: &str) -> Answer {
         let (code, enhanced, mut text) = match self {
-            Self::Replied(reply) => (reply.code, reply.enhanced(), reply.text()),
+            Self::Replied(reply) => {
+                let (enhanced, text) = reply.enhanced_and_text();
+                (reply.code, enhanced, text)
+            }
             // RFC 3463 §3.5: X.4.1 no answer from the host, X.4.2 bad connection; §3.8: X.7.5 cryptographic failure.
             Self::Lost(reason) if stage == Stage::Connect => (451, Some((4, 4, 1)), reason.clone()),
             Self::NoPort => (451, Some((4, 4, 1)), "the source has no port left for it".to_owned()),

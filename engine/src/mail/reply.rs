@@ -33,20 +33,27 @@ impl Reply {
 
     /// The lines joined by one space, each without its enhanced status code.
     pub fn text(&self) -> String {
-        let mut text = String::with_capacity(self.lines.len());
-        for line in self.lines() {
-            let line = split_enhanced(line).1.trim_ascii();
-            if !text.is_empty() && !line.is_empty() {
-                text.push(' ');
-            }
-            text.push_str(line);
-        }
-        text
+        self.enhanced_and_text().1
     }
 
     /// RFC 3463 status at the beginning of the first line (RFC 2034 §4), also from peers that did not announce it.
     pub fn enhanced(&self) -> Option<(u8, u16, u16)> {
         split_enhanced(self.lines().next().unwrap_or_default()).0
+    }
+
+    pub fn enhanced_and_text(&self) -> (Option<(u8, u16, u16)>, String) {
+        let mut lines = self.lines().map(split_enhanced);
+        let (enhanced, first) = lines.next().unwrap_or_default();
+        let mut text = String::with_capacity(self.lines.len());
+        text.push_str(first.trim_ascii());
+        for (_, line) in lines {
+            let line = line.trim_ascii();
+            if !text.is_empty() && !line.is_empty() {
+                text.push(' ');
+            }
+            text.push_str(line);
+        }
+        (enhanced, text)
     }
 
     /// 2yz: done.
@@ -105,9 +112,13 @@ impl ReplyParser {
     pub fn parse(&mut self, input: &[u8]) -> (usize, Option<Result<Reply, ReplyError>>) {
         let mut consumed = 0;
         while let Some(length) = memchr::memchr(b'\n', &input[consumed..]) {
-            let end = consumed + length;
-            let finished = self.take(&input[consumed..end]).and_then(|()| self.finish_line());
-            consumed = end + 1;
+            let line = &input[consumed..consumed + length];
+            let finished = if self.line.is_empty() && length <= REPLY_LINE_OCTETS_MAX {
+                self.read_line(line.trim_ascii_end())
+            } else {
+                self.take(line).and_then(|()| self.finish_line())
+            };
+            consumed += length + 1;
             if let Some(result) = finished.transpose() {
                 return (consumed, Some(result));
             }
@@ -204,28 +215,22 @@ fn push_safe(to: &mut String, text: &[u8]) {
 
 /// The status code `2.1.5` at the beginning of `line`, and the text behind it.
 fn split_enhanced(line: &str) -> (Option<(u8, u16, u16)>, &str) {
-    let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
-    match parse_enhanced(word) {
+    let end = line.bytes().position(|octet| octet == b' ');
+    let (word, rest) = end.map_or((line, ""), |end| (&line[..end], &line[end + 1..]));
+    match parse_enhanced(word.as_bytes()) {
         Some(status) => (Some(status), rest),
         None => (None, line),
     }
 }
 
-fn parse_enhanced(word: &str) -> Option<(u8, u16, u16)> {
-    let mut parts = word.split('.');
-    let class = match parts.next()? {
-        "2" => 2,
-        "4" => 4,
-        "5" => 5,
-        _ => return None,
+fn parse_enhanced(word: &[u8]) -> Option<(u8, u16, u16)> {
+    let [class @ (b'2' | b'4' | b'5'), b'.', rest @ ..] = word else { return None };
+    let dot = rest.iter().position(|&octet| octet == b'.')?;
+    let number = |digits: &[u8]| {
+        let is_plain = matches!(digits.len(), 1..=3) && digits.iter().all(u8::is_ascii_digit);
+        is_plain.then(|| digits.iter().fold(0, |number, digit| number * 10 + u16::from(digit - b'0')))
     };
-    let mut number = || {
-        let digits = parts.next()?;
-        let plain = matches!(digits.len(), 1..=3) && digits.bytes().all(|b| b.is_ascii_digit());
-        if plain { digits.parse().ok() } else { None }
-    };
-    let status = (class, number()?, number()?);
-    if parts.next().is_some() { None } else { Some(status) }
+    Some((class - b'0', number(&rest[..dot])?, number(&rest[dot + 1..])?))
 }
 
 #[cfg(test)]

@@ -37,9 +37,9 @@ pub struct LoggedRecord {
 #[derive(Debug, Clone)]
 pub enum Logged {
     /// A message was accepted: one Reception for each recipient. `size` is that of the content in bytes.
-    Message { envelope: Envelope, size: u64 },
+    Message { envelope: Box<Envelope>, size: u64 },
     /// A transaction or decision: one event for each result.
-    Outcome(Outcome),
+    Outcome(Box<Outcome>),
 }
 
 /// What an event tells, in KumoMTA's words.
@@ -535,7 +535,7 @@ pub(crate) mod tests {
         LoggedRecord {
             log: LogId(log),
             sequence: Sequence(sequence),
-            record: Logged::Message { envelope, size: 1_047 },
+            record: Logged::Message { envelope: Box::new(envelope), size: 1_047 },
         }
     }
 
@@ -575,7 +575,7 @@ pub(crate) mod tests {
             session_id: 0xab,
             ..Outcome::default()
         };
-        LoggedRecord { log: LogId(log), sequence: Sequence(sequence), record: Logged::Outcome(outcome) }
+        LoggedRecord { log: LogId(log), sequence: Sequence(sequence), record: Logged::Outcome(Box::new(outcome)) }
     }
 
     pub(crate) fn lines(record: &LoggedRecord) -> Vec<String> {

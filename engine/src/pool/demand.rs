@@ -50,6 +50,9 @@ struct Offered {
     shares: Vec<Share>,
     /// Tickets that are not begun.
     tickets: usize,
+    /// Whether it wants turns, and such of its lane, as these were told last.
+    wants_turns: bool,
+    wants_lane: bool,
 }
 
 /// A home's part of a flow.
@@ -207,7 +210,7 @@ impl Demand {
     pub(super) fn next(&self, batch_max: usize) -> Option<Turn> {
         let flow = self.turns.next()?;
         let offered = self.flows.get(flow).expect("a flow that wants turns is kept");
-        let home = self.oldest(flow, Share::is_hungry).expect("a flow that wants turns is hungry at some home");
+        let home = offered.oldest(Share::is_hungry).expect("a flow that wants turns is hungry at some home");
         let flow = Arc::clone(flow);
         let Some(limits) = &offered.limits else { return Some(Turn::Credit { home, flow }) };
         let units = self.units(&offered.shares[home], limits, batch_max);
@@ -222,7 +225,7 @@ impl Demand {
             (Turn::Want { .. }, Some(limited)) => limited.asked += 1,
             _ => {
                 share.granted += 1;
-                self.turns.take();
+                self.turns.take_for(flow);
             }
         }
         self.granted += 1;
@@ -269,17 +272,12 @@ impl Demand {
 
     /// The home of a flow's oldest entry, of those whose next one is known to need no more than a permit has.
     fn covered_home(&self, flow: &Flow, permit: &Permit, batch_max: usize) -> Option<usize> {
-        let limits = self.flows.get(flow)?.limits.as_ref()?;
-        self.oldest(flow, |share| {
+        let offered = self.flows.get(flow)?;
+        let limits = offered.limits.as_ref()?;
+        offered.oldest(|share| {
             let is_known = share.has_mail() && share.is_known(share.granted);
             is_known && self.units(share, limits, batch_max) <= permit.units
         })
-    }
-
-    /// The home of a flow's oldest entry, among some.
-    fn oldest(&self, flow: &Flow, is_meant: impl Fn(&Share) -> bool) -> Option<usize> {
-        let shares = self.flows.get(flow)?.shares.iter().enumerate().filter(|(_, share)| is_meant(share));
-        shares.min_by_key(|(_, share)| share.backlog.oldest_due_ms).map(|(home, _)| home)
     }
 
     /// What the next entry needs of limits. The home divides what is too large in the same way.
@@ -397,6 +395,7 @@ impl Demand {
         for flow in flows {
             let offered = self.flows.get_mut(&flow).expect("it was just there");
             offered.limits = pair.shared_limits(shared_limits, &flow);
+            offered.wants_lane = false;
             let is_limited = offered.limits.is_some();
             offered.shares.iter_mut().for_each(|share| share.limited = is_limited.then(Box::default));
             self.follow(&flow);
@@ -458,12 +457,18 @@ impl Demand {
     /// one; those of its lane also while it may not. It is there until nothing
     /// of it is asked for, given or in hand.
     fn follow(&mut self, flow: &Arc<Flow>) {
-        let Some(Offered { limits, shares, tickets }) = self.flows.get(flow) else { return };
+        let Some(offered) = self.flows.get_mut(flow) else { return };
+        let Offered { limits, shares, tickets, wants_turns, wants_lane } = offered;
         let follow = |turns: &mut Turns, wants: bool| if wants { turns.enter(flow) } else { turns.pause(flow) };
-        follow(&mut self.turns, shares.iter().any(Share::is_hungry));
+        let is_hungry = shares.iter().any(Share::is_hungry);
+        if std::mem::replace(wants_turns, is_hungry) != is_hungry {
+            follow(&mut self.turns, is_hungry);
+        }
         if let Some(limits) = limits {
-            let lane = self.lanes.entry(Arc::clone(limits)).or_default();
-            follow(lane, shares.iter().any(Share::has_mail));
+            let has_mail = shares.iter().any(Share::has_mail);
+            if std::mem::replace(wants_lane, has_mail) != has_mail {
+                follow(self.lanes.entry(Arc::clone(limits)).or_default(), has_mail);
+            }
         }
         if *tickets == 0 && shares.iter().all(Share::is_idle) {
             self.turns.leave(flow);
@@ -486,9 +491,18 @@ impl Demand {
             let limits = pair.shared_limits(shared_limits, flow);
             let limited = limits.as_ref().map(|_| Box::default());
             self.present[flow.class()] += 1;
-            Offered { limits, shares: vec![Share { limited, ..Share::default() }; homes], tickets: 0 }
+            let shares = vec![Share { limited, ..Share::default() }; homes];
+            Offered { limits, shares, tickets: 0, wants_turns: false, wants_lane: false }
         });
         &mut offered.shares[home]
+    }
+}
+
+impl Offered {
+    /// The home of its oldest entry, among some.
+    fn oldest(&self, is_meant: impl Fn(&Share) -> bool) -> Option<usize> {
+        let shares = self.shares.iter().enumerate().filter(|(_, share)| is_meant(share));
+        shares.min_by_key(|(_, share)| share.backlog.oldest_due_ms).map(|(home, _)| home)
     }
 }
 

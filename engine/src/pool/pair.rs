@@ -29,7 +29,7 @@ use ahash::{HashMap, HashMapExt as _};
 
 use self::moving::Leaving;
 pub use self::moving::OwnerState;
-pub use self::order::{HostFate, Order};
+pub use self::order::{Connect, HostFate, Order};
 use self::pacing::{Pace, Wake};
 use self::rollup::Rollup;
 use self::tickets::Rank;

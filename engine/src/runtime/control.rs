@@ -176,7 +176,7 @@ impl Control {
         // Before any owner is told, and so before anything can be sent.
         let suspensions: Vec<Suspension> = self.suspensions.iter().cloned().collect();
         for suspension in suspensions {
-            self.tell_all(|| ShardMessage::Suspend(suspension.clone())).await;
+            self.tell_all(|| ShardMessage::Suspend(Box::new(suspension.clone()))).await;
         }
         while self.stopped < self.shards.len() {
             let grace_ends = self.grace_ends.unwrap_or(Duration::MAX);
@@ -252,7 +252,7 @@ impl Control {
                 self.questions.answer(question, told);
                 self.ask().await;
             }
-            ControlMessage::Suspend(suspension) => _ = self.suspend(suspension).await,
+            ControlMessage::Suspend(suspension) => _ = self.suspend(*suspension).await,
             ControlMessage::Carried { carried, .. } => {
                 // What moves has its configuration with it, so nothing does until all shards have the same.
                 let carried = if self.reloads.are_under_way() { Vec::new() } else { carried };
@@ -277,7 +277,7 @@ impl Control {
     /// Puts a suspension in force everywhere, and on disk soon. None: there are too many.
     async fn suspend(&mut self, suspension: Suspension) -> Option<u128> {
         let suspension = self.suspensions.insert(self.clock.now().wall_ms, suspension)?;
-        self.tell_all(|| ShardMessage::Suspend(suspension.clone())).await;
+        self.tell_all(|| ShardMessage::Suspend(Box::new(suspension.clone()))).await;
         self.save_suspensions();
         Some(suspension.id)
     }
@@ -341,7 +341,7 @@ impl Control {
     async fn ask(&mut self) {
         while let Some((question, ask)) = self.questions.poll() {
             for shard in &self.shards {
-                send(shard, Mail::Core(ShardMessage::Ask { question, ask: ask.clone() })).await;
+                send(shard, Mail::Core(ShardMessage::Ask { question, ask: Box::new(ask.clone()) })).await;
             }
         }
     }

@@ -401,8 +401,8 @@ impl Shard {
         let (size, Admitted { envelope, .. }) = (admitted.size(), *admitted);
         let active = &mut self.logs[0];
         active.appended_message(now);
-        let appended = Appended { message, envelope, size, answer_to };
-        active.uncommitted.push_back((commit, Uncommitted::Message(Box::new(appended))));
+        let appended = Appended { message, envelope: Box::new(envelope), size, answer_to };
+        active.uncommitted.push_back((commit, Uncommitted::Message(appended)));
         Ok(())
     }
 }

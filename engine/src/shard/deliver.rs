@@ -21,7 +21,7 @@ use crate::limits::{QUIT_PATIENCE_STOPPING, SMALL_INPUT_BYTES, SOURCE_REFUSED_PA
 use crate::mail::endpoint::Endpoint;
 use crate::mail::time::Now;
 use crate::pool::connection::ConnectionKey;
-use crate::pool::pair::HostFate;
+use crate::pool::pair::{Connect, HostFate};
 use crate::pool::site::Reception;
 use crate::pool::suspension::{self, Effect};
 
@@ -223,15 +223,8 @@ impl Shard {
         }
     }
 
-    pub(super) fn open_delivery(
-        &mut self,
-        now: Now,
-        key: ConnectionKey,
-        source: usize,
-        host_name: String,
-        tls: TlsRequirement,
-        shaping: Arc<Shaping>,
-    ) {
+    pub(super) fn open_delivery(&mut self, now: Now, connect: Connect) {
+        let Connect { connection, source, host_name, to, tls, policy, shaping } = connect;
         let deadline = now.monotonic + shaping.timeouts.connect;
         let context = Arc::new(DeliveryContext {
             peer_name: host_name.clone(),
@@ -240,10 +233,11 @@ impl Shard {
         });
         let state = DeliveryState::Connecting { deadline };
         let attempts = VecDeque::new();
-        let delivery =
-            Delivery { state, host_name, tls, policy: None, source, shaping, attempts, intent: None, context };
-        self.deliveries.insert(key, delivery);
+        let policy = (tls != TlsRequirement::Disabled).then_some(policy);
+        let delivery = Delivery { state, host_name, tls, policy, source, shaping, attempts, intent: None, context };
+        self.deliveries.insert(connection, delivery);
         self.metrics.connections_out.set(self.pools.connections() as u64);
+        self.actions.push_back(Action::Connect { connection, source, to });
     }
 
     pub(super) fn start(&mut self, now: Now, connection: ConnectionKey, attempt: Box<Attempt>) {

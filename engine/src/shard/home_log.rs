@@ -67,7 +67,7 @@ struct Failures {
 
 #[derive(Debug)]
 pub(super) enum Uncommitted {
-    Message(Box<Appended>),
+    Message(Appended),
     Outcome(Sequence, Decided),
 }
 
@@ -85,7 +85,7 @@ pub(super) struct Decided {
 #[derive(Debug)]
 pub(super) struct Appended {
     pub(super) message: MessageId,
-    pub(super) envelope: Envelope,
+    pub(super) envelope: Box<Envelope>,
     pub(super) size: u64,
     pub(super) answer_to: AnswerTo,
 }

@@ -25,7 +25,7 @@ impl Shard {
             ShardMessage::Blocked { pair, blocked } => self.home.block_pair(&pair, blocked),
             ShardMessage::Paced { pair, blocked, waiting } => self.home.pace_pair(&pair, blocked, waiting),
             ShardMessage::Want(want) => self.keeper.handle_want(now, *want),
-            ShardMessage::Permit(answer) => self.pools.handle_permit(now, answer),
+            ShardMessage::Permit(answer) => self.pools.handle_permit(now, *answer),
             ShardMessage::Spent { permit, at } => self.keeper.handle_spent(now, &permit, at),
             ShardMessage::AskInjection { home, number, tenant, recipients } => {
                 let may = self.keeper.may_inject(now, &tenant, recipients);
@@ -57,13 +57,13 @@ impl Shard {
             ShardMessage::AskCarried => self.tell_carried(),
             ShardMessage::SourcePlumbed { source, plumbed } => self.set_plumbed(now, source, plumbed),
             ShardMessage::SpoolGone { gone } => self.logs.iter_mut().for_each(|home| home.is_gone = gone),
-            ShardMessage::Suspend(suspension) => self.suspend_told(now, suspension),
+            ShardMessage::Suspend(suspension) => self.suspend_told(now, *suspension),
             ShardMessage::Resume { id } => self.resume(now, id),
             ShardMessage::BounceQueue { flow, domain, reason } => self.bounce_queue(&flow, &domain, &reason),
             ShardMessage::EventCursor { log, sequence } => self.set_event_cursor(log, sequence),
             ShardMessage::Inject { injection, admitted } => self.inject(now, injection, *admitted),
             ShardMessage::Reload(reload) => self.reload(now, &reload),
-            ShardMessage::Ask { question, ask } => self.answer(now, question, ask),
+            ShardMessage::Ask { question, ask } => self.answer(now, question, *ask),
             ShardMessage::Stop => self.stop(now),
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Action, Reservation, Shard};
 use crate::config::{Config, RetrySchedule, SharedLimits};
-use crate::handover::{Attempt, Backlog, Credit, ShardMessage, TlsRequirement, Want};
+use crate::handover::{Attempt, Backlog, Credit, ShardMessage, Want};
 use crate::limits::{HOST_BACK_OFF_FIRST_MAX, HOST_BACK_OFF_MAX, LIMIT_KEEPER};
 use crate::mail::time::Now;
 use crate::pool::keeper::Said;
@@ -27,14 +27,7 @@ impl Shard {
     pub(super) fn carry_out_orders(&mut self, now: Now) {
         while let Some(order) = self.pools.poll_order() {
             match order {
-                Order::Connect { connection, source, host_name, to, tls, policy, shaping } => {
-                    let policy = (tls != TlsRequirement::Disabled).then_some(policy);
-                    self.open_delivery(now, connection, source, host_name, tls, shaping);
-                    if let Some(delivery) = self.deliveries.get_mut(&connection) {
-                        delivery.policy = policy;
-                    }
-                    self.actions.push_back(Action::Connect { connection, source, to });
-                }
+                Order::Connect(connect) => self.open_delivery(now, *connect),
                 Order::Start { connection, attempt } if self.is_up(connection) => {
                     self.start(now, connection, attempt);
                 }
@@ -104,7 +97,7 @@ impl Shard {
     pub(super) fn pass_on_permits(&mut self, now: Now) {
         while let Some(said) = self.keeper.poll() {
             match said {
-                Said::Answer { owner, answer } => self.tell(owner, ShardMessage::Permit(answer)),
+                Said::Answer { owner, answer } => self.tell(owner, ShardMessage::Permit(Box::new(answer))),
                 Said::Unwanted { owner, rollup, number } => {
                     self.tell(owner, ShardMessage::Unwanted { rollup, number });
                 }

@@ -107,8 +107,10 @@ impl Shard {
 
 fn logged(log: LogId, sequence: Sequence, record: RecordRef<'_>) -> LoggedRecord {
     let record = match record {
-        RecordRef::Message { envelope, size, .. } => Logged::Message { envelope: envelope.to_envelope(), size },
-        RecordRef::Outcome { outcome } => Logged::Outcome(outcome.clone()),
+        RecordRef::Message { envelope, size, .. } => {
+            Logged::Message { envelope: Box::new(envelope.to_envelope()), size }
+        }
+        RecordRef::Outcome { outcome } => Logged::Outcome(Box::new(outcome.clone())),
     };
     LoggedRecord { log, sequence, record }
 }

@@ -153,7 +153,7 @@ impl Shard {
             let log = self.logs[place].log.id();
             match uncommitted {
                 Uncommitted::Message(appended) => {
-                    let Appended { message, envelope, size, answer_to } = *appended;
+                    let Appended { message, envelope, size, answer_to } = appended;
                     let mut spooled = spooled(message, &envelope, self.batch_max);
                     if self.routes.statics.any_matched {
                         match_routes(&self.config, &mut spooled, &envelope.reverse_path);
@@ -166,7 +166,7 @@ impl Shard {
                 }
                 Uncommitted::Outcome(sequence, Decided { outcome, intent, sent }) => {
                     self.progress.add_recorded(u64::from(sent));
-                    let record = Logged::Outcome(*outcome);
+                    let record = Logged::Outcome(outcome);
                     self.logs[place].events.push(LoggedRecord { log, sequence, record });
                     if let Some(key) = intent {
                         self.tell(key.owner, ShardMessage::Intended(key));

@@ -34,7 +34,7 @@ impl Shard {
             return;
         }
         self.metrics.suspensions_made.inc();
-        self.actions.push_back(Action::Control(ControlMessage::Suspend(suspension.clone())));
+        self.actions.push_back(Action::Control(ControlMessage::Suspend(Box::new(suspension.clone()))));
         self.announced.retain(|announced| announced.until_ms > now.wall_ms);
         self.announced.push(suspension.clone());
         self.suspend(now, vec![suspension]);
@@ -45,7 +45,7 @@ impl Shard {
         let mut suspensions = vec![suspension];
         let is_one = |message: &mut ShardMessage| matches!(message, ShardMessage::Suspend(_));
         while let Some(ShardMessage::Suspend(next)) = self.inbox.pop_front_if(is_one) {
-            suspensions.push(next);
+            suspensions.push(*next);
         }
         suspensions.retain(|told| !self.is_overtaken(now, told));
         if !suspensions.is_empty() {

@@ -230,7 +230,7 @@ impl World {
             Action::Control(ControlMessage::Answer { told: Told::Inspected(found), .. }) => {
                 self.inspected = Some(found.map(|found| *found));
             }
-            Action::Control(ControlMessage::Suspend(suspension)) => self.suspensions.push(suspension),
+            Action::Control(ControlMessage::Suspend(suspension)) => self.suspensions.push(*suspension),
             Action::Reserve(Reservation { limit, units, .. }) => {
                 self.shard.handle_message(ShardMessage::Reserved { limit, units });
             }
@@ -295,7 +295,7 @@ impl World {
     }
 
     fn ask(&mut self, filter: MessageFilter) {
-        self.shard.handle_message(ShardMessage::Ask { question: 1, ask: Ask::Messages { filter } });
+        self.shard.handle_message(ShardMessage::Ask { question: 1, ask: Box::new(Ask::Messages { filter }) });
         self.settle();
     }
 

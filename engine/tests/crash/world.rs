@@ -195,7 +195,7 @@ impl World {
     fn ask_shard(&mut self, shard: usize, filter: MessageFilter) -> Vec<MessageRow> {
         self.questions += 1;
         let ask = Ask::Messages { filter: MessageFilter { limit: usize::MAX, ..filter } };
-        self.shards[shard].handle_message(ShardMessage::Ask { question: self.questions, ask });
+        self.shards[shard].handle_message(ShardMessage::Ask { question: self.questions, ask: Box::new(ask) });
         self.turn(shard);
         while !self.answers.contains_key(&self.questions) {
             let is_read =

@@ -58,8 +58,7 @@ impl<C: Content> SmtpClient<C> {
         self.write_mail(place, out);
         let mut from = 0;
         while let Some(slot) = self.transactions[place].next_waiting(from) {
-            let command = self.transactions[place].recipient_command(slot);
-            self.write_command(&command, Expected::Recipient(slot), out);
+            self.write_recipient(place, slot, out);
             from = slot + 1;
         }
         if self.transactions[place].form() == Form::Data {
@@ -71,9 +70,13 @@ impl<C: Content> SmtpClient<C> {
         self.mails_begun += 1;
         self.mails.push(self.transactions[place].ticket());
         self.transactions[place].mail_begin = Some(self.emitted);
-        let command = std::mem::take(&mut self.transactions[place].mail_command);
-        self.write_command(&command, Expected::Mail, out);
-        self.transactions[place].mail_command = command;
+        self.emitted += write_line(&self.transactions[place].mail_command, out);
+        self.expected.push_back(Expected::Mail);
+    }
+
+    fn write_recipient(&mut self, place: usize, slot: usize, out: &mut Vec<Chunk<C::Piece>>) {
+        self.emitted += write_line(self.transactions[place].recipient_command(slot), out);
+        self.expected.push_back(Expected::Recipient(slot));
     }
 
     /// Without PIPELINING, the command after the one just answered; with it, all are written already, but for BDAT.
@@ -87,8 +90,7 @@ impl<C: Content> SmtpClient<C> {
         } else if front.mail == Mail::Refused {
             self.finish(false);
         } else if let Some(slot) = front.next_waiting(0) {
-            let command = front.recipient_command(slot);
-            self.write_command(&command, Expected::Recipient(slot), out);
+            self.write_recipient(0, slot, out);
         } else if front.accepted_count() > 0 && front.form() == Form::Chunk {
             self.begin_content(0, out);
         } else if front.accepted_count() > 0 {
@@ -144,15 +146,8 @@ impl<C: Content> SmtpClient<C> {
     }
 
     pub(super) fn write_command(&mut self, command: &str, expected: Expected, out: &mut Vec<Chunk<C::Piece>>) {
-        debug_assert!(!command.bytes().any(|b| b.is_ascii_control()), "one command is one line: {command:?}");
+        self.emitted += write_line(command, out);
         self.expected.push_back(expected);
-        self.write(command.as_bytes(), out);
-        self.write(b"\r\n", out);
-    }
-
-    pub(super) fn write(&mut self, bytes: &[u8], out: &mut Vec<Chunk<C::Piece>>) {
-        self.emitted += bytes.len() as u64;
-        push_bytes(out, bytes);
     }
 
     /// The command of the session, outside any transaction, that is answered.
@@ -179,4 +174,12 @@ impl<C: Content> SmtpClient<C> {
             _ => self.session_command(at),
         }
     }
+}
+
+/// Tells how many octets the command has, with its line ending.
+pub(super) fn write_line<P>(command: &str, out: &mut Vec<Chunk<P>>) -> u64 {
+    debug_assert!(!command.bytes().any(|b| b.is_ascii_control()), "one command is one line: {command:?}");
+    push_bytes(out, command.as_bytes());
+    push_bytes(out, b"\r\n");
+    command.len() as u64 + 2
 }

@@ -1,5 +1,6 @@
 //! How transactions and connections end: every transaction gets its result, every connection its one last event.
 
+use super::command::write_line;
 use super::{ClientEvent, Expected, Parting, Phase, SmtpClient};
 use crate::deliver::attempt::{Irregularity, Stage};
 use crate::deliver::content::{Chunk, Content};
@@ -118,7 +119,7 @@ impl<C: Content> SmtpClient<C> {
     /// The peer said no before any transaction.
     pub(super) fn refuse_session(&mut self, at: Expected, reply: Reply, out: &mut Vec<Chunk<C::Piece>>) {
         // RFC 5321 §3.1: even after 554 the client takes leave with QUIT.
-        self.write(b"QUIT\r\n", out);
+        self.emitted += write_line("QUIT", out);
         let command = self.session_command(at);
         self.fail_session(self.stage_of(at), &Happened::Replied(reply), &command);
     }

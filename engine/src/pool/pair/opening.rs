@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Order, Pair, Pools, same_route};
+use super::{Connect, Order, Pair, Pools, same_route};
 use crate::handover::{Attempt, Blocked, Route};
 use crate::mail::time::Now;
 use crate::pool::connection::{ConnectionKey, SlotState};
@@ -47,7 +47,8 @@ impl Pools {
                     self.join_rollup(now, place, connection);
                     let pair = &self.pairs[place as usize];
                     let (source, shaping) = (pair.key.source, Arc::clone(&pair.shaping));
-                    self.orders.push_back(Order::Connect { connection, source, host_name, to, tls, policy, shaping });
+                    let connect = Connect { connection, source, host_name, to, tls, policy, shaping };
+                    self.orders.push_back(Order::Connect(Box::new(connect)));
                 }
                 Choice::Wait { is_own: true, .. } if self.has_connection_for(now, place, attempt) => return,
                 Choice::Wait { until, reason, is_own: true } => self.hold(now, place, &route, until, reason),

@@ -12,16 +12,7 @@ use crate::pool::connection::ConnectionKey;
 /// What the owner decided.
 #[derive(Debug)]
 pub enum Order {
-    Connect {
-        connection: ConnectionKey,
-        source: usize,
-        host_name: String,
-        to: Endpoint,
-        tls: TlsRequirement,
-        /// What its session counts for.
-        policy: TlsPolicyKey,
-        shaping: Arc<Shaping>,
-    },
+    Connect(Box<Connect>),
     Start {
         connection: ConnectionKey,
         attempt: Box<Attempt>,
@@ -103,6 +94,19 @@ pub enum Order {
         attempt: Box<Attempt>,
         blocked: Blocked,
     },
+}
+
+/// A connection to be opened.
+#[derive(Debug)]
+pub struct Connect {
+    pub connection: ConnectionKey,
+    pub source: usize,
+    pub host_name: String,
+    pub to: Endpoint,
+    pub tls: TlsRequirement,
+    /// What its session counts for.
+    pub policy: TlsPolicyKey,
+    pub shaping: Arc<Shaping>,
 }
 
 /// What the end of a session means for its host.

@@ -143,7 +143,7 @@ fn bounced_and_not_read() -> World {
     world.sync();
     world.events.clear();
     let ask = Ask::Bounce { choice: crate::admin::MailChoice::default(), reason: "a test".into() };
-    world.shard.handle_message(ShardMessage::Ask { question: 9, ask });
+    world.shard.handle_message(ShardMessage::Ask { question: 9, ask: Box::new(ask) });
     world.settle();
     assert_eq!(world.shard.reading.len(), 1, "it is being read");
     world

@@ -883,7 +883,7 @@ fn what_only_its_owner_takes_for_suspended_does_not_go_to_and_fro() {
     engine.inject(1, &format!("r@{SLOW_DOMAIN}"), Priority::Normal);
     engine.run_until(seconds(1));
     assert_eq!(engine.owners.values().collect::<Vec<_>>(), [&0], "the other shard has the pair");
-    engine.mail[0].push_back(ShardMessage::Suspend(suspension));
+    engine.mail[0].push_back(ShardMessage::Suspend(Box::new(suspension)));
     engine.run_until(seconds(2));
     let sent = engine.sink(SLOW).mails.len();
     (0..5).for_each(|_| engine.inject(1, &format!("r@{SLOW_DOMAIN}"), Priority::Normal));

@@ -25,7 +25,7 @@ fn restart(world: World) -> World {
 impl World {
     /// Recipients that were chosen, by queue.
     fn operate(&mut self, ask: Ask) -> Vec<(String, u64)> {
-        self.shard.handle_message(ShardMessage::Ask { question: 9, ask });
+        self.shard.handle_message(ShardMessage::Ask { question: 9, ask: Box::new(ask) });
         self.sync();
         self.chosen.take().expect("it is answered").recipients.into_iter().collect()
     }
@@ -213,7 +213,7 @@ fn a_queued_message_is_looked_at() {
     accepted(&mut world);
     let id = world.shard.home.entries().next().unwrap().1.message;
     let inspect = |world: &mut World, id, want_body| {
-        world.shard.handle_message(ShardMessage::Ask { question: 9, ask: Ask::Inspect { id, want_body } });
+        world.shard.handle_message(ShardMessage::Ask { question: 9, ask: Box::new(Ask::Inspect { id, want_body }) });
         world.sync();
         world.inspected.take().expect("it is answered")
     };
@@ -266,9 +266,10 @@ fn what_is_decided_about_is_not_decided_again() {
     let id = world.shard.home.entries().next().unwrap().1.message;
     for _ in 0..2 {
         let choice = MailChoice { message: Some(id), ..MailChoice::default() };
-        world
-            .shard
-            .handle_message(ShardMessage::Ask { question: 9, ask: Ask::Bounce { choice, reason: "a test".into() } });
+        world.shard.handle_message(ShardMessage::Ask {
+            question: 9,
+            ask: Box::new(Ask::Bounce { choice, reason: "a test".into() }),
+        });
     }
     world.sync();
     world.pass(Duration::from_secs(1));

@@ -14,13 +14,13 @@ fn pair(source: usize) -> PairKey {
 }
 
 fn suspension(id: u128, scope: Scope, until_ms: u64) -> ShardMessage {
-    ShardMessage::Suspend(Suspension {
+    ShardMessage::Suspend(Box::new(Suspension {
         id,
         scope,
         effect: Effect::Stop,
         reason: "421 4.7.0 slow down".into(),
         until_ms,
-    })
+    }))
 }
 
 fn tell(world: &mut World, message: ShardMessage) {
@@ -369,15 +369,15 @@ fn what_was_decided_last_holds_until_all_know_it() {
     let [first, last] = <[Suspension; 2]>::try_from(decided).unwrap();
     let another = Suspension { id: 7, effect: limit(3), ..first.clone() };
     for told in [first.clone(), another.clone(), last] {
-        tell(&mut world, ShardMessage::Suspend(told));
+        tell(&mut world, ShardMessage::Suspend(Box::new(told)));
         assert_eq!(in_force(&world), [Some(1)]);
     }
-    tell(&mut world, ShardMessage::Suspend(another.clone()));
+    tell(&mut world, ShardMessage::Suspend(Box::new(another.clone())));
     assert_eq!(in_force(&world), [Some(3)], "nothing of ours is on its way");
     // The control thread has too many to take this one.
     let (now, scope) = (world.now, Scope::pair(&pair(0)));
     world.shard.announce_suspension(now, scope, limit(1), "a rule", Duration::from_secs(30));
     world.pass(Duration::from_secs(31));
-    tell(&mut world, ShardMessage::Suspend(another));
+    tell(&mut world, ShardMessage::Suspend(Box::new(another)));
     assert_eq!(in_force(&world), [Some(3)], "ours is over");
 }

@@ -137,7 +137,7 @@ fn a_rules_limit_counts_on() {
     let until_ms = START.wall_ms + 3_600_000;
     let suspension = Suspension { id: 1, scope: Scope::pair(&pair), effect, reason: "a rule".into(), until_ms };
     for mail in &mut engine.mail {
-        mail.push_back(ShardMessage::Suspend(suspension.clone()));
+        mail.push_back(ShardMessage::Suspend(Box::new(suspension.clone())));
     }
     engine.run_until(seconds(31));
     queue(&mut engine, 100, 0);
@@ -266,7 +266,7 @@ fn a_suspended_pair_moves_and_goes_on_when_it_may() {
     let (scope, until_ms) = (Scope::pair(&pair), START.wall_ms + 3_600_000);
     let suspension = Suspension { id: 1, scope, effect: Effect::Stop, reason: "operator".into(), until_ms };
     for mail in &mut engine.mail {
-        mail.push_back(ShardMessage::Suspend(suspension.clone()));
+        mail.push_back(ShardMessage::Suspend(Box::new(suspension.clone())));
     }
     engine.run_until(seconds(4));
     let sent = engine.sink(SLOW).mails.len();
