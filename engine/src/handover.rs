@@ -14,7 +14,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use postrider_spool::record::{DsnParameters, MessageId};
+use postrider_spool::record::{DsnParameters, MessageId, Outcome};
 
 use crate::accept::Refusal;
 use crate::accept::admission::Admitted;
@@ -196,6 +196,8 @@ pub struct Attempt {
     pub reverse_path: Arc<str>,
     pub recipients: Arc<[(u32, String)]>,
     pub message: postrider_spool::Message,
+    /// The record of what becomes of it, with what that copies from the message.
+    pub outcome: Box<Outcome>,
     pub eight_bit: bool,
     pub smtputf8: bool,
     pub dot_lines: bool,

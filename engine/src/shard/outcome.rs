@@ -50,7 +50,7 @@ impl Shard {
         if results.is_empty() {
             self.progress.add_recorded(u64::from(sent));
         } else {
-            let outcome = self.outcome_of_attempt(now, &attempt, &context, results);
+            let outcome = self.outcome_of_attempt(now, *attempt, &context, results);
             self.append_outcome(now, outcome, sent);
         }
         let entry = self.home.entry(key);
@@ -131,12 +131,12 @@ impl Shard {
             });
             read.map_err(|error| error.to_string())
         });
-        let mut outcome = decided.unwrap_or_else(|error| {
+        let mut outcome = Box::new(decided.unwrap_or_else(|error| {
             let id = self.home.entry(ending.entry).message;
             tracing::error!(%id, error, "a message ends without being readable");
             let results = self.decided(ending, |_| String::new());
             Outcome { message: id.to_raw(), results, ..Outcome::default() }
-        });
+        }));
         outcome.at_ms = now.wall_ms;
         if ending.fate == Fate::Delivered {
             outcome.site = RouteTarget::Discard.to_string();
@@ -231,22 +231,13 @@ impl Shard {
     fn outcome_of_attempt(
         &self,
         now: Now,
-        attempt: &Attempt,
+        attempt: Attempt,
         context: &DeliveryContext,
         results: Vec<RecipientResult>,
-    ) -> Outcome {
+    ) -> Box<Outcome> {
         self.count(&results);
         let source = &self.config.egress_sources[attempt.pair.source];
-        let (id, size) = (attempt.message.id(), attempt.message.size());
-        let mut outcome = match attempt.message.read(|envelope| outcome_of(id, size, envelope)) {
-            Ok(outcome) => outcome,
-            Err(error) => {
-                // It was readable when the attempt began: what the event can't say then is only decoration.
-                tracing::error!(%id, %error, "the envelope can not be read for its outcome");
-                let message = id.to_raw();
-                Outcome { message, reverse_path: attempt.reverse_path.to_string(), ..Outcome::default() }
-            }
-        };
+        let mut outcome = attempt.outcome;
         outcome.at_ms = now.wall_ms;
         if results.iter().any(|result| result.fate == Fate::Delivered) {
             let age_ms = now.wall_ms.saturating_sub(outcome.created_ms);
@@ -295,7 +286,7 @@ impl Shard {
 }
 
 /// What an outcome copies from its message, so that the event needs nothing else.
-fn outcome_of(id: MessageId, size: u64, envelope: &ArchivedEnvelope) -> Outcome {
+pub(super) fn outcome_of(id: MessageId, size: u64, envelope: &ArchivedEnvelope) -> Outcome {
     Outcome {
         message: id.to_raw(),
         reverse_path: envelope.reverse_path.as_str().to_owned(),

@@ -7,6 +7,7 @@ use postrider_spool::record::{Answer, Fate, MessageId};
 use postrider_spool::{Message, ReadError};
 
 use super::ask::EntryRows;
+use super::outcome::outcome_of;
 use super::shaping::Place;
 use super::{Action, Shard};
 use crate::config::{self, EgressPool, Shaping};
@@ -448,14 +449,14 @@ fn attempt(
             is_retry,
             recipients: entry.recipients.filter_map(|index| Some((index, address(index)?))).collect(),
             message: message.clone(),
+            outcome: Box::new(outcome_of(message.id(), message.size(), envelope)),
             is_counted: false,
             permit: None,
             generation,
         }
     })?;
-    let recipients = &attempt.recipients;
-    assert!(!recipients.is_empty(), "an entry has recipients of its message");
-    let one_domain = queue_domain(&recipients[0].1);
-    assert!(recipients.iter().all(|(_, address)| queue_domain(address) == one_domain), "a transaction has one domain");
+    let mut domains = attempt.recipients.iter().map(|(_, address)| queue_domain(address));
+    let one_domain = domains.next().expect("an entry has recipients of its message");
+    assert!(domains.all(|domain| domain == one_domain), "a transaction has one domain");
     Ok(attempt)
 }

@@ -109,8 +109,8 @@ impl Shard {
     }
 
     /// Writes an outcome's record; the events follow once it is durable. `sent`: recipients counted as sent to.
-    pub(super) fn append_outcome(&mut self, now: Now, outcome: Outcome, sent: u32) {
-        self.append_decided(now, Decided { outcome: Box::new(outcome), intent: None, sent });
+    pub(super) fn append_outcome(&mut self, now: Now, outcome: Box<Outcome>, sent: u32) {
+        self.append_decided(now, Decided { outcome, intent: None, sent });
     }
 
     /// Writes an intent's record, and tells who waits for it once it is durable.
