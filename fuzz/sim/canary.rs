@@ -59,6 +59,8 @@ pub(crate) enum Canary {
     EqualSources,
     /// The engine is given nothing of what a provider's sites have in common.
     UnrolledProvider,
+    /// From the second in a row on, a host that refuses connections is told as one for which no port is left.
+    HiddenFailures,
 }
 
 impl Canary {

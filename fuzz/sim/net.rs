@@ -11,6 +11,7 @@ use postrider::handover::TlsRequirement;
 use postrider::pool::connection::ConnectionKey;
 use postrider::shard::{ConnectError, Connected, TlsStarted};
 
+use crate::back_off::Heard;
 use crate::canary::Canary;
 use crate::checker::Marker;
 use crate::clock::{MS, Micros, SECOND};
@@ -105,6 +106,7 @@ impl World {
         self.connects.iter_mut().for_each(|connects| connects.push((now, source, host, to)));
         let bound = self.config.egress_sources[source].source_address;
         assert!(bound.is_none_or(|own| own.is_ipv4() == to.is_ipv4()), "a source connects within its family");
+        self.check_back_off(source, host, to);
         let latency = 200 + self.random.below(80 * MS);
         let slow = self.mix.strikes(Fault::SlowLink, &mut self.random);
         let link = Link {
@@ -314,6 +316,7 @@ impl World {
             NetEvent::Connected if link.is_open => {
                 link.is_up = true;
                 link.is_peer_open = true;
+                self.failures.may_be_back(link.heard(self.clock.micros()));
                 let made = Connected { local: Some(address_of(link.source, link.address)), peer: link.address.into() };
                 self.shards[shard].connected(now, connection, made);
                 self.with_peer(id, |peer, host, around| peer.greet(host, around));
@@ -493,6 +496,7 @@ impl World {
         let link = self.links.get_mut(&id).expect("it is there");
         let (shard, connection, now, is_heard) = (link.shard, link.connection, self.clock.now(), link.is_heard);
         let unreported = link.emitted - link.reported;
+        self.failures.may_be_back(link.heard(self.clock.micros()));
         // The kernel took what fits into its buffer.
         if is_heard && unreported > 0 && !link.is_silent {
             link.reported += unreported;
@@ -521,8 +525,22 @@ impl World {
     fn connect_failed(&mut self, id: LinkId, error: &ConnectError) {
         let link = self.links.remove(&id).expect("it is there");
         self.links_of.remove(&(link.shard, link.connection));
-        self.shards[link.shard].connect_failed(self.clock.now(), link.connection, error);
+        let is_hidden =
+            self.canary == Some(Canary::HiddenFailures) && self.failures.has_failed(link.source, link.address);
+        self.note_failure(&link, error);
+        let told = if is_hidden { &ConnectError::NoPort } else { error };
+        self.shards[link.shard].connect_failed(self.clock.now(), link.connection, told);
         self.turn(link.shard);
+    }
+
+    fn note_failure(&mut self, link: &Link, error: &ConnectError) {
+        let heard = link.heard(self.clock.micros());
+        let is_same = |other: &Link| (other.source, other.address) == (link.source, link.address);
+        let is_up = self.links.values().any(|other| other.is_up && is_same(other));
+        match error {
+            ConnectError::Failed(_) => self.failures.fail(heard, is_up, &self.config.retry.schedule),
+            _ => self.failures.hear(heard),
+        }
     }
 
     /// Both sockets are gone.
@@ -584,6 +602,11 @@ impl World {
 }
 
 impl Link {
+    /// What becomes of it is known now.
+    fn heard(&self, now: Micros) -> Heard {
+        Heard { source: self.source, to: self.address, begun: self.begun, now }
+    }
+
     /// What of a piece arrives, and whether the connection fails there.
     fn cut(&mut self, is_to_peer: bool, piece: &[u8]) -> (Vec<u8>, bool) {
         let Some(cut) = self.cut.as_mut().filter(|cut| cut.is_to_peer == is_to_peer) else {

@@ -34,6 +34,7 @@ use postrider_spool::record::{LogId, Outcome};
 use postrider_spool::sim::SimDisk;
 use postrider_spool::{Completion, Durability, Operation, Spool, SpoolOptions};
 
+use crate::back_off::Failures;
 use crate::calm::{self, Connects};
 use crate::canary::Canary;
 use crate::checker::{Counts, Ledger, Marker, domain_of};
@@ -223,6 +224,7 @@ pub(crate) struct World {
     /// By shard, when it hears of the last of them: the control thread's mailboxes keep their order.
     suspensions_heard: BTreeMap<usize, Micros>,
     pub(crate) in_force: InForce,
+    pub(crate) failures: Failures,
     pub(crate) fired: Fired,
     answers: BTreeMap<u64, Vec<MessageRow>>,
     pub(crate) questions: u64,
@@ -450,6 +452,7 @@ impl World {
             suspensions: Vec::new(),
             suspensions_heard: BTreeMap::new(),
             in_force: InForce::default(),
+            failures: Failures::default(),
             fired: Fired::default(),
             answers: BTreeMap::new(),
             questions: 0,
@@ -516,6 +519,7 @@ impl World {
         }
         let now_ms = self.clock.now().wall_ms;
         self.in_force.begin_life(shards, &self.suspensions, self.clock.micros(), now_ms);
+        self.failures.begin_life();
         self.fired.begin_life(now_ms);
         self.reloads.begin_life(self.clock.micros());
         self.tls.begin_life();
