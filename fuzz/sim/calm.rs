@@ -119,7 +119,7 @@ impl World {
         hosts
     }
 
-    fn reached(&self, source: usize, site: usize) -> Vec<usize> {
+    pub(crate) fn reached(&self, source: usize, site: usize) -> Vec<usize> {
         let bound = self.config.egress_sources[source].source_address;
         let reaches = |place: &usize| {
             let mut addresses = self.hosts[*place].addresses();

@@ -59,6 +59,8 @@ pub(crate) enum Canary {
     EqualSources,
     /// The engine is given nothing of what a provider's sites have in common.
     UnrolledProvider,
+    /// Shards are told that a source is suspended, which nobody has suspended.
+    MadeUpSuspension,
     /// From the second in a row on, a host that refuses connections is told as one for which no port is left.
     HiddenFailures,
 }

@@ -7,6 +7,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "it is a program for a terminal")]
 
 mod back_off;
+mod blame;
 mod calm;
 mod canary;
 mod checker;

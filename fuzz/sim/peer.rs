@@ -2,13 +2,13 @@
 //!
 //! Over 500 lines: all bad habits of a host meet in its one dialog.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
 use std::net::SocketAddr;
 
 use crate::calm::PUT_OFF;
 use crate::canary::Canary;
-use crate::checker::{BLAME, Delivered, Lack, Ledger, Marker, marker_of};
+use crate::checker::{BLAME, Delivered, Lack, Ledger, Marker, domain_of, marker_of};
 use crate::clock::{MINUTE, Micros, SECOND};
 use crate::dsn;
 use crate::mix::{Fault, Mix};
@@ -40,6 +40,8 @@ pub(crate) struct Host {
     transactions: u64,
     /// When connections ended without a transaction since the last that had one, by source.
     unused: BTreeMap<usize, VecDeque<Micros>>,
+    /// Which sources it has refused for their address's sake, in mail to which domains.
+    pub(crate) blamed: BTreeSet<(usize, String)>,
 }
 
 /// What a host does all the time.
@@ -253,6 +255,7 @@ impl Host {
             tried: VecDeque::new(),
             transactions: 0,
             unused: BTreeMap::new(),
+            blamed: BTreeSet::new(),
         }
     }
 
@@ -542,6 +545,9 @@ impl Peer {
             around.ledger.bounce(&reverse_path, "");
             self.say("550 5.7.1 not from you");
         } else if around.strikes(Fault::SourceBlamed) {
+            // To which of its domains this goes, RCPT will tell.
+            let sent = around.ledger.sent(marker_of(&reverse_path));
+            host.blamed.extend(sent.recipients.iter().map(|recipient| (self.source, domain_of(recipient).to_owned())));
             self.say(BLAME);
         } else if self.kept.as_ref().is_some_and(|kept| *kept != reverse_path)
             && around.mix.has(Fault::Foreign)
@@ -599,6 +605,7 @@ impl Peer {
             around.ledger.bounce(&reverse_path, &recipient);
             self.say("550 5.1.1 unknown");
         } else if around.strikes(Fault::SourceBlamed) {
+            host.blamed.insert((self.source, domain_of(&recipient).to_owned()));
             self.say(BLAME);
         } else if around.strikes(Fault::TooMany) {
             self.say(if around.random.one_in(2) { "452 4.5.3 too many" } else { "552 5.5.3 too many" });

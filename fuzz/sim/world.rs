@@ -35,6 +35,7 @@ use postrider_spool::sim::SimDisk;
 use postrider_spool::{Completion, Durability, Operation, Spool, SpoolOptions};
 
 use crate::back_off::Failures;
+use crate::blame;
 use crate::calm::{self, Connects};
 use crate::canary::Canary;
 use crate::checker::{Counts, Ledger, Marker, domain_of};
@@ -515,6 +516,9 @@ impl World {
             for suspension in &self.suspensions {
                 shard.handle_message(ShardMessage::Suspend(Box::new(suspension.clone())));
             }
+            if self.canary == Some(Canary::MadeUpSuspension) {
+                shard.handle_message(ShardMessage::Suspend(Box::new(blame::made_up(self.clock.now().wall_ms))));
+            }
             self.shards.push(shard);
         }
         let now_ms = self.clock.now().wall_ms;
@@ -776,6 +780,7 @@ impl World {
             }
             if let Logged::Outcome(outcome) = &record.record {
                 self.check_peer(outcome);
+                self.check_moved(outcome);
                 self.fired.hear(outcome, &self.wanted.shaping.automation);
             }
             let record = Arc::new(record);

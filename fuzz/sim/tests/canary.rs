@@ -28,7 +28,7 @@ fn is_found(canary: &str, seed: u64) -> bool {
 
 /// As `--help` lists them, and the first seed that is tried: what found it when it was last looked for from the
 /// beginning, so that this does not take long. Each was below a hundred.
-const CANARIES: [(&str, u64); 27] = [
+const CANARIES: [(&str, u64); 28] = [
     ("early-sync", 0),
     ("no-reset", 0),
     ("dropped-outcome", 0),
@@ -55,6 +55,7 @@ const CANARIES: [(&str, u64); 27] = [
     ("unrolled-provider", 18),
     ("old-shaping", 3),
     ("equal-sources", 1),
+    ("made-up-suspension", 0),
     ("hidden-failures", 0),
 ];
 
