@@ -136,9 +136,11 @@ impl Rates {
             let mut of_pair: Vec<&Recipient> = self.seen.iter().filter(|seen| seen.at >= since).collect();
             of_pair.retain(|seen| (seen.source, seen.site) == (source, site));
             of_pair.sort_by_key(|seen| seen.at);
-            let is_small: Vec<bool> = of_pair.iter().map(|seen| small.contains(&seen.marker)).collect();
-            let Some(last) = is_small.iter().rposition(|is_small| *is_small) else { continue };
-            let own = is_small.iter().filter(|is_small| **is_small).count();
+            let of_small = of_pair.iter().enumerate().filter(|(_, seen)| small.contains(&seen.marker));
+            let of_small: Vec<(usize, Marker)> = of_small.map(|(place, seen)| (place, seen.marker)).collect();
+            // The one that was queued last: what goes behind it has come from another source, and had no claim before.
+            let Some(&(last, _)) = of_small.iter().max_by_key(|(_, marker)| *marker) else { continue };
+            let own = of_small.iter().filter(|(place, _)| *place <= last).count();
             let others = last + 1 - own;
             assert!(
                 others <= share.of_others(own) + under_way,
