@@ -41,6 +41,7 @@ impl Reply {
         split_enhanced(self.lines().next().unwrap_or_default()).0
     }
 
+    /// [`Self::enhanced`] and [`Self::text`], for which the first line is looked at once.
     pub fn enhanced_and_text(&self) -> (Option<(u8, u16, u16)>, String) {
         let mut lines = self.lines().map(split_enhanced);
         let (enhanced, first) = lines.next().unwrap_or_default();

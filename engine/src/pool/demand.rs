@@ -554,6 +554,20 @@ mod tests {
         Demand::new(homes, Arc::default())
     }
 
+    /// With a limit over many pairs, and two campaigns that are under it.
+    fn new_limited_demand(homes: usize) -> (Demand, Arc<Flow>, Arc<Flow>) {
+        let tenant = "[[tenant]]\nname = \"a\"\nmax_message_rate = \"600/min,max_burst=600\"\n";
+        let text = format!("{tenant}[spool]\nallow_filesystem = true\n");
+        let config = Config::from_toml(&text, "t.toml", Path::new("/nonexistent")).expect("a configuration");
+        let of_campaign = |name: &str| Arc::new(Flow { campaign: name.into(), ..Flow::clone(&flow(1, "a")) });
+        (Demand::new(homes, Arc::new(SharedLimits::new(&config))), of_campaign("x"), of_campaign("y"))
+    }
+
+    fn permit(demand: &Demand, asker: &Arc<Flow>, units: u32) -> Permit {
+        let limits = pair().shared_limits(&demand.shared_limits, asker).expect("it is under the limit");
+        Permit { limits, units, given: std::time::Duration::ZERO, asker: Arc::clone(asker), turn: None }
+    }
+
     /// The homes of so many credits.
     fn granted(demand: &mut Demand, count: usize) -> Vec<(usize, Arc<str>)> {
         let credit = |turn| match turn {
@@ -612,22 +626,9 @@ mod tests {
     /// known: a permit for it would come back as a ticket of more recipients, and be asked for again, for ever.
     #[test]
     fn a_permit_goes_where_it_is_known_to_be_enough() {
-        let tenant = "[[tenant]]\nname = \"a\"\nmax_message_rate = \"600/min,max_burst=600\"\n";
-        let text = format!("{tenant}[spool]\nallow_filesystem = true\n");
-        let config = Config::from_toml(&text, "t.toml", Path::new("/nonexistent")).expect("a configuration");
-        let shared = SharedLimits::new(&config);
-        let mut demand = Demand::new(2, Arc::new(shared));
-        let of_campaign = |name: &str| Arc::new(Flow { campaign: name.into(), ..Flow::clone(&flow(1, "a")) });
-        let (x, y) = (of_campaign("x"), of_campaign("y"));
+        let (mut demand, x, y) = new_limited_demand(2);
         let backlog = |oldest_due_ms, next_recipients| Backlog { ready: 22, oldest_due_ms, next_recipients };
-        let permit = |units| Permit {
-            limits: pair().shared_limits(&demand.shared_limits, &x).expect("it is under the limit"),
-            units,
-            given: std::time::Duration::ZERO,
-            asker: Arc::clone(&x),
-            turn: None,
-        };
-        let (two, one) = (permit(2), permit(1));
+        let (two, one) = (permit(&demand, &x, 2), permit(&demand, &x, 1));
         let asks = |demand: &mut Demand| {
             let Some(turn @ Turn::Want { home, units, .. }) = demand.next(100) else { panic!("it is to ask") };
             demand.begin(&turn);
@@ -642,6 +643,24 @@ mod tests {
         assert_eq!(asks(&mut demand), (1, 1));
         demand.tell(0, &pair(), &y, backlog(5, 2), 0);
         assert_eq!(demand.permitted(1, &x, false, &one, 100), Some((1, x)));
+    }
+
+    /// Also where it was another's when the permit was asked for, and a reload has come before.
+    #[test]
+    fn a_permit_goes_to_whose_turn_it_is() {
+        for is_reloaded in [false, true] {
+            let (mut demand, x, y) = new_limited_demand(1);
+            [&x, &y].into_iter().for_each(|flow| drop(demand.tell(0, &pair(), flow, backlog(9, 1), 0)));
+            if is_reloaded {
+                let shared_limits = Arc::clone(&demand.shared_limits);
+                assert_eq!(demand.reload(&pair(), &shared_limits), []);
+            }
+            let Some(turn @ Turn::Want { .. }) = demand.next(100) else { panic!("it is to ask") };
+            demand.begin(&turn);
+            demand.take(0, &pair(), &x, backlog(8, 1), Credit::Standing, 5);
+            let one = permit(&demand, &x, 1);
+            assert_eq!(demand.permitted(0, &x, false, &one, 100), Some((0, y)), "reloaded: {is_reloaded}");
+        }
     }
 
     #[test]
