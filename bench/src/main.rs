@@ -37,6 +37,7 @@ use crate::cli::{
 mod cli;
 
 fn main() -> ExitCode {
+    postrider::abort_on_panic();
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Sink(args) => run_sink(&args),

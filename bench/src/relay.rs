@@ -480,7 +480,7 @@ impl RateWatch {
     fn finish(self) -> Vec<(f64, u64)> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.thread().unpark();
-        // With `panic = "abort"` there is none to join.
+        // A panic ends the process, so there is none to join.
         self.thread.join().unwrap_or_default()
     }
 }

@@ -142,7 +142,7 @@ impl Sink {
     fn join(&mut self) {
         self.stop.send_replace(true);
         for thread in self.threads.drain(..) {
-            // With `panic = "abort"` there is none to join; in tests the panic has been printed.
+            // A panic ends the process; in tests it has been printed.
             let _ = thread.join();
         }
     }

@@ -69,3 +69,4 @@ pub use outcome::event_log::{EventItem, EventStream};
 pub use postrider_spool::record::MessageId;
 pub use runtime::control::Addresses;
 pub use runtime::event_file::EventLogStatistics;
+pub use runtime::panic::abort_on_panic;

@@ -192,10 +192,13 @@ fn lines_are_not_too_long() {
 #[test]
 fn a_panic_ends_the_process() {
     let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("the workspace has a manifest");
-    for profile in ["[profile.dev]", "[profile.release]"] {
-        let (_, section) = manifest.split_once(profile).expect("the profile is configured");
-        let section = section.split("\n[").next().unwrap_or_default();
-        assert!(section.contains("panic = \"abort\""), "{profile} needs panic = \"abort\"");
+    let (_, section) = manifest.split_once("[profile.release]").expect("the profile is configured");
+    let section = section.split("\n[").next().unwrap_or_default();
+    assert!(section.contains("panic = \"abort\""), "[profile.release] needs panic = \"abort\"");
+    for program in ["engine/src/main.rs", "bench/src/main.rs"] {
+        let source = fs::read_to_string(root().join(program)).expect("the program has a main file");
+        let (_, main) = source.split_once("fn main() -> ExitCode {\n").expect("it has a main function");
+        assert!(main.trim_start().starts_with("postrider::abort_on_panic();"), "{program} needs it first thing");
     }
 }
 

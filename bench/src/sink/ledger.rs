@@ -304,7 +304,7 @@ impl Ledger {
     }
 
     fn books(&self) -> MutexGuard<'_, Books> {
-        // A panic ends the process (`panic = "abort"`), or the test.
+        // A panic ends the process (`abort_on_panic`), or the test.
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

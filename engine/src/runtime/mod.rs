@@ -17,6 +17,7 @@ pub(crate) mod link;
 pub(crate) mod mailbox;
 pub(crate) mod mta_sts;
 pub(crate) mod net;
+pub(crate) mod panic;
 pub(crate) mod progress_file;
 pub(crate) mod questions;
 pub(crate) mod random;

@@ -2,28 +2,43 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+use std::ffi::OsString;
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 #[test]
 fn each_planted_bug_is_found() {
-    let mut blind = Vec::new();
-    for (canary, first) in CANARIES {
-        let seed = (first..first + SEEDS).find(|seed| is_found(canary, *seed));
-        println!("{canary}: {seed:?}");
-        blind.extend(seed.is_none().then_some(canary));
-    }
+    let next = AtomicUsize::new(0);
+    let blind = Mutex::new(Vec::new());
+    let look = || {
+        while let Some(&(canary, first)) = CANARIES.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let seed = (first..first + SEEDS).find(|seed| is_found(canary, *seed));
+            println!("{canary}: {seed:?}");
+            blind.lock().unwrap().extend(seed.is_none().then_some(canary));
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(look))));
+    let blind = blind.into_inner().unwrap();
     assert!(blind.is_empty(), "nobody saw {blind:?}");
 }
 
 /// A broken promise is a panic, and that ends the process.
 fn is_found(canary: &str, seed: u64) -> bool {
     let seed = seed.to_string();
-    let mut simulator = Command::new(env!("CARGO_BIN_EXE_postrider-sim"));
+    let mut simulator = Command::new(simulator());
     simulator.args(["--seeds", "1", "--base", &seed, "--canary", canary]);
     let output = simulator.stdin(Stdio::null()).output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() || told.contains("panicked"), "{told}");
     !output.status.success()
+}
+
+/// An optimised one, where `POSTRIDER_SIM` names it, is eight times as fast.
+fn simulator() -> OsString {
+    std::env::var_os("POSTRIDER_SIM").unwrap_or_else(|| env!("CARGO_BIN_EXE_postrider-sim").into())
 }
 
 /// As `--help` lists them, and the first seed that is tried: what found it when it was last looked for from the
