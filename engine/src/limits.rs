@@ -315,8 +315,10 @@ pub const INBOX_MESSAGES_PER_TURN: usize = 4_096;
 pub const DUE_ENTRIES_PER_TURN: usize = 1_024;
 /// Routes that a shard remembers.
 pub const ROUTES_CACHED_MAX: usize = 100_000;
-/// Messages read from the disk for one question.
+/// Messages read from the disk at once for one question, and how long it goes on with more of them: less than
+/// `HTTP_BACKEND_TIMEOUT`.
 pub const ASK_READS_MAX: usize = 1_000;
+pub const ASK_PATIENCE: std::time::Duration = std::time::Duration::from_secs(4);
 /// Of a message that an operator looks at.
 pub const INSPECTED_OCTETS_MAX: usize = 16 << 20;
 /// How often time limits of minutes are looked at.

@@ -290,7 +290,7 @@ impl Shard {
             sockets_left: sockets_max,
             inputs: 0,
             sessions: HashMap::new(),
-            next_session: 0,
+            next_session: accept::first_session(seed),
             memory,
             receiving_bytes: 0,
             held_bytes: 0,

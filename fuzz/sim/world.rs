@@ -807,7 +807,7 @@ impl World {
         let protocol = if outcome.results.iter().any(|it| is_lmtp(&it.recipient)) { "LMTP" } else { "ESMTP" };
         assert_eq!(outcome.delivery_protocol, protocol, "EVENTS-ONCE: the protocol of {outcome:?}");
         let source = self.config.egress_sources.iter().position(|source| source.name == *egress_source);
-        let address = source.map(|source| address_of(source, peer).ip().to_string());
+        let address = source.map(|source| address_of(source, peer).to_string());
         assert_eq!(address.as_ref(), Some(source_address), "EVENTS-ONCE: the source of {outcome:?}");
     }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest;
 use axum::extract::connect_info::Connected;
-use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{ConnectInfo, Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, Version, header};
 use axum::middleware::{Next, from_fn_with_state};
@@ -32,6 +32,7 @@ use super::metrics::Metrics;
 use super::{Backend, MessageFilter, MessageRow, QueueReport, Reply, Status, TlsReportRow, Unavailable};
 use super::{http_bounce, http_inspect, http_reload, http_suspend};
 use crate::limits::{HTTP_BACKEND_TIMEOUT, HTTP_REQUESTS_MAX, HTTP_ROWS_DEFAULT, HTTP_ROWS_MAX};
+use crate::mail::address::canonical_address;
 
 /// Who may ask.
 #[derive(Debug, Clone, Default)]
@@ -147,6 +148,12 @@ impl From<Unavailable> for ApiError {
 
 impl From<QueryRejection> for ApiError {
     fn from(rejection: QueryRejection) -> Self {
+        Self::bad_request(rejection.body_text())
+    }
+}
+
+impl From<PathRejection> for ApiError {
+    fn from(rejection: PathRejection) -> Self {
         Self::bad_request(rejection.body_text())
     }
 }
@@ -309,17 +316,17 @@ async fn messages(
     query: Result<Query<MessagesQuery>, QueryRejection>,
 ) -> Result<Json<MessagesAnswer>, ApiError> {
     let MessagesQuery { recipient, tenant, message_id, limit } = query?.0;
-    let recipient = recipient.map(|address| match address.rsplit_once('@') {
-        // RFC 5321 §2.4: the domain's case does not matter, the local part's may.
-        Some((local, domain)) => format!("{local}@{}", domain.to_ascii_lowercase()),
-        None => address,
-    });
+    let recipient = recipient.as_deref().map(canonical_address);
     let message_id = message_id.map(|id| id.trim().trim_start_matches('<').trim_end_matches('>').to_owned());
     let filter = MessageFilter { id: None, recipient, tenant, message_id, limit: rows(limit)? };
     Ok(Json(find(&service, filter).await?))
 }
 
-async fn message(State(service): Shared, Path(id): Path<String>) -> Result<Json<MessagesAnswer>, ApiError> {
+async fn message(
+    State(service): Shared,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<MessagesAnswer>, ApiError> {
+    let Path(id) = id?;
     let parsed: MessageId = id.parse().map_err(|error| ApiError::bad_request(format!("{id:?}: {error}")))?;
     let filter = MessageFilter { id: Some(parsed), limit: HTTP_ROWS_MAX, ..MessageFilter::default() };
     let answer = find(&service, filter).await?;

@@ -14,9 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use super::MailChoice;
 use super::http_admin::{ApiError, Shared, in_time};
-use super::http_suspend::refuse_empty;
+use super::http_suspend::{domain_of_mail, refuse_empty};
 use crate::limits::SUSPENSION_REASON_OCTETS_MAX;
-use crate::mail::address::ascii_domain;
 use crate::mail::json::Object;
 
 /// `BounceV1Request`, and ours.
@@ -110,7 +109,7 @@ fn choose(
         text.parse().map_err(|error| ApiError::bad_request(format!("message: {text:?}: {error}")))
     };
     let message = message.map(parse).transpose()?;
-    let domain = domain.map(|domain| ascii_domain(&domain.to_lowercase()).into_owned());
+    let domain = domain.as_deref().map(domain_of_mail).transpose()?;
     Ok(MailChoice { message, tenant, campaign, domain, ..MailChoice::default() })
 }
 

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::http_admin::{ApiError, Service, Shared, in_time};
 use super::http_bounce::checked;
 use super::{LimitsRow, SuspensionEnd, SuspensionRow, WallTime};
-use crate::mail::address::ascii_domain;
+use crate::mail::address::read_domain;
 use crate::mail::json::Object;
 
 #[derive(Debug, Deserialize)]
@@ -138,7 +138,7 @@ pub(super) async fn suspend(
     }
     let named = [("campaign", &campaign), ("tenant", &tenant), ("domain", &domain)];
     refuse_empty(named)?;
-    let domain = domain.map(|domain| ascii_domain(&domain.to_lowercase()).into_owned());
+    let domain = domain.as_deref().map(domain_of_mail).transpose()?;
     // Mail that waits may be of a tenant that a reload has taken away, so it is no error.
     let warning = tenant.as_ref().filter(|tenant| !service.backend.has_tenant(tenant)).map(|tenant| {
         format!("the configuration has no tenant {tenant:?}; only mail that was accepted for it before is stopped")
@@ -165,6 +165,12 @@ pub(super) fn refuse_empty<const N: usize>(named: [(&str, &Option<String>); N]) 
         Some((key, _)) => Err(ApiError::bad_request(format!("{key}: is empty; name one, or leave it out"))),
         None => Ok(()),
     }
+}
+
+/// Who believes that mail has stopped must not have named what no mail is for.
+pub(super) fn domain_of_mail(text: &str) -> Result<String, ApiError> {
+    let example = "write it as it stands in addresses, for example \"example.net\"";
+    read_domain(text).ok_or_else(|| ApiError::bad_request(format!("domain: {text:?} is no domain; {example}")))
 }
 
 async fn add(

@@ -66,6 +66,16 @@ impl RetryConfig {
 pub(super) fn read_of_site(section: Section<'_>, base: &RetryConfig) -> RetryRules {
     section.inapplicable(&["max_age"], "here: how long a message is kept is decided when it is accepted");
     let rules = read_rules(&section, base, None);
+    let first = base.with(&rules).schedule.interval(1);
+    if base.max_age < first
+        && let Some(place) = section.place_of("retry_interval")
+    {
+        let (max_age, first) = (value::duration_text(base.max_age), value::duration_text(first));
+        let wrong =
+            Wrong::new(format!("the first retry is after {first}, when retry.max_age, which is {max_age}, is over"));
+        let instead = format!("write \"{max_age}\" or less, or a longer max_age in [retry]");
+        section.wrong(place, "retry_interval", wrong.instead(instead));
+    }
     section.finish();
     rules
 }
@@ -73,12 +83,20 @@ pub(super) fn read_of_site(section: Section<'_>, base: &RetryConfig) -> RetryRul
 /// Reads a retry table, and checks what it makes of the one that it stands on.
 pub(super) fn read(section: Section<'_>, base: &RetryConfig) -> RetryRules {
     let age = section.duration("max_age", "5d", INTERVAL_MIN..=AGE_MAX);
-    let rules = read_rules(&section, base, age);
+    let rules = read_rules(&section, base, age.as_ref());
+    let retry = base.with(&rules);
+    let first = retry.schedule.interval(1);
+    if retry.max_age < first && (age.is_some() || section.place_of("max_age").is_none()) {
+        let place = age.map(|found| found.place).or_else(|| section.place_of("retry_interval"));
+        let (max_age, first) = (value::duration_text(retry.max_age), value::duration_text(first));
+        let wrong = Wrong::new(format!("{max_age} is over before the first retry, which is after {first}"));
+        section.wrong(place.unwrap_or(section.place), "max_age", wrong.instead(format!("write more than \"{first}\"")));
+    }
     section.finish();
     rules
 }
 
-fn read_rules(section: &Section<'_>, base: &RetryConfig, age: Option<Placed<Duration>>) -> RetryRules {
+fn read_rules(section: &Section<'_>, base: &RetryConfig, age: Option<&Placed<Duration>>) -> RetryRules {
     let longest = section.duration("max_retry_interval", "4h", INTERVAL_MIN..=INTERVAL_MAX);
     let listed = section.node("retry_interval").filter(|node| matches!(node.value, Value::List(_)));
     let interval = if let Some(node) = listed {
@@ -95,7 +113,7 @@ fn read_rules(section: &Section<'_>, base: &RetryConfig, age: Option<Placed<Dura
     let rules = RetryRules {
         interval,
         max_interval: longest.as_ref().map(|found| found.value),
-        max_age: age.as_ref().map(|found| found.value),
+        max_age: age.map(|found| found.value),
     };
     let retry = base.with(&rules);
     match (&retry.schedule, longest) {
@@ -110,13 +128,6 @@ fn read_rules(section: &Section<'_>, base: &RetryConfig, age: Option<Placed<Dura
             section.wrong(place, "max_retry_interval", wrong.instead("leave one of them out"));
         }
         _ => {}
-    }
-    let first = retry.schedule.interval(1);
-    if retry.max_age < first && (age.is_some() || section.place_of("max_age").is_none()) {
-        let place = age.map(|found| found.place).or_else(|| section.place_of("retry_interval"));
-        let (max_age, first) = (value::duration_text(retry.max_age), value::duration_text(first));
-        let wrong = Wrong::new(format!("{max_age} is over before the first retry, which is after {first}"));
-        section.wrong(place.unwrap_or(section.place), "max_age", wrong.instead(format!("write more than \"{first}\"")));
     }
     rules
 }

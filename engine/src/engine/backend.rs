@@ -66,11 +66,20 @@ impl Backend for Shared {
     fn messages(&self, filter: MessageFilter) -> Reply<'_, Vec<MessageRow>> {
         Box::pin(async move {
             let limit = filter.limit;
-            let mut rows = Vec::new();
+            let (mut rows, mut unread) = (Vec::new(), 0);
             for told in self.ask(Ask::Messages { filter }).await? {
-                if let Told::Messages(mut more) = told {
-                    rows.append(&mut more);
+                match told {
+                    Told::Messages(mut more) => rows.append(&mut more),
+                    Told::MessagesUnread(left) => unread += left,
+                    _ => {}
                 }
+            }
+            // Without them nobody could say that there is none.
+            if unread > 0 && rows.len() < limit {
+                return Err(Unavailable(format!(
+                    "{unread} more messages would have to be read from the disk, which takes too long for an answer; \
+                     ask for one by its id, or for fewer"
+                )));
             }
             rows.sort_by(|a, b| (&a.id, &a.recipient).cmp(&(&b.id, &b.recipient)));
             rows.truncate(limit);

@@ -144,6 +144,25 @@ pub fn ascii_domain(domain: &str) -> Cow<'_, str> {
     idna::domain_to_ascii(domain).map_or(Cow::Borrowed(domain), Cow::Owned)
 }
 
+/// The domain that mail is queued under, where somebody has written it by hand: in any case, in Unicode or not, or with
+/// the dot at the end that the DNS has. None: no mail can be for it.
+pub fn read_domain(text: &str) -> Option<String> {
+    let text = text.strip_suffix('.').filter(|name| is_host_name(name)).unwrap_or(text);
+    let mut domain = String::with_capacity(text.len());
+    push_canonical_domain(&mut domain, text);
+    check_domain(&domain).ok()?;
+    Some(ascii_domain(&domain).into_owned())
+}
+
+/// An address as it is kept, where somebody has written it by hand: the case of its domain does not matter, that of the
+/// local part may (RFC 5321 §2.4).
+pub fn canonical_address(text: &str) -> String {
+    let Some((local, domain)) = text.rsplit_once('@') else { return text.to_owned() };
+    let mut address = format!("{local}@");
+    push_canonical_domain(&mut address, domain);
+    address
+}
+
 /// A host name: letters, digits, hyphens, underscores and non-ASCII letters (RFC 5321 §4.1.2, RFC 6531 §3.3).
 ///
 /// Underscores are no host names by the book, but stand in the DNS and in mail.
@@ -310,6 +329,28 @@ mod tests {
         {
             assert_eq!(Path::parse(bad), Err(PathError::Address(AddressError::Literal)), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_is_written_by_hand_is_found() {
+        for (text, domain) in [
+            ("Example.COM", Some("example.com")),
+            ("example.com.", Some("example.com")),
+            ("BÜCHER.example", Some("xn--bcher-kva.example")),
+            ("[IPV6:2001:DB8::1]", Some("[IPv6:2001:db8::1]")),
+            ("[192.0.2.1]", Some("[192.0.2.1]")),
+            ("*", None),
+            ("@example.com", None),
+            ("not a domain!", None),
+            ("example.com..", None),
+            (".", None),
+            ("", None),
+        ] {
+            assert_eq!(read_domain(text).as_deref(), domain, "{text:?}");
+        }
+        assert_eq!(canonical_address("Bob@BÜCHER.example"), "Bob@bücher.example");
+        assert_eq!(canonical_address("x@[ipv6:2001:DB8::1]"), "x@[IPv6:2001:db8::1]");
+        assert_eq!(canonical_address("nobody"), "nobody");
     }
 
     /// RFC 5321 §4.1.1.3 and appendix C.

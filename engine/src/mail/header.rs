@@ -8,6 +8,9 @@ use std::ops::Range;
 
 use memchr::memchr;
 
+use super::address::is_host_name;
+use super::mailboxes;
+
 /// One logical line of a header block, with its continuation lines and final line ending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Line<'a> {
@@ -112,29 +115,20 @@ pub fn unfold(value: &[u8]) -> String {
 pub struct FromDomains {
     /// In lower case, in the order of the mailboxes.
     pub domains: Vec<String>,
-    /// There is a field without a mailbox, or a mailbox without a domain.
+    /// There is a field without a mailbox, a mailbox without a domain, or what could be read in two ways.
     pub unreadable: bool,
 }
 
 impl FromDomains {
     /// Takes in a field's value, and gives the domain of its first mailbox, in lower case.
     pub fn add(&mut self, value: &[u8]) -> Option<String> {
-        let parsed = mail_parser::parsers::MessageStream::new(value).parse_address();
-        let mut mailboxes = parsed.as_address().into_iter().flat_map(|address| address.iter()).peekable();
-        self.unreadable |= mailboxes.peek().is_none();
-        let mut first = None;
-        for mailbox in mailboxes {
-            let address = mailbox.address();
-            let domain = address.and_then(mailbox_domain);
-            if first.is_none() && address.is_some() {
-                first = Some(domain.clone());
-            }
-            match domain {
-                Some(domain) => self.domains.push(domain),
-                None => self.unreadable = true,
-            }
-        }
-        first.flatten()
+        let read = mailboxes::read(&String::from_utf8_lossy(value));
+        let host_name = |domain: String| is_host_name(&domain).then(|| domain.to_lowercase());
+        let domains: Vec<Option<String>> = read.domains.into_iter().map(|domain| domain.and_then(host_name)).collect();
+        self.unreadable |= read.unreadable || domains.contains(&None);
+        let first = domains.first().cloned().flatten();
+        self.domains.extend(domains.into_iter().flatten());
+        first
     }
 
     /// Those of fields further down.
@@ -142,14 +136,6 @@ impl FromDomains {
         self.domains.extend_from_slice(&below.domains);
         self.unreadable |= below.unreadable;
     }
-}
-
-fn mailbox_domain(address: &str) -> Option<String> {
-    let (local, domain) = address.trim().rsplit_once('@')?;
-    if local.is_empty() || !super::address::is_host_name(domain) {
-        return None;
-    }
-    Some(domain.to_lowercase())
 }
 
 /// RFC 5322 §3.3 date and time, in UTC.

@@ -5,6 +5,7 @@ pub mod dsn;
 pub mod endpoint;
 pub mod header;
 pub mod json;
+pub mod mailboxes;
 pub mod message_id;
 pub mod queue_name;
 pub mod reply;

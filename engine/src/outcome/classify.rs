@@ -56,6 +56,10 @@ pub enum BounceClass {
 
 /// Classifies an answer that was not a success.
 pub fn classify(answer: &Answer) -> BounceClass {
+    // A peer's replies have come out of step, and its words are about something else.
+    if matches!(answer.code / 100, 2 | 3) {
+        return ProtocolErrors;
+    }
     let lookup = |table: &[Code]| {
         let (_, subject, detail) = answer.enhanced?;
         table.iter().find(|code| code.0 == subject && code.1.contains(&detail)).map(|code| code.2)
@@ -252,6 +256,7 @@ mod tests {
         (550, None, "", BounceClass::Uncategorized),
         (552, None, "", QuotaIssues),
         (556, None, "", BadDomain),
+        (250, Some((2, 1, 5)), "recipient ok", ProtocolErrors),
         (501, None, "what?", ProtocolErrors),
         (554, None, "please try again", BounceClass::Uncategorized),
         (551, Some((5, 4, 7)), "not delivered within 5 days", MessageExpired),

@@ -115,8 +115,17 @@ struct Domain {
     unrouted: Vec<EntryKey>,
     asked: bool,
     blocked: Option<Blocked>,
+    /// Why it was blocked last.
+    last_block: Option<Arc<str>>,
     /// What has a route waits too.
     held: bool,
+}
+
+impl Domain {
+    fn block(&mut self, blocked: Blocked) {
+        self.last_block = Some(Arc::clone(&blocked.reason));
+        self.blocked = Some(blocked);
+    }
 }
 
 /// Entries of one queue that have a route, but no source to go by.

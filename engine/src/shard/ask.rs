@@ -1,5 +1,8 @@
 //! Questions about a home's mail, for the control thread.
 
+use std::collections::VecDeque;
+use std::time::Duration;
+
 use postrider_spool::record::{ArchivedEnvelope, MessageId};
 use postrider_spool::{Fetch, Message, ReadError};
 
@@ -9,7 +12,7 @@ use super::schedule::PendingRead;
 use super::{Action, Shard};
 use crate::admin::{Inspected, MessageFilter, MessageRow, MessageState, QueueRow, WallTime};
 use crate::handover::{Ask, ControlMessage, Told};
-use crate::limits::{ASK_READS_MAX, DUE_FOR_LONG, INSPECTED_OCTETS_MAX};
+use crate::limits::{ASK_PATIENCE, ASK_READS_MAX, DUE_FOR_LONG, INSPECTED_OCTETS_MAX};
 use crate::mail::address::queue_domain;
 use crate::mail::time::Now;
 use crate::schedule::queue::EntryKey;
@@ -18,8 +21,13 @@ use crate::schedule::queue::EntryKey;
 #[derive(Debug)]
 pub(super) struct Asked {
     filter: MessageFilter,
+    /// Of the recipient that is looked for.
+    domain: Option<String>,
     rows: Vec<MessageRow>,
     waiting: usize,
+    /// What is looked at once no more is waited for, so that only so many are read at once.
+    rest: VecDeque<MessageId>,
+    until: Duration,
 }
 
 /// What a row of each of an entry's recipients says, as of the question; what the message itself tells is missing.
@@ -116,24 +124,47 @@ impl Shard {
         Told::Queues { total, messages, rows }
     }
 
-    /// Messages that are no longer in memory are read first, up to a bound; the answer comes when all are at hand.
+    /// Messages that are no longer in memory are read first, so many at once; the answer comes when all are at hand.
     fn ask_messages(&mut self, now: Now, question: u64, filter: MessageFilter) {
-        let domain = filter.recipient.as_deref().map(queue_domain);
-        let fits = |key: &EntryKey| {
-            let queue = self.home.queue_of(*key);
-            filter.tenant.as_deref().is_none_or(|tenant| *queue.tenant == *tenant)
-                && domain.as_deref().is_none_or(|domain| *queue.domain == *domain)
+        let domain = filter.recipient.as_deref().map(|recipient| queue_domain(recipient).into_owned());
+        let until = now.monotonic + ASK_PATIENCE;
+        let mut asked = Asked { filter, domain, rows: Vec::new(), waiting: 0, rest: VecDeque::new(), until };
+        let keys: Vec<EntryKey> = match asked.filter.id {
+            Some(id) => self.entries_of(id).filter(|key| self.fits(&asked, *key)).collect(),
+            None => self.home.entries().map(|(key, _)| key).filter(|key| self.fits(&asked, *key)).collect(),
         };
-        let keys: Vec<EntryKey> = match filter.id {
-            Some(id) => self.entries_of(id).filter(fits).collect(),
-            None => self.home.entries().map(|(key, _)| key).filter(fits).collect(),
-        };
-        let mut asked = Asked { filter, rows: Vec::new(), waiting: 0 };
-        for key in keys {
-            if asked.rows.len() >= asked.filter.limit || asked.waiting >= ASK_READS_MAX {
-                break;
+        let mut keys = keys.into_iter();
+        while asked.goes_on()
+            && let Some(key) = keys.next()
+        {
+            if let Some(id) = self.begins(&asked, key) {
+                self.look_at(now, question, &mut asked, id);
             }
-            let id = self.home.entry(key).message;
+        }
+        if asked.wants_more() {
+            asked.rest = keys.filter_map(|key| self.begins(&asked, key)).collect();
+        }
+        self.finish_ask(now, question, asked);
+    }
+
+    /// By what an entry itself tells.
+    fn fits(&self, asked: &Asked, key: EntryKey) -> bool {
+        let queue = self.home.queue_of(key);
+        asked.filter.tenant.as_deref().is_none_or(|tenant| *queue.tenant == *tenant)
+            && asked.domain.as_deref().is_none_or(|domain| *queue.domain == *domain)
+    }
+
+    /// The entry's message, where it is the first of its entries that fit: all of them are looked at together, since
+    /// some may be split before it is the message's turn.
+    fn begins(&self, asked: &Asked, key: EntryKey) -> Option<MessageId> {
+        let id = self.home.entry(key).message;
+        let first = self.entries_of(id).find(|key| self.fits(asked, *key));
+        (first == Some(key)).then_some(id)
+    }
+
+    fn look_at(&mut self, now: Now, question: u64, asked: &mut Asked, id: MessageId) {
+        let keys: Vec<EntryKey> = self.entries_of(id).filter(|key| self.fits(asked, *key)).collect();
+        for key in keys {
             let place = self.log_index(id.log());
             let rows = self.entry_rows(now, key);
             match self.logs[place].log.message(id) {
@@ -151,7 +182,6 @@ impl Shard {
                 Err(_) => asked.take(rows, None),
             }
         }
-        self.finish_ask(question, asked);
     }
 
     pub(super) fn entries_of(&self, id: MessageId) -> impl Iterator<Item = EntryKey> {
@@ -161,21 +191,44 @@ impl Shard {
     }
 
     /// A message that a question waits for was read. One that has ended meanwhile is left out.
-    pub(super) fn ask_read(&mut self, question: u64, rows: Box<EntryRows>, read: Result<&Message, &ReadError>) {
+    pub(super) fn ask_read(
+        &mut self,
+        now: Now,
+        question: u64,
+        rows: Box<EntryRows>,
+        read: Result<&Message, &ReadError>,
+    ) {
         let Some(mut asked) = self.asked.remove(&question) else { return };
         asked.waiting -= 1;
         if !matches!(read, Err(ReadError::Unknown)) {
             asked.take(rows, read.ok());
         }
-        self.finish_ask(question, asked);
+        self.finish_ask(now, question, asked);
     }
 
-    fn finish_ask(&mut self, question: u64, asked: Asked) {
+    fn finish_ask(&mut self, now: Now, question: u64, mut asked: Asked) {
+        let is_late = now.monotonic >= asked.until;
+        while asked.waiting == 0
+            && asked.wants_more()
+            && !is_late
+            && let Some(id) = asked.rest.pop_front()
+        {
+            self.look_at(now, question, &mut asked, id);
+            while asked.goes_on()
+                && let Some(id) = asked.rest.pop_front()
+            {
+                self.look_at(now, question, &mut asked, id);
+            }
+        }
         if asked.waiting > 0 {
             self.asked.insert(question, asked);
             return;
         }
-        let told = Told::Messages(asked.rows);
+        let told = if asked.wants_more() && !asked.rest.is_empty() {
+            Told::MessagesUnread(asked.rest.len())
+        } else {
+            Told::Messages(asked.rows)
+        };
         self.actions.push_back(Action::Control(ControlMessage::Answer { question, told }));
     }
 
@@ -245,6 +298,23 @@ impl Shard {
 }
 
 impl Asked {
+    fn wants_more(&self) -> bool {
+        self.rows.len() < self.filter.limit
+    }
+
+    fn goes_on(&self) -> bool {
+        self.wants_more() && self.waiting < ASK_READS_MAX
+    }
+
+    /// Its domain may be written either way, `bücher.example` or `xn--bcher-kva.example`.
+    fn is_wanted(&self, recipient: &str) -> bool {
+        let local = |address: &str| address.rsplit_once('@').map_or(0, |(local, _)| local.len());
+        self.filter.recipient.as_deref().is_none_or(|wanted| {
+            wanted[..local(wanted)] == recipient[..local(recipient)]
+                && self.domain.as_deref() == Some(&*queue_domain(recipient))
+        })
+    }
+
     /// One row a recipient. Of a message that can't be read the rows lack what it would tell.
     fn take(&mut self, rows: Box<EntryRows>, message: Option<&Message>) {
         let envelope = message.and_then(|message| message.envelope().ok());
@@ -261,8 +331,7 @@ impl Asked {
         }
         for index in recipients {
             let recipient = recipient_at(envelope, index);
-            let unwanted = self.filter.recipient.as_deref().is_some_and(|wanted| wanted != recipient);
-            if !unwanted && self.rows.len() < self.filter.limit {
+            if self.is_wanted(&recipient) && self.wants_more() {
                 self.rows.push(MessageRow { recipient, ..row.clone() });
             }
         }

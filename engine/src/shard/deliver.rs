@@ -101,7 +101,7 @@ impl Shard {
         self.metrics.connections_out_made.inc();
         let context = Arc::make_mut(&mut delivery.context);
         context.peer_address = made.peer.to_string();
-        context.source_address = made.local.map(|local| local.ip().to_string()).unwrap_or_default();
+        context.source_address = made.local.map(|local| local.to_string()).unwrap_or_default();
         let terms = &self.pools.slot(connection).terms;
         let options = ClientOptions {
             ehlo: self.config.egress_sources[delivery.source].ehlo_domain.clone(),

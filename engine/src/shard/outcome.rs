@@ -218,6 +218,9 @@ impl Shard {
             let recipient = attempt.recipients.iter().find(|(place, _)| *place == index);
             let recipient = recipient.expect("a verdict is about one of the transaction's recipients").1.clone();
             let queue = queue.to_string();
+            // What ends here without a MAIL was no attempt.
+            let was_tried = attempt.is_counted || matches!(fate, Fate::Deferred { .. });
+            let attempts = if was_tried { attempts } else { attempts - 1 };
             disposition.results.push(RecipientResult { index, recipient, queue, fate, attempts, answer });
         }
         assert_eq!(

@@ -63,12 +63,18 @@ impl Shard {
 
     /// Puts an entry into the queue of the pair that it goes by; ends it where its time is over.
     pub(super) fn route(&mut self, now: Now, entry: EntryKey) {
+        self.route_behind(now, entry, None);
+    }
+
+    /// The same, where a block of its domain is just over.
+    fn route_behind(&mut self, now: Now, entry: EntryKey, block: Option<&Arc<str>>) {
         if self.stopped {
             return; // What would end here might not become durable: the next start routes it.
         }
         if self.home.entry(entry).expires_ms <= now.wall_ms {
             // The sweep would find it, but later.
-            let held_by = self.last_block(now, entry);
+            let block = block.filter(|_| self.home.entry(entry).last_answer.is_none());
+            let held_by = block.cloned().or_else(|| self.last_block(now, entry));
             let answer = self.expiry_answer(entry, held_by.as_deref());
             return self.end_entry(now, Ending { entry, fate: Fate::Expired, answer });
         }
@@ -102,12 +108,13 @@ impl Shard {
                     route.site = Arc::new(Site { expires, ..Site::clone(&route.site) });
                 }
                 self.routes.insert(now, key, route);
-                for entry in self.home.take_unrouted(key) {
-                    self.route(now, entry);
+                let (entries, last_block) = self.home.take_unrouted(key);
+                for entry in entries {
+                    self.route_behind(now, entry, last_block.as_ref());
                 }
             }
             Err(failure) if failure.kind == RouteFailureKind::Bounce => {
-                for entry in self.home.take_unrouted(key) {
+                for entry in self.home.take_unrouted(key).0 {
                     let (class, subject, detail) = failure.enhanced;
                     let answer = Answer {
                         code: failure.code,
@@ -290,13 +297,16 @@ impl Shard {
         }
     }
 
-    /// What an entry that was never attempted last waited for at one of its pool's sources.
+    /// What an entry that was never attempted last waited for, with its domain or at one of its pool's sources.
     fn last_block(&mut self, now: Now, entry: EntryKey) -> Option<Arc<str>> {
         if self.home.entry(entry).last_answer.is_some() {
             return None;
         }
         let queue = self.home.queue_of(entry);
         let (key, sources) = (queue.route.clone(), named_pool(&self.config, &queue.pool).sources);
+        if let Some(of_domain) = self.home.last_block_of_domain(&key) {
+            return Some(of_domain);
+        }
         let route = self.routes.get(now, &key)?;
         let place = self.shapings.place(&key, &route);
         let of_pair = sources.iter().find_map(|&(source, _)| self.home.last_block(&place.pair(source)));

@@ -235,7 +235,7 @@ impl Shard {
                 self.progress.end_work();
             }
             (PendingRead::Ticket(ticket), Err(error)) => self.hold_unreadable(now, &ticket, error),
-            (PendingRead::Ask { question, rows }, result) => self.ask_read(question, rows, result),
+            (PendingRead::Ask { question, rows }, result) => self.ask_read(now, question, rows, result),
             (PendingRead::Inspect { question, want_body }, result) => {
                 self.tell_inspected(question, want_body, result.ok())
             }

@@ -352,6 +352,19 @@ fn accepted_for(world: &mut World, domain: &str) {
     assert!(world.to_client.starts_with("250 2.0.0 OK id="), "{}", world.to_client);
 }
 
+/// An attempt is counted once MAIL was written: not where a message is too large for what the peer says first.
+#[test]
+fn a_refusal_of_our_own_is_no_attempt() {
+    let mut world = World::new();
+    accepted(&mut world);
+    let peer = world.accept_connection();
+    let said = world.peer_says(peer, "250-peer.example\r\n250 SIZE 10\r\n");
+    assert!(!said.contains("MAIL"), "{said}");
+    world.pass(Duration::from_millis(10));
+    let Some(Logged::Outcome(outcome)) = world.events.last().map(|event| &event.record) else { panic!("an outcome") };
+    assert_eq!((outcome.results[0].fate, outcome.results[0].attempts), (Fate::Bounced, 0));
+}
+
 /// Tenant, provider, site: each key that the later one has stands in for the one before.
 #[test]
 fn a_sites_retries_stand_over_its_providers() {

@@ -15,7 +15,8 @@ fn a_seed_replays() {
 }
 
 fn report(seed: u64) -> String {
-    let mut simulator = Command::new(env!("CARGO_BIN_EXE_postrider-sim"));
+    let optimised = std::env::var_os("POSTRIDER_SIM");
+    let mut simulator = Command::new(optimised.unwrap_or_else(|| env!("CARGO_BIN_EXE_postrider-sim").into()));
     simulator.args(["--seed", &seed.to_string()]);
     let output = simulator.stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -294,6 +294,10 @@ fn bad_requests_get_json_that_says_what_is_wrong() {
         ("POST /api/admin/release/v1\n\n\n[null,null,null,null,\"x\"]", 400, "bad_request"),
         ("POST /api/admin/bounce/v1\n\n\n[\"spring\",null,null,[],null,false,\"x\"]", 400, "bad_request"),
         ("POST /api/admin/suspend/v1\n\n\n[\"spring\",null,null,\"x\"]", 400, "bad_request"),
+        // No mail is for such a domain, and who wrote it believes that some has stopped.
+        ("POST /api/admin/suspend/v1\n\n\n{\"domain\":\"*\",\"reason\":\"x\"}", 400, "bad_request"),
+        ("POST /api/admin/bounce/v1\n\n\n{\"domain\":\"@example.net\",\"reason\":\"x\"}", 400, "bad_request"),
+        ("GET /api/admin/messages/v1/%ff", 400, "bad_request"),
         ("POST /api/admin/suspend-ready-q/v1\n\n\n[\"ip-a->*\",\"x\"]", 400, "bad_request"),
         ("DELETE /api/admin/suspend/v1\n\n\n[\"id-0\"]", 400, "bad_request"),
         ("POST /api/admin/bounce/v1\n\n\n{\"tenant\":\"\",\"reason\":\"x\"}", 400, "bad_request"),

@@ -1,5 +1,7 @@
 //! Entries without a site, or without a source to go by: by domain, and by queue.
 
+use std::sync::Arc;
+
 use super::{EntryKey, Home, Need, QueueKey, Sourceless};
 use crate::handover::{Blocked, PairKey, RouteKey};
 use crate::schedule::entry::State;
@@ -37,10 +39,15 @@ impl Home {
         self.release(|_| true);
     }
 
-    /// The entries that waited for their route; each must be given to [`Self::make_ready`], [`Self::wait_for_route`] or
-    /// [`Self::remove`].
-    pub fn take_unrouted(&mut self, route: &RouteKey) -> Vec<EntryKey> {
-        self.domains.remove(route).map(|domain| domain.unrouted).unwrap_or_default()
+    /// The entries that waited for their route, and why the domain was blocked last, if it was; each must be given to
+    /// [`Self::make_ready`], [`Self::wait_for_route`] or [`Self::remove`].
+    pub fn take_unrouted(&mut self, route: &RouteKey) -> (Vec<EntryKey>, Option<Arc<str>>) {
+        self.domains.remove(route).map(|domain| (domain.unrouted, domain.last_block)).unwrap_or_default()
+    }
+
+    /// Why a domain was blocked last, also when it is not any more, as long as its mail waits for its route.
+    pub fn last_block_of_domain(&self, route: &RouteKey) -> Option<Arc<str>> {
+        self.domains.get(route)?.last_block.clone()
     }
 
     /// The domain has no route for now: its entries keep attempts and due time, and it is asked for again at
@@ -48,7 +55,7 @@ impl Home {
     pub fn block_domain(&mut self, route: &RouteKey, blocked: Blocked) {
         if let Some(domain) = self.domains.get_mut(route) {
             domain.asked = false;
-            domain.blocked = Some(blocked);
+            domain.block(blocked);
         }
     }
 
@@ -64,7 +71,7 @@ impl Home {
         domain.held = true;
         // It may wait for an answer of the DNS already, and for longer.
         if domain.blocked.as_ref().is_none_or(|present| present.until_ms < blocked.until_ms) {
-            domain.blocked = Some(blocked);
+            domain.block(blocked);
         }
         let pair = self.pair(pair_key);
         for key in self.pair_mut(pair).ready.drain() {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::admin::{MessageState, QueueRow};
+use crate::limits::{ASK_PATIENCE, ASK_READS_MAX};
 
 /// Every row is of the moment of the question: while messages are read, entries are split, and what was split off
 /// would be in no row.
@@ -30,6 +31,48 @@ fn an_answer_is_of_the_moment_of_its_question() {
 
     let (_, _, rows) = queues(&mut world, 1);
     assert_eq!(rows[0].last_answer.as_deref(), Some("451 4.2.1 not now"), "its queue has heard nothing since");
+}
+
+/// Of what has to be read, so much is read at once, and then the next. Whoever says that there is no such message has
+/// looked at all of them.
+#[test]
+fn who_is_looked_for_is_found_behind_many_others() {
+    let mut world = World::new();
+    let session = world.connect_client();
+    let greeting = CLIENT.split_inclusive("\r\n").take_while(|line| !line.starts_with("MAIL")).collect::<String>();
+    world.client_says(session, &greeting);
+    let count = 2 * ASK_READS_MAX + 100;
+    for number in 0..count {
+        let envelope = format!("MAIL FROM:<a@sender.example>\r\nRCPT TO:<r{number}@peer.example>\r\nDATA\r\n");
+        world.client_says(session, &envelope);
+        world.client_says(session, CONTENT);
+        if number % 100 == 0 {
+            world.sync();
+        }
+    }
+    world.sync();
+    let World { directory, now, shard, _spool, .. } = world;
+    drop((shard, _spool));
+    let mut world = World::open(directory, now, Config::new("mta.example"));
+    let last = format!("r{}@peer.example", count - 1);
+    let filter = MessageFilter { recipient: Some(last.clone()), limit: 10, ..MessageFilter::default() };
+    world.ask(filter.clone());
+    world.sync();
+    let rows = world.rows.take().expect("the question is answered");
+    assert_eq!(rows.iter().map(|row| &*row.recipient).collect::<Vec<_>>(), [&*last]);
+    world.ask(MessageFilter { limit: count + 1, ..MessageFilter::default() });
+    world.sync();
+    assert_eq!(world.rows.take().map(|rows| rows.len()), Some(count));
+
+    // It takes too long.
+    let absent = MessageFilter { recipient: Some("nobody@peer.example".to_owned()), ..filter };
+    world.ask(absent.clone());
+    world.now.monotonic += ASK_PATIENCE;
+    world.sync();
+    assert!(world.rows.is_none(), "nobody can say that there is none");
+    world.ask(absent);
+    world.sync();
+    assert_eq!(world.rows.take().map(|rows| rows.len()), Some(0), "now they are at hand, or there was time");
 }
 
 /// Recipients and messages are counted at the same moment, and not one of them as a gauge had it a second ago.

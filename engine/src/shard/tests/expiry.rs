@@ -37,6 +37,54 @@ fn a_message_that_expires_at_its_turn_tells_what_it_waited_for() {
     assert_eq!(result.answer.text, format!("Message expired; last answer: {waited_for}"));
 }
 
+/// Its domain's block is over with its time: the answer of the DNS comes behind it, or never.
+#[test]
+fn a_message_that_expires_with_its_domains_block_tells_why() {
+    for is_answered in [true, false] {
+        let mut world = World::new();
+        // Nobody but the test knows the route.
+        world.shard.config = Arc::new(Config::new("mta.example"));
+        world.shard.routes = crate::shard::RouteCache::new(Arc::new(crate::shard::StaticRoutes::new(&[])));
+        let session = world.connect_client();
+        world.client_says(session, CLIENT);
+        let times = "{\"first_attempt\":\"2027-01-15T08:00:00.000Z\",\"expires\":\"2027-01-15T08:00:01.500Z\"}";
+        world.client_says(session, &format!("X-Schedule: {times}\r\n{CONTENT}"));
+        world.sync();
+        let failure = RouteFailure {
+            kind: RouteFailureKind::Defer,
+            code: 451,
+            enhanced: (4, 4, 3),
+            text: "no name server answers".to_owned(),
+            expires: world.now.monotonic,
+        };
+        let key = RouteKey::of_domain("peer.example");
+        world.shard.handle_message(ShardMessage::Routed { key: key.clone(), result: Err(failure) });
+        world.sync();
+        world.pass(Duration::from_secs(1));
+        assert_eq!((world.lookups, world.shard.home.len()), (2, 1), "it is asked for again");
+        if is_answered {
+            world.now.monotonic += Duration::from_millis(600);
+            world.now.wall_ms += 600;
+            let site = Site { name: "mx.example".to_owned(), hosts: Vec::new(), expires: Duration::MAX };
+            let route = handover::Route {
+                site: Arc::new(site),
+                tls: TlsMode::Opportunistic,
+                sts: None,
+                dane: true,
+                terms: Arc::default(),
+            };
+            world.shard.handle_message(ShardMessage::Routed { key, result: Ok(route) });
+            world.sync();
+            assert_eq!(world.shard.home.len(), 0, "and before the sweep");
+        }
+        world.pass(Duration::from_secs(1));
+        world.pass(Duration::from_millis(10));
+        let Some(Logged::Outcome(outcome)) = world.events.last().map(|event| &event.record) else { panic!("none") };
+        let text = "Message expired; last answer: 451 4.4.3 no name server answers";
+        assert_eq!((outcome.results[0].fate, &*outcome.results[0].answer.text), (Fate::Expired, text));
+    }
+}
+
 /// A shard that has nothing left to do waits for the others' end. What it decided then might not become durable.
 #[test]
 fn nothing_expires_during_a_stop() {
