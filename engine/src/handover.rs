@@ -504,7 +504,7 @@ pub enum Told {
     },
     TlsReport(Vec<TlsReportRow>),
     Messages(Vec<MessageRow>),
-    /// So many more would have had to be read from the disk than there was time for.
+    /// Rows are missing: so many messages more would have to be read from the disk than there was time for.
     MessagesUnread(usize),
     Inspected(Option<Box<Inspected>>),
     Chosen(Chosen),

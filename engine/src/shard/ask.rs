@@ -157,9 +157,9 @@ impl Shard {
     /// The entry's message, where it is the first of its entries that fit: all of them are looked at together, since
     /// some may be split before it is the message's turn.
     fn begins(&self, asked: &Asked, key: EntryKey) -> Option<MessageId> {
-        let id = self.home.entry(key).message;
-        let first = self.entries_of(id).find(|key| self.fits(asked, *key));
-        (first == Some(key)).then_some(id)
+        // What a message's entries are made of comes in this order, so an earlier one is found at once.
+        let is_earlier = |other: EntryKey| other < key && self.fits(asked, other);
+        (!self.home.entries_of(key).any(is_earlier)).then(|| self.home.entry(key).message)
     }
 
     fn look_at(&mut self, now: Now, question: u64, asked: &mut Asked, id: MessageId) {
@@ -207,13 +207,7 @@ impl Shard {
     }
 
     fn finish_ask(&mut self, now: Now, question: u64, mut asked: Asked) {
-        let is_late = now.monotonic >= asked.until;
-        while asked.waiting == 0
-            && asked.wants_more()
-            && !is_late
-            && let Some(id) = asked.rest.pop_front()
-        {
-            self.look_at(now, question, &mut asked, id);
+        if asked.waiting == 0 && now.monotonic < asked.until {
             while asked.goes_on()
                 && let Some(id) = asked.rest.pop_front()
             {
