@@ -69,10 +69,16 @@ impl Mailboxes {
                 return true;
             }
             (0, address) => domain_of(address),
-            // Only the name stands before it. It should be quoted where it has an `@`, but often is not.
-            (2, [.., Token::Special('>')]) => {
-                let begin = mailbox.iter().position(|token| *token == Token::Special('<'));
-                begin.and_then(|begin| domain_of(without_route(&mailbox[begin + 1..mailbox.len() - 1])))
+            // Only the name stands before it. It should be quoted where it is an address, but often is not.
+            (2, [name @ .., Token::Special('>')]) => {
+                let begin = name.iter().position(|token| *token == Token::Special('<'));
+                let parts = begin.map(|begin| (&name[..begin], &name[begin + 1..]));
+                let (name, address) = parts.unwrap_or_default();
+                let domain = domain_of(without_route(address));
+                let is_name = |of_name: &String| domain.as_ref().is_some_and(|it| it.eq_ignore_ascii_case(of_name));
+                self.unreadable |=
+                    name.contains(&Token::Special('@')) && !domain_of(name).as_ref().is_some_and(is_name);
+                domain
             }
             _ => None,
         };
@@ -255,6 +261,15 @@ mod tests {
             let (domains, unreadable) = domains(value);
             let has_name_alone = value.starts_with("Bob,");
             assert_eq!((domains, unreadable), (vec!["b.example"], has_name_alone), "{value:?}");
+        }
+    }
+
+    /// Some readers take the name for the address.
+    #[test]
+    fn an_address_as_a_name_has_to_be_of_the_same_domain() {
+        for value in ["x@evil.example <a@b.example>", "x@evil.example y <a@b.example>,", "@evil.example <a@b.example>"]
+        {
+            assert_eq!(domains(value), (vec!["b.example"], true), "{value:?}");
         }
     }
 
