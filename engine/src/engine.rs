@@ -136,8 +136,8 @@ impl Engine {
         self.shared.queues(limit).await
     }
 
-    /// Queued messages, as `GET /api/admin/messages/v1`. An error, too, where more of them would have to be read from the
-    /// disk than four seconds allow.
+    /// Queued messages, as `GET /api/admin/messages/v1`. An error, too, where more of them would have to be read from
+    /// the disk than four seconds allow.
     pub async fn messages(&self, filter: MessageFilter) -> Result<Vec<MessageRow>, Unavailable> {
         self.shared.messages(filter).await
     }
