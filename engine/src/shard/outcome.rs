@@ -218,9 +218,9 @@ impl Shard {
             let recipient = attempt.recipients.iter().find(|(place, _)| *place == index);
             let recipient = recipient.expect("a verdict is about one of the transaction's recipients").1.clone();
             let queue = queue.to_string();
-            // What ends here without a MAIL was no attempt.
-            let was_tried = attempt.is_counted || matches!(fate, Fate::Deferred { .. });
-            let attempts = if was_tried { attempts } else { attempts - 1 };
+            // Our own refusal, without a MAIL, was no attempt.
+            let is_refused = fate == Fate::Bounced && !attempt.is_counted;
+            let attempts = if is_refused { attempts - 1 } else { attempts };
             disposition.results.push(RecipientResult { index, recipient, queue, fate, attempts, answer });
         }
         assert_eq!(
