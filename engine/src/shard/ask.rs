@@ -157,30 +157,35 @@ impl Shard {
     /// The entry's message, where it is the first of its entries that fit: all of them are looked at together, since
     /// some may be split before it is the message's turn.
     fn begins(&self, asked: &Asked, key: EntryKey) -> Option<MessageId> {
-        // What a message's entries are made of comes in this order, so an earlier one is found at once.
+        // A message's ring leads from each entry to one that was made before it, so an earlier one is found at once.
         let is_earlier = |other: EntryKey| other < key && self.fits(asked, other);
         (!self.home.entries_of(key).any(is_earlier)).then(|| self.home.entry(key).message)
     }
 
+    /// A message is read once, however many of its entries fit.
     fn look_at(&mut self, now: Now, question: u64, asked: &mut Asked, id: MessageId) {
-        let keys: Vec<EntryKey> = self.entries_of(id).filter(|key| self.fits(asked, *key)).collect();
-        for key in keys {
-            let place = self.log_index(id.log());
-            let rows = self.entry_rows(now, key);
-            match self.logs[place].log.message(id) {
-                Ok(Fetch::Ready(message)) => asked.take(rows, Some(&message)),
-                Ok(Fetch::Read(operation)) => {
-                    asked.waiting += 1;
-                    self.reading.entry(id).or_default().push(PendingRead::Ask { question, rows });
-                    self.start_operation(place, operation);
-                }
-                Err(ReadError::Busy) => {
-                    asked.waiting += 1;
-                    self.unread.push_back((id, PendingRead::Ask { question, rows }));
-                }
-                Err(ReadError::Unknown) => {}
-                Err(_) => asked.take(rows, None),
+        let keys = self.entries_of(id).filter(|key| self.fits(asked, *key));
+        let rows: Vec<Box<EntryRows>> = keys.map(|key| self.entry_rows(now, key)).collect();
+        if rows.is_empty() {
+            return; // It has ended meanwhile, and its log may be gone.
+        }
+        let place = self.log_index(id.log());
+        let fetched = self.logs[place].log.message(id);
+        if matches!(fetched, Ok(Fetch::Read(_)) | Err(ReadError::Busy)) {
+            asked.waiting += rows.len();
+        }
+        match fetched {
+            Ok(Fetch::Ready(message)) => rows.into_iter().for_each(|rows| asked.take(rows, Some(&message))),
+            Ok(Fetch::Read(operation)) => {
+                let pending = rows.into_iter().map(|rows| PendingRead::Ask { question, rows });
+                self.reading.entry(id).or_default().extend(pending);
+                self.start_operation(place, operation);
             }
+            Err(ReadError::Busy) => {
+                self.unread.extend(rows.into_iter().map(|rows| (id, PendingRead::Ask { question, rows })));
+            }
+            Err(ReadError::Unknown) => {}
+            Err(_) => rows.into_iter().for_each(|rows| asked.take(rows, None)),
         }
     }
 

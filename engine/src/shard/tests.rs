@@ -352,6 +352,20 @@ fn accepted_for(world: &mut World, domain: &str) {
     assert!(world.to_client.starts_with("250 2.0.0 OK id="), "{}", world.to_client);
 }
 
+/// Events name a client's session by its number: the same after a start would make two sessions one.
+#[test]
+fn sessions_are_numbered_anew_after_a_start() {
+    let numbered = |seed| -> Vec<u64> {
+        let first = super::accept::first_session(seed);
+        (1..100).map(|number| first.wrapping_add(number)).collect()
+    };
+    let (before, after) = (numbered(1), numbered(2));
+    assert!(before.iter().all(|number| !after.contains(number)));
+    let mut world = World::new();
+    let session = world.connect_client();
+    assert_ne!(session.0, 1, "it is what events say");
+}
+
 /// An attempt is counted once MAIL was written: not where a message is too large for what the peer says first.
 #[test]
 fn a_refusal_of_our_own_is_no_attempt() {

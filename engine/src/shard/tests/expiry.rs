@@ -5,6 +5,14 @@ use crate::config::RetrySchedule;
 use crate::deliver::route::{RouteFailure, RouteFailureKind};
 use crate::shard::ConnectError;
 
+/// Nobody but the test knows where mail goes.
+fn world_without_routes() -> World {
+    let mut world = World::new();
+    world.shard.config = Arc::new(Config::new("mta.example"));
+    world.shard.routes = crate::shard::RouteCache::new(Arc::new(crate::shard::StaticRoutes::new(&[])));
+    world
+}
+
 /// Its turn comes when its time is over, and before the sweep that looks for such messages.
 #[test]
 fn a_message_that_expires_at_its_turn_tells_what_it_waited_for() {
@@ -41,10 +49,7 @@ fn a_message_that_expires_at_its_turn_tells_what_it_waited_for() {
 #[test]
 fn a_message_that_expires_with_its_domains_block_tells_why() {
     for is_answered in [true, false] {
-        let mut world = World::new();
-        // Nobody but the test knows the route.
-        world.shard.config = Arc::new(Config::new("mta.example"));
-        world.shard.routes = crate::shard::RouteCache::new(Arc::new(crate::shard::StaticRoutes::new(&[])));
+        let mut world = world_without_routes();
         let session = world.connect_client();
         world.client_says(session, CLIENT);
         let times = "{\"first_attempt\":\"2027-01-15T08:00:00.000Z\",\"expires\":\"2027-01-15T08:00:01.500Z\"}";
@@ -113,10 +118,7 @@ fn nothing_expires_during_a_stop() {
 /// Nor does mail bounce whose domain turns out not to be.
 #[test]
 fn what_is_found_out_during_a_stop_is_left_to_the_next_start() {
-    let mut world = World::new();
-    // Nobody but the test knows the route.
-    world.shard.config = Arc::new(Config::new("mta.example"));
-    world.shard.routes = crate::shard::RouteCache::new(Arc::new(crate::shard::StaticRoutes::new(&[])));
+    let mut world = world_without_routes();
     accepted(&mut world);
     world.shard.handle_message(ShardMessage::Stop);
     world.sync();
